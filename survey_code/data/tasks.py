@@ -1,0 +1,179 @@
+"""The three kinds of task, as plain arrays: clicks, interactions, streams.
+
+All ids are *global*: field ``f`` owns ``[field_starts[f], field_starts[f+1])``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from survey_code.spec import INIT_STD, TableSpec
+
+
+@dataclass(frozen=True, eq=False)
+class ClickRows:
+    """Labelled rows: one id per field, and whether the user clicked.
+
+    Parameters
+    ----------
+    ids : ndarray of int64, shape (rows, fields)
+    labels : ndarray of float32, shape (rows,), each 0 or 1
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class ClickData:
+    """A click-prediction task: train, validation and test rows.
+
+    Parameters
+    ----------
+    name : str
+        Name and edition, e.g. ``"frappe_x1 (rebuilt train)"``.
+    field_names : tuple of str
+    field_starts : ndarray of int64, shape (fields + 1,)
+    train, valid, test : ClickRows
+    source : dict
+        Where the rows come from: checksums, edition, generator settings.
+    best : dict
+        ``{"valid": {"auc": ..., "log_loss": ...}, "test": ...}``, the best
+        reachable metrics where the truth is known (synthetic data), else empty.
+    """
+
+    task: ClassVar[str] = "ctr"
+
+    name: str
+    field_names: tuple[str, ...]
+    field_starts: np.ndarray
+    train: ClickRows
+    valid: ClickRows
+    test: ClickRows
+    source: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def num_embeddings(self) -> int:
+        """Number of ids of all fields together."""
+        return int(self.field_starts[-1])
+
+    def spec(self, embedding_dim: int, init_std: float = INIT_STD) -> TableSpec:
+        """What a method may know: shape, fields, counts of training rows."""
+        counts = np.bincount(self.train.ids.ravel(), minlength=self.num_embeddings)
+        return TableSpec(
+            self.num_embeddings, embedding_dim, self.field_starts, counts,
+            init_std=init_std,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class InteractionData:
+    """A top-N task: which user met which item.
+
+    Users are ids ``0 .. num_users - 1``; item ``j`` is id ``num_users + j``.
+
+    Parameters
+    ----------
+    name : str
+    num_users, num_items : int
+    train, test : ndarray of int64, shape (pairs, 2)
+        Columns: user id, item id (global ids, so item ids start at num_users).
+    valid : ndarray of int64, shape (pairs, 2)
+        Hold-out of the published train part; empty once training uses it all.
+    source : dict
+    """
+
+    task: ClassVar[str] = "top-n"
+
+    name: str
+    num_users: int
+    num_items: int
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+    source: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        """The two fields of a top-N set."""
+        return ("user", "item")
+
+    @property
+    def field_starts(self) -> np.ndarray:
+        """First user id, first item id, number of ids."""
+        return np.array([0, self.num_users, self.num_users + self.num_items])
+
+    @property
+    def num_embeddings(self) -> int:
+        """Number of users and items together."""
+        return self.num_users + self.num_items
+
+    def spec(self, embedding_dim: int, init_std: float = INIT_STD) -> TableSpec:
+        """What a method may know: shape, fields, counts and training pairs."""
+        counts = np.bincount(self.train.ravel(), minlength=self.num_embeddings)
+        return TableSpec(
+            self.num_embeddings, embedding_dim, self.field_starts, counts,
+            interactions=self.train, init_std=init_std,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class StreamData:
+    """Labelled rows in time order, cut into windows.
+
+    Parameters
+    ----------
+    name : str
+    field_names : tuple of str
+    field_starts : ndarray of int64, shape (fields + 1,)
+    windows : tuple of ClickRows
+        Window ``t`` comes wholly before window ``t + 1``.
+    source : dict
+    best : tuple of dict
+        Best reachable ``{"auc", "log_loss"}`` of each window, where known.
+    """
+
+    task: ClassVar[str] = "ctr"
+
+    name: str
+    field_names: tuple[str, ...]
+    field_starts: np.ndarray
+    windows: tuple[ClickRows, ...]
+    source: dict[str, Any] = field(default_factory=dict)
+    best: tuple[dict[str, float], ...] = ()
+
+    @property
+    def num_embeddings(self) -> int:
+        """Number of ids of all fields together."""
+        return int(self.field_starts[-1])
+
+    def as_clicks(self, train: int, valid: int = 1) -> ClickData:
+        """The first `train` windows to learn from, the next `valid` to select
+        on, and all later ones as test."""
+        if train < 1 or valid < 1 or train + valid >= len(self.windows):
+            raise ValueError(
+                f"train={train} and valid={valid} windows must be positive and "
+                f"leave a test window of {len(self.windows)}"
+            )
+        parts = (
+            self.windows[:train],
+            self.windows[train : train + valid],
+            self.windows[train + valid :],
+        )
+        rows = [
+            ClickRows(
+                np.concatenate([part.ids for part in group]),
+                np.concatenate([part.labels for part in group]),
+            )
+            for group in parts
+        ]
+        return ClickData(
+            self.name, self.field_names, self.field_starts, *rows, source=self.source
+        )

@@ -1,0 +1,87 @@
+"""What a method may know about a table before it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# Standard deviation of a fresh embedding table's entries.  Every method aims
+# its *composed* rows at this value, so that no method starts ahead.
+INIT_STD = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class TableSpec:
+    """The shape of a table and what its training rows say about its ids.
+
+    Ids are numbered over all fields together: field ``f`` owns the ids from
+    ``field_starts[f]`` up to, not including, ``field_starts[f + 1]``.
+
+    Parameters
+    ----------
+    num_embeddings : int
+        Number of ids, which is the number of rows of the full table.
+    embedding_dim : int
+        Length of the vector that the network reads for one id.
+    field_starts : ndarray of int64, shape (fields + 1,)
+        First id of each field, and ``num_embeddings`` at the end.
+    train_counts : ndarray of int64, shape (num_embeddings,)
+        How often each id occurs in the training rows, and only there.
+    interactions : ndarray of int64, shape (pairs, 2), optional
+        The observed (user, item) pairs of a top-N task, as ids.
+    init_std : float, default 0.01
+        Standard deviation of the full table's entries at the start.
+
+    Raises
+    ------
+    ValueError
+        If a size is not positive, or an array has the wrong shape.
+    """
+
+    num_embeddings: int
+    embedding_dim: int
+    field_starts: np.ndarray
+    train_counts: np.ndarray
+    interactions: np.ndarray | None = None
+    init_std: float = INIT_STD
+
+    def __post_init__(self) -> None:
+        for name in ("num_embeddings", "embedding_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        starts = np.asarray(self.field_starts, dtype=np.int64)
+        counts = np.asarray(self.train_counts, dtype=np.int64)
+        if (
+            starts.ndim != 1
+            or len(starts) < 2
+            or starts[0] != 0
+            or starts[-1] != self.num_embeddings
+            or (np.diff(starts) < 1).any()
+        ):
+            raise ValueError(
+                "field_starts must rise from 0 to num_embeddings "
+                f"({self.num_embeddings}), got {starts.tolist()[:8]}"
+            )
+        if counts.shape != (self.num_embeddings,):
+            raise ValueError(
+                f"train_counts must have shape ({self.num_embeddings},), "
+                f"got {counts.shape}"
+            )
+        object.__setattr__(self, "field_starts", starts)
+        object.__setattr__(self, "train_counts", counts)
+
+    @property
+    def full_bytes(self) -> int:
+        """Bytes of the uncompressed float32 table."""
+        return 4 * self.num_embeddings * self.embedding_dim
+
+    @classmethod
+    def of_shape(cls, num_embeddings: int, embedding_dim: int) -> TableSpec:
+        """A spec of one field about which nothing is known but its shape."""
+        return cls(
+            num_embeddings,
+            embedding_dim,
+            np.array([0, num_embeddings]),
+            np.zeros(max(num_embeddings, 0), dtype=np.int64),
+        )
