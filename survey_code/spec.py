@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +50,9 @@ class TableSpec:
     def __post_init__(self) -> None:
         for name in ("num_embeddings", "embedding_dim"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be at least 1, got {getattr(self, name)}"
+                )
         starts = np.asarray(self.field_starts, dtype=np.int64)
         counts = np.asarray(self.train_counts, dtype=np.int64)
         if (
@@ -75,6 +78,41 @@ class TableSpec:
     def full_bytes(self) -> int:
         """Bytes of the uncompressed float32 table."""
         return 4 * self.num_embeddings * self.embedding_dim
+
+    def budget(self, ratio: float) -> int:
+        """Bytes that a table `ratio` times smaller than the full one may take.
+
+        Raises
+        ------
+        ValueError
+            If the ratio is not a number from 1 up.
+        """
+        if not (isinstance(ratio, int | float) and 1 <= ratio < math.inf):
+            raise ValueError(f"ratio must be a number from 1 up, got {ratio!r}")
+        return int(self.full_bytes / ratio)
+
+    def require(self, ratio: float, smallest: int) -> int:
+        """The budget of a ratio, if a configuration of `smallest` bytes fits it.
+
+        Raises
+        ------
+        ValueError
+            If it does not; the message names the highest ratio in reach.
+        """
+        budget = self.budget(ratio)
+        if smallest > budget:
+            # Rounded down, so that the ratio named can be asked for.
+            reach = math.floor(1000 * self.full_bytes / smallest) / 1000
+            raise ValueError(
+                f"ratio {ratio:g} leaves {budget:,} bytes, but the smallest such "
+                f"table takes {smallest:,}: "
+                + (
+                    f"the highest ratio it can reach is {reach:g}"
+                    if reach >= 1
+                    else "it is larger than the full table at every ratio"
+                )
+            )
+        return budget
 
     @classmethod
     def of_shape(cls, num_embeddings: int, embedding_dim: int) -> TableSpec:

@@ -1,0 +1,228 @@
+"""Every method once: what it is, when it compresses, where its code lives.
+
+Importing the catalogue imports no torch: a method's code is loaded when it is
+first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from survey_code.spec import TableSpec
+
+# The survey's categories and families, in its order.
+TAXONOMY: dict[str, tuple[str, ...]] = {
+    "baseline": ("baseline",),
+    "low precision": ("binarisation", "quantisation"),
+    "mixed dimension": ("rule-based", "architecture search", "pruning"),
+    "weight sharing": ("hashing", "vector quantisation", "decomposition"),
+}
+
+AFTER = "after training"
+DURING = "during training"
+SEARCH = "search, then retrain"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to compress a table.
+
+    Parameters
+    ----------
+    key : str
+        What users type.
+    title : str
+    category, family : str
+        Its place in `TAXONOMY`.
+    year : int
+    citation : str
+        Key in the bibliography.
+    stages : tuple of str
+        When it can compress: `AFTER`, `DURING`, `SEARCH`; the first is what
+        `run` does.
+    tasks : tuple of str
+        ``"ctr"``, ``"top-n"`` or both.
+    implementation : str
+        ``"module:Class"`` below ``survey_code``.
+    """
+
+    key: str
+    title: str
+    category: str
+    family: str
+    year: int
+    citation: str
+    stages: tuple[str, ...]
+    tasks: tuple[str, ...]
+    implementation: str
+
+    @property
+    def stage(self) -> str:
+        """When the method compresses."""
+        return self.stages[0]
+
+    @property
+    def chapter(self) -> str:
+        """The module that holds its code, and the chapter of the same name."""
+        return self.implementation.split(":")[0]
+
+    def load(self) -> Any:
+        """The class that implements the method."""
+        module, name = self.implementation.split(":")
+        return getattr(importlib.import_module(f"survey_code.{module}"), name)
+
+    def plan(self, spec: TableSpec, ratio: float, **options: Any) -> dict[str, Any]:
+        """Options of the largest configuration inside the budget.
+
+        Raises
+        ------
+        ValueError
+            If the budget is out of reach (the message names the highest ratio
+            in reach) or an option is unknown.
+        """
+        plan = self.load().plan
+        check_options(self.key, plan, options)
+        try:
+            planned: dict[str, Any] = plan(spec, ratio, **options)
+        except ValueError as error:
+            raise ValueError(f"{self.key}: {error}") from error
+        return planned
+
+    def build(self, spec: TableSpec, options: dict[str, Any], seed: int = 0) -> Any:
+        """A table ready to be trained (stage "during training")."""
+        self._require(DURING)
+        return self.load()(spec, seed=seed, **options)
+
+    def compress(
+        self, weight: Any, options: dict[str, Any], spec: TableSpec | None = None
+    ) -> Any:
+        """A layout made from trained weights (stage "after training")."""
+        self._require(AFTER)
+        compress = self.load().compress
+        check_options(self.key, compress, options)
+        return compress(weight, spec=spec, **options)
+
+    def search(
+        self, task: Any, spec: TableSpec, options: dict[str, Any], seed: int = 0
+    ) -> dict[str, Any]:
+        """Options to retrain with (stage "search, then retrain")."""
+        self._require(SEARCH)
+        found: dict[str, Any] = self.load().search(task, spec, options, seed)
+        return found
+
+    def _require(self, stage: str) -> None:
+        if stage not in self.stages:
+            raise ValueError(
+                f"{self.key} does not compress {stage}, only {' or '.join(self.stages)}"
+            )
+
+
+def check_options(
+    key: str, function: Callable[..., Any], options: dict[str, Any]
+) -> None:
+    """Raise ValueError if `function` does not take these keyword options."""
+    parameters = inspect.signature(function).parameters.values()
+    known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"spec"}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        allowed = ", ".join(sorted(known)) or "none"
+        raise ValueError(f"{key} has no option {unknown[0]!r}; its options: {allowed}")
+
+
+BOTH_TASKS = ("ctr", "top-n")
+
+CATALOG: tuple[Method, ...] = (
+    Method("full", "Full table", "baseline", "baseline", 2013, "mikolov2013",
+           (DURING, AFTER), BOTH_TASKS, "embedding:FullEmbedding"),
+    Method("uniform", "Smaller dimension", "baseline", "baseline", 2013,
+           "mikolov2013", (DURING,), BOTH_TASKS, "embedding:UniformEmbedding"),
+    Method("rowwise", "Row-wise quantisation", "low precision", "quantisation",
+           2019, "guan2019", (AFTER,), BOTH_TASKS,
+           "low_precision.quantization:RowwiseQuantization"),
+    Method("hashing", "Hashing trick", "weight sharing", "hashing", 2009,
+           "weinberger2009", (DURING,), BOTH_TASKS,
+           "weight_sharing.hashing:HashingEmbedding"),
+    Method("quotient_remainder", "Quotient-remainder", "weight sharing", "hashing",
+           2020, "shi2020", (DURING,), BOTH_TASKS,
+           "weight_sharing.hashing:QuotientRemainderEmbedding"),
+)  # fmt: skip
+
+
+def methods() -> list[Method]:
+    """All methods, in the survey's order."""
+    return list(CATALOG)
+
+
+def get_method(key: str) -> Method:
+    """The method of a key.
+
+    Raises
+    ------
+    ValueError
+        If there is none; the message lists the keys.
+    """
+    for method in CATALOG:
+        if method.key == key:
+            return method
+    raise ValueError(
+        f"unknown method {key!r}; methods: {', '.join(m.key for m in CATALOG)}"
+    )
+
+
+def compress(
+    weight: Any,
+    method: str,
+    *,
+    counts: Any = None,
+    field_starts: Any = None,
+    **options: Any,
+) -> Any:
+    """Compress an embedding table of your own, after training.
+
+    Parameters
+    ----------
+    weight : array or tensor, shape (n, d)
+        The trained table, e.g. ``model.emb.weight``.
+    method : str
+        Key of a method that works after training.
+    counts : array of int, shape (n,), optional
+        How often each id occurs, for methods that treat frequent ids better.
+    field_starts : array of int, optional
+        First id of each field, then n; for methods that work field by field.
+    **options
+        The method's own, e.g. ``bits=4``.
+
+    Returns
+    -------
+    Layout
+
+    Raises
+    ------
+    ValueError
+        If the method does not exist or does not work after training, an option
+        is unknown, or the weights are not a finite 2-D table.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> table = np.linspace(-1, 1, 32, dtype=np.float32).reshape(4, 8)
+    >>> compress(table, "rowwise", bits=4)
+    RowwiseLayout(4 x 8, 32 bytes, 4.0x)
+    """
+    import numpy as np
+
+    from survey_code.layouts.layout import as_finite_table
+
+    table = as_finite_table(weight)
+    rows, dim = table.shape
+    spec = TableSpec(
+        rows,
+        dim,
+        np.array([0, rows]) if field_starts is None else field_starts,
+        np.zeros(rows, dtype=np.int64) if counts is None else counts,
+    )
+    return get_method(method).compress(table, options, spec)

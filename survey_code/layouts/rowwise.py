@@ -1,0 +1,138 @@
+"""The row-wise integer layout: codes of 8, 4 or 2 bits, and a scale and a bias a row.
+
+The rows are, byte for byte, those of PyTorch's
+``torch.ops.quantized.embedding_bag_{byte,4bit,2bit}_prepack``: first the codes,
+low bits first, then scale and bias (float32 at 8 bits, float16 below).  Where
+PyTorch refuses a dimension (odd at 4 bits, not a multiple of 4 at 2 bits), the
+last byte of codes is padded with zeros.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from survey_code.layouts.layout import Array, Layout, array_module
+
+BITS = (8, 4, 2)
+
+
+def code_bytes(dim: int, bits: int) -> int:
+    """Bytes of one row's codes."""
+    return -(-dim * bits // 8)
+
+
+def row_bytes(dim: int, bits: int) -> int:
+    """Bytes of one row: its codes, its scale and its bias."""
+    return code_bytes(dim, bits) + 2 * parameter_type(bits).itemsize
+
+
+def parameter_type(bits: int) -> np.dtype:
+    """Type of scale and bias: float32 at 8 bits, float16 below."""
+    if bits not in BITS:
+        raise ValueError(f"bits must be one of {BITS}, got {bits!r}")
+    return np.dtype(np.float32 if bits == 8 else np.float16)
+
+
+def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Pack small integers into bytes, the first code in the lowest bits.
+
+    Parameters
+    ----------
+    codes : ndarray of uint8, shape (rows, dim), each below 2**bits
+    bits : {8, 4, 2, 1}
+
+    Returns
+    -------
+    ndarray of uint8, shape (rows, ceil(dim * bits / 8))
+
+    Examples
+    --------
+    >>> pack_codes(np.array([[1, 2, 3]], dtype=np.uint8), bits=4)
+    array([[33,  3]], dtype=uint8)
+    """
+    per_byte = 8 // bits
+    rows, dim = codes.shape
+    padded = np.zeros((rows, -(-dim // per_byte) * per_byte), dtype=np.uint8)
+    padded[:, :dim] = codes
+    shifts = np.arange(per_byte, dtype=np.uint8) * bits
+    spread = padded.reshape(rows, -1, per_byte) << shifts  # (rows, bytes, per_byte)
+    return np.bitwise_or.reduce(spread, axis=2)
+
+
+def unpack_codes(packed: Array, dim: int, bits: int) -> Array:
+    """Undo `pack_codes`: uint8 (rows, bytes) -> uint8 (rows, dim)."""
+    if bits == 8:
+        return packed[:, :dim]
+    xp = array_module(packed)
+    shifts = xp.arange(8 // bits, dtype=np.uint8) * np.uint8(bits)
+    spread = (packed[:, :, None] >> shifts) & np.uint8(2**bits - 1)
+    return spread.reshape(len(packed), -1)[:, :dim]
+
+
+class RowwiseLayout(Layout):
+    """Rows of integer codes; a code q of row i stands for scale_i * q + bias_i.
+
+    Parameters
+    ----------
+    rows : ndarray of uint8, shape (num_embeddings, row_bytes(dim, bits))
+        PyTorch's packed rows.
+    embedding_dim : int
+    bits : {8, 4, 2}
+
+    Raises
+    ------
+    ValueError
+        If the shape does not fit the dimension and the bits.
+    """
+
+    name: ClassVar[str] = "rowwise"
+    array_names: ClassVar[tuple[str, ...]] = ("rows",)
+    shape_names: ClassVar[tuple[str, ...]] = (
+        "num_embeddings",
+        "embedding_dim",
+        "bits",
+    )
+
+    def __init__(self, rows: np.ndarray, embedding_dim: int, bits: int) -> None:
+        super().__init__(len(rows), embedding_dim)
+        self.rows = rows
+        self.bits = bits
+        self.validate()
+
+    @classmethod
+    def from_codes(
+        cls, codes: np.ndarray, scale: np.ndarray, bias: np.ndarray, bits: int
+    ) -> RowwiseLayout:
+        """Pack codes (rows, dim), scale (rows,) and bias (rows,) into rows."""
+        kind = parameter_type(bits)
+        tail = np.stack([scale, bias], axis=1).astype(kind)  # (rows, 2)
+        rows = np.concatenate([pack_codes(codes, bits), tail.view(np.uint8)], axis=1)
+        return cls(rows, codes.shape[1], bits)
+
+    def validate(self) -> None:
+        """Raise ValueError if the packed rows have another shape or type."""
+        parameter_type(self.bits)
+        expected = (self.num_embeddings, row_bytes(self.embedding_dim, self.bits))
+        if (
+            self.rows is None
+            or self.rows.shape != expected
+            or self.rows.dtype != np.uint8
+        ):
+            raise ValueError(f"rows must be uint8 of shape {expected}")
+
+    def unpack(self, ids: Array) -> tuple[Array, Array, Array]:
+        """Codes (m, dim), scale (m, 1) and bias (m, 1) of checked ids."""
+        packed = self.rows[ids]
+        xp = array_module(packed)
+        width = code_bytes(self.embedding_dim, self.bits)
+        tail = xp.ascontiguousarray(packed[:, width:]).view(parameter_type(self.bits))
+        tail = tail.astype(np.float32)
+        codes = unpack_codes(packed[:, :width], self.embedding_dim, self.bits)
+        return codes, tail[:, :1], tail[:, 1:]
+
+    def read_rows(self, ids: Array) -> Array:
+        """One multiplication and one addition per entry."""
+        codes, scale, bias = self.unpack(ids)
+        return codes.astype(np.float32) * scale + bias

@@ -1,0 +1,1 @@
+"""LEARNS: fewer weights per embedding."""
