@@ -136,10 +136,10 @@ def check_options(
 BOTH_TASKS = ("ctr", "top-n")
 
 CATALOG: tuple[Method, ...] = (
-    Method("full", "Full table", "baseline", "baseline", 2013, "mikolov2013",
+    Method("full", "Full table", "baseline", "baseline", 2016, "cheng2016",
            (DURING, AFTER), BOTH_TASKS, "embedding:FullEmbedding"),
-    Method("uniform", "Smaller dimension", "baseline", "baseline", 2013,
-           "mikolov2013", (DURING,), BOTH_TASKS, "embedding:UniformEmbedding"),
+    Method("uniform", "Smaller dimension", "baseline", "baseline", 2016,
+           "cheng2016", (DURING,), BOTH_TASKS, "embedding:UniformEmbedding"),
     Method("rowwise", "Row-wise quantisation", "low precision", "quantisation",
            2019, "guan2019", (AFTER,), BOTH_TASKS,
            "low_precision.quantization:RowwiseQuantization"),

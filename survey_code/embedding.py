@@ -125,7 +125,8 @@ class CompressedEmbedding(nn.Module):
 
     def after_step(self, step: TrainingStep) -> None:
         """Work after the optimiser's step: proximal steps, integer write-back,
-        re-clustering, promotion."""
+        re-clustering, promotion.
+        """
 
     def validation_step(self, step: TrainingStep) -> None:
         """One step of a search that learns from validation batches.
@@ -135,12 +136,14 @@ class CompressedEmbedding(nn.Module):
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The table's parameters as the optimiser wants them; a group may carry
-        its own ``"lr"``."""
+        its own ``"lr"``.
+        """
         return [{"params": list(self.parameters()), "lr": learning_rate}]
 
     def fit(self, task: Any) -> Any:
         """Learn from a task; methods that are not trained by gradients override
-        this.  `task.train(table)` runs the usual loop and returns the network."""
+        this.  `task.train(table)` runs the usual loop and returns the network.
+        """
         return task.train(self)
 
 

@@ -217,7 +217,8 @@ class QuotientRemainderEmbedding(HashedEmbedding):
         cls, spec: TableSpec, ratio: float, *, combine: str = "product"
     ) -> dict[str, Any]:
         """The largest remainder table that fits; the smallest pair of tables
-        has about 2 sqrt(n) rows."""
+        has about 2 sqrt(n) rows.
+        """
         n = spec.num_embeddings
         row = 4 * row_width(spec.embedding_dim, 2, combine)
         overhead = 64
