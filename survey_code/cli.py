@@ -1,0 +1,242 @@
+"""The command line: ``survey-code methods | run | record | compress | inspect``."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+DATA_NAMES = (
+    "synthetic",
+    "synthetic-large",
+    "synthetic-stream",
+    "frappe",
+    "gowalla",
+    "movietweetings",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status.
+
+    A mistake in the arguments or the input is one line on standard error and
+    status 2, never a traceback.
+    """
+    parser = make_parser()
+    given = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    given.words = shlex.join(["survey-code", *words])
+    try:
+        given.action(given)
+    except BrokenPipeError:
+        return 0
+    except (ValueError, IndexError, OSError, RuntimeError) as error:
+        print(f"survey-code: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="survey-code",
+        description="Embedding compression in recommender systems, executable.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    listing = commands.add_parser("methods", help="list the catalogue")
+    listing.set_defaults(action=list_methods)
+
+    running = commands.add_parser(
+        "run", help="train, freeze and evaluate a method; append to a results file"
+    )
+    running.add_argument("method", metavar="METHOD")
+    running.add_argument("--data", default="synthetic", choices=DATA_NAMES)
+    running.add_argument("--model", help="fm, deepfm, dcnv2, dlrm, mf or lightgcn")
+    running.add_argument("--ratio", type=float, default=1.0)
+    running.add_argument("--dim", type=int, help="dimension of the full table")
+    running.add_argument("--seeds", type=int, default=1, help="runs seeds 1 to N")
+    running.add_argument("--device", default="cpu")
+    running.add_argument(
+        "--option",
+        "-o",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the method, e.g. bits=4; may be repeated",
+    )
+    running.add_argument(
+        "--set",
+        "-s",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="settings",
+        help="of the training, e.g. epochs=3; may be repeated",
+    )
+    running.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results.jsonl"),
+        help="results file; runs that it already holds are skipped",
+    )
+    running.set_defaults(action=run_method)
+
+    recording = commands.add_parser(
+        "record", help="make or resume one of the book's recorded results"
+    )
+    recording.add_argument("name", metavar="NAME")
+    recording.add_argument("--device", default="cpu")
+    recording.add_argument("--out", type=Path, default=Path("book/results"))
+    recording.set_defaults(action=record_results)
+
+    compressing = commands.add_parser("compress", help="compress a table of your own")
+    compressing.add_argument(
+        "table", type=Path, help=".npy, or .safetensors with one 2-D tensor"
+    )
+    compressing.add_argument("--method", required=True)
+    compressing.add_argument("--out", type=Path, required=True)
+    compressing.add_argument("--tensor", help="name of the tensor in the file")
+    compressing.add_argument(
+        "--option", "-o", action="append", default=[], metavar="NAME=VALUE"
+    )
+    compressing.set_defaults(action=compress_table)
+
+    inspecting = commands.add_parser("inspect", help="say what a file holds")
+    inspecting.add_argument("file", type=Path)
+    inspecting.set_defaults(action=inspect_file)
+    return parser  # fmt: skip
+
+
+def list_methods(given: argparse.Namespace) -> None:
+    """Print the catalogue."""
+    from survey_code.catalog import methods
+
+    rows = [("key", "family", "stage", "year", "title")]
+    rows += [(m.key, m.family, m.stage, str(m.year), m.title) for m in methods()]
+    widths = [max(len(row[k]) for row in rows) for k in range(5)]
+    for row in rows:
+        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip())
+
+
+def run_method(given: argparse.Namespace) -> None:
+    """Run a method for each seed, append the results, print mean and deviation."""
+    from survey_code.lab import run, summarize
+    from survey_code.lab.results import append_result, load_results
+
+    if given.seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {given.seeds}")
+    known = load_results(given.out) if given.out.exists() else []
+    done = {result.command: result for result in known}
+    results = []
+    for seed in range(1, given.seeds + 1):
+        command = f"{given.words}  # seed {seed}"
+        result = done.get(command)
+        if result is None:
+            result = run(
+                given.method, given.data, given.ratio, seed, model=given.model,
+                dim=given.dim, device=given.device, command=command,
+                settings=parse_options(given.settings), **parse_options(given.option),
+            )  # fmt: skip
+            append_result(given.out, result)
+        results.append(result)
+        print(describe_result(result))
+    metric = next(iter(results[0].test))
+    row = summarize(results, metric).iloc[0]
+    print(
+        f"test {metric}: mean {row['mean']:.5f}, deviation {row['deviation']:.5f}, "
+        f"{row['seeds']} seed(s); {given.out}"
+    )
+
+
+def record_results(given: argparse.Namespace) -> None:
+    """Make one of the book's recorded results, from where it was left."""
+    from survey_code.lab import record
+
+    for result in record(given.name, given.out, given.device, given.words):
+        print(describe_result(result), flush=True)
+
+
+def describe_result(result: Any) -> str:
+    """One line on one run."""
+    metrics = ", ".join(f"{name} {value:.5f}" for name, value in result.test.items())
+    return (
+        f"{result.key} {result.model} seed {result.seed}: {metrics}, "
+        f"{result.bytes['inference']:,} bytes, {result.reached_ratio:.2f}x, "
+        f"{result.seconds['train']:.1f} s"
+    )
+
+
+def compress_table(given: argparse.Namespace) -> None:
+    """Compress a table from a file into a file."""
+    from survey_code.catalog import compress
+
+    table = read_table(given.table, given.tensor)
+    layout = compress(table, given.method, **parse_options(given.option))
+    layout.save(given.out)
+    print(f"{given.out}: {layout!r}")
+
+
+def read_table(path: Path, name: str | None = None) -> Any:
+    """A 2-D array from a .npy or .safetensors file.
+
+    Raises
+    ------
+    ValueError
+        If the file is neither, or it is not clear which tensor is meant.
+    """
+    import numpy as np
+
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: a table is a .npy or a .safetensors file")
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: {error}") from error
+    candidates = sorted(key for key, t in tensors.items() if t.ndim == 2)
+    if name is None and len(candidates) == 1:
+        name = candidates[0]
+    if name not in tensors:
+        raise ValueError(f"{path}: name one tensor with --tensor, from {candidates}")
+    return tensors[name]
+
+
+def inspect_file(given: argparse.Namespace) -> None:
+    """Print layout, shape, bytes and arrays of a file."""
+    from survey_code.layouts import header_bytes, load_layout
+
+    layout = load_layout(given.file)
+    full = 4 * layout.num_embeddings * layout.embedding_dim
+    print(f"layout      {layout.name}, version {layout.version}")
+    print(f"table       {layout.num_embeddings} x {layout.embedding_dim} float32")
+    print(f"bytes       {layout.nbytes:,} of {full:,} ({full / layout.nbytes:.2f}x)")
+    print(f"header      {header_bytes(given.file):,} bytes")
+    for name, array in sorted(layout.arrays().items()):
+        print(f"array       {name}: {array.dtype} {tuple(array.shape)}")
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["bits=4", "combine=sum"]`` -> ``{"bits": 4, "combine": "sum"}``."""
+    options = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"an option is NAME=VALUE, got {pair!r}")
+        try:
+            options[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            options[name] = text
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

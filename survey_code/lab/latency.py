@@ -1,0 +1,69 @@
+"""How long a look-up takes: median and 99th percentile, warm and synchronised."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from survey_code.layouts import Layout
+
+BATCHES = (1, 256, 8192)
+
+
+def measure_lookup(
+    layout: Layout,
+    batches: Sequence[int] = BATCHES,
+    calls: int = 200,
+    warm_up: int = 20,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Time `layout.lookup` on uniform random ids, fresh for every call.
+
+    Parameters
+    ----------
+    layout : Layout
+        On the CPU, or on a GPU after ``to_gpu()``.
+    batches : sequence of int
+        Ids per call.
+    calls, warm_up : int
+        Timed calls, and calls before them.
+    seed : int
+
+    Returns
+    -------
+    DataFrame
+        Indexed by ``batch``; columns ``p50_us`` and ``p99_us`` in microseconds
+        per call, and ``rows_per_s`` at the median.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for batch in batches:
+        seconds = time_calls(layout, rng, batch, calls, warm_up)
+        p50, p99 = np.percentile(seconds, [50, 99])
+        rows.append([batch, 1e6 * p50, 1e6 * p99, batch / p50])
+    columns = ["batch", "p50_us", "p99_us", "rows_per_s"]
+    return pd.DataFrame(rows, columns=columns).set_index("batch")
+
+
+def time_calls(
+    layout: Layout, rng: np.random.Generator, batch: int, calls: int, warm_up: int
+) -> list[float]:
+    """Seconds of each timed call."""
+    ids = rng.integers(0, layout.num_embeddings, size=(warm_up + calls, batch))
+    wait: Callable[[], None] = lambda: None  # noqa: E731
+    if layout.on_gpu:
+        from survey_code.gpu import load_cupy
+
+        cupy = load_cupy()
+        ids, wait = cupy.asarray(ids), cupy.cuda.Device().synchronize
+    seconds = []
+    for row in ids:
+        wait()
+        start = time.perf_counter()
+        layout.lookup(row)
+        wait()
+        seconds.append(time.perf_counter() - start)
+    return seconds[warm_up:]

@@ -1,0 +1,129 @@
+"""How many bytes a table takes: stored, in training at rest, and at the peak."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from survey_code.embedding import CompressedEmbedding, TrainingStep
+from survey_code.training import TrainingSettings, make_table_optimizer
+
+
+class MemoryMeter(TorchDispatchMode):
+    """Counts the bytes of all tensors that live on the CPU while it is open.
+
+    Every operation's results are noted when they appear, and taken off when
+    their storage is freed; two views of one storage count once.
+
+    Attributes
+    ----------
+    now, peak : int
+        Bytes alive, and the most that were alive at once.
+
+    Examples
+    --------
+    >>> with MemoryMeter() as meter:
+    ...     kept = torch.zeros(1000)
+    ...     for _ in range(3):
+    ...         passing = torch.zeros(500)
+    >>> meter.peak
+    8000
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._known: dict[int, int] = {}
+
+    def add(self, *tensors: Tensor) -> None:
+        """Count tensors that were there before."""
+        for tensor in tensors:
+            self._track(tensor)
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation and note what it made."""
+        made = function(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._track, made)
+        return made
+
+    def _track(self, tensor: Tensor) -> None:
+        if tensor.is_sparse:
+            self._track(tensor._indices())
+            self._track(tensor._values())
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known[key] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._release, key)
+
+    def _release(self, key: int) -> None:
+        self.now -= self._known.pop(key)
+
+
+def measure_training(
+    table: CompressedEmbedding, ids: Tensor, settings: TrainingSettings
+) -> dict[str, int]:
+    """Bytes that training a table takes, measured over two steps on a copy.
+
+    Parameters
+    ----------
+    table : CompressedEmbedding
+    ids : Tensor of int64
+        One batch.
+    settings : TrainingSettings
+        Names the optimiser.
+
+    Returns
+    -------
+    dict
+        ``"persistent"``: weights, buffers and optimiser state, which stay from
+        step to step.  ``"peak"``: the most bytes alive at once, gradients and
+        the vectors read included.  The network around the table is not counted.
+    """
+    twin = copy.deepcopy(table).cpu().train()
+    optimizer = make_table_optimizer(twin, settings)
+
+    def loss() -> Tensor:
+        return twin(ids).square().sum() + twin.penalty()
+
+    step = TrainingStep(loss, loss, twin, settings.learning_rate, 0.0)
+    with MemoryMeter() as meter:
+        meter.add(*twin.parameters(), *twin.buffers())
+        for _ in range(2):
+            # The second step has the optimiser's state in place.
+            meter.peak = meter.now
+            if optimizer:
+                optimizer.zero_grad(set_to_none=True)
+            value = loss()
+            if value.requires_grad:
+                value.backward()
+            if optimizer:
+                optimizer.step()
+            del value
+            twin.after_step(step)
+    return {"persistent": persistent_bytes(twin, optimizer), "peak": meter.peak}
+
+
+def persistent_bytes(
+    table: CompressedEmbedding, optimizer: torch.optim.Optimizer | None
+) -> int:
+    """Bytes of weights, buffers and optimiser state."""
+    kept: list[Tensor] = [*table.parameters(), *table.buffers()]
+    for state in optimizer.state.values() if optimizer else ():
+        # Adam's step counter is one number, not a cost of the table.
+        kept += [v for v in state.values() if isinstance(v, Tensor) and v.ndim]
+    sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
+    return sum(sizes.values())

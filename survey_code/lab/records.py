@@ -1,0 +1,158 @@
+"""The book's recorded results: what a notebook cannot remeasure in a minute.
+
+Each record is a list of runs; `record` makes those that its file lacks, so a
+record that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from survey_code.lab.results import Result, append_result, load_results
+from survey_code.lab.run import run
+from survey_code.lab.task import TRIALS, Trial
+from survey_code.training import TrainingSettings
+
+SEEDS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a record: the arguments of `run`."""
+
+    method: str
+    data: str
+    ratio: float
+    seed: int
+    trial: Trial
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def matches(self, result: Result) -> bool:
+        """Whether a result is this run."""
+        settings = dataclasses.asdict(self.trial.settings)
+        ignored = {"device", "progress", "layers", "init_std"}
+        same_settings = all(
+            result.settings.get(name) == value
+            for name, value in settings.items()
+            if name not in ignored
+        )
+        same_options = all(
+            result.options.get(name) == value for name, value in self.options.items()
+        )
+        return (
+            same_settings
+            and same_options
+            and result.data.startswith(self.data)
+            and (result.key, result.requested_ratio, result.seed)
+            == (self.method, float(self.ratio), self.seed)
+            and (result.model, result.dim) == (self.trial.model, self.trial.dim)
+        )
+
+
+# The settings of the BARS benchmark for Frappe_x1, as its logs give them.
+BARS_SETTINGS = TrainingSettings(
+    epochs=100, batch_size=4096, learning_rate=1e-3, clip_norm=10.0
+)
+BARS_TRIALS = {
+    "fm": Trial(
+        "fm", 10, dataclasses.replace(BARS_SETTINGS, table_l2=5e-6), {}, init_std=1e-4
+    ),
+    "deepfm": Trial(
+        "deepfm",
+        10,
+        dataclasses.replace(BARS_SETTINGS, table_l2=0.05),
+        {"hidden": (400, 400, 400), "batch_norm": True, "dropout": 0.2},
+        init_std=1e-4,
+    ),
+}
+
+
+def frappe_bars() -> list[Cell]:
+    """FM and DeepFM on Frappe_x1 as BARS trains them."""
+    return [
+        Cell("full", "frappe", 1, seed, trial)
+        for trial in BARS_TRIALS.values()
+        for seed in SEEDS
+    ]
+
+
+def frappe_first() -> list[Cell]:
+    """DCN-V2, d = 16: the full table against the first four compressed ones."""
+    cells = [Cell("full", "frappe", 1, seed, TRIALS["frappe"]) for seed in SEEDS]
+    asked = [
+        ("rowwise", 2.6, {"bits": 8}),
+        ("rowwise", 4, {}),
+        ("rowwise", 8, {"bits": 2}),
+        *(
+            (key, ratio, {})
+            for key in ("uniform", "hashing", "quotient_remainder")
+            for ratio in (2.6, 4, 10, 30)
+            if (key, ratio) != ("uniform", 30)
+        ),
+    ]
+    return cells + [
+        Cell(key, "frappe", ratio, seed, TRIALS["frappe"], options)
+        for key, ratio, options in asked
+        for seed in SEEDS
+    ]
+
+
+RECORDS: dict[str, Callable[[], list[Cell]]] = {
+    "frappe_bars": frappe_bars,
+    "frappe_first": frappe_first,
+}
+
+
+def record(
+    name: str,
+    folder: str | os.PathLike[str] = "book/results",
+    device: str = "cpu",
+    command: str | None = None,
+) -> Iterator[Result]:
+    """Make the runs of a record that its file lacks, one after another.
+
+    Parameters
+    ----------
+    name : str
+        A key of `RECORDS`.
+    folder : path
+        Where the file ``NAME.jsonl`` lies.
+    device : str
+    command : str, optional
+        What to note as the command.
+
+    Yields
+    ------
+    Result
+        Each new run, already written to the file.
+
+    Raises
+    ------
+    ValueError
+        If there is no such record.
+    """
+    if name not in RECORDS:
+        raise ValueError(f"unknown record {name!r}; records: {sorted(RECORDS)}")
+    path = Path(folder) / f"{name}.jsonl"
+    known = load_results(path) if path.exists() else []
+    # Runs of one seed stay together, so that they share its full table.
+    for cell in sorted(RECORDS[name](), key=lambda cell: cell.seed):
+        if any(cell.matches(result) for result in known):
+            continue
+        result = run(
+            cell.method,
+            cell.data,
+            cell.ratio,
+            cell.seed,
+            trial=cell.trial,
+            device=device,
+            command=command or f"survey-code record {name} --device {device}",
+            **cell.options,
+        )
+        append_result(path, result)
+        yield result

@@ -1,0 +1,198 @@
+"""One measured run, and files of them: a line of JSON each, with provenance."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from survey_code.layouts import Layout
+
+# Two runs are the same run where these agree.
+RESUME_KEY = ("key", "options", "data", "model", "dim", "requested_ratio", "seed")
+
+
+@dataclass
+class Result:
+    """What `run` measured.
+
+    Parameters
+    ----------
+    key : str
+        The method's.
+    options : dict
+        What it was configured with.
+    data, model : str
+    dim : int
+        Dimension of the full table.
+    seed : int
+    requested_ratio, reached_ratio : float
+        Full bytes over stored bytes: asked for, and got.
+    bytes : dict
+        ``"inference"`` (what `save` writes, plus the network's weights per id),
+        ``"training_persistent"``, ``"training_peak"``.
+    validation, test : dict
+        Metrics, computed with vectors read from the frozen layout.
+    seconds : dict
+        ``"search"``, ``"train"``, ``"compress"``.
+    lookup : dict
+        ``"p50_us"`` and ``"p99_us"`` of 256 ids, on the CPU.
+    settings : dict
+        How the network was trained, and its layers.
+    device, date, command : str
+    versions : dict
+    layout : Layout
+        What is deployed.  Not written to files.
+    """
+
+    key: str
+    options: dict[str, Any]
+    data: str
+    model: str
+    dim: int
+    seed: int
+    requested_ratio: float
+    reached_ratio: float
+    bytes: dict[str, int]
+    validation: dict[str, float]
+    test: dict[str, float]
+    seconds: dict[str, float]
+    lookup: dict[str, float]
+    settings: dict[str, Any]
+    device: str
+    date: str
+    versions: dict[str, str]
+    command: str
+    layout: Layout | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def resume_key(self) -> str:
+        """What makes this run this run, as text."""
+        return json.dumps([getattr(self, name) for name in RESUME_KEY], sort_keys=True)
+
+    def to_json(self) -> str:
+        """One line of JSON with sorted keys."""
+        names = [f.name for f in dataclasses.fields(self) if f.name != "layout"]
+        return json.dumps({n: getattr(self, n) for n in names}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, line: str) -> Result:
+        """Undo `to_json`.
+
+        Raises
+        ------
+        ValueError
+            If the line is not such a result.
+        """
+        try:
+            return cls(**json.loads(line))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"not a result: {line[:80]!r}") from error
+
+
+def append_result(path: str | os.PathLike[str], result: Result) -> None:
+    """Add one line to a file of results and flush it to the disk."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        # A crash may have left half a line; keep it apart from this one.
+        if file.tell() and not ends_in_newline(path):
+            file.write(b"\n")
+        file.write(result.to_json().encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def ends_in_newline(path: Path) -> bool:
+    """Whether a file's last byte ends a line."""
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def load_results(path: str | os.PathLike[str]) -> list[Result]:
+    """All results of a file; a line that a crash cut short is left out.
+
+    Raises
+    ------
+    ValueError
+        If a line is whole, but not a result.
+    """
+    results = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        if line.startswith("{") and line.endswith("}"):
+            results.append(Result.from_json(line))
+    return results
+
+
+def summarize(results: Iterable[Result], metric: str = "auc") -> pd.DataFrame:
+    """Mean and deviation over seeds, one row a method and requested ratio.
+
+    Parameters
+    ----------
+    results : iterable of Result
+    metric : str
+        Key of `Result.test`.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``key``, ``requested``, ``reached``, ``bytes``, ``mean``,
+        ``deviation`` (of a sample, n - 1; 0 for a single seed), ``seeds``; in the
+        order of the results.
+    """
+    groups: dict[tuple[str, float], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.key, result.requested_ratio), []).append(result)
+    rows = []
+    for (key, requested), group in groups.items():
+        values = [result.test[metric] for result in group]
+        rows.append(
+            {
+                "key": key,
+                "requested": requested,
+                "reached": float(np.mean([r.reached_ratio for r in group])),
+                "bytes": round(np.mean([r.bytes["inference"] for r in group])),
+                "mean": float(np.mean(values)),
+                "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+                "seeds": len(values),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def find_versions() -> dict[str, str]:
+    """Versions of what a number depends on."""
+    import torch
+
+    import survey_code
+
+    return {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "survey_code": survey_code.__version__,
+    }
+
+
+def name_device(device: str) -> str:
+    """The processor or the GPU, by name."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"cpu {platform.machine()}, {torch.get_num_threads()} thread(s)"
+
+
+def today() -> str:
+    """The date, ISO 8601."""
+    return datetime.date.today().isoformat()

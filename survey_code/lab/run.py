@@ -1,0 +1,275 @@
+"""Train, freeze and evaluate one method inside a byte budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from survey_code import catalog
+from survey_code.embedding import CompressedEmbedding, FullEmbedding
+from survey_code.lab.latency import measure_lookup
+from survey_code.lab.memory import measure_training
+from survey_code.lab.results import Result, find_versions, name_device, today
+from survey_code.lab.task import Task, Trial, default_trial
+from survey_code.layouts import Layout
+
+# Full tables trained lately, shared by the methods that compress after training.
+_TRAINED: OrderedDict[Any, tuple[Any, float]] = OrderedDict()
+_TRAINED_LIMIT = 4
+
+
+def run(
+    method: str,
+    data: Any,
+    ratio: float = 1.0,
+    seed: int = 0,
+    *,
+    model: str | None = None,
+    dim: int | None = None,
+    trial: Trial | None = None,
+    device: str | None = None,
+    measure: bool = True,
+    command: str | None = None,
+    settings: dict[str, Any] | None = None,
+    **options: Any,
+) -> Result:
+    """Train, freeze and evaluate one method inside a byte budget.
+
+    Parameters
+    ----------
+    method : str
+        A key of `methods()`.
+    data : str or data set
+        A name that `survey_code.data.load` knows, or a data set of your own.
+    ratio : float, default 1
+        Bytes of the full float32 table over the bytes that may be stored.  A
+        ceiling: the method takes its largest configuration that fits.
+    seed : int, default 0
+    model, dim, device, settings : optional
+        Network, dimension of the full table, "cpu" or "cuda", and training
+        settings by name, where they differ from the data set's trial.
+    trial : Trial, optional
+        All of these at once, in place of the data set's own.
+    measure : bool, default True
+        Also measure training memory and look-up time.
+    command : str, optional
+        What to note as the command; by default this call.
+    **options
+        The method's own, e.g. ``bits=8`` or ``combine="sum"``.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    ValueError
+        If the method, the data or an option is unknown, or the method cannot
+        reach the ratio (the message names the highest it can reach) or does not
+        serve the task.
+    """
+    chosen = catalog.get_method(method)
+    if isinstance(data, str):
+        from survey_code.data import load
+
+        data = load(data)
+    if data.task not in chosen.tasks:
+        raise ValueError(
+            f"{method} serves {' and '.join(chosen.tasks)} tasks, but {data.name} "
+            f"is a {data.task} task"
+        )
+    trial = adapt_trial(trial or default_trial(data), model, dim, device, settings)
+    task = Task(data, trial, seed)
+    planned = chosen.plan(task.spec, table_ratio(task, ratio), **options)
+    network, layout, trained, planned, seconds = learn(chosen, task, planned)
+    validation, test = task.evaluate(network, layout)
+    stored = layout.nbytes + task.per_id_bytes
+    full = task.spec.full_bytes + task.per_id_bytes
+    memory = (
+        measure_training(trained, task.sample_ids(), trial.settings) if measure else {}
+    )
+    speed = measure_lookup(layout, [256]).iloc[0] if measure else {}
+    return Result(
+        key=method,
+        options=describe_options(planned),
+        data=data.name,
+        model=trial.model,
+        dim=trial.dim,
+        seed=seed,
+        requested_ratio=float(ratio),
+        reached_ratio=full / stored,
+        bytes={
+            "inference": stored,
+            **{f"training_{name}": size for name, size in memory.items()},
+        },
+        validation=validation,
+        test=test,
+        seconds=seconds,
+        lookup={name: float(speed[name]) for name in speed_columns(speed)},
+        settings={
+            **dataclasses.asdict(trial.settings),
+            "layers": trial.layers,
+            "init_std": trial.init_std,
+        },
+        device=name_device(trial.settings.device),
+        date=today(),
+        versions=find_versions(),
+        command=command or describe_call(method, data.name, ratio, seed, options),
+        layout=layout,
+    )
+
+
+def adapt_trial(
+    trial: Trial,
+    model: str | None,
+    dim: int | None,
+    device: str | None,
+    settings: dict[str, Any] | None,
+) -> Trial:
+    """A trial with some of its parts replaced."""
+    changes = dict(settings or {})
+    if device:
+        changes["device"] = device
+    try:
+        adapted = dataclasses.replace(trial.settings, **changes)
+    except TypeError as error:
+        known = [f.name for f in dataclasses.fields(trial.settings)]
+        raise ValueError(
+            f"unknown training setting in {sorted(changes)}; settings: {known}"
+        ) from error
+    layers = trial.layers
+    if model and model != "dcnv2":
+        layers = {k: v for k, v in layers.items() if k != "cross_layers"}
+    return dataclasses.replace(
+        trial,
+        model=model or trial.model,
+        dim=dim or trial.dim,
+        settings=adapted,
+        layers=layers,
+    )
+
+
+def table_ratio(task: Task, ratio: float) -> float:
+    """The ratio left for the table once the weights per id are paid for."""
+    extra, full = task.per_id_bytes, task.spec.full_bytes
+    if not extra or not isinstance(ratio, int | float) or not ratio >= 1:
+        return ratio
+    left = (full + extra) / ratio - extra
+    if left <= 0:
+        raise ValueError(
+            f"{task.trial.model} keeps {extra:,} bytes of weights per id outside the "
+            f"table, which alone exceed ratio {ratio:g}; the highest ratio it can "
+            f"reach is below {(full + extra) / extra:.2f}"
+        )
+    return full / left
+
+
+def learn(
+    method: catalog.Method, task: Task, planned: dict[str, Any]
+) -> tuple[Any, Layout, CompressedEmbedding, dict[str, Any], dict[str, float]]:
+    """Network, layout, the table that was trained, final options, seconds."""
+    seconds = {"search": 0.0, "train": 0.0, "compress": 0.0}
+    if method.stage == catalog.AFTER or method.key == "full":
+        network, seconds["train"] = train_full(task)
+        start = time.perf_counter()
+        layout = method.compress(
+            network.table.weight.detach().cpu(), planned, task.spec
+        )
+        seconds["compress"] = time.perf_counter() - start
+        return network, layout, network.table, planned, seconds
+    if method.stage == catalog.SEARCH:
+        start = time.perf_counter()
+        planned = method.search(task, task.spec, planned, task.seed)
+        seconds["search"] = time.perf_counter() - start
+    table = method.load()(task.spec, seed=task.seed, **planned)
+    start = time.perf_counter()
+    network = table.fit(task)
+    seconds["train"] = time.perf_counter() - start
+    start = time.perf_counter()
+    layout = table.eval().freeze()
+    seconds["compress"] = time.perf_counter() - start
+    return network, layout, table, planned, seconds
+
+
+def train_full(task: Task) -> tuple[Any, float]:
+    """The full table's network for (data, model, seed), trained once and shared."""
+    key = (id(task.data), task.data.name, repr(task.trial), task.seed)
+    if key not in _TRAINED:
+        start = time.perf_counter()
+        network = task.train(FullEmbedding(task.spec, seed=task.seed))
+        # Keeping the data set keeps its id from being given to another.
+        network.trained_on = task.data
+        _TRAINED[key] = (network, time.perf_counter() - start)
+        while len(_TRAINED) > _TRAINED_LIMIT:
+            _TRAINED.popitem(last=False)
+    _TRAINED.move_to_end(key)
+    return _TRAINED[key]
+
+
+def sweep(
+    methods: Iterable[str],
+    data: Any,
+    ratios: Sequence[float],
+    seeds: Sequence[int] = (1, 2, 3),
+    **arguments: Any,
+) -> list[Result]:
+    """`run` every method at every ratio it can reach, for every seed.
+
+    Ratios out of a method's reach are left out, never replaced.
+    """
+    results = []
+    for method in methods:
+        asked = [1.0] if method == "full" else list(ratios)
+        for ratio in asked:
+            if method == "full" or reaches(method, data, ratio, **arguments):
+                results += [run(method, data, ratio, s, **arguments) for s in seeds]
+    return results
+
+
+def reaches(method: str, data: Any, ratio: float, **arguments: Any) -> bool:
+    """Whether a method has a configuration inside the budget."""
+    if isinstance(data, str):
+        from survey_code.data import load
+
+        data = load(data)
+    names = ("model", "dim", "device", "settings")
+    trial = adapt_trial(
+        arguments.pop("trial", None) or default_trial(data),
+        *(arguments.pop(name, None) for name in names),
+    )
+    for name in ("measure", "command"):
+        arguments.pop(name, None)
+    task = Task(data, trial, 0)
+    try:
+        catalog.get_method(method).plan(
+            task.spec, table_ratio(task, ratio), **arguments
+        )
+    except ValueError as error:
+        if "highest ratio it can reach" in str(error):
+            return False
+        raise
+    return True
+
+
+def describe_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as JSON can hold them: arrays by their shape."""
+    return {
+        name: value if not hasattr(value, "shape") else f"array{tuple(value.shape)}"
+        for name, value in options.items()
+    }
+
+
+def describe_call(
+    method: str, data: str, ratio: float, seed: int, options: dict[str, Any]
+) -> str:
+    """The call as Python text."""
+    shown = "".join(f", {name}={value!r}" for name, value in options.items())
+    return f"survey_code.run({method!r}, {data!r}, ratio={ratio:g}, seed={seed}{shown})"
+
+
+def speed_columns(speed: Any) -> list[str]:
+    """The columns of `measure_lookup` that a result keeps."""
+    return [name for name in ("p50_us", "p99_us") if name in speed]

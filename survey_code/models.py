@@ -1,0 +1,230 @@
+"""The networks around the table: each reads vectors and returns a score.
+
+All weights are drawn by NumPy generators, because torch's own generators give
+other numbers on other CPU types.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from survey_code.embedding import CompressedEmbedding
+
+
+class ClickNetwork(nn.Module):
+    """A network that turns the vectors of a row's ids into one logit.
+
+    Parameters
+    ----------
+    table : CompressedEmbedding
+        Holds the ids of all fields.
+    """
+
+    task: ClassVar[str] = "ctr"
+
+    def __init__(self, table: CompressedEmbedding) -> None:
+        super().__init__()
+        self.table = table
+        # Weights per id outside the table (FM, DeepFM) count as storage too.
+        self.first_order: nn.Embedding | None = None
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits of rows of ids: (batch, fields) -> (batch,)."""
+        return self.score(self.table(ids), ids)
+
+    def score(self, vectors: Tensor, ids: Tensor) -> Tensor:
+        """Logits from vectors (batch, fields, dim) already read."""
+        raise NotImplementedError
+
+    @property
+    def per_id_bytes(self) -> int:
+        """Bytes of weights per id that the network keeps outside the table."""
+        return 0 if self.first_order is None else 4 * self.first_order.weight.numel()
+
+
+class FactorizationMachine(ClickNetwork):
+    """FM: a bias, a weight per id, and the inner products of all pairs of fields.
+
+    Rendle, "Factorization Machines" (ICDM 2010).
+    """
+
+    def __init__(
+        self, table: CompressedEmbedding, fields: int, rng: np.random.Generator
+    ) -> None:
+        super().__init__(table)
+        self.bias = nn.Parameter(torch.zeros(1))
+        self.first_order = nn.Embedding(table.num_embeddings, 1)
+        nn.init.zeros_(self.first_order.weight)
+
+    def score(self, vectors: Tensor, ids: Tensor) -> Tensor:
+        """Linear part plus pairs: half of (square of sum - sum of squares)."""
+        assert self.first_order is not None
+        linear = self.first_order(ids).sum(dim=(1, 2))  # (batch,)
+        pairs = (vectors.sum(1).square() - vectors.square().sum(1)).sum(1) / 2
+        return self.bias + linear + pairs
+
+
+class DeepFM(FactorizationMachine):
+    """FM beside a multi-layer perceptron over the same vectors.
+
+    Guo et al., "DeepFM" (IJCAI 2017).
+    """
+
+    def __init__(
+        self,
+        table: CompressedEmbedding,
+        fields: int,
+        rng: np.random.Generator,
+        **layers: Any,
+    ) -> None:
+        super().__init__(table, fields, rng)
+        self.deep = make_mlp(fields * table.embedding_dim, rng, output=1, **layers)
+
+    def score(self, vectors: Tensor, ids: Tensor) -> Tensor:
+        """FM's logit plus the perceptron's."""
+        return super().score(vectors, ids) + self.deep(vectors.flatten(1)).squeeze(1)
+
+
+class DCNV2(ClickNetwork):
+    """Cross layers beside a multi-layer perceptron; no weights per id outside.
+
+    A cross layer is ``x0 * (W x + b) + x``.  Wang et al., "DCN V2" (WWW 2021),
+    the parallel form with full matrices.
+    """
+
+    def __init__(
+        self,
+        table: CompressedEmbedding,
+        fields: int,
+        rng: np.random.Generator,
+        cross_layers: int = 3,
+        hidden: Sequence[int] = (400, 400, 400),
+        **layers: Any,
+    ) -> None:
+        super().__init__(table)
+        width = fields * table.embedding_dim
+        self.cross = nn.ModuleList(
+            make_linear(width, width, rng) for _ in range(cross_layers)
+        )
+        self.deep = make_mlp(width, rng, hidden=hidden, **layers)
+        self.top = make_linear(width + (hidden[-1] if hidden else width), 1, rng)
+
+    def score(self, vectors: Tensor, ids: Tensor) -> Tensor:
+        """Cross and deep part side by side, then one linear layer."""
+        start = vectors.flatten(1)  # (batch, fields * dim)
+        crossed = start
+        for layer in self.cross:
+            crossed = start * layer(crossed) + crossed
+        return self.top(torch.cat([crossed, self.deep(start)], dim=1)).squeeze(1)
+
+
+class DLRM(ClickNetwork):
+    """Inner products of all pairs of fields, and the vectors, into a perceptron.
+
+    Naumov et al., "Deep Learning Recommendation Model for Personalization and
+    Recommendation Systems" (2019), for rows that have no dense features.
+    """
+
+    def __init__(
+        self,
+        table: CompressedEmbedding,
+        fields: int,
+        rng: np.random.Generator,
+        **layers: Any,
+    ) -> None:
+        super().__init__(table)
+        self.register_buffer("pairs", torch.triu_indices(fields, fields, 1))
+        width = fields * table.embedding_dim + fields * (fields - 1) // 2
+        self.deep = make_mlp(width, rng, output=1, **layers)
+
+    def score(self, vectors: Tensor, ids: Tensor) -> Tensor:
+        """Pairwise products beside the vectors, through the perceptron."""
+        products = vectors @ vectors.transpose(1, 2)  # (batch, fields, fields)
+        chosen = products[:, self.pairs[0], self.pairs[1]]  # (batch, pairs)
+        inputs = torch.cat([vectors.flatten(1), chosen], dim=1)
+        return self.deep(inputs).squeeze(1)
+
+
+def make_linear(inputs: int, outputs: int, rng: np.random.Generator) -> nn.Linear:
+    """A linear layer with Xavier-normal weights and zero bias."""
+    layer = nn.Linear(inputs, outputs)
+    std = math.sqrt(2 / (inputs + outputs))
+    drawn = rng.standard_normal((outputs, inputs), dtype=np.float32) * np.float32(std)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(drawn))
+        layer.bias.zero_()
+    return layer
+
+
+def make_mlp(
+    inputs: int,
+    rng: np.random.Generator,
+    hidden: Sequence[int] = (400, 400, 400),
+    output: int | None = None,
+    batch_norm: bool = False,
+    dropout: float = 0.0,
+) -> nn.Sequential:
+    """Linear, batch norm, ReLU, dropout for each hidden width; then `output`."""
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers.append(make_linear(inputs, width, rng))
+        if batch_norm:
+            layers.append(nn.BatchNorm1d(width))
+        layers.append(nn.ReLU())
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+        inputs = width
+    if output is not None:
+        layers.append(make_linear(inputs, output, rng))
+    return nn.Sequential(*layers)
+
+
+CLICK_NETWORKS: dict[str, type[ClickNetwork]] = {
+    "fm": FactorizationMachine,
+    "deepfm": DeepFM,
+    "dcnv2": DCNV2,
+    "dlrm": DLRM,
+}
+
+
+def build_click_network(
+    name: str,
+    table: CompressedEmbedding,
+    fields: int,
+    seed: int = 0,
+    **layers: Any,
+) -> ClickNetwork:
+    """A click network around a table.
+
+    Parameters
+    ----------
+    name : {"fm", "deepfm", "dcnv2", "dlrm"}
+    table : CompressedEmbedding
+    fields : int
+        Ids in a row.
+    seed : int, default 0
+        The same seed draws the same network whatever the table is.
+    **layers
+        ``hidden``, ``batch_norm``, ``dropout`` of the perceptron, and DCN-V2's
+        ``cross_layers``.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    """
+    if name not in CLICK_NETWORKS:
+        raise ValueError(
+            f"unknown network {name!r} for clicks; networks: {sorted(CLICK_NETWORKS)}"
+        )
+    kind = CLICK_NETWORKS[name]
+    rng = np.random.default_rng([seed, 2])
+    if kind is FactorizationMachine:
+        return kind(table, fields, rng)
+    return kind(table, fields, rng, **layers)

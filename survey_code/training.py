@@ -1,0 +1,412 @@
+"""One training loop for every method, every network and every task."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from survey_code.data.tasks import ClickData, ClickRows
+from survey_code.embedding import CompressedEmbedding, TrainingStep
+from survey_code.metrics import measure_clicks
+from survey_code.models import ClickNetwork
+
+TABLE_OPTIMIZERS = ("adam", "rowwise_adagrad", "sgd")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How long, how fast and on what a network is trained.
+
+    Parameters
+    ----------
+    epochs : int
+        At most; training stops earlier after `patience` epochs in a row without
+        a better validation metric.
+    batch_size : int
+    learning_rate : float
+    optimizer : {"adam", "rowwise_adagrad", "sgd"}
+        Of the table.  The network around it always uses Adam.
+    table_learning_rate : float, optional
+        Of the table, where it differs.
+    l2 : float
+        Factor of half the squared length of the vectors read in a batch,
+        averaged over its rows; the same for every method.
+    table_l2 : float
+        Factor of half the squared length of the *whole* table and the weights
+        per id.  Only for repeating published runs that did so.
+    patience : int
+        0 trains all epochs and keeps the last.
+    decay : float
+        The learning rate is multiplied by this after every epoch without a
+        better metric.
+    clip_norm : float
+        Largest length of the gradient of all weights; 0 leaves it alone.
+    device : str
+        ``"cpu"`` or ``"cuda"``.
+    progress : bool
+        Show a progress bar, one step per epoch.
+    """
+
+    epochs: int = 20
+    batch_size: int = 4096
+    learning_rate: float = 1e-3
+    optimizer: str = "adam"
+    table_learning_rate: float | None = None
+    l2: float = 0.0
+    table_l2: float = 0.0
+    patience: int = 2
+    decay: float = 0.1
+    clip_norm: float = 0.0
+    device: str = "cpu"
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0:
+            raise ValueError(
+                "epochs and batch_size must be at least 1 and learning_rate "
+                f"positive, got {self.epochs}, {self.batch_size}, "
+                f"{self.learning_rate}"
+            )
+        if self.optimizer not in TABLE_OPTIMIZERS:
+            raise ValueError(
+                f"optimizer must be one of {TABLE_OPTIMIZERS}, got {self.optimizer!r}"
+            )
+
+
+@dataclass
+class History:
+    """What happened in training.
+
+    Parameters
+    ----------
+    epochs : list of dict
+        ``"train_loss"`` and the validation metrics of each epoch.
+    best : int
+        Index of the epoch whose weights were kept.
+    seconds : float
+    """
+
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    best: int = 0
+    seconds: float = 0.0
+
+
+class Objective(Protocol):
+    """What a network is to learn: batches, their loss, and how good it is."""
+
+    monitor: str
+    steps: int
+
+    def batches(self, rng: np.random.Generator) -> Iterable[Any]:
+        """One epoch of training batches."""
+
+    def validation_batches(self, rng: np.random.Generator) -> Iterator[Any]:
+        """Validation batches without end, for searches on two levels."""
+
+    def loss(self, network: Any, batch: Any) -> Tensor:
+        """The loss to be reduced, regularisation included."""
+
+    def validate(self, network: Any) -> dict[str, float]:
+        """Validation metrics; `monitor` names the one to raise."""
+
+
+class ClickObjective:
+    """Predict clicks: binary cross-entropy, judged by AUC.
+
+    Parameters
+    ----------
+    data : ClickData
+    settings : TrainingSettings
+    """
+
+    monitor = "auc"
+
+    def __init__(self, data: ClickData, settings: TrainingSettings) -> None:
+        self.data = data
+        self.settings = settings
+        self._train = to_device(data.train, settings.device)
+        self._valid = to_device(data.valid, settings.device)
+        self.steps = -(-len(data.train) // settings.batch_size)
+
+    def batches(self, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows in a fresh random order."""
+        yield from split_rows(self._train, self.settings.batch_size, rng)
+
+    def validation_batches(
+        self, rng: np.random.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Validation rows in random order, again and again."""
+        while True:
+            yield from split_rows(self._valid, self.settings.batch_size, rng)
+
+    def loss(self, network: ClickNetwork, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Cross-entropy, plus L2 of the vectors read, plus the table's penalty."""
+        ids, labels = batch
+        vectors = network.table(ids)  # (batch, fields, dim)
+        logits = network.score(vectors, ids)
+        loss = functional.binary_cross_entropy_with_logits(logits, labels)
+        if self.settings.l2:
+            loss = loss + self.settings.l2 / 2 * vectors.square().sum() / len(ids)
+        if self.settings.table_l2:
+            loss = loss + self.settings.table_l2 / 2 * squared_length(network)
+        return loss + network.table.penalty().to(loss.device)
+
+    def validate(self, network: ClickNetwork) -> dict[str, float]:
+        """AUC and log-loss on the validation rows."""
+        return evaluate_clicks(network, self.data.valid, self.settings.device)
+
+
+def to_device(rows: ClickRows, device: str) -> tuple[Tensor, Tensor]:
+    """Ids (rows, fields) and labels (rows,) as tensors on a device."""
+    ids = torch.from_numpy(np.array(rows.ids, dtype=np.int64))
+    labels = torch.from_numpy(np.array(rows.labels, dtype=np.float32))
+    return ids.to(device), labels.to(device)
+
+
+def split_rows(
+    rows: tuple[Tensor, Tensor], batch_size: int, rng: np.random.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of rows in a random order that is the same on every device."""
+    ids, labels = rows
+    order = torch.from_numpy(rng.permutation(len(labels))).to(ids.device)
+    for chosen in order.split(batch_size):
+        yield ids[chosen], labels[chosen]
+
+
+def squared_length(network: ClickNetwork) -> Tensor:
+    """Sum of squares of the whole table and of the weights per id."""
+    weights = list(network.table.parameters())
+    if network.first_order is not None:
+        weights.append(network.first_order.weight)
+    return torch.stack([weight.square().sum() for weight in weights]).sum()
+
+
+@torch.no_grad()
+def predict_clicks(
+    network: ClickNetwork, rows: ClickRows, device: str = "cpu", chunk: int = 16384
+) -> np.ndarray:
+    """Logits of rows, shape (rows,), with the network in eval mode."""
+    was_training = network.training
+    network.eval()
+    ids, _ = to_device(rows, device)
+    logits = [network(part).cpu() for part in ids.split(chunk)]
+    network.train(was_training)
+    return torch.cat(logits).numpy()
+
+
+def evaluate_clicks(
+    network: ClickNetwork, rows: ClickRows, device: str = "cpu"
+) -> dict[str, float]:
+    """AUC and log-loss of a network on rows."""
+    return measure_clicks(rows.labels, predict_clicks(network, rows, device))
+
+
+class RowwiseAdagrad(torch.optim.Optimizer):
+    """Adagrad that keeps one number per row instead of one per weight.
+
+    The state of row i is the running sum of the mean squared gradient of its
+    entries.  Takes dense and sparse gradients.
+
+    Parameters
+    ----------
+    params : iterable
+    lr : float
+    eps : float, default 1e-8
+    """
+
+    def __init__(self, params: Any, lr: float, eps: float = 1e-8) -> None:
+        super().__init__(params, {"lr": lr, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._update(weight, weight.grad, group["lr"], group["eps"])
+
+    def _update(self, weight: Tensor, grad: Tensor, lr: float, eps: float) -> None:
+        state = self.state[weight]
+        if not state:
+            state["sum"] = weight.new_zeros(len(weight))
+        if grad.is_sparse:
+            grad = grad.coalesce()
+            rows, values = grad.indices()[0], grad.values()
+            state["sum"].index_add_(0, rows, row_means(values))
+            scale = lr / (state["sum"][rows].sqrt() + eps)
+            weight.index_add_(0, rows, -values * widen(scale, values))
+        else:
+            state["sum"] += row_means(grad)
+            scale = lr / (state["sum"].sqrt() + eps)
+            weight -= grad * widen(scale, grad)
+
+
+def row_means(grad: Tensor) -> Tensor:
+    """Mean of the squares of each row, shape (rows,)."""
+    return grad.square().flatten(1).mean(1) if grad.ndim > 1 else grad.square()
+
+
+def widen(scale: Tensor, like: Tensor) -> Tensor:
+    """A number per row, shaped to multiply whole rows."""
+    return scale.view(-1, *[1] * (like.ndim - 1))
+
+
+def make_table_optimizer(
+    table: CompressedEmbedding, settings: TrainingSettings
+) -> torch.optim.Optimizer | None:
+    """The table's optimiser, or None for a table without parameters."""
+    rate = settings.table_learning_rate or settings.learning_rate
+    groups = [
+        {**group, "params": [p for p in group["params"] if p.requires_grad]}
+        for group in table.parameter_groups(rate)
+    ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        return None
+    # Adam moves every row at every step; the other two only the rows read.
+    whole = settings.table_l2 or settings.clip_norm
+    table.sparse_gradients = settings.optimizer != "adam" and not whole
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=rate)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate)
+    return RowwiseAdagrad(groups, lr=rate)
+
+
+def train(
+    network: Any, objective: Objective, settings: TrainingSettings, seed: int = 0
+) -> History:
+    """Train a network in place and keep the weights of its best epoch.
+
+    Parameters
+    ----------
+    network : Module with a `table`
+    objective : Objective
+    settings : TrainingSettings
+    seed : int, default 0
+        Order of the batches, and dropout.
+
+    Returns
+    -------
+    History
+    """
+    return Trainer(network, objective, settings, seed).run()
+
+
+class Trainer:
+    """The loop: epochs of steps, a look at validation, the best weights kept."""
+
+    def __init__(
+        self, network: Any, objective: Objective, settings: TrainingSettings, seed: int
+    ) -> None:
+        self.network = network.to(settings.device)
+        self.table: CompressedEmbedding = network.table
+        self.objective = objective
+        self.settings = settings
+        self.rng = np.random.default_rng([seed, 3])
+        self.validation = objective.validation_batches(np.random.default_rng([seed, 4]))
+        torch.manual_seed(seed)
+        own = {id(parameter) for parameter in self.table.parameters()}
+        rest = [p for p in network.parameters() if id(p) not in own]
+        table_optimizer = make_table_optimizer(self.table, settings)
+        self.optimizers = [table_optimizer] if table_optimizer else []
+        if rest:
+            self.optimizers.append(torch.optim.Adam(rest, lr=settings.learning_rate))
+        self.rate = settings.learning_rate
+        self.searches = overrides(self.table, "validation_step")
+        self.steps_done = 0
+        self.steps_planned = settings.epochs * objective.steps
+
+    def run(self) -> History:
+        """All epochs, or until validation stops improving."""
+        history = History()
+        start = time.perf_counter()
+        self.table.checks_ids = False
+        best, misses, kept = -np.inf, 0, None
+        for epoch in show_progress(self.settings):
+            train_loss = self._run_epoch()
+            metrics = self.objective.validate(self.network)
+            history.epochs.append({"train_loss": train_loss, **metrics})
+            if not self.settings.patience or metrics[self.objective.monitor] > best:
+                best, misses = metrics[self.objective.monitor], 0
+                history.best = epoch
+                if self.settings.patience and self.settings.epochs > 1:
+                    kept = copy.deepcopy(self.network.state_dict())
+                continue
+            misses += 1
+            self._decay()
+            if misses >= self.settings.patience:
+                break
+        if kept is not None:
+            self.network.load_state_dict(kept)
+        self.table.checks_ids = True
+        self.network.eval()
+        history.seconds = time.perf_counter() - start
+        return history
+
+    def _run_epoch(self) -> float:
+        self.network.train()
+        losses = [self._run_step(batch) for batch in self.objective.batches(self.rng)]
+        return float(torch.stack(losses).mean())
+
+    def _run_step(self, batch: Any) -> Tensor:
+        progress = self.steps_done / max(self.steps_planned - 1, 1)
+        self.table.advance(progress)
+        step = TrainingStep(
+            loss=lambda: self.objective.loss(self.network, batch),
+            validation_loss=lambda: self.objective.loss(
+                self.network, next(self.validation)
+            ),
+            network=self.network,
+            learning_rate=self.rate,
+            progress=progress,
+        )
+        if self.searches:
+            self.table.validation_step(step)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss = step.loss()
+        loss.backward()
+        if self.settings.clip_norm:
+            torch.nn.utils.clip_grad_norm_(
+                self.network.parameters(), self.settings.clip_norm
+            )
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.table.after_step(step)
+        self.steps_done += 1
+        return loss.detach()
+
+    def _decay(self) -> None:
+        self.rate *= self.settings.decay
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] *= self.settings.decay
+
+
+def overrides(table: CompressedEmbedding, hook: str) -> bool:
+    """Whether a table's class has its own version of a hook."""
+    own: Callable[..., Any] = getattr(type(table), hook)
+    return own is not getattr(CompressedEmbedding, hook)
+
+
+def show_progress(settings: TrainingSettings) -> Iterable[int]:
+    """The epochs, behind a progress bar where one is asked for."""
+    if not settings.progress:
+        return range(settings.epochs)
+    from tqdm.auto import tqdm
+
+    return tqdm(range(settings.epochs), unit="epoch", desc="training")
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of trainable weights."""
+    return sum(weight.numel() for weight in network.parameters())
