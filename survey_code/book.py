@@ -16,7 +16,7 @@ _done = False
 # print differently on another processor.
 EDGE = 0.02
 
-STYLE = {
+STYLE: dict[str, Any] = {
     "figure.figsize": (5.0, 3.2),
     "figure.dpi": 110,
     "figure.facecolor": "white",
@@ -71,8 +71,10 @@ def setup(seed: int = 0) -> None:
     random.seed(seed)
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
-    matplotlib.rcParams.update(STYLE)
-    matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=list(COLORS))
+    from cycler import cycler
+
+    style: Any = {**STYLE, "axes.prop_cycle": cycler(color=list(COLORS))}
+    matplotlib.rcParams.update(style)
 
 
 def read_threads() -> int:

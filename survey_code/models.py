@@ -139,6 +139,7 @@ class DLRM(ClickNetwork):
         **layers: Any,
     ) -> None:
         super().__init__(table)
+        self.pairs: Tensor
         self.register_buffer("pairs", torch.triu_indices(fields, fields, 1))
         width = fields * table.embedding_dim + fields * (fields - 1) // 2
         self.deep = make_mlp(width, rng, output=1, **layers)
@@ -185,7 +186,7 @@ def make_mlp(
     return nn.Sequential(*layers)
 
 
-CLICK_NETWORKS: dict[str, type[ClickNetwork]] = {
+CLICK_NETWORKS: dict[str, Any] = {
     "fm": FactorizationMachine,
     "deepfm": DeepFM,
     "dcnv2": DCNV2,
@@ -223,8 +224,7 @@ def build_click_network(
         raise ValueError(
             f"unknown network {name!r} for clicks; networks: {sorted(CLICK_NETWORKS)}"
         )
-    kind = CLICK_NETWORKS[name]
     rng = np.random.default_rng([seed, 2])
-    if kind is FactorizationMachine:
-        return kind(table, fields, rng)
-    return kind(table, fields, rng, **layers)
+    if name == "fm":
+        return FactorizationMachine(table, fields, rng)
+    return CLICK_NETWORKS[name](table, fields, rng, **layers)

@@ -183,7 +183,7 @@ def split_rows(
 
 def squared_length(network: ClickNetwork) -> Tensor:
     """Sum of squares of the whole table and of the weights per id."""
-    weights = list(network.table.parameters())
+    weights: list[Tensor] = list(network.table.parameters())
     if network.first_order is not None:
         weights.append(network.first_order.weight)
     return torch.stack([weight.square().sum() for weight in weights]).sum()
@@ -226,7 +226,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "eps": eps})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
             for weight in group["params"]:

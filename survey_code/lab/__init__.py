@@ -15,9 +15,9 @@ _HOMES = {
     "measure_training": "memory",
     "plot_tradeoff": "plots",
     "record": "records",
-    "run": "run",
+    "run": "runs",
     "summarize": "results",
-    "sweep": "run",
+    "sweep": "runs",
 }
 
 __all__ = sorted(_HOMES)

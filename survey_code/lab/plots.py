@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,7 @@ def name_lines(
     heights = np.array([(y - low) / (high - low) for _, y, _, _ in ends])
     order = np.argsort(heights, kind="stable")
     placed = heights.copy()
-    for lower, upper in zip(order, order[1:]):
+    for lower, upper in pairwise(order):
         placed[upper] = max(placed[upper], placed[lower] + gap)
     # Move the whole stack down where it grew out of the picture.
     placed -= max(0.0, placed.max() - 1.0) if len(placed) else 0.0

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from survey_code.lab.results import Result, append_result, load_results
-from survey_code.lab.run import run
+from survey_code.lab.runs import run
 from survey_code.lab.task import TRIALS, Trial
 from survey_code.training import TrainingSettings
 

@@ -55,13 +55,10 @@ class HashedEmbedding(CompressedEmbedding):
         super().__init__(spec.num_embeddings, spec.embedding_dim)
         self.combine = combine
         self.open_ids = open_ids
-        self.register_buffer("index", torch.from_numpy(index))
-        self.register_buffer(
-            "signs", None if signs is None else torch.from_numpy(signs)
-        )
-        # Plain integers, so that reading them never waits for a GPU.
-        self._digits = index
-        self._starts = np.concatenate([[0], np.cumsum(index[:-1, 3])]).tolist()
+        # Integers, not tensors: reading them must never wait for a GPU.
+        self.index = index
+        self.signs = signs
+        self.starts = np.concatenate([[0], np.cumsum(index[:-1, 3])]).tolist()
         shape = (
             int(index[:, 3].sum()),
             row_width(spec.embedding_dim, len(index), combine),
@@ -75,7 +72,7 @@ class HashedEmbedding(CompressedEmbedding):
             functional.embedding(
                 digits + start, self.values, sparse=self.sparse_gradients
             )
-            for digits, start in zip(take_digits(ids, self._digits), self._starts)
+            for digits, start in zip(take_digits(ids, self.index), self.starts)
         ]
         if self.combine == "concat":
             rows = torch.cat(parts, dim=-1)
@@ -91,13 +88,24 @@ class HashedEmbedding(CompressedEmbedding):
         """The tables, the index and the sign hash."""
         return HashedLayout(
             self.values.detach().cpu().numpy().copy(),
-            self._digits.copy(),
+            self.index.copy(),
             self.num_embeddings,
             self.embedding_dim,
             self.combine,
-            None if self.signs is None else self.signs.cpu().numpy().copy(),
+            self.signs,
             self.open_ids,
         )
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The hash, which a state dict must carry: the rows mean nothing without."""
+        signs = None if self.signs is None else self.signs.tolist()
+        return {"index": self.index.tolist(), "signs": signs}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take the hash of a state dict."""
+        self.index = np.array(state["index"], dtype=np.int64)
+        signs = state["signs"]
+        self.signs = None if signs is None else np.array(signs, dtype=np.int64)
 
 
 def row_width(dim: int, parts: int, combine: str) -> int:
