@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from survey_code.embedding import CompressedEmbedding
 
@@ -152,6 +153,127 @@ class DLRM(ClickNetwork):
         return self.deep(inputs).squeeze(1)
 
 
+class RankingNetwork(nn.Module):
+    """A network that gives users and items vectors whose products rank.
+
+    Parameters
+    ----------
+    table : CompressedEmbedding
+        Users first, then items.
+    num_users : int
+    normalize : bool, default False
+        Rank by cosine instead of inner product.
+    """
+
+    task: ClassVar[str] = "top-n"
+
+    def __init__(
+        self, table: CompressedEmbedding, num_users: int, normalize: bool = False
+    ) -> None:
+        super().__init__()
+        self.table = table
+        self.num_users = num_users
+        self.normalize = normalize
+        self.ids: Tensor
+        ids = torch.arange(table.num_embeddings)
+        self.register_buffer("ids", ids, persistent=False)
+
+    def represent(self, *batch: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Vectors to compare, and the sum of squares of the rows that were read.
+
+        One tensor of vectors for each tensor of ids.
+        """
+        raise NotImplementedError
+
+    def represent_all(self) -> tuple[Tensor, Tensor]:
+        """Vectors of all users and of all items."""
+        raise NotImplementedError
+
+    def _finish(self, vectors: Tensor) -> Tensor:
+        return functional.normalize(vectors, dim=1) if self.normalize else vectors
+
+
+class MatrixFactorization(RankingNetwork):
+    """The table's rows themselves, compared by inner product or cosine."""
+
+    def represent(self, *batch: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Rows of the batch's ids."""
+        rows = self.table(torch.cat(batch))
+        read = rows.square().sum()
+        parts = self._finish(rows).split([len(ids) for ids in batch])
+        return list(parts), read
+
+    def represent_all(self) -> tuple[Tensor, Tensor]:
+        """Rows of all ids."""
+        rows = self._finish(self.table(self.ids))
+        return rows[: self.num_users], rows[self.num_users :]
+
+
+class LightGCN(RankingNetwork):
+    """The mean of the rows and of what their neighbours' rows say, layer by layer.
+
+    A layer replaces each vector by the sum of its neighbours' vectors, each
+    divided by the root of both degrees.  He et al., "LightGCN" (SIGIR 2020).
+
+    Parameters
+    ----------
+    table, num_users, normalize
+        As for any ranking network.
+    pairs : ndarray of int64, shape (pairs, 2)
+        The training interactions, which are the graph's edges.
+    layers : int, default 3
+    """
+
+    def __init__(
+        self,
+        table: CompressedEmbedding,
+        num_users: int,
+        pairs: np.ndarray,
+        layers: int = 3,
+        normalize: bool = False,
+    ) -> None:
+        super().__init__(table, num_users, normalize)
+        self.layers = layers
+        self.graph: Tensor
+        graph = normalize_graph(pairs, table.num_embeddings)
+        self.register_buffer("graph", graph, persistent=False)
+
+    def represent(self, *batch: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Propagated vectors of the batch's ids."""
+        start = self.table(self.ids)
+        vectors = self._finish(self.propagate(start))
+        read = start[torch.cat(batch)].square().sum()
+        return [vectors[ids] for ids in batch], read
+
+    def represent_all(self) -> tuple[Tensor, Tensor]:
+        """Propagated vectors of all ids."""
+        vectors = self._finish(self.propagate(self.table(self.ids)))
+        return vectors[: self.num_users], vectors[self.num_users :]
+
+    def propagate(self, vectors: Tensor) -> Tensor:
+        """Mean over the layers, shape (ids, dim) -> (ids, dim)."""
+        total = vectors
+        for _ in range(self.layers):
+            vectors = self.graph @ vectors
+            total = total + vectors
+        return total / (self.layers + 1)
+
+
+def normalize_graph(pairs: np.ndarray, num_ids: int) -> Tensor:
+    """The symmetric adjacency matrix with 1 / sqrt(degree degree'), as CSR."""
+    edges = np.concatenate([pairs, pairs[:, ::-1]])  # both directions
+    degrees = np.bincount(edges[:, 0], minlength=num_ids)
+    order = np.lexsort((edges[:, 1], edges[:, 0]))
+    rows, columns = edges[order].T
+    values = 1 / np.sqrt(degrees[rows] * degrees[columns].astype(np.float64))
+    return torch.sparse_csr_tensor(
+        torch.from_numpy(np.concatenate([[0], np.cumsum(degrees)])),
+        torch.from_numpy(np.ascontiguousarray(columns)),
+        torch.from_numpy(values.astype(np.float32)),
+        (num_ids, num_ids),
+    )
+
+
 def make_linear(inputs: int, outputs: int, rng: np.random.Generator) -> nn.Linear:
     """A linear layer with Xavier-normal weights and zero bias."""
     layer = nn.Linear(inputs, outputs)
@@ -228,3 +350,39 @@ def build_click_network(
     if name == "fm":
         return FactorizationMachine(table, fields, rng)
     return CLICK_NETWORKS[name](table, fields, rng, **layers)
+
+
+RANKING_NETWORKS = ("mf", "lightgcn")
+
+
+def build_ranking_network(
+    name: str,
+    table: CompressedEmbedding,
+    num_users: int,
+    pairs: np.ndarray,
+    **layers: Any,
+) -> RankingNetwork:
+    """A ranking network around a table of users and items.
+
+    Parameters
+    ----------
+    name : {"mf", "lightgcn"}
+    table : CompressedEmbedding
+    num_users : int
+    pairs : ndarray of int64, shape (pairs, 2)
+        Training interactions, which LightGCN's graph is made of.
+    **layers
+        ``normalize``, and LightGCN's ``layers``.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    """
+    if name == "mf":
+        return MatrixFactorization(table, num_users, **layers)
+    if name == "lightgcn":
+        return LightGCN(table, num_users, pairs, **layers)
+    raise ValueError(
+        f"unknown network {name!r} for top-N; networks: {list(RANKING_NETWORKS)}"
+    )

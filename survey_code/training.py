@@ -11,12 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from survey_code.data.tasks import ClickData, ClickRows
 from survey_code.embedding import CompressedEmbedding, TrainingStep
-from survey_code.metrics import measure_clicks
-from survey_code.models import ClickNetwork
 
 TABLE_OPTIMIZERS = ("adam", "rowwise_adagrad", "sgd")
 
@@ -49,6 +45,8 @@ class TrainingSettings:
         better metric.
     clip_norm : float
         Largest length of the gradient of all weights; 0 leaves it alone.
+    evaluate_every : int
+        Epochs from one look at validation to the next; `patience` counts looks.
     device : str
         ``"cpu"`` or ``"cuda"``.
     progress : bool
@@ -65,6 +63,7 @@ class TrainingSettings:
     patience: int = 2
     decay: float = 0.1
     clip_norm: float = 0.0
+    evaluate_every: int = 1
     device: str = "cpu"
     progress: bool = False
 
@@ -88,7 +87,8 @@ class History:
     Parameters
     ----------
     epochs : list of dict
-        ``"train_loss"`` and the validation metrics of each epoch.
+        ``"train_loss"`` of each epoch, and its validation metrics where it was
+        looked at.
     best : int
         Index of the epoch whose weights were kept.
     seconds : float
@@ -116,97 +116,6 @@ class Objective(Protocol):
 
     def validate(self, network: Any) -> dict[str, float]:
         """Validation metrics; `monitor` names the one to raise."""
-
-
-class ClickObjective:
-    """Predict clicks: binary cross-entropy, judged by AUC.
-
-    Parameters
-    ----------
-    data : ClickData
-    settings : TrainingSettings
-    """
-
-    monitor = "auc"
-
-    def __init__(self, data: ClickData, settings: TrainingSettings) -> None:
-        self.data = data
-        self.settings = settings
-        self._train = to_device(data.train, settings.device)
-        self._valid = to_device(data.valid, settings.device)
-        self.steps = -(-len(data.train) // settings.batch_size)
-
-    def batches(self, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows in a fresh random order."""
-        yield from split_rows(self._train, self.settings.batch_size, rng)
-
-    def validation_batches(
-        self, rng: np.random.Generator
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Validation rows in random order, again and again."""
-        while True:
-            yield from split_rows(self._valid, self.settings.batch_size, rng)
-
-    def loss(self, network: ClickNetwork, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Cross-entropy, plus L2 of the vectors read, plus the table's penalty."""
-        ids, labels = batch
-        vectors = network.table(ids)  # (batch, fields, dim)
-        logits = network.score(vectors, ids)
-        loss = functional.binary_cross_entropy_with_logits(logits, labels)
-        if self.settings.l2:
-            loss = loss + self.settings.l2 / 2 * vectors.square().sum() / len(ids)
-        if self.settings.table_l2:
-            loss = loss + self.settings.table_l2 / 2 * squared_length(network)
-        return loss + network.table.penalty().to(loss.device)
-
-    def validate(self, network: ClickNetwork) -> dict[str, float]:
-        """AUC and log-loss on the validation rows."""
-        return evaluate_clicks(network, self.data.valid, self.settings.device)
-
-
-def to_device(rows: ClickRows, device: str) -> tuple[Tensor, Tensor]:
-    """Ids (rows, fields) and labels (rows,) as tensors on a device."""
-    ids = torch.from_numpy(np.array(rows.ids, dtype=np.int64))
-    labels = torch.from_numpy(np.array(rows.labels, dtype=np.float32))
-    return ids.to(device), labels.to(device)
-
-
-def split_rows(
-    rows: tuple[Tensor, Tensor], batch_size: int, rng: np.random.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of rows in a random order that is the same on every device."""
-    ids, labels = rows
-    order = torch.from_numpy(rng.permutation(len(labels))).to(ids.device)
-    for chosen in order.split(batch_size):
-        yield ids[chosen], labels[chosen]
-
-
-def squared_length(network: ClickNetwork) -> Tensor:
-    """Sum of squares of the whole table and of the weights per id."""
-    weights: list[Tensor] = list(network.table.parameters())
-    if network.first_order is not None:
-        weights.append(network.first_order.weight)
-    return torch.stack([weight.square().sum() for weight in weights]).sum()
-
-
-@torch.no_grad()
-def predict_clicks(
-    network: ClickNetwork, rows: ClickRows, device: str = "cpu", chunk: int = 16384
-) -> np.ndarray:
-    """Logits of rows, shape (rows,), with the network in eval mode."""
-    was_training = network.training
-    network.eval()
-    ids, _ = to_device(rows, device)
-    logits = [network(part).cpu() for part in ids.split(chunk)]
-    network.train(was_training)
-    return torch.cat(logits).numpy()
-
-
-def evaluate_clicks(
-    network: ClickNetwork, rows: ClickRows, device: str = "cpu"
-) -> dict[str, float]:
-    """AUC and log-loss of a network on rows."""
-    return measure_clicks(rows.labels, predict_clicks(network, rows, device))
 
 
 class RowwiseAdagrad(torch.optim.Optimizer):
@@ -332,14 +241,20 @@ class Trainer:
         self.table.checks_ids = False
         best, misses, kept = -np.inf, 0, None
         for epoch in show_progress(self.settings):
-            train_loss = self._run_epoch()
-            metrics = self.objective.validate(self.network)
-            history.epochs.append({"train_loss": train_loss, **metrics})
-            if not self.settings.patience or metrics[self.objective.monitor] > best:
-                best, misses = metrics[self.objective.monitor], 0
+            entry = {"train_loss": self._run_epoch()}
+            history.epochs.append(entry)
+            if not self.settings.patience:
                 history.best = epoch
-                if self.settings.patience and self.settings.epochs > 1:
+                continue
+            if (epoch + 1) % self.settings.evaluate_every:
+                continue
+            entry.update(self.objective.validate(self.network))
+            if entry[self.objective.monitor] > best:
+                best, misses, history.best = entry[self.objective.monitor], 0, epoch
+                if epoch + 1 < self.settings.epochs:
                     kept = copy.deepcopy(self.network.state_dict())
+                else:
+                    kept = None  # the last epoch is the best: nothing to restore
                 continue
             misses += 1
             self._decay()

@@ -13,7 +13,7 @@ from survey_code.embedding import CompressedEmbedding, FullEmbedding
 from survey_code.lab.latency import measure_lookup
 from survey_code.lab.memory import measure_training
 from survey_code.lab.results import Result, find_versions, name_device, today
-from survey_code.lab.task import Task, Trial, default_trial
+from survey_code.lab.task import Task, Trial, default_trial, make_task
 from survey_code.layouts import Layout
 
 # Full tables trained lately, shared by the methods that compress after training.
@@ -81,11 +81,18 @@ def run(
             f"{method} serves {' and '.join(chosen.tasks)} tasks, but {data.name} "
             f"is a {data.task} task"
         )
-    trial = adapt_trial(trial or default_trial(data), model, dim, device, settings)
-    task = Task(data, trial, seed)
+    trial = adapt_trial(
+        trial or default_trial(data, model), model, dim, device, settings
+    )
+    task = make_task(data, trial, seed)
     planned = chosen.plan(task.spec, table_ratio(task, ratio), **options)
     network, layout, trained, planned, seconds = learn(chosen, task, planned)
-    validation, test = task.evaluate(network, layout)
+    validation = task.validate(network, layout)
+    final = task.for_testing(network)
+    if final is not task:
+        network, layout, trained, planned, again = learn(chosen, final, planned)
+        seconds = {name: seconds[name] + again[name] for name in seconds}
+    test = final.test(network, layout)
     stored = layout.nbytes + task.per_id_bytes
     full = task.spec.full_bytes + task.per_id_bytes
     memory = (
@@ -110,9 +117,9 @@ def run(
         seconds=seconds,
         lookup={name: float(speed[name]) for name in speed_columns(speed)},
         settings={
-            **dataclasses.asdict(trial.settings),
-            "layers": trial.layers,
-            "init_std": trial.init_std,
+            **trial.describe(),
+            "epochs_trained": len(network.history.epochs),
+            "best_epoch": network.history.best + 1,
         },
         device=name_device(trial.settings.device),
         date=today(),
@@ -140,15 +147,8 @@ def adapt_trial(
         raise ValueError(
             f"unknown training setting in {sorted(changes)}; settings: {known}"
         ) from error
-    layers = trial.layers
-    if model and model != "dcnv2":
-        layers = {k: v for k, v in layers.items() if k != "cross_layers"}
     return dataclasses.replace(
-        trial,
-        model=model or trial.model,
-        dim=dim or trial.dim,
-        settings=adapted,
-        layers=layers,
+        trial, model=model or trial.model, dim=dim or trial.dim, settings=adapted
     )
 
 
@@ -236,13 +236,13 @@ def reaches(method: str, data: Any, ratio: float, **arguments: Any) -> bool:
 
         data = load(data)
     names = ("model", "dim", "device", "settings")
+    given = [arguments.pop(name, None) for name in names]
     trial = adapt_trial(
-        arguments.pop("trial", None) or default_trial(data),
-        *(arguments.pop(name, None) for name in names),
+        arguments.pop("trial", None) or default_trial(data, given[0]), *given
     )
     for name in ("measure", "command"):
         arguments.pop(name, None)
-    task = Task(data, trial, 0)
+    task = make_task(data, trial, 0)
     try:
         catalog.get_method(method).plan(
             task.spec, table_ratio(task, ratio), **arguments

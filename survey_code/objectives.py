@@ -1,0 +1,258 @@
+"""What a network is to learn: to predict clicks, or to rank items."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from survey_code.data.tasks import ClickData, ClickRows, InteractionData
+from survey_code.metrics import measure_clicks, measure_ranking
+from survey_code.models import ClickNetwork, RankingNetwork
+from survey_code.training import TrainingSettings
+
+
+class ClickObjective:
+    """Predict clicks: binary cross-entropy, judged by AUC.
+
+    Parameters
+    ----------
+    data : ClickData
+    settings : TrainingSettings
+    """
+
+    monitor = "auc"
+
+    def __init__(self, data: ClickData, settings: TrainingSettings) -> None:
+        self.data = data
+        self.settings = settings
+        self._train = to_device(data.train, settings.device)
+        self._valid = to_device(data.valid, settings.device)
+        self.steps = -(-len(data.train) // settings.batch_size)
+
+    def batches(self, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows in a fresh random order."""
+        yield from split_rows(self._train, self.settings.batch_size, rng)
+
+    def validation_batches(
+        self, rng: np.random.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Validation rows in random order, again and again."""
+        while True:
+            yield from split_rows(self._valid, self.settings.batch_size, rng)
+
+    def loss(self, network: ClickNetwork, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Cross-entropy, plus L2 of the vectors read, plus the table's penalty."""
+        ids, labels = batch
+        vectors = network.table(ids)  # (batch, fields, dim)
+        logits = network.score(vectors, ids)
+        loss = functional.binary_cross_entropy_with_logits(logits, labels)
+        if self.settings.l2:
+            loss = loss + self.settings.l2 / 2 * vectors.square().sum() / len(ids)
+        if self.settings.table_l2:
+            loss = loss + self.settings.table_l2 / 2 * squared_length(network)
+        return loss + network.table.penalty().to(loss.device)
+
+    def validate(self, network: ClickNetwork) -> dict[str, float]:
+        """AUC and log-loss on the validation rows."""
+        return evaluate_clicks(network, self.data.valid, self.settings.device)
+
+
+def to_device(rows: ClickRows, device: str) -> tuple[Tensor, Tensor]:
+    """Ids (rows, fields) and labels (rows,) as tensors on a device."""
+    ids = torch.from_numpy(np.array(rows.ids, dtype=np.int64))
+    labels = torch.from_numpy(np.array(rows.labels, dtype=np.float32))
+    return ids.to(device), labels.to(device)
+
+
+def split_rows(
+    rows: tuple[Tensor, Tensor], batch_size: int, rng: np.random.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of rows in a random order that is the same on every device."""
+    ids, labels = rows
+    order = torch.from_numpy(rng.permutation(len(labels))).to(ids.device)
+    for chosen in order.split(batch_size):
+        yield ids[chosen], labels[chosen]
+
+
+def squared_length(network: ClickNetwork) -> Tensor:
+    """Sum of squares of the whole table and of the weights per id."""
+    weights: list[Tensor] = list(network.table.parameters())
+    if network.first_order is not None:
+        weights.append(network.first_order.weight)
+    return torch.stack([weight.square().sum() for weight in weights]).sum()
+
+
+@torch.no_grad()
+def predict_clicks(
+    network: ClickNetwork, rows: ClickRows, device: str = "cpu", chunk: int = 16384
+) -> np.ndarray:
+    """Logits of rows, shape (rows,), with the network in eval mode."""
+    was_training = network.training
+    network.eval()
+    ids, _ = to_device(rows, device)
+    logits = [network(part).cpu() for part in ids.split(chunk)]
+    network.train(was_training)
+    return torch.cat(logits).numpy()
+
+
+def evaluate_clicks(
+    network: ClickNetwork, rows: ClickRows, device: str = "cpu"
+) -> dict[str, float]:
+    """AUC and log-loss of a network on rows."""
+    return measure_clicks(rows.labels, predict_clicks(network, rows, device))
+
+
+class RankingObjective:
+    """Rank the items a user met above others: BPR or sampled softmax.
+
+    An epoch goes once over the training pairs in random order.  Negative items
+    are drawn uniformly from all items; few of them are positives by chance
+    (on Gowalla 1 in 1,500).
+
+    Parameters
+    ----------
+    data : InteractionData
+    settings : TrainingSettings
+    loss : {"bpr", "softmax"}
+        BPR compares each positive with one negative of its own; sampled softmax
+        with `negatives` that all rows of a batch share.
+    negatives : int
+    temperature : float
+        Scores are divided by it in the softmax.
+
+    Raises
+    ------
+    ValueError
+        If the loss is unknown.
+    """
+
+    monitor = "recall@20"
+
+    def __init__(
+        self,
+        data: InteractionData,
+        settings: TrainingSettings,
+        loss: str = "bpr",
+        negatives: int = 4096,
+        temperature: float = 0.1,
+    ) -> None:
+        if loss not in ("bpr", "softmax"):
+            raise ValueError(f"loss must be 'bpr' or 'softmax', got {loss!r}")
+        self.data = data
+        self.settings = settings
+        self.kind = loss
+        self.negatives = negatives
+        self.temperature = temperature
+        self._pairs = torch.from_numpy(np.array(data.train)).to(settings.device)
+        self.steps = -(-len(data.train) // settings.batch_size)
+
+    def batches(self, rng: np.random.Generator) -> Iterator[tuple[Tensor, ...]]:
+        """Users, positive items and negative items, all as ids."""
+        device = self._pairs.device
+        order = torch.from_numpy(rng.permutation(len(self._pairs))).to(device)
+        first = self.data.num_users
+        for chosen in order.split(self.settings.batch_size):
+            users, positives = self._pairs[chosen].unbind(1)
+            drawn = len(chosen) if self.kind == "bpr" else self.negatives
+            negatives = rng.integers(first, self.data.num_embeddings, size=drawn)
+            yield users, positives, torch.from_numpy(negatives).to(device)
+
+    def validation_batches(
+        self, rng: np.random.Generator
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Held-out pairs in random order, again and again."""
+        held_out = torch.from_numpy(np.array(self.data.valid)).to(self._pairs.device)
+        first = self.data.num_users
+        while True:
+            chosen = rng.integers(len(held_out), size=self.settings.batch_size)
+            users, positives = held_out[torch.from_numpy(chosen)].unbind(1)
+            drawn = len(chosen) if self.kind == "bpr" else self.negatives
+            negatives = rng.integers(first, self.data.num_embeddings, size=drawn)
+            yield users, positives, torch.from_numpy(negatives).to(users.device)
+
+    def loss(self, network: RankingNetwork, batch: tuple[Tensor, ...]) -> Tensor:
+        """BPR or softmax, plus L2 of the vectors read, plus the table's penalty."""
+        (users, positives, negatives), read = network.represent(*batch)
+        good = (users * positives).sum(1)  # (batch,)
+        if self.kind == "bpr":
+            loss = functional.softplus((users * negatives).sum(1) - good).mean()
+        else:
+            others = users @ negatives.T  # (batch, negatives)
+            scores = torch.cat([good[:, None], others], dim=1) / self.temperature
+            loss = (scores.logsumexp(1) - scores[:, 0]).mean()
+        if self.settings.l2:
+            loss = loss + self.settings.l2 / 2 * read / len(users)
+        return loss + network.table.penalty().to(loss.device)
+
+    def validate(self, network: RankingNetwork) -> dict[str, float]:
+        """Recall@20 and NDCG@20 on the held-out pairs."""
+        return evaluate_ranking(network, self.data.train, self.data.valid)
+
+
+@torch.no_grad()
+def evaluate_ranking(
+    network: RankingNetwork,
+    seen: np.ndarray,
+    held_out: np.ndarray,
+    k: int = 20,
+    chunk: int = 2048,
+) -> dict[str, float]:
+    """Rank all items for every user, the seen ones left out.
+
+    Parameters
+    ----------
+    network : RankingNetwork
+    seen, held_out : ndarray of int64, shape (pairs, 2)
+        Pairs to mask, and pairs to find again.
+    k : int, default 20
+    chunk : int
+        Users per batch.
+
+    Returns
+    -------
+    dict
+        ``"recall@k"`` and ``"ndcg@k"``, means over users with held-out items.
+    """
+    was_training = network.training
+    network.eval()
+    users, items = network.represent_all()
+    masked, wanted = (PairLists(pairs, len(users), users) for pairs in (seen, held_out))
+    totals: dict[str, float] = {}
+    for start in range(0, len(users), chunk):
+        stop = min(start + chunk, len(users))
+        scores = users[start:stop] @ items.T  # (chunk, items)
+        scores[masked.between(start, stop)] = -torch.inf
+        relevant = torch.zeros_like(scores, dtype=torch.bool)
+        relevant[wanted.between(start, stop)] = True
+        part = measure_ranking(
+            scores.topk(k).indices, relevant, wanted.counts[start:stop], k
+        )
+        for name, value in part.items():
+            totals[name] = totals.get(name, 0.0) + value
+    network.train(was_training)
+    found = totals.pop("users")
+    if not found:
+        raise ValueError("no user has a held-out item to find again")
+    return {name: value / found for name, value in totals.items()}
+
+
+class PairLists:
+    """Pairs sorted by user, so that those of a range of users are a slice."""
+
+    def __init__(self, pairs: np.ndarray, num_users: int, like: Tensor) -> None:
+        order = np.argsort(pairs[:, 0], kind="stable")
+        users, items = pairs[order, 0], pairs[order, 1] - num_users
+        counts = np.bincount(users, minlength=num_users)
+        self.starts = np.concatenate([[0], np.cumsum(counts)])
+        self.counts = torch.from_numpy(counts).to(like.device)
+        self.users = torch.from_numpy(users).to(like.device)
+        self.items = torch.from_numpy(items).to(like.device)
+
+    def between(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Row (from `start`) and column of each pair of users start .. stop - 1."""
+        first, last = self.starts[start], self.starts[stop]
+        return self.users[first:last] - start, self.items[first:last]
