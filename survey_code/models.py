@@ -7,6 +7,7 @@ other numbers on other CPU types.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -266,12 +267,16 @@ def normalize_graph(pairs: np.ndarray, num_ids: int) -> Tensor:
     order = np.lexsort((edges[:, 1], edges[:, 0]))
     rows, columns = edges[order].T
     values = 1 / np.sqrt(degrees[rows] * degrees[columns].astype(np.float64))
-    return torch.sparse_csr_tensor(
-        torch.from_numpy(np.concatenate([[0], np.cumsum(degrees)])),
-        torch.from_numpy(np.ascontiguousarray(columns)),
-        torch.from_numpy(values.astype(np.float32)),
-        (num_ids, num_ids),
-    )
+    with warnings.catch_warnings():
+        # torch calls compressed rows "beta" once a process; nothing to act on.
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+        return torch.sparse_csr_tensor(
+            torch.from_numpy(np.concatenate([[0], np.cumsum(degrees)])),
+            torch.from_numpy(np.ascontiguousarray(columns)),
+            torch.from_numpy(values.astype(np.float32)),
+            (num_ids, num_ids),
+            check_invariants=True,
+        )
 
 
 def make_linear(inputs: int, outputs: int, rng: np.random.Generator) -> nn.Linear:

@@ -83,7 +83,8 @@ def frappe_bars() -> list[Cell]:
 
 def frappe_first() -> list[Cell]:
     """DCN-V2, d = 16: the full table against the first four compressed ones."""
-    cells = [Cell("full", "frappe", 1, seed, TRIALS["frappe", "dcnv2"]) for seed in SEEDS]
+    trial = TRIALS["frappe", "dcnv2"]
+    cells = [Cell("full", "frappe", 1, seed, trial) for seed in SEEDS]
     asked = [
         ("rowwise", 2.6, {"bits": 8}),
         ("rowwise", 4, {}),
@@ -96,7 +97,7 @@ def frappe_first() -> list[Cell]:
         ),
     ]
     return cells + [
-        Cell(key, "frappe", ratio, seed, TRIALS["frappe", "dcnv2"], options)
+        Cell(key, "frappe", ratio, seed, trial, options)
         for key, ratio, options in asked
         for seed in SEEDS
     ]

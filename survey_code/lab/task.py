@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -272,16 +273,23 @@ class RankingTask(Task):
         """All training pairs, for as many epochs as the hold-out chose."""
         if not len(self.data.valid):
             return self
-        whole = dataclasses.replace(
-            self.data,
-            train=np.concatenate([self.data.train, self.data.valid]),
-            valid=self.data.valid[:0],
-        )
         settings = dataclasses.replace(
             self.trial.settings, epochs=network.history.best + 1, patience=0
         )
         trial = dataclasses.replace(self.trial, settings=settings)
-        return RankingTask(whole, trial, self.seed)
+        return RankingTask(merge_hold_out(self.data), trial, self.seed)
+
+
+@lru_cache(maxsize=4)
+def merge_hold_out(data: InteractionData) -> InteractionData:
+    """The data set with its validation pairs put back into the training pairs.
+
+    The same object for the same data set, so that full tables trained on it are
+    found again.
+    """
+    return dataclasses.replace(
+        data, train=np.concatenate([data.train, data.valid]), valid=data.valid[:0]
+    )
 
 
 def make_task(data: Any, trial: Trial, seed: int) -> Task:
