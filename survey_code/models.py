@@ -268,8 +268,9 @@ def normalize_graph(pairs: np.ndarray, num_ids: int) -> Tensor:
     rows, columns = edges[order].T
     values = 1 / np.sqrt(degrees[rows] * degrees[columns].astype(np.float64))
     with warnings.catch_warnings():
-        # torch calls compressed rows "beta" once a process; nothing to act on.
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support")
+        # torch says once a process that compressed rows are "beta", and that it
+        # checks no invariants (it does here): nothing to act on.
+        warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)")
         return torch.sparse_csr_tensor(
             torch.from_numpy(np.concatenate([[0], np.cumsum(degrees)])),
             torch.from_numpy(np.ascontiguousarray(columns)),

@@ -5,6 +5,7 @@ All ids are *global*: field ``f`` owns ``[field_starts[f], field_starts[f+1])``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -68,7 +69,10 @@ class ClickData:
         """What a method may know: shape, fields, counts of training rows."""
         counts = np.bincount(self.train.ids.ravel(), minlength=self.num_embeddings)
         return TableSpec(
-            self.num_embeddings, embedding_dim, self.field_starts, counts,
+            self.num_embeddings,
+            embedding_dim,
+            self.field_starts,
+            counts,
             init_std=init_std,
         )
 
@@ -119,8 +123,12 @@ class InteractionData:
         """What a method may know: shape, fields, counts and training pairs."""
         counts = np.bincount(self.train.ravel(), minlength=self.num_embeddings)
         return TableSpec(
-            self.num_embeddings, embedding_dim, self.field_starts, counts,
-            interactions=self.train, init_std=init_std,
+            self.num_embeddings,
+            embedding_dim,
+            self.field_starts,
+            counts,
+            interactions=self.train,
+            init_std=init_std,
         )
 
 
@@ -155,8 +163,10 @@ class StreamData:
         return int(self.field_starts[-1])
 
     def as_clicks(self, train: int, valid: int = 1) -> ClickData:
-        """The first `train` windows to learn from, the next `valid` to select
-        on, and all later ones as test."""
+        """The first `train` windows to learn from, the next `valid` to select on.
+
+        All later windows are the test.
+        """
         if train < 1 or valid < 1 or train + valid >= len(self.windows):
             raise ValueError(
                 f"train={train} and valid={valid} windows must be positive and "
@@ -167,13 +177,21 @@ class StreamData:
             self.windows[train : train + valid],
             self.windows[train + valid :],
         )
-        rows = [
-            ClickRows(
-                np.concatenate([part.ids for part in group]),
-                np.concatenate([part.labels for part in group]),
-            )
-            for group in parts
-        ]
+        train_rows, valid_rows, test_rows = (join_rows(part) for part in parts)
         return ClickData(
-            self.name, self.field_names, self.field_starts, *rows, source=self.source
+            self.name,
+            self.field_names,
+            self.field_starts,
+            train_rows,
+            valid_rows,
+            test_rows,
+            source=self.source,
         )
+
+
+def join_rows(windows: Sequence[ClickRows]) -> ClickRows:
+    """Rows of several windows, one after another."""
+    return ClickRows(
+        np.concatenate([window.ids for window in windows]),
+        np.concatenate([window.labels for window in windows]),
+    )

@@ -16,6 +16,7 @@ _HOMES = {
     "plot_tradeoff": "plots",
     "record": "records",
     "run": "runs",
+    "run_stream": "stream",
     "summarize": "results",
     "sweep": "runs",
 }

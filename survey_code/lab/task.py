@@ -73,23 +73,25 @@ TRIALS = {
         {**SMALL, "cross_layers": 2},
     ),
     ("frappe", "dcnv2"): Trial(
-        "dcnv2", 16, TrainingSettings(epochs=30, l2=0.05),
+        "dcnv2", 16, TrainingSettings(epochs=60, l2=5.0),
         {"batch_norm": True, "dropout": 0.2},
     ),
     ("movietweetings", "fm"): Trial(
         "fm", 10, TrainingSettings(epochs=12, batch_size=1024, learning_rate=5e-3),
     ),
+    # Cosine and sampled softmax for both networks: on Gowalla they learn in a
+    # tenth of the epochs that BPR needs.
     ("gowalla", "mf"): Trial(
         "mf", 64,
-        TrainingSettings(epochs=200, batch_size=8192, learning_rate=5e-4,
+        TrainingSettings(epochs=400, batch_size=16384, learning_rate=2e-3,
                          evaluate_every=10, patience=3, decay=1.0),
         {"normalize": True}, {"loss": "softmax"}, init_std=0.1,
     ),
     ("gowalla", "lightgcn"): Trial(
         "lightgcn", 64,
-        TrainingSettings(epochs=300, batch_size=8192, learning_rate=5e-3, l2=1e-4,
+        TrainingSettings(epochs=400, batch_size=16384, learning_rate=2e-3,
                          evaluate_every=10, patience=3, decay=1.0),
-        {}, {"loss": "bpr"}, init_std=0.1,
+        {"normalize": True, "layers": 3}, {"loss": "softmax"}, init_std=0.1,
     ),
 }  # fmt: skip
 

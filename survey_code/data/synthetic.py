@@ -1,0 +1,309 @@
+"""Clicks from a known formula, so that the best reachable metrics are known.
+
+Ids follow a Zipf law within each field; a planted factorisation machine gives
+each row its log-odds; a coin with that probability decides the click.
+
+Every number is the same on every machine for a seed.  Drawn parameters are
+rounded to integers on a grid, so that log-odds are exact sums of integers
+whatever the order of summation; probabilities are compared as integers of 32
+and 40 bits, where a last-digit difference of `exp` or `pow` cannot be seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from survey_code.data.tasks import ClickData, ClickRows, StreamData
+
+# Factors are multiples of 1/64, so their products, and log-odds, of 1/4096.
+FACTOR_GRID = 64
+LOGIT_GRID = FACTOR_GRID**2
+
+
+@dataclass(frozen=True)
+class SyntheticSettings:
+    """What is drawn.
+
+    Parameters
+    ----------
+    field_sizes : tuple of int
+        Ids of each field that are in use at any time.
+    exponent : float
+        Of the Zipf law; 0 makes all ids equally likely.
+    rows : tuple of int
+        Training, validation and test rows; for a stream, rows of each window.
+    factors : int
+        Length of the teacher's vectors.
+    linear_std, factor_std : float
+        Spread of the teacher's weights per id, and of its vectors' entries.
+    bias : float
+        Log-odds of a click where nothing else is known.
+    popularity_change : float
+        Stream: share of each field's ids that trade popularity ranks, per window.
+    new_ids : float
+        Stream: share of each field's ids that are replaced by unseen ones, per
+        window.
+    rotation : float
+        Stream: angle in radians by which the teacher turns, per window.
+
+    Raises
+    ------
+    ValueError
+        If a size is not positive, or a rate is not from 0 to 1.
+    """
+
+    field_sizes: tuple[int, ...]
+    exponent: float
+    rows: tuple[int, ...]
+    factors: int = 4
+    linear_std: float = 0.6
+    factor_std: float = 0.35
+    bias: float = -1.0
+    popularity_change: float = 0.0
+    new_ids: float = 0.0
+    rotation: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("field_sizes", "rows"):
+            sizes = tuple(int(size) for size in getattr(self, name))
+            if not sizes or min(sizes) < 1:
+                raise ValueError(f"{name} must be positive sizes, got {sizes}")
+            object.__setattr__(self, name, sizes)
+        if self.factors < 1:
+            raise ValueError(f"factors must be at least 1, got {self.factors}")
+        for name in ("exponent", "linear_std", "factor_std"):
+            value = getattr(self, name)
+            if not 0 <= value < 10:
+                raise ValueError(f"{name} must be from 0 to 10, got {value}")
+        for name in ("popularity_change", "new_ids"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name} is a share from 0 to 1, got {getattr(self, name)}"
+                )
+        if not (math.isfinite(self.bias) and math.isfinite(self.rotation)):
+            raise ValueError("bias and rotation must be finite")
+
+
+PRESETS = {
+    "small": SyntheticSettings(
+        (6000, 4000, 1500, 500, 100, 30, 10, 4), 1.05, (200_000, 40_000, 40_000)
+    ),
+    "large": SyntheticSettings(
+        (1_000_000, 100_000, 10_000, 1000, 100, 10),
+        1.05,
+        (2_000_000, 100_000, 100_000),
+    ),
+    "stream": SyntheticSettings(
+        (4000, 3000, 1000, 300, 50, 10),
+        1.05,
+        (30_000,) * 10,
+        popularity_change=0.1,
+        new_ids=0.05,
+        rotation=0.15,
+    ),
+}
+
+
+def make_clicks(preset: str = "small", *, seed: int = 0, **overrides: Any) -> ClickData:
+    """Draw training, validation and test rows of one fixed teacher.
+
+    Parameters
+    ----------
+    preset : {"small", "large"}
+    seed : int, default 0
+    **overrides
+        Fields of `SyntheticSettings`.
+
+    Returns
+    -------
+    ClickData
+        `best` holds the AUC and log-loss of the true probabilities; `source`
+        the settings and the seed.
+
+    Raises
+    ------
+    ValueError
+        If the preset or a setting is unknown or out of range.
+    """
+    settings = choose_settings(preset, overrides)
+    if len(settings.rows) != 3:
+        raise ValueError(
+            f"rows must be (training, validation, test), got {settings.rows}"
+        )
+    world = World(settings, windows=1, seed=seed)
+    (train, _), (valid, valid_logits), (test, test_logits) = (
+        world.draw(count) for count in settings.rows
+    )
+    return ClickData(
+        f"synthetic ({preset})",
+        world.field_names,
+        world.field_starts,
+        train,
+        valid,
+        test,
+        source={"seed": seed, **dataclasses.asdict(settings)},
+        best={
+            "valid": best_metrics(valid, valid_logits),
+            "test": best_metrics(test, test_logits),
+        },
+    )
+
+
+def make_stream(
+    preset: str = "stream", *, seed: int = 0, **overrides: Any
+) -> StreamData:
+    """Draw windows of a world that drifts from each to the next.
+
+    Parameters
+    ----------
+    preset : {"stream"}
+    seed : int, default 0
+    **overrides
+        Fields of `SyntheticSettings`; ``popularity_change``, ``new_ids`` and
+        ``rotation`` are the three switches of drift, all off at 0.
+
+    Returns
+    -------
+    StreamData
+    """
+    settings = choose_settings(preset, overrides)
+    world = World(settings, windows=len(settings.rows), seed=seed)
+    windows, best = [], []
+    for count in settings.rows:
+        rows, logits = world.draw(count)
+        windows.append(rows)
+        best.append(best_metrics(rows, logits))
+        world.drift()
+    return StreamData(
+        f"synthetic ({preset})",
+        world.field_names,
+        world.field_starts,
+        tuple(windows),
+        source={"seed": seed, **dataclasses.asdict(settings)},
+        best=tuple(best),
+    )
+
+
+def choose_settings(preset: str, overrides: dict[str, Any]) -> SyntheticSettings:
+    """A preset's settings with some replaced."""
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; presets: {sorted(PRESETS)}")
+    known = {field.name for field in dataclasses.fields(SyntheticSettings)}
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        raise ValueError(f"unknown setting {unknown[0]!r}; settings: {sorted(known)}")
+    return dataclasses.replace(PRESETS[preset], **overrides)
+
+
+class World:
+    """The teacher, and which ids are popular now.
+
+    Each of the teacher's parameters has two independent draws and turns in
+    their plane: after t windows it is ``cos(t a)`` times the first plus
+    ``sin(t a)`` times the second, so that its spread stays while its
+    correlation with the start falls as ``cos(t a)``.
+    """
+
+    def __init__(self, settings: SyntheticSettings, windows: int, seed: int) -> None:
+        self.settings = settings
+        parameters, self._ranks, self._drift, self._rows = (
+            np.random.default_rng(child)
+            for child in np.random.SeedSequence(seed).spawn(4)
+        )
+        replaced = [
+            int(size * settings.new_ids) * (windows - 1)
+            for size in settings.field_sizes
+        ]
+        sizes = np.array(settings.field_sizes) + np.array(replaced)
+        self.field_starts = np.concatenate([[0], np.cumsum(sizes)])
+        self.field_names = tuple(f"field_{k}" for k in range(len(sizes)))
+        self.age = 0
+        ids = int(self.field_starts[-1])
+        self._linear = parameters.standard_normal((2, ids)) * settings.linear_std
+        shape = (2, ids, settings.factors)
+        self._factors = parameters.standard_normal(shape) * settings.factor_std
+        # ids_by_rank[f][k] is the id with popularity rank k; the order is
+        # random, so that ids modulo anything give no id a row for itself.
+        self.ids_by_rank = []
+        self._reserve = []
+        for start, size, all_ids in zip(self.field_starts, settings.field_sizes, sizes):
+            order = start + self._ranks.permutation(all_ids)
+            self.ids_by_rank.append(order[:size])
+            self._reserve.append(order[size:])
+        self._thresholds = [
+            zipf_thresholds(size, settings.exponent) for size in settings.field_sizes
+        ]
+
+    def draw(self, count: int) -> tuple[ClickRows, np.ndarray]:
+        """Rows, and their true log-odds (float64, exact multiples of 1/4096)."""
+        columns = [
+            ids[np.searchsorted(limits, self._rows.integers(0, 2**40, count), "right")]
+            for ids, limits in zip(self.ids_by_rank, self._thresholds)
+        ]
+        ids = np.stack(columns, axis=1)  # (count, fields)
+        logits = self.true_logits(ids)
+        chance = np.floor(2.0**32 / (1 + np.exp(-logits))).astype(np.int64)
+        labels = self._rows.integers(0, 2**32, count) < chance
+        return ClickRows(ids, labels.astype(np.float32)), logits
+
+    def true_logits(self, ids: np.ndarray) -> np.ndarray:
+        """Log-odds of rows of ids, shape (rows, fields) -> (rows,)."""
+        linear = turn(self._linear, self.age * self.settings.rotation, LOGIT_GRID)
+        factors = turn(self._factors, self.age * self.settings.rotation, FACTOR_GRID)
+        total = np.full(len(ids), round(self.settings.bias * LOGIT_GRID))
+        vector_sum = np.zeros((len(ids), self.settings.factors), dtype=np.int64)
+        square_sum = np.zeros(len(ids), dtype=np.int64)
+        for column in ids.T:
+            vectors = factors[column]
+            total += linear[column]
+            vector_sum += vectors
+            square_sum += (vectors**2).sum(axis=1)
+        # Half of (square of the sum - sum of the squares) is the sum over pairs,
+        # always a whole number.
+        total += ((vector_sum**2).sum(axis=1) - square_sum) // 2
+        return total / LOGIT_GRID
+
+    def drift(self) -> None:
+        """Go on to the next window."""
+        self.age += 1
+        for field, ids in enumerate(self.ids_by_rank):
+            moved = int(len(ids) * self.settings.popularity_change)
+            places = self._drift.choice(len(ids), moved, replace=False)
+            ids[places] = ids[self._drift.permutation(places)]
+            fresh = int(len(ids) * self.settings.new_ids)
+            if len(self._reserve[field]) >= fresh:
+                places = self._drift.choice(len(ids), fresh, replace=False)
+                ids[places] = self._reserve[field][:fresh]
+                self._reserve[field] = self._reserve[field][fresh:]
+
+
+def turn(draws: np.ndarray, angle: float, grid: int) -> np.ndarray:
+    """Parameters after turning by an angle, as integers in units of 1/grid."""
+    turned = math.cos(angle) * draws[0] + math.sin(angle) * draws[1]
+    return np.rint(turned * grid).astype(np.int64)
+
+
+def zipf_thresholds(size: int, exponent: float) -> np.ndarray:
+    """Upper ends of the ranks' shares of 0 .. 2**40, shape (size,)."""
+    mass = np.arange(1, size + 1, dtype=np.float64) ** -exponent
+    total = np.cumsum(mass)
+    limits = np.rint(total / total[-1] * 2**40).astype(np.int64)
+    limits[-1] = 2**40
+    return limits
+
+
+def best_metrics(
+    rows: ClickRows, logits: Sequence[float] | np.ndarray
+) -> dict[str, float]:
+    """AUC and log-loss of the true probabilities: nothing can do better, but for
+    the luck of the draw.
+    """
+    from survey_code.metrics import measure_clicks
+
+    return measure_clicks(rows.labels, np.asarray(logits))
