@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +39,7 @@ class TableSpec:
     Raises
     ------
     ValueError
-        If a size is not positive, or an array has the wrong shape.
+        If a size is not a positive integer, or an array is not what it should be.
     """
 
     num_embeddings: int
@@ -49,12 +51,11 @@ class TableSpec:
 
     def __post_init__(self) -> None:
         for name in ("num_embeddings", "embedding_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}"
-                )
-        starts = np.asarray(self.field_starts, dtype=np.int64)
-        counts = np.asarray(self.train_counts, dtype=np.int64)
+            size = getattr(self, name)
+            if not isinstance(size, int | np.integer) or size < 1:
+                raise ValueError(f"{name} must be an integer from 1 up, got {size!r}")
+        starts = as_integers(self.field_starts, "field_starts")
+        counts = as_integers(self.train_counts, "train_counts")
         if (
             starts.ndim != 1
             or len(starts) < 2
@@ -66,10 +67,10 @@ class TableSpec:
                 "field_starts must rise from 0 to num_embeddings "
                 f"({self.num_embeddings}), got {starts.tolist()[:8]}"
             )
-        if counts.shape != (self.num_embeddings,):
+        if counts.shape != (self.num_embeddings,) or counts.min() < 0:
             raise ValueError(
-                f"train_counts must have shape ({self.num_embeddings},), "
-                f"got {counts.shape}"
+                f"train_counts must be {self.num_embeddings} numbers from 0 up, "
+                f"got shape {counts.shape}"
             )
         object.__setattr__(self, "field_starts", starts)
         object.__setattr__(self, "train_counts", counts)
@@ -87,7 +88,7 @@ class TableSpec:
         ValueError
             If the ratio is not a number from 1 up.
         """
-        if not (isinstance(ratio, int | float) and 1 <= ratio < math.inf):
+        if not (isinstance(ratio, Real) and 1 <= ratio < math.inf):
             raise ValueError(f"ratio must be a number from 1 up, got {ratio!r}")
         return int(self.full_bytes / ratio)
 
@@ -101,16 +102,15 @@ class TableSpec:
         """
         budget = self.budget(ratio)
         if smallest > budget:
-            # Rounded down, so that the ratio named can be asked for.
-            reach = math.floor(1000 * self.full_bytes / smallest) / 1000
+            # Rounded down, so that the ratio named can be asked for; where the
+            # division itself rounds up, one step further.
+            reach = 1000 * self.full_bytes // smallest
+            while reach > 1000 and self.budget(reach / 1000) < smallest:
+                reach -= 1
             raise ValueError(
                 f"ratio {ratio:g} leaves {budget:,} bytes, but the smallest such "
-                f"table takes {smallest:,}: "
-                + (
-                    f"the highest ratio it can reach is {reach:g}"
-                    if reach >= 1
-                    else "it is larger than the full table at every ratio"
-                )
+                f"table takes {smallest:,}: the highest ratio it can reach is "
+                + (f"{reach / 1000:.15g}" if reach >= 1000 else "below 1")
             )
         return budget
 
@@ -123,3 +123,11 @@ class TableSpec:
             np.array([0, num_embeddings]),
             np.zeros(max(num_embeddings, 0), dtype=np.int64),
         )
+
+
+def as_integers(values: Any, name: str) -> np.ndarray:
+    """An int64 array, or one clear ValueError."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{name} must hold integers, got dtype {array.dtype}")
+    return array.astype(np.int64, copy=False)
