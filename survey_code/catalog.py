@@ -93,8 +93,9 @@ class Method:
         return planned
 
     def build(self, spec: TableSpec, options: dict[str, Any], seed: int = 0) -> Any:
-        """A table ready to be trained (stage "during training")."""
-        self._require(DURING)
+        """A table ready to be trained, or retrained after a search."""
+        self._require(DURING, SEARCH)
+        check_options(self.key, self.load(), options)
         return self.load()(spec, seed=seed, **options)
 
     def compress(
@@ -114,10 +115,11 @@ class Method:
         found: dict[str, Any] = self.load().search(task, spec, options, seed)
         return found
 
-    def _require(self, stage: str) -> None:
-        if stage not in self.stages:
+    def _require(self, *stages: str) -> None:
+        if not set(stages) & set(self.stages):
             raise ValueError(
-                f"{self.key} does not compress {stage}, only {' or '.join(self.stages)}"
+                f"{self.key} does not compress {stages[0]}, "
+                f"only {' or '.join(self.stages)}"
             )
 
 
@@ -126,7 +128,7 @@ def check_options(
 ) -> None:
     """Raise ValueError if `function` does not take these keyword options."""
     parameters = inspect.signature(function).parameters.values()
-    known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"spec"}
+    known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"spec", "seed"}
     unknown = sorted(set(options) - known)
     if unknown:
         allowed = ", ".join(sorted(known)) or "none"
