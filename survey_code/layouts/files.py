@@ -9,11 +9,11 @@ not notice a flipped byte.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import struct
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -70,19 +70,21 @@ def write_file(
 
 def write_atomically(path: Path, payload: bytes) -> None:
     """Replace `path` by a file of these bytes, or leave it as it was."""
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT, "no such folder to save into", str(path.parent)
+        )
+    beside = path.parent / f".survey_code-{os.urandom(8).hex()}.part"
+    # Opened like any other file, so that it gets the usual permissions.
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files private; give this one the usual permissions.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(beside, 0o666 & ~mask)
         os.replace(beside, path)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -106,7 +108,10 @@ def read_file(
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    payload = Path(path).read_bytes()
+    try:
+        payload = Path(path).read_bytes()
+    except IsADirectoryError as error:
+        raise ValueError(f"{path}: a folder, not a file") from error
     try:
         arrays = load(payload)
         metadata = read_header(payload).get("__metadata__", {})
@@ -124,9 +129,14 @@ def read_file(
         contents = json.loads(metadata[METADATA_KEY])
         layout, version = contents["layout"], contents["version"]
         shape, stored = contents["shape"], contents["sha256"]
-        found = hash_contents(layout, version, shape, arrays)
-    except (ValueError, KeyError, TypeError) as error:
+        if not (
+            isinstance(layout, str)
+            and all(isinstance(value, int) for value in [version, *shape.values()])
+        ):
+            raise TypeError("a name or a number of another type")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: the layout's description is damaged") from error
+    found = hash_contents(layout, version, shape, arrays)
     if found != stored:
         raise ValueError(
             f"{path}: damaged, its SHA-256 is {found[:12]}..., but the file says "
