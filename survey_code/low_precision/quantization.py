@@ -53,13 +53,14 @@ def quantize_rows(
     high = table.max(axis=1)
     if kind == np.float16:
         widest = max(float(-low.min()), float(high.max()))
-        if widest > LARGEST_HALF or (high - low).max() > LARGEST_HALF:
+        if widest > LARGEST_HALF:
             raise ValueError(
-                f"at {bits} bits scale and bias are float16, which holds values and "
-                f"ranges up to {LARGEST_HALF:g}; the table reaches {widest:.6g}"
+                f"at {bits} bits scale and bias are float16, which holds values up "
+                f"to {LARGEST_HALF:g}; the table reaches {widest:.6g}"
             )
         return round_to_half(table, low, high, bits)
-    span = high - low
+    with np.errstate(over="ignore"):
+        span = high - low
     if not np.isfinite(span).all():
         raise ValueError("a row's range (max - min) overflows float32")
     # The small constant keeps a constant row from dividing by zero.
@@ -80,9 +81,6 @@ def round_to_half(
     # A range that underflows float16 leaves scale 0: PyTorch then uses 1.
     scale[scale == 0] = 1
     inverse = np.float32(1) / scale.astype(np.float32)
-    # A scale so small that its inverse overflows would give infinite codes.
-    scale[np.isinf(inverse)] = 1
-    inverse[np.isinf(inverse)] = 1
     codes = np.rint((table - origin[:, None]) * inverse[:, None])
     return np.clip(codes, 0, top).astype(np.uint8), scale, bias
 
