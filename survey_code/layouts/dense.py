@@ -30,8 +30,8 @@ class DenseLayout(Layout):
     array_names: ClassVar[tuple[str, ...]] = ("values",)
 
     def __init__(self, values: np.ndarray) -> None:
-        self.values = values
-        super().__init__(*np.shape(values) if np.ndim(values) == 2 else (0, 0))
+        self.values = np.asarray(values)
+        super().__init__(*self.values.shape if self.values.ndim == 2 else (0, 0))
         self.validate()
 
     @classmethod

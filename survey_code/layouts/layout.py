@@ -237,17 +237,24 @@ def as_numpy(ids: Array) -> np.ndarray:
 
 def as_finite_table(weight: Array, name: str = "weight") -> np.ndarray:
     """A 2-D float32 table without NaN or infinity, or one clear ValueError."""
-    if hasattr(weight, "detach"):  # a torch tensor, perhaps on a GPU
-        weight = weight.detach().cpu().float().numpy()
     try:
-        table = np.ascontiguousarray(weight, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+        if hasattr(weight, "detach"):  # a torch tensor, perhaps on a GPU
+            weight = weight.detach().cpu()
+            # NumPy has no bfloat16.
+            weight = weight.float() if weight.is_floating_point() else weight
+            weight = weight.numpy()
+        given = np.asarray(weight)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} must be an array of numbers: {error}") from error
-    if table.ndim != 2 or 0 in table.shape:
+    if given.dtype.kind not in "fiu":
+        raise ValueError(f"{name} must be an array of numbers, got {given.dtype}")
+    if given.ndim != 2 or 0 in given.shape:
         raise ValueError(
             f"{name} must be 2-D with at least one row and one column, "
-            f"got shape {np.shape(weight)}"
+            f"got shape {given.shape}"
         )
+    with np.errstate(over="ignore"):  # infinity is reported below
+        table = np.ascontiguousarray(given, dtype=np.float32)
     if not np.isfinite(table).all():
         row = int(np.flatnonzero(~np.isfinite(table).all(axis=1))[0])
         raise ValueError(

@@ -30,7 +30,7 @@ def row_bytes(dim: int, bits: int) -> int:
 
 def parameter_type(bits: int) -> np.dtype:
     """Type of scale and bias: float32 at 8 bits, float16 below."""
-    if bits not in BITS:
+    if not isinstance(bits, int | np.integer) or bits not in BITS:
         raise ValueError(f"bits must be one of {BITS}, got {bits!r}")
     return np.dtype(np.float32 if bits == 8 else np.float16)
 
@@ -96,9 +96,9 @@ class RowwiseLayout(Layout):
     )
 
     def __init__(self, rows: np.ndarray, embedding_dim: int, bits: int) -> None:
-        super().__init__(len(rows), embedding_dim)
-        self.rows = rows
+        self.rows = np.asarray(rows)
         self.bits = bits
+        super().__init__(len(self.rows) if self.rows.ndim else 0, embedding_dim)
         self.validate()
 
     @classmethod
