@@ -86,8 +86,7 @@ class CompressedEmbedding(nn.Module):
         ValueError
             If ids are not integers.
         """
-        if self.checks_ids:
-            ids = self.check_ids(ids)
+        ids = self.check_ids(ids) if self.checks_ids else ids.to(torch.int64)
         return self.embed(ids)
 
     def check_ids(self, ids: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ of the plain id; double hashing takes two digits of two mixtures.
 
 from __future__ import annotations
 
+import itertools
 from typing import ClassVar
 
 import numpy as np
@@ -66,6 +67,11 @@ def take_digits(ids: Array, index: Array) -> list[Array]:
     return digits
 
 
+def table_starts(index: Array) -> list[int]:
+    """Row of `values` at which each of the k tables starts."""
+    return [0, *itertools.accumulate(row[3] for row in index.tolist()[:-1])]
+
+
 def choose_signs(ids: Array, signs: Array) -> Array:
     """+1 or -1 of each id from one more hash, as int64: its bit 31."""
     first, second = signs.tolist()
@@ -119,7 +125,7 @@ class HashedLayout(Layout):
             raise ValueError(f"combine must be one of {COMBINE}, got {combine!r}")
         self.values = np.asarray(values)
         self.index = np.asarray(index)
-        self.signs = signs
+        self.signs = None if signs is None else np.asarray(signs)
         self.combine_code = COMBINE.index(combine)
         self.open_ids = int(open_ids)
         self.validate()
@@ -132,14 +138,20 @@ class HashedLayout(Layout):
     def validate(self) -> None:
         """Raise ValueError if tables, index and dimension contradict."""
         index, values = self.index, self.values
-        if index is None or index.dtype != np.int64 or index.shape != (len(index), 4):
+        if (
+            index is None
+            or index.dtype != np.int64
+            or index.ndim != 2
+            or index.shape[1] != 4
+        ):
             raise ValueError("index must be int64 of shape (tables, 4)")
         if not len(index) or (index[:, 2:] < 1).any():
             raise ValueError("index needs a table, and divisors and moduli from 1 up")
         if not 0 <= self.combine_code < len(COMBINE):
             raise ValueError(f"combine_code must be 0 to 2, got {self.combine_code}")
         parts = len(index) if self.combine == "concat" else 1
-        expected = (int(index[:, 3].sum()), self.embedding_dim // parts)
+        # Python's integers: a sum of int64 could wrap around.
+        expected = (sum(index[:, 3].tolist()), self.embedding_dim // parts)
         if (
             values is None
             or values.dtype != np.float32
@@ -155,10 +167,11 @@ class HashedLayout(Layout):
     def read_rows(self, ids: Array) -> Array:
         """Digits, gathers, then sum, product or concatenation."""
         xp = array_module(ids)
-        starts = np.concatenate([[0], np.cumsum(self._moduli())[:-1]]).tolist()
         parts = [
             self.values[digits + start]
-            for digits, start in zip(take_digits(ids, self.index), starts)
+            for digits, start in zip(
+                take_digits(ids, self.index), table_starts(self.index)
+            )
         ]
         if self.combine == "concat":
             rows = xp.concatenate(parts, axis=1)
@@ -169,6 +182,3 @@ class HashedLayout(Layout):
         if self.signs is not None:
             rows = rows * choose_signs(ids, self.signs)[:, None].astype(np.float32)
         return rows
-
-    def _moduli(self) -> np.ndarray:
-        return np.array([row[3] for row in self.index.tolist()])

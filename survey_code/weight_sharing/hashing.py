@@ -17,6 +17,7 @@ from survey_code.layouts.hashed import (
     COMBINE,
     choose_signs,
     draw_multipliers,
+    table_starts,
     take_digits,
 )
 from survey_code.spec import TableSpec
@@ -58,7 +59,6 @@ class HashedEmbedding(CompressedEmbedding):
         # Integers, not tensors: reading them must never wait for a GPU.
         self.index = index
         self.signs = signs
-        self.starts = np.concatenate([[0], np.cumsum(index[:-1, 3])]).tolist()
         shape = (
             int(index[:, 3].sum()),
             row_width(spec.embedding_dim, len(index), combine),
@@ -72,7 +72,9 @@ class HashedEmbedding(CompressedEmbedding):
             functional.embedding(
                 digits + start, self.values, sparse=self.sparse_gradients
             )
-            for digits, start in zip(take_digits(ids, self.index), self.starts)
+            for digits, start in zip(
+                take_digits(ids, self.index), table_starts(self.index)
+            )
         ]
         if self.combine == "concat":
             rows = torch.cat(parts, dim=-1)
