@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
@@ -114,63 +115,114 @@ def name_lines(
         )  # fmt: skip
 
 
+# What each category makes fewer of.
+SIDES = {
+    "low precision": "bits per weight",
+    "mixed dimension": "weights per embedding",
+    "weight sharing": "distinct weights",
+}
+
+
 def plot_taxonomy(catalogue: Iterable[Method], ax: Axes | None = None) -> Axes:
-    """Draw the survey's categories and families, and the methods implemented here.
+    """Draw the table as a block of n x d x bits, and which family shrinks which side.
+
+    Each category has the colour of the side that it shortens: low precision the
+    bits per weight, mixed dimension the weights per embedding, weight sharing the
+    distinct weights.  Beside each family stand its methods in the catalogue.
 
     Parameters
     ----------
     catalogue : iterable of Method
     ax : Axes, optional
+        By default a new figure 7 inches wide and as high as the names need.
 
     Returns
     -------
     Axes
+        Its `texts` hold every category, family and title that was drawn.
     """
-    axes = plt.gca() if ax is None else ax
     catalogue = list(catalogue)
-    families = [
-        (category, family)
-        for category, names in TAXONOMY.items()
-        if category != "baseline"
-        for family in names
-    ]
-    height = len(families)
-    colors = dict(zip(list(TAXONOMY)[1:], COLORS))
-    box = {"boxstyle": "round,pad=0.35", "fc": "white"}
-    root = (0.0, (height - 1) / 2)
-    for category, color in colors.items():
-        rows = [k for k, (c, _) in enumerate(families) if c == category]
-        middle = height - 1 - float(np.mean(rows))
-        connect(axes, (root[0] + 0.1, root[1]), (0.75, middle), color)
-        axes.text(
-            0.75, middle, category, va="center", color=color, weight="bold",
-            bbox={**box, "ec": color},
+    colors = dict(zip(list(TAXONOMY)[1:], COLORS)) | {"baseline": "0.35"}
+    # The baseline comes last: it shortens no side.
+    order = [*list(TAXONOMY)[1:], "baseline"]
+    rows = [(category, family) for category in order for family in TAXONOMY[category]]
+    names = {}
+    for _, family in rows:
+        titles = ", ".join(m.title for m in catalogue if m.family == family)
+        names[family] = textwrap.fill(
+            titles or "not in the catalogue yet", 50, break_on_hyphens=False
+        )
+    heights = [0.2 + 0.15 * (names[family].count("\n") + 1) for _, family in rows]
+    # A little air between two categories.
+    gaps = [0.14 * (a[0] != b[0]) for a, b in pairwise([rows[0], *rows])]
+    tops = np.cumsum([h + g for h, g in zip(heights, gaps)])
+    levels = {
+        family: float(tops[-1] - top + height / 2)
+        for (_, family), top, height in zip(rows, tops, heights)
+    }
+    total = max(float(tops[-1]), 2.6)
+    # The axes fill the figure, so that lengths below are inches.
+    axes = ax or plt.figure(figsize=(7, total)).add_axes((0.0, 0.0, 1.0, 1.0))
+    draw_block(axes, total / 2, colors)
+    for category in order:
+        own = [levels[family] for family in TAXONOMY[category]]
+        reach = [heights[k] / 2 for k, row in enumerate(rows) if row[0] == category]
+        color, middle = colors[category], (max(own) + min(own)) / 2
+        axes.plot(
+            [2.85, 2.85], [min(own) - reach[-1] + 0.06, max(own) + reach[0] - 0.06],
+            color=color, linewidth=2, solid_capstyle="butt",
         )  # fmt: skip
-        for k in rows:
-            level = height - 1 - k
-            connect(axes, (1.35, middle), (1.75, level), color)
-            members = [m for m in catalogue if m.family == families[k][1]]
-            axes.text(1.78, level, families[k][1], va="center", color="black")
-            named = ", ".join(m.title for m in members) or "(chapter to come)"
-            axes.text(2.75, level, named, va="center", fontsize=7.5, color="0.35")
-    axes.text(*root, "embedding\ntable", va="center", ha="center", bbox=box)
-    axes.set_xlim(-0.3, 5.2)
-    axes.set_ylim(-0.6, height - 0.4)
+        if category in SIDES:
+            axes.text(
+                2.75, middle, category, ha="right", va="bottom", color=color,
+                weight="bold", fontsize=8.5,
+            )  # fmt: skip
+            axes.text(
+                2.75, middle - 0.03, f"fewer {SIDES[category]}", ha="right", va="top",
+                color=color, fontsize=7.5,
+            )  # fmt: skip
+        for family in TAXONOMY[category]:
+            level, known = levels[family], any(m.family == family for m in catalogue)
+            axes.text(
+                2.95, level, family, va="center", color=color, weight="bold",
+                fontsize=8,
+            )  # fmt: skip
+            axes.text(
+                4.3, level, names[family], va="center", fontsize=7.5,
+                color="0.15" if known else "0.5",
+                style="normal" if known else "italic",
+            )  # fmt: skip
+    axes.set_xlim(0, 7)
+    axes.set_ylim(0, total)
     axes.axis("off")
     return axes
 
 
-def connect(
-    axes: Axes, start: tuple[float, float], end: tuple[float, float], color: str
-) -> None:
-    """A thin curve from one box to the next."""
-    share = np.linspace(0, 1, 30)
-    smooth = share**2 * (3 - 2 * share)
-    axes.plot(
-        start[0] + share * (end[0] - start[0]),
-        start[1] + smooth * (end[1] - start[1]),
-        color=color,
-        linewidth=1,
-        alpha=0.6,
-        zorder=0,
-    )
+def draw_block(axes: Axes, middle: float, colors: dict[str, str]) -> None:
+    """A table as a block, its three sides in the categories' colours."""
+    left, low, right, high, shift = 0.28, middle - 0.75, 0.88, middle + 0.5, 0.24
+    far = (right + shift, high + shift)
+    axes.fill([left, right, right, left], [low, low, high, high], color="0.95")
+    for y in np.linspace(low, high, 7):
+        axes.plot([left, right], [y, y], color="0.75", linewidth=0.7)
+    for x in np.linspace(left, right, 5):
+        axes.plot([x, x], [low, high], color="0.75", linewidth=0.7)
+    outline = [(left, high), (left + shift, far[1]), far, (far[0], low + shift)]
+    axes.plot(*zip(*outline, (right, low)), color="0.6", linewidth=0.9)
+    edges = {
+        "low precision": ((right, high), far),
+        "mixed dimension": ((left, low), (right, low)),
+        "weight sharing": ((left, low), (left, high)),
+    }
+    for category, edge in edges.items():
+        axes.plot(*zip(*edge), color=colors[category], linewidth=3.5)
+    places = {
+        "low precision": (far[0] - 0.12, far[1] + 0.12, "$b$ bits", 0),
+        "mixed dimension": ((left + right) / 2, low - 0.12, "$d$ columns", 0),
+        "weight sharing": (left - 0.12, (low + high) / 2, "$n$ rows", 90),
+    }
+    for category, (x, y, text, turn) in places.items():
+        axes.text(
+            x, y, text, rotation=turn, color=colors[category], fontsize=8.5,
+            ha="center", va="center",
+        )  # fmt: skip
