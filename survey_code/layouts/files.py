@@ -114,7 +114,7 @@ def read_file(
         raise ValueError(f"{path}: a folder, not a file") from error
     try:
         arrays = load(payload)
-        metadata = read_header(payload).get("__metadata__", {})
+        metadata = read_header(payload).get("__metadata__") or {}
     # NumPy and the JSON reader raise their own errors on damaged headers.
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(

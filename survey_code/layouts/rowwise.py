@@ -66,9 +66,10 @@ def unpack_codes(packed: Array, dim: int, bits: int) -> Array:
     if bits == 8:
         return packed[:, :dim]
     xp = array_module(packed)
-    shifts = xp.arange(8 // bits, dtype=np.uint8) * np.uint8(bits)
+    per_byte = 8 // bits
+    shifts = xp.arange(per_byte, dtype=np.uint8) * np.uint8(bits)
     spread = (packed[:, :, None] >> shifts) & np.uint8(2**bits - 1)
-    return spread.reshape(len(packed), -1)[:, :dim]
+    return spread.reshape(len(packed), packed.shape[1] * per_byte)[:, :dim]
 
 
 class RowwiseLayout(Layout):
