@@ -1,0 +1,51 @@
+"""One small example of every layout, in every variant that reads differently."""
+
+import numpy as np
+import pytest
+
+from survey_code import TableSpec, compress
+from survey_code.layouts import DenseLayout
+from survey_code.weight_sharing.hashing import (
+    HashingEmbedding,
+    QuotientRemainderEmbedding,
+)
+
+ROWS = 11
+
+
+def draw_table(dim):
+    return np.random.default_rng(dim).normal(size=(ROWS, dim)).astype(np.float32)
+
+
+def hashed(dim=6, **options):
+    spec = TableSpec.of_shape(ROWS, dim)
+    kind = QuotientRemainderEmbedding if "modulus" in options else HashingEmbedding
+    return kind(spec, seed=3, **options).freeze()
+
+
+EXAMPLES = {
+    "dense-float32": lambda: DenseLayout.from_weight(draw_table(5)),
+    "dense-float16": lambda: DenseLayout.from_weight(draw_table(3), "float16"),
+    "dense-bfloat16": lambda: DenseLayout.from_weight(draw_table(4), "bfloat16"),
+    "rowwise-8": lambda: compress(draw_table(7), "rowwise", bits=8),
+    "rowwise-4-odd": lambda: compress(draw_table(5), "rowwise", bits=4),
+    "rowwise-2-odd": lambda: compress(draw_table(7), "rowwise", bits=2),
+    "hashed": lambda: hashed(rows=4),
+    "hashed-signed": lambda: hashed(rows=4, signed=True),
+    "hashed-open": lambda: hashed(rows=4, open_ids=True),
+    "hashed-sum": lambda: hashed(modulus=4, combine="sum"),
+    "hashed-product": lambda: hashed(modulus=4, combine="product"),
+    "hashed-concat": lambda: hashed(modulus=4, combine="concat"),
+}
+
+
+@pytest.fixture(params=EXAMPLES)
+def layout(request):
+    """Every example in turn."""
+    return EXAMPLES[request.param]()
+
+
+@pytest.fixture(scope="session")
+def examples():
+    """All examples by name, each made anew when called."""
+    return EXAMPLES
