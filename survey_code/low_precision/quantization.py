@@ -49,7 +49,10 @@ def quantize_rows(
     """
     table = as_finite_table(table, "table")
     kind = parameter_type(bits)
-    low = table.min(axis=1)
+    # The first of equal minima: NumPy's min() of 0.0 and -0.0 depends on the
+    # processor, and so would the file.
+    first = table.argmin(axis=1, keepdims=True)
+    low = np.take_along_axis(table, first, axis=1)[:, 0]
     high = table.max(axis=1)
     if kind == np.float16:
         widest = max(float(-low.min()), float(high.max()))
