@@ -1,0 +1,331 @@
+"""Row-wise quantisation: PyTorch's bytes, and what rounding must obey."""
+
+import numpy as np
+import pytest
+import torch
+
+from survey_code import compress
+from survey_code.catalog import get_method
+from survey_code.layouts import RowwiseLayout
+from survey_code.layouts.rowwise import pack_codes, row_bytes, unpack_codes
+from survey_code.low_precision.quantization import quantize_rows
+from survey_code.spec import TableSpec
+
+BITS = (8, 4, 2)
+NAMES = {8: "byte", 4: "4bit", 2: "2bit"}
+
+
+def torch_op(bits, name):
+    return getattr(torch.ops.quantized, f"embedding_bag_{NAMES[bits]}_{name}")
+
+
+def normal(rows, dim, seed=0):
+    return np.random.default_rng(seed).normal(size=(rows, dim)).astype(np.float32)
+
+
+def constant(dim):
+    values = [
+        0.0,
+        1.0,
+        -1.0,
+        0.1,
+        -0.1,
+        1e-6,
+        -1e-9,
+        1 / 3,
+        -123.456,
+        65504.0,
+        -65504.0,
+    ]
+    return np.repeat(np.array(values, np.float32)[:, None], dim, axis=1)
+
+
+KINDS = {
+    "normal": lambda dim: normal(40, dim),
+    "tiny": lambda dim: normal(20, dim) * np.float32(1e-4),
+    "below float16": lambda dim: normal(20, dim) * np.float32(1e-8),
+    "large": lambda dim: np.clip(normal(20, dim) * 2e4, -65504, 65504),
+    "positive": lambda dim: np.abs(normal(20, dim)) + np.float32(0.01),
+    "negative": lambda dim: -np.abs(normal(20, dim)) - np.float32(0.01),
+    "far from zero": lambda dim: normal(20, dim) * np.float32(1e-3) + np.float32(7.7),
+    "constant": constant,
+    "two values": lambda dim: np.sign(normal(20, dim)) * np.float32(65504),
+    "mostly zero": lambda dim: np.maximum(normal(20, dim), 0),
+    "negative zero": lambda dim: -np.maximum(normal(20, dim) - 9, 0),
+    "one outlier": lambda dim: np.where(np.arange(dim) == 0, 99, normal(20, dim)),
+}
+
+
+def accepted(bits, dim):
+    """PyTorch packs whole bytes only."""
+    return dim * bits % 8 == 0
+
+
+# -- PyTorch's bytes ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_pytorchs_byte_for_byte_at_every_dimension(kind, bits):
+    for dim in range(1, 257):
+        table = KINDS[kind](dim).astype(np.float32)
+        layout = compress(table, "rowwise", bits=bits)
+        assert layout.rows.shape == (len(table), row_bytes(dim, bits))
+        if accepted(bits, dim):
+            wanted = torch_op(bits, "prepack")(torch.from_numpy(table)).numpy()
+            np.testing.assert_array_equal(layout.rows, wanted, err_msg=f"dim {dim}")
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_lookup_is_pytorchs_unpack(kind, bits):
+    for dim in (4, 8, 20, 64):
+        layout = compress(KINDS[kind](dim), "rowwise", bits=bits)
+        wanted = torch_op(bits, "unpack")(torch.from_numpy(layout.rows)).numpy()
+        found = layout.lookup(np.arange(len(wanted)))
+        # Where scale * code and bias cancel, a fused multiply-add differs in the
+        # last bit of the bias.
+        tolerance = 1e-6 * np.abs(wanted).max()
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=tolerance)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_bag_is_pytorchs_quantized_embedding_bag(bits, weighted):
+    layout = compress(normal(30, 16), "rowwise", bits=bits)
+    rng = np.random.default_rng(5)
+    ids, offsets = rng.integers(30, size=20), np.array([0, 4, 4, 9, 19])
+    weights = rng.normal(size=20).astype(np.float32) if weighted else None
+    wanted = torch_op(bits, "rowwise_offsets")(
+        torch.from_numpy(layout.rows),
+        torch.from_numpy(ids),
+        torch.from_numpy(offsets),
+        per_sample_weights=torch.from_numpy(weights) if weighted else None,
+    )
+    found = layout.bag(ids, offsets, weights)
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("first", [0.0, -0.0])
+def test_of_two_zeros_the_first_is_the_minimum(first, bits):
+    """PyTorch's own choice depends on dimension and processor; ours must not."""
+    for dim in range(2, 70):
+        row = np.full((1, dim), -first, dtype=np.float32)
+        row[0, 0] = first
+        layout = compress(row, "rowwise", bits=bits)
+        _, _, bias = layout.unpack(np.array([0]))
+        assert np.signbit(bias) == np.signbit(first)
+
+
+def test_pytorchs_rows_are_a_layout_as_they_are():
+    rows = torch_op(4, "prepack")(torch.from_numpy(normal(9, 6))).numpy()
+    layout = RowwiseLayout(rows, 6, 4)
+    wanted = compress(normal(9, 6), "rowwise", bits=4)
+    np.testing.assert_array_equal(layout.lookup([2, 8]), wanted.lookup([2, 8]))
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_dimensions_that_pytorch_refuses_agree_with_padded_ones(bits):
+    for dim in range(1, 40):
+        table = normal(10, dim)
+        # Repeating the first column changes neither minimum nor maximum.
+        padded = np.pad(table, ((0, 0), (0, -dim % 4)), mode="edge")
+        found = compress(table, "rowwise", bits=bits).lookup(np.arange(10))
+        wanted = compress(padded, "rowwise", bits=bits).lookup(np.arange(10))
+        np.testing.assert_array_equal(found, wanted[:, :dim])
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_constant_rows_come_back(bits):
+    table = constant(8)
+    layout = compress(table, "rowwise", bits=bits)
+    found = layout.lookup(np.arange(len(table)))
+    if bits == 8:
+        np.testing.assert_array_equal(found, table)
+        return
+    # The bias alone would be off by half a step of float16, 2**-11; a scale that
+    # may be negative mends it to within float16's step of that remainder.
+    _, scale, bias = layout.unpack(np.arange(len(table)))
+    assert (scale < 0).any()
+    error = np.abs(found - table)
+    assert (error <= 2.0**-11 * np.abs(table - bias) + 2.0**bits * 2.0**-25).all()
+
+
+@pytest.mark.parametrize("bits", (4, 2))
+@pytest.mark.parametrize("value", [65505.0, -65505.0, 1e30])
+def test_values_beyond_float16_are_a_value_error(bits, value):
+    with pytest.raises(ValueError, match="65504"):
+        compress([[value, 0.0, 1.0, 2.0]], "rowwise", bits=bits)
+
+
+def test_a_range_beyond_float32_is_a_value_error():
+    with pytest.raises(ValueError, match="overflows float32"):
+        compress([[3e38, -3e38]], "rowwise", bits=8)
+
+
+@pytest.mark.parametrize("bits", [0, 1, 3, 16, -8, 4.0, "4", None, True, [4]])
+def test_other_numbers_of_bits_are_a_value_error(bits):
+    with pytest.raises(ValueError, match="bits must be one of"):
+        compress(normal(2, 4), "rowwise", bits=bits)
+
+
+# -- what rounding must obey -------------------------------------------------
+
+
+def test_error_is_at_most_half_a_step_at_8_bits():
+    """|x - Q(x)| <= s / 2, up to float32's own rounding."""
+    table = normal(500, 33)
+    layout = compress(table, "rowwise", bits=8)
+    _, scale, _ = layout.unpack(np.arange(500))
+    error = np.abs(layout.lookup(np.arange(500)) - table)
+    slack = 4 * np.finfo(np.float32).eps * np.abs(table).max()
+    assert (error <= scale / 2 + slack).all()
+    assert (error / scale).max() > 0.49
+
+
+@pytest.mark.parametrize("bits", (4, 2))
+def test_error_is_at_most_half_a_step_where_float16_is_exact(bits):
+    """|x - Q(x)| <= s / 2 for rows whose minimum and step float16 holds."""
+    top = 2**bits - 1
+    codes = np.random.default_rng(0).uniform(0, top, size=(200, 20))
+    codes[:, 0], codes[:, 1] = 0, top
+    table = (codes * 0.25 - 1.5).astype(np.float32)
+    found = compress(table, "rowwise", bits=bits).lookup(np.arange(200))
+    assert np.abs(found - table).max() <= 0.125 + 1e-6
+
+
+@pytest.mark.parametrize("bits", (4, 2))
+def test_float16_parameters_add_at_most_their_own_rounding(bits):
+    """s / 2, and 2**-11 of the bias and of the whole range."""
+    table = normal(500, 32) * np.float32(3)
+    layout = compress(table, "rowwise", bits=bits)
+    _, scale, bias = layout.unpack(np.arange(500))
+    error = np.abs(layout.lookup(np.arange(500)) - table)
+    bound = scale / 2 + 2.0**-11 * (np.abs(bias) + 2**bits * scale) + 1e-6
+    assert (error <= bound).all()
+
+
+@pytest.mark.parametrize("dim", [16, 64, 256])
+def test_mean_square_error_is_1_minus_2_over_d_times_s_squared_over_12(dim):
+    """Minimum and maximum of each row are exact, the others uniform in a step."""
+    table = normal(4000, dim)
+    codes, scale, bias = quantize_rows(table, bits=8)
+    decoded = codes * scale[:, None].astype(np.float64) + bias[:, None]
+    ratio = ((decoded - table) ** 2).mean() / (scale.astype(float) ** 2 / 12).mean()
+    assert ratio == pytest.approx(1 - 2 / dim, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("few", "many", "gain"), [(2, 4, 13.98), (4, 8, 24.61)], ids=["2 to 4", "4 to 8"]
+)
+def test_more_bits_gain_20_log10_of_the_steps_ratio(few, many, gain):
+    """20 log10(15 / 3) = 13.98 dB and 20 log10(255 / 15) = 24.61 dB."""
+    table = normal(2000, 64)
+    error = {
+        bits: np.square(
+            compress(table, "rowwise", bits=bits).lookup(np.arange(2000)) - table
+        )
+        for bits in (few, many)
+    }
+    found = 10 * np.log10(error[few].mean() / error[many].mean())
+    assert found == pytest.approx(gain, abs=0.1)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("kind", ["normal", "positive", "negative", "one outlier"])
+def test_rounding_twice_changes_nothing(kind, bits):
+    """Q(Q(x)) = Q(x), where the bias is no coarser than the step."""
+    table = KINDS[kind](12).astype(np.float32)
+    ids = np.arange(len(table))
+    once = compress(table, "rowwise", bits=bits)
+    twice = compress(once.lookup(ids), "rowwise", bits=bits)
+    np.testing.assert_array_equal(twice.unpack(ids)[0], once.unpack(ids)[0])
+    if bits == 8:
+        np.testing.assert_allclose(twice.lookup(ids), once.lookup(ids), atol=1e-5)
+    else:
+        np.testing.assert_array_equal(twice.lookup(ids), once.lookup(ids))
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_rounding_keeps_the_order_within_a_row(bits):
+    """x <= y gives Q(x) <= Q(y)."""
+    table = np.sort(normal(300, 40), axis=1)
+    found = compress(table, "rowwise", bits=bits).lookup(np.arange(300))
+    assert (np.diff(found, axis=1) >= 0).all()
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_range_per_row_beats_one_range_for_the_table(bits):
+    """Row-wise mean square error <= table-wise, for rows of different spread."""
+    spread = np.exp(normal(300, 1, seed=1))
+    table = normal(300, 16) * spread
+    by_row = compress(table, "rowwise", bits=bits).lookup(np.arange(300))
+    as_one_row = compress(table.reshape(1, -1), "rowwise", bits=bits)
+    by_table = as_one_row.lookup([0]).reshape(table.shape)
+    assert np.square(by_row - table).sum() < np.square(by_table - table).sum() / 2
+
+
+def test_tiny_ranges_at_8_bits_lose_at_most_1e_8():
+    """The 1e-8 in 255 / (range + 1e-8) shrinks codes where the range is tiny."""
+    table = normal(50, 8) * np.float32(1e-9)
+    found = compress(table, "rowwise", bits=8).lookup(np.arange(50))
+    assert np.abs(found - table).max() <= 1e-8
+
+
+# -- packing and bytes -------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", (8, 4, 2, 1))
+def test_packing_is_a_bijection(bits):
+    rng = np.random.default_rng(0)
+    for dim in range(1, 20):
+        codes = rng.integers(2**bits, size=(30, dim)).astype(np.uint8)
+        packed = pack_codes(codes, bits)
+        assert packed.shape == (30, -(-dim * bits // 8))
+        np.testing.assert_array_equal(unpack_codes(packed, dim, bits), codes)
+    everything = np.arange(256, dtype=np.uint8)[:, None]
+    codes = unpack_codes(everything, 8 // bits, bits)
+    np.testing.assert_array_equal(pack_codes(codes, bits), everything)
+
+
+@pytest.mark.parametrize("bits", (4, 2, 1))
+def test_low_bits_come_first_and_padding_is_zero(bits):
+    codes = np.zeros((1, 8 // bits + 1), np.uint8)
+    codes[0, 0] = codes[0, -1] = 1
+    np.testing.assert_array_equal(pack_codes(codes, bits), [[1, 1]])
+
+
+@pytest.mark.parametrize(
+    ("bits", "share", "overhead"), [(8, 0.25, 2), (4, 0.125, 1), (2, 0.0625, 1)]
+)
+def test_bytes_are_bits_over_32_and_overhead_over_d(bits, share, overhead):
+    """4 bits keep 0.125 + 1 / d of a float32 table."""
+    for dim in (8, 16, 64):
+        layout = compress(normal(10, dim), "rowwise", bits=bits)
+        assert layout.nbytes / (4 * 10 * dim) == share + overhead / dim
+
+
+@pytest.mark.parametrize("dim", [3, 8, 16, 64])
+def test_plan_takes_the_most_bits_that_fit(dim):
+    spec, method = TableSpec.of_shape(100, dim), get_method("rowwise")
+    for bits, more in zip(BITS, (None, 8, 4)):
+        reached = spec.full_bytes / (100 * row_bytes(dim, bits))
+        if reached < 1:
+            continue
+        assert method.plan(spec, reached) == {"bits": bits}
+        if more and spec.full_bytes / (100 * row_bytes(dim, more)) >= 1:
+            just_more = spec.full_bytes / (100 * row_bytes(dim, more))
+            assert method.plan(spec, just_more * 1.001) == {"bits": bits}
+    with pytest.raises(ValueError, match="rowwise: ratio 30"):
+        method.plan(spec, 30)
+    with pytest.raises(ValueError, match="highest ratio it can reach"):
+        method.plan(spec, 30, bits=8)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rows_of_another_shape_are_a_value_error(bits):
+    rows = compress(normal(3, 6), "rowwise", bits=bits).rows
+    for wrong in (rows[:, :-1], rows.astype(np.int8), rows[0], None):
+        with pytest.raises(ValueError):
+            RowwiseLayout(wrong, 6, bits)
