@@ -1,0 +1,426 @@
+"""The catalogue, and what every method in it must do.
+
+A new method is tested here as soon as it has its line in the catalogue.
+"""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import survey_code
+from survey_code import TableSpec, catalog, compress, methods
+from survey_code.catalog import AFTER, DURING, SEARCH, TAXONOMY, get_method
+from survey_code.embedding import CompressedEmbedding, FullEmbedding, decode_layout
+from survey_code.layouts import Layout
+
+KEYS = [method.key for method in methods()]
+TRAINED = [method.key for method in methods() if DURING in method.stages]
+COMPRESSED = [method.key for method in methods() if AFTER in method.stages]
+RATIOS = (1, 2, 3, 4, 7.5, 10, 30)
+# Layouts that gather rows agree to the last bits; others multiply matrices.
+PRODUCTS = ("tensor_train", "generator", "grouped")
+REACH = r"highest ratio it can reach is (below 1|[\d.]+)$"
+
+
+def make_spec(rows, dim):
+    """Two fields, skewed counts, a few pairs: all that a method may ask for."""
+    rng = np.random.default_rng(0)
+    split = rows // 3
+    pairs = np.stack(
+        [rng.integers(split, size=4 * rows), rng.integers(split, rows, size=4 * rows)],
+        1,
+    )
+    counts = np.floor(rows / (1 + rng.permutation(rows)))
+    return TableSpec(
+        rows, dim, [0, split, rows], counts.astype(np.int64), np.unique(pairs, axis=0)
+    )
+
+
+SPECS = {"5000 x 16": make_spec(5000, 16), "37 x 6": make_spec(37, 6)}
+
+
+@pytest.fixture(params=SPECS)
+def spec(request):
+    return SPECS[request.param]
+
+
+@pytest.fixture(params=KEYS)
+def method(request):
+    return get_method(request.param)
+
+
+@pytest.fixture(params=TRAINED)
+def trained(request):
+    """A method that compresses during training."""
+    return get_method(request.param)
+
+
+def reach(method, spec):
+    """The highest ratio that the method's error names, or None below 1."""
+    with pytest.raises(ValueError, match=REACH) as error:
+        method.plan(spec, 1e9)
+    named = re.search(REACH, str(error.value))[1]
+    return None if named == "below 1" else float(named)
+
+
+def some_plan(method, spec):
+    """Options for ratio 4, or for the highest ratio in reach."""
+    highest = reach(method, spec)
+    if highest is None:
+        pytest.skip(f"{method.key} cannot compress such a table")
+    return method.plan(spec, min(4.0, highest))
+
+
+def some_table(method, spec, seed=0):
+    return method.build(spec, some_plan(method, spec), seed)
+
+
+def finish(table):
+    """The layout after all schedules have run."""
+    for progress in (0.0, 0.5, 1.0):
+        table.advance(progress)
+    return table.eval().freeze()
+
+
+def compressed_layout(method, spec, options):
+    """The layout of a method of any stage but "search"."""
+    if DURING in method.stages:
+        return finish(method.build(spec, options))
+    if AFTER in method.stages:
+        return method.compress(FullEmbedding(spec).weight, options, spec)
+    return pytest.skip("a search needs a task")
+
+
+# -- facts -------------------------------------------------------------------
+
+
+def test_facts_are_complete(method):
+    assert re.fullmatch(r"[a-z][a-z0-9_]*", method.key)
+    assert method.title and method.title[0].isupper()
+    assert 1990 <= method.year <= 2030
+    assert re.fullmatch(r"[a-z]+\d{4}[a-z]?", method.citation)
+    assert method.family in TAXONOMY[method.category]
+    assert method.stages and set(method.stages) <= {AFTER, DURING, SEARCH}
+    assert method.stage == method.stages[0]
+    assert method.tasks and set(method.tasks) <= {"ctr", "top-n"}
+
+
+def test_order_is_the_surveys_and_keys_are_unique():
+    families = [family for group in TAXONOMY.values() for family in group]
+    places = [families.index(method.family) for method in methods()]
+    assert places == sorted(places)
+    assert len(set(KEYS)) == len(KEYS)
+    assert KEYS[0] == "full"
+
+
+def test_implementations_have_what_their_stages_need(method):
+    kind = method.load()
+    assert kind.__doc__ and callable(kind.plan)
+    if DURING in method.stages or SEARCH in method.stages:
+        assert issubclass(kind, CompressedEmbedding)
+    if AFTER in method.stages:
+        assert callable(kind.compress)
+    if SEARCH in method.stages:
+        assert callable(kind.search)
+    if method.category != "baseline":
+        folder = method.category.replace(" ", "_")
+        assert method.chapter.split(".")[0] == folder
+
+
+def test_the_list_is_a_copy():
+    methods().clear()
+    assert len(methods()) == len(KEYS)
+
+
+def test_unknown_methods_are_value_errors_that_list_the_known():
+    for call in (get_method, lambda key: compress(np.ones((2, 2)), key)):
+        with pytest.raises(ValueError, match=r"unknown method 'magic'.*full, uniform"):
+            call("magic")
+
+
+# -- imports -----------------------------------------------------------------
+
+
+def imported_by(statement):
+    """Top-level packages that are loaded once a fresh Python ran a statement."""
+    code = f"import sys; {statement}; print(*{{n.split('.')[0] for n in sys.modules}})"
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()
+    )
+
+
+def test_importing_the_package_imports_the_standard_library_only():
+    for statement in ("import survey_code", "import survey_code; dir(survey_code)"):
+        new = imported_by(statement) - imported_by("pass") - sys.stdlib_module_names
+        assert {name for name in new if not name.startswith("_")} == {"survey_code"}
+
+
+def test_importing_the_catalogue_imports_no_torch():
+    found = imported_by("from survey_code.catalog import methods; methods()")
+    assert "torch" not in found and "numpy" in found
+    assert "torch" not in imported_by("import survey_code; survey_code.methods()")
+
+
+def test_every_public_name_is_there():
+    for name in survey_code.__all__:
+        assert getattr(survey_code, name) is not None and name in dir(survey_code)
+    with pytest.raises(AttributeError, match="no attribute 'magic'"):
+        _ = survey_code.magic
+
+
+# -- budgets -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_a_plan_stays_inside_the_budget_or_names_what_it_can_reach(method, spec, ratio):
+    try:
+        options = method.plan(spec, ratio)
+    except ValueError as error:
+        named = re.search(REACH, str(error))
+        assert named and str(error).startswith(f"{method.key}: ")
+        if named[1] == "below 1":
+            return
+        assert float(named[1]) < ratio
+        ratio = float(named[1])
+        options = method.plan(spec, ratio)
+    layout = compressed_layout(method, spec, options)
+    assert layout.nbytes <= spec.budget(ratio)
+    assert layout.num_embeddings == spec.num_embeddings
+
+
+def test_the_highest_ratio_is_the_highest(method, spec):
+    highest = reach(method, spec)
+    if highest is not None:
+        method.plan(spec, highest)
+        with pytest.raises(ValueError, match="highest ratio it can reach"):
+            method.plan(spec, highest * 1.0001 + 0.002)
+
+
+def test_a_larger_ratio_never_takes_more_bytes(method, spec):
+    highest = reach(method, spec)
+    if highest is None:
+        return
+    ratios = [ratio for ratio in (*RATIOS, highest) if ratio <= highest]
+    sizes = [
+        compressed_layout(method, spec, method.plan(spec, ratio)).nbytes
+        for ratio in sorted(ratios)
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("ratio", [0, -1, 0.5, np.nan, np.inf, "4", None])
+def test_bad_ratios_are_value_errors(method, ratio):
+    with pytest.raises(ValueError, match=f"{method.key}: ratio must be a number"):
+        method.plan(SPECS["37 x 6"], ratio)
+
+
+def test_unknown_options_are_value_errors_that_list_the_known(method):
+    spec = SPECS["37 x 6"]
+    calls = [lambda: method.plan(spec, 1, magic=1)]
+    if DURING in method.stages:
+        calls.append(lambda: method.build(spec, {"magic": 1}))
+    if AFTER in method.stages:
+        calls.append(lambda: method.compress(np.ones((37, 6)), {"magic": 1}))
+        calls.append(lambda: compress(np.ones((37, 6)), method.key, magic=1))
+        calls.append(lambda: compress(np.ones((37, 6)), method.key, seed=1, magic=1))
+    for call in calls:
+        with pytest.raises(ValueError, match=f"{method.key} has no option '"):
+            call()
+
+
+def test_the_wrong_stage_is_a_value_error(method):
+    spec = SPECS["37 x 6"]
+    calls = {
+        AFTER: lambda: method.compress(np.ones((37, 6)), {}),
+        SEARCH: lambda: method.search(None, spec, {}),
+    }
+    if SEARCH not in method.stages:  # retrained tables are built, too
+        calls[DURING] = lambda: method.build(spec, {})
+    for stage, call in calls.items():
+        if stage not in method.stages:
+            with pytest.raises(ValueError, match=f"does not compress {stage}, only"):
+                call()
+
+
+# -- tables that are trained -------------------------------------------------
+
+
+def test_the_same_seed_is_the_same_table_and_another_is_not(trained, spec):
+    first, same, other = (some_table(trained, spec, seed) for seed in (3, 3, 4))
+    state, twin = first.state_dict(), same.state_dict()
+    assert state.keys() == twin.keys()
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, twin[name])
+        else:
+            assert value == twin[name]
+    rows, twin_rows, other_rows = (
+        decode_layout(table.eval().freeze()) for table in (first, same, other)
+    )
+    np.testing.assert_array_equal(rows, twin_rows)
+    assert not np.array_equal(rows, other_rows)
+
+
+def test_the_global_generators_change_nothing(trained):
+    spec, tables = SPECS["37 x 6"], []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        tables.append(decode_layout(some_table(trained, spec).eval().freeze()))
+    np.testing.assert_array_equal(*tables)
+
+
+def test_forward_in_eval_mode_is_the_frozen_lookup(trained, spec):
+    table = some_table(trained, spec)
+    layout = finish(table)
+    ids = torch.from_numpy(np.random.default_rng(1).permutation(spec.num_embeddings))
+    rows = table(ids)
+    assert rows.shape == (len(ids), table.embedding_dim) and rows.dtype == torch.float32
+    tolerance = 1e-4 if layout.name in PRODUCTS else 1e-6
+    found = layout.lookup(ids.numpy())
+    scale = np.abs(found).max()
+    np.testing.assert_allclose(
+        rows.detach().numpy(), found, rtol=tolerance, atol=tolerance * scale
+    )
+    assert table.freeze().nbytes == layout.nbytes
+
+
+def test_rows_start_at_the_spread_of_the_full_table(trained):
+    """No method starts ahead, and none starts dead."""
+    table = some_table(trained, SPECS["5000 x 16"])
+    std = table.eval()(torch.arange(5000)).std().item()
+    assert std == pytest.approx(0.01, rel=0.25)
+
+
+def test_forward_takes_any_shape_of_ids(trained):
+    table = some_table(trained, SPECS["37 x 6"]).eval()
+    ids = torch.tensor([[1, 36], [0, 7]])
+    rows = table(ids)
+    assert rows.shape == (2, 2, table.embedding_dim)
+    assert torch.allclose(table(ids.to(torch.int32)), rows)
+    assert torch.allclose(table(ids.ravel()[3]), rows[1, 1], rtol=1e-5)
+    assert table(ids[:0]).shape == (0, 2, table.embedding_dim)
+
+
+@pytest.mark.parametrize(
+    ("ids", "error"),
+    [
+        (torch.tensor([-1]), IndexError),
+        (torch.tensor([37]), IndexError),
+        (torch.tensor([2**31 - 1], dtype=torch.int32), IndexError),
+        (torch.tensor([2**62]), IndexError),
+        (torch.tensor([0.0]), ValueError),
+        (torch.tensor([True]), ValueError),
+    ],
+    ids=repr,
+)
+def test_bad_ids_are_clear_errors(trained, ids, error):
+    table = some_table(trained, SPECS["37 x 6"]).eval()
+    for read in (table, lambda ids: table.freeze().lookup(ids.numpy())):
+        with pytest.raises(error):
+            read(ids)
+
+
+def rows_with_gradient(weight):
+    grad = weight.grad.to_dense() if weight.grad.is_sparse else weight.grad
+    return (grad != 0).flatten(1).any(1)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_gradients_reach_the_rows_that_were_read_and_no_other(trained, sparse):
+    """Rows without a gradient play no part: spoil them, and nothing changes."""
+    table = some_table(trained, SPECS["5000 x 16"]).train()
+    if table.freeze().name not in ("dense", "hashed"):
+        pytest.skip("shared cores move other rows as well")
+    table.sparse_gradients = sparse
+    ids = torch.tensor([4, 4, 1700, 4999])
+    before = table(ids).detach().clone()
+    table(ids).square().sum().backward()
+    for weight in table.parameters():
+        assert weight.grad.is_sparse == sparse
+        touched = rows_with_gradient(weight)
+        parts = len(weight) / len(table.freeze().arrays()["values"])
+        assert 0 < touched.sum() <= 3 * 4 * parts
+        with torch.no_grad():
+            weight[~touched] = torch.nan
+    assert torch.equal(table(ids), before)
+
+
+def test_hooks_do_no_harm_before_training(trained, spec):
+    table = some_table(trained, spec).train()
+    for progress in (0.0, 0.5, 1.0):
+        table.advance(progress)
+        assert torch.isfinite(table(torch.arange(spec.num_embeddings))).all()
+    assert table.penalty().shape == () and torch.isfinite(table.penalty())
+    own = {id(weight) for weight in table.parameters()}
+    for group in table.parameter_groups(0.1):
+        assert {id(weight) for weight in group["params"]} <= own
+
+
+def test_weights_travel_in_a_state_dict(trained, spec):
+    options = some_plan(trained, spec)
+    source, target = (trained.build(spec, options, seed) for seed in (1, 2))
+    target.load_state_dict(source.state_dict())
+    ids = torch.arange(spec.num_embeddings)
+    assert torch.equal(source.eval()(ids), target.eval()(ids))
+
+
+# -- tables that are compressed ----------------------------------------------
+
+
+@pytest.mark.parametrize("key", COMPRESSED)
+def test_compress_takes_any_table(key):
+    weight = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    layout = compress(weight, key)
+    assert isinstance(layout, Layout) and layout.nbytes <= 4 * 50 * 8
+    wanted = decode_layout(layout)
+    assert np.corrcoef(wanted.ravel(), weight.ravel())[0, 1] > 0.5
+    for same in (
+        torch.from_numpy(weight),
+        torch.nn.Parameter(torch.from_numpy(weight)),
+        torch.nn.Embedding.from_pretrained(torch.from_numpy(weight)).weight,
+        weight.astype(np.float64),
+        np.asfortranarray(weight),
+        weight.tolist(),
+    ):
+        np.testing.assert_array_equal(decode_layout(compress(same, key)), wanted)
+
+
+@pytest.mark.parametrize("key", COMPRESSED)
+def test_compressing_leaves_the_table_alone(key):
+    weight = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    before = weight.copy()
+    layout = compress(weight, key)
+    rows = decode_layout(layout)
+    np.testing.assert_array_equal(weight, before)
+    weight[:] = 0
+    np.testing.assert_array_equal(decode_layout(layout), rows)
+
+
+@pytest.mark.parametrize("key", COMPRESSED)
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"counts": [1, 2]},
+        {"counts": [-1] * 50},
+        {"counts": [0.5] * 50},
+        {"field_starts": [0, 10]},
+        {"field_starts": [0, 30, 20, 50]},
+        {"field_starts": ["a"]},
+    ],
+    ids=repr,
+)
+def test_wrong_counts_and_fields_are_value_errors(key, facts):
+    with pytest.raises(ValueError, match=r"train_counts|field_starts"):
+        compress(np.ones((50, 8)), key, **facts)
+
+
+def test_catalogue_lines_are_frozen():
+    with pytest.raises(AttributeError):
+        catalog.CATALOG[0].key = "other"

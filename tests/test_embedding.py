@@ -1,0 +1,166 @@
+"""The contract's base class, the baselines, and a layout as a torch module."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from survey_code import CompressedEmbedding, FrozenEmbedding, FullEmbedding, TableSpec
+from survey_code.embedding import (
+    UniformEmbedding,
+    as_table,
+    check_range,
+    decode_layout,
+    draw_normal,
+)
+from survey_code.layouts import DenseLayout
+
+SPEC = TableSpec.of_shape(30, 4)
+
+
+class Doubling(CompressedEmbedding):
+    """The smallest table that fulfils the contract."""
+
+    def embed(self, ids):
+        return torch.stack([ids, 2 * ids], dim=-1).float()
+
+    def freeze(self):
+        return DenseLayout(self(torch.arange(self.num_embeddings)).numpy())
+
+
+def test_two_methods_make_a_table():
+    table = Doubling(5, 2)
+    ids = torch.tensor([[0, 4], [2, 2]])
+    np.testing.assert_array_equal(table(ids), table.freeze().lookup(ids))
+    assert table.penalty() == 0
+    table.advance(0.5)
+    table.after_step(None)
+    table.validation_step(None)
+    assert table.parameter_groups(0.1) == [{"params": [], "lr": 0.1}]
+
+
+def test_fit_is_the_tasks_usual_training():
+    class Task:
+        def train(self, table):
+            return ("network of", table)
+
+    table = Doubling(5, 2)
+    assert table.fit(Task()) == ("network of", table)
+
+
+def test_the_base_class_is_no_table():
+    table = CompressedEmbedding(3, 2)
+    for call in (lambda: table(torch.tensor([0])), table.freeze):
+        with pytest.raises(NotImplementedError):
+            call()
+
+
+@pytest.mark.parametrize("wrong", [[-1], [30], [2**40], [0, 2**63 - 1]])
+@pytest.mark.parametrize("kind", [torch.int32, torch.int64])
+def test_ids_out_of_range_are_index_errors(wrong, kind):
+    if kind is torch.int32 and max(wrong) >= 2**31:
+        wrong = [2**31 - 1]
+    with pytest.raises(IndexError, match="out of range for a table of 30 rows"):
+        FullEmbedding(SPEC)(torch.tensor(wrong, dtype=kind))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bool, torch.complex64])
+def test_ids_that_are_not_integers_are_value_errors(kind):
+    with pytest.raises(ValueError, match="ids must be integers"):
+        FullEmbedding(SPEC)(torch.zeros(3, dtype=kind))
+
+
+@pytest.mark.parametrize("checks", [True, False])
+def test_every_integer_type_reads_the_same(checks):
+    table = FullEmbedding(SPEC)
+    table.checks_ids = checks
+    ids = torch.tensor([[1, 29], [0, 7]])
+    for kind in (torch.uint8, torch.int16, torch.int32, torch.int64):
+        assert torch.equal(table(ids.to(kind)), table.weight[ids])
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2, 0), (2, 3, 4)])
+def test_forward_keeps_the_shape_of_ids(shape):
+    found = FullEmbedding(SPEC)(torch.zeros(shape, dtype=torch.int64))
+    assert found.shape == (*shape, 4) and found.dtype == torch.float32
+
+
+def test_full_table_starts_at_the_specs_spread():
+    spec = TableSpec.of_shape(4000, 16)
+    assert FullEmbedding(spec).weight.std().item() == pytest.approx(0.01, rel=0.02)
+
+
+def test_uniform_is_a_full_table_with_fewer_columns():
+    table = UniformEmbedding(SPEC, dim=3)
+    assert table.embedding_dim == 3 and table.freeze().nbytes == 4 * 30 * 3
+    assert UniformEmbedding.plan(SPEC, 1) == {"dim": 4}
+    assert UniformEmbedding.plan(SPEC, 1.9) == {"dim": 2}
+    assert UniformEmbedding.plan(SPEC, 2, dim=1) == {"dim": 1}
+    with pytest.raises(ValueError, match=r"highest ratio it can reach is 2$"):
+        UniformEmbedding.plan(SPEC, 3, dim=2)
+    for dim in (0, 5, 2.0, "2"):
+        with pytest.raises(ValueError, match="dim must be an integer from 1 to 4"):
+            UniformEmbedding(SPEC, dim=dim)
+        with pytest.raises(ValueError, match="dim must be an integer from 1 to 4"):
+            UniformEmbedding.plan(SPEC, 2, dim=dim)
+
+
+def test_frozen_embedding_is_a_module_without_weights():
+    layout = FullEmbedding(SPEC).freeze()
+    network = torch.nn.Sequential(FrozenEmbedding(layout), torch.nn.Linear(4, 1))
+    assert network(torch.tensor([[1, 2]])).shape == (1, 2, 1)
+    assert not list(network[0].parameters())
+    assert not network[0](torch.tensor([1])).requires_grad
+
+
+def test_frozen_rows_do_not_follow_the_table():
+    table = FullEmbedding(SPEC)
+    layout = table.freeze()
+    before = layout.lookup([3])
+    with torch.no_grad():
+        table.weight.zero_()
+    np.testing.assert_array_equal(layout.lookup([3]), before)
+
+
+def test_as_table_holds_the_weights_and_not_the_array():
+    weight = np.arange(6.0).reshape(3, 2)
+    table = as_table(weight)
+    weight[:] = 0
+    np.testing.assert_array_equal(
+        decode_layout(table.freeze()), [[0, 1], [2, 3], [4, 5]]
+    )
+    assert table.weight.requires_grad and table.num_embeddings == 3
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 30, 1000])
+def test_decoding_in_chunks_gives_all_rows(chunk):
+    table = FullEmbedding(SPEC)
+    found = decode_layout(table.freeze(), chunk)
+    np.testing.assert_array_equal(found, table.weight.detach().numpy())
+
+
+def test_weights_travel_in_a_state_dict():
+    source, target = FullEmbedding(SPEC, seed=1), FullEmbedding(SPEC, seed=2)
+    file = io.BytesIO()
+    torch.save(source.state_dict(), file)
+    file.seek(0)
+    target.load_state_dict(torch.load(file))
+    assert torch.equal(source.weight, target.weight)
+
+
+def test_draws_are_numpys():
+    """The same numbers on every machine, so pinned here."""
+    drawn = draw_normal((2, 2), 0.5, [3, 1])
+    wanted = np.random.default_rng([3, 1]).standard_normal((2, 2), np.float32) * 0.5
+    np.testing.assert_array_equal(drawn.numpy(), wanted)
+    assert FullEmbedding(TableSpec.of_shape(1, 2)).weight.tolist()[0] == pytest.approx(
+        [0.01117622, -0.01387125], rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("value", [0, 4, 2.0, "2", None, np.nan])
+def test_check_range_wants_an_integer_in_range(value):
+    with pytest.raises(ValueError, match="bits must be an integer from 1 to 3"):
+        check_range("bits", value, 1, 3)
+    check_range("bits", np.int32(2), 1, 3)

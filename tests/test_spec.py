@@ -1,0 +1,99 @@
+"""What a method may know: sizes, fields, counts, and what a ratio leaves."""
+
+import math
+import re
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from survey_code import TableSpec
+
+STARTS, COUNTS = np.array([0, 2, 5]), np.array([3, 0, 1, 1, 1])
+
+
+def test_spec_keeps_what_it_is_given():
+    spec = TableSpec(5, 4, [0, 2, 5], [3, 0, 1, 1, 1])
+    assert spec.full_bytes == 4 * 5 * 4 and spec.init_std == 0.01
+    assert spec.field_starts.dtype == spec.train_counts.dtype == np.int64
+    np.testing.assert_array_equal(spec.field_starts, STARTS)
+    np.testing.assert_array_equal(spec.train_counts, COUNTS)
+
+
+def test_spec_of_a_shape_knows_nothing_else():
+    spec = TableSpec.of_shape(7, 3)
+    assert spec.field_starts.tolist() == [0, 7]
+    assert spec.train_counts.tolist() == [0] * 7
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (0, 4, [0, 0], []),
+        (-5, 4, STARTS, COUNTS),
+        (5, 0, STARTS, COUNTS),
+        (5, 4.0, STARTS, COUNTS),
+        ("5", 4, STARTS, COUNTS),
+        (5, 4, [0, 2, 6], COUNTS),
+        (5, 4, [1, 5], COUNTS),
+        (5, 4, [0, 2, 2, 5], COUNTS),
+        (5, 4, [0, 4, 3, 5], COUNTS),
+        (5, 4, [5], COUNTS),
+        (5, 4, [[0, 5]], COUNTS),
+        (5, 4, [0, 2.5, 5], COUNTS),
+        (5, 4, None, COUNTS),
+        (5, 4, STARTS, COUNTS[:4]),
+        (5, 4, STARTS, COUNTS[None]),
+        (5, 4, STARTS, -COUNTS),
+        (5, 4, STARTS, COUNTS / 2),
+        (5, 4, STARTS, [np.nan] * 5),
+        (5, 4, STARTS, list("abcde")),
+    ],
+)
+def test_what_is_no_spec_is_a_value_error(arguments):
+    with pytest.raises(ValueError):
+        TableSpec(*arguments)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_no_table_without_rows(size):
+    with pytest.raises(ValueError):
+        TableSpec.of_shape(size, 4)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "bytes"),
+    [(1, 2000), (3, 666), (7.5, 266), (np.float32(4), 500), (np.int64(10), 200),
+     (Fraction(5, 2), 800)],
+)  # fmt: skip
+def test_budget_is_full_bytes_over_ratio_rounded_down(ratio, bytes):
+    assert TableSpec.of_shape(50, 10).budget(ratio) == bytes
+
+
+@pytest.mark.parametrize(
+    "ratio",
+    [0, -1, 0.5, 0.999, math.nan, math.inf, -math.inf, "4", None, [4], 4 + 0j],
+)
+def test_bad_ratios_are_value_errors(ratio):
+    with pytest.raises(ValueError, match="ratio must be a number from 1 up"):
+        TableSpec.of_shape(50, 10).budget(ratio)
+
+
+def test_the_ratio_that_require_names_is_in_reach_and_the_highest():
+    """Of all sizes of the smallest table: to three decimals, and never above."""
+    for rows, dim in ((1, 1), (37, 6), (251, 16), (5000, 16), (10**6, 16)):
+        spec = TableSpec.of_shape(rows, dim)
+        full = spec.full_bytes
+        for smallest in range(1, full + 1, max(1, full // 500)):
+            with pytest.raises(ValueError) as error:
+                spec.require(2.0 * full, smallest)
+            named = re.search(r"highest ratio it can reach is (\S+)$", str(error.value))
+            ratio = float(named[1])
+            assert spec.require(ratio, smallest) >= smallest
+            assert ratio > full / smallest - 0.0021
+
+
+def test_require_says_when_no_ratio_is_in_reach():
+    spec = TableSpec.of_shape(5, 4)
+    with pytest.raises(ValueError, match="highest ratio it can reach is below 1"):
+        spec.require(1, smallest=81)
