@@ -91,6 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     recording.add_argument("name", metavar="NAME")
     recording.add_argument("--device", default="cpu")
+    recording.add_argument("--seed", type=int, help="make this seed's runs only")
     recording.add_argument("--out", type=Path, default=Path("book/results"))
     recording.set_defaults(action=record_results)
 
@@ -157,7 +158,7 @@ def record_results(given: argparse.Namespace) -> None:
     """Make one of the book's recorded results, from where it was left."""
     from survey_code.lab import record
 
-    for result in record(given.name, given.out, given.device, given.words):
+    for result in record(given.name, given.out, given.device, given.words, given.seed):
         print(describe_result(result), flush=True)
 
 

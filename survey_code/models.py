@@ -243,8 +243,8 @@ class LightGCN(RankingNetwork):
         """Propagated vectors of the batch's ids."""
         start = self.table(self.ids)
         vectors = self._finish(self.propagate(start))
-        read = start[torch.cat(batch)].square().sum()
-        return [vectors[ids] for ids in batch], read
+        read = start.index_select(0, torch.cat(batch)).square().sum()
+        return [vectors.index_select(0, ids) for ids in batch], read
 
     def represent_all(self) -> tuple[Tensor, Tensor]:
         """Propagated vectors of all ids."""
@@ -255,9 +255,28 @@ class LightGCN(RankingNetwork):
         """Mean over the layers, shape (ids, dim) -> (ids, dim)."""
         total = vectors
         for _ in range(self.layers):
-            vectors = self.graph @ vectors
+            vectors = SymmetricProduct.apply(self.graph, vectors)
             total = total + vectors
         return total / (self.layers + 1)
+
+
+class SymmetricProduct(torch.autograd.Function):
+    """A symmetric sparse matrix times a dense one.
+
+    Its gradient is the same product again.  torch does not know the symmetry and
+    would transpose, and sort, the matrix at every step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, vectors: Tensor) -> Tensor:
+        """``matrix @ vectors``."""
+        ctx.matrix = matrix
+        return matrix @ vectors
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        """``matrix @ grad``, because the matrix is its own transpose."""
+        return None, ctx.matrix @ grads[0]
 
 
 def normalize_graph(pairs: np.ndarray, num_ids: int) -> Tensor:

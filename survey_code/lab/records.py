@@ -122,6 +122,7 @@ def record(
     folder: str | os.PathLike[str] = "book/results",
     device: str = "cpu",
     command: str | None = None,
+    seed: int | None = None,
 ) -> Iterator[Result]:
     """Make the runs of a record that its file lacks, one after another.
 
@@ -134,6 +135,8 @@ def record(
     device : str
     command : str, optional
         What to note as the command.
+    seed : int, optional
+        Make this seed's runs only, so that several processes can share a record.
 
     Yields
     ------
@@ -151,6 +154,8 @@ def record(
     known = load_results(path) if path.exists() else []
     # Runs of one seed stay together, so that they share its full table.
     for cell in sorted(RECORDS[name](), key=lambda cell: cell.seed):
+        if seed not in (None, cell.seed):
+            continue
         if any(cell.matches(result) for result in known):
             continue
         result = run(
