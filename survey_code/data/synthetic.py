@@ -62,8 +62,8 @@ class SyntheticSettings:
     exponent: float
     rows: tuple[int, ...]
     factors: int = 4
-    linear_std: float = 0.6
-    factor_std: float = 0.35
+    linear_std: float = 0.5
+    factor_std: float = 0.5
     bias: float = -1.0
     popularity_change: float = 0.0
     new_ids: float = 0.0

@@ -69,7 +69,8 @@ TRIALS = {
     # One epoch in a second or two on one core; no batch norm and no dropout,
     # whose numbers depend on the processor.
     ("synthetic", "dcnv2"): Trial(
-        "dcnv2", 16, TrainingSettings(epochs=1, batch_size=1024, patience=0),
+        "dcnv2", 16,
+        TrainingSettings(epochs=1, batch_size=1024, learning_rate=3e-3, patience=0),
         {**SMALL, "cross_layers": 2},
     ),
     ("frappe", "dcnv2"): Trial(

@@ -1,0 +1,157 @@
+"""The same look-ups on a GPU; without one, a clear error."""
+
+import numpy as np
+import pytest
+import torch
+
+from survey_code import FrozenEmbedding, TableSpec, compress, load_layout
+from survey_code.embedding import decode_layout
+from survey_code.gpu import as_cupy, current_stream, load_cupy
+from survey_code.layouts import LAYOUTS, DenseLayout
+from survey_code.weight_sharing.hashing import (
+    HashingEmbedding,
+    QuotientRemainderEmbedding,
+)
+
+try:
+    load_cupy()
+    HAS_GPU = True
+except RuntimeError:
+    HAS_GPU = False
+needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="no GPU, or no CuPy")
+
+ROWS = 1000
+SPEC = TableSpec.of_shape(ROWS, 12)
+WEIGHT = np.random.default_rng(0).normal(size=(ROWS, 12)).astype(np.float32)
+EXAMPLES = {
+    "float32": lambda: DenseLayout.from_weight(WEIGHT),
+    "float16": lambda: DenseLayout.from_weight(WEIGHT, "float16"),
+    "bfloat16": lambda: DenseLayout.from_weight(WEIGHT, "bfloat16"),
+    "8 bits": lambda: compress(WEIGHT, "rowwise", bits=8),
+    "4 bits, odd": lambda: compress(WEIGHT[:, :11], "rowwise", bits=4),
+    "2 bits, odd": lambda: compress(WEIGHT[:, :11], "rowwise", bits=2),
+    "signed": lambda: HashingEmbedding(SPEC, rows=90, signed=True).freeze(),
+    "open": lambda: HashingEmbedding(SPEC, rows=90, open_ids=True).freeze(),
+    **{
+        combine: lambda combine=combine: QuotientRemainderEmbedding(
+            SPEC, modulus=30, combine=combine
+        ).freeze()
+        for combine in ("sum", "product", "concat")
+    },
+}
+
+
+@pytest.mark.skipif(HAS_GPU, reason="a GPU is present")
+def test_without_a_gpu_everything_says_so():
+    for call in (load_cupy, current_stream, lambda: as_cupy(np.zeros(1))):
+        with pytest.raises(RuntimeError, match="the GPU look-up needs"):
+            call()
+
+
+def test_every_layout_is_tried():
+    assert {make().name for make in EXAMPLES.values()} == set(LAYOUTS)
+
+
+@pytest.fixture(params=EXAMPLES)
+def pair(request):
+    """A layout on the CPU, and the same on the GPU."""
+    layout = EXAMPLES[request.param]()
+    return layout, layout.to_gpu()
+
+
+@pytest.fixture
+def cupy():
+    return load_cupy()
+
+
+@needs_gpu
+def test_lookup_on_the_gpu_is_the_cpus(pair, cupy):
+    host, device = pair
+    for shape in ((), (0,), (7,), (3, 0), (50, 40)):
+        ids = np.random.default_rng(1).integers(ROWS, size=shape)
+        for kind in (np.int32, np.int64):
+            rows = device.lookup(cupy.asarray(ids.astype(kind)))
+            assert isinstance(rows, cupy.ndarray) and rows.dtype == np.float32
+            np.testing.assert_allclose(rows.get(), host.lookup(ids), rtol=1e-6)
+
+
+@needs_gpu
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bag_on_the_gpu_is_the_cpus(pair, cupy, mode):
+    host, device = pair
+    rng = np.random.default_rng(2)
+    lengths = rng.integers(0, 9, size=200)
+    ids = rng.integers(ROWS, size=lengths.sum())
+    offsets = np.cumsum(lengths) - lengths
+    weights = rng.normal(size=len(ids)).astype(np.float32) if mode == "sum" else None
+    found = device.bag(
+        cupy.asarray(ids),
+        cupy.asarray(offsets),
+        None if weights is None else cupy.asarray(weights),
+        mode,
+    )
+    wanted = host.bag(ids, offsets, weights, mode)
+    np.testing.assert_allclose(found.get(), wanted, rtol=1e-5, atol=1e-6)
+
+
+@needs_gpu
+def test_cuda_tensors_are_read_without_a_copy(pair, cupy):
+    host, device = pair
+    ids = torch.tensor([[1, 2], [999, 0]], device="cuda")
+    rows = device.lookup(ids)
+    np.testing.assert_allclose(rows.get(), host.lookup(ids.cpu().numpy()), rtol=1e-6)
+    assert as_cupy(ids).data.ptr == ids.data_ptr()
+
+
+@needs_gpu
+def test_frozen_embedding_returns_a_cuda_tensor(pair):
+    host, device = pair
+    ids = torch.tensor([5, 7], device="cuda")
+    rows = FrozenEmbedding(device)(ids)
+    assert rows.is_cuda and rows.dtype == torch.float32
+    np.testing.assert_allclose(rows.cpu(), host.lookup([5, 7]), rtol=1e-6)
+
+
+@needs_gpu
+def test_bytes_files_and_rows_survive_the_way_there_and_back(pair, tmp_path):
+    host, device = pair
+    assert device.on_gpu and not host.on_gpu and device.nbytes == host.nbytes
+    np.testing.assert_array_equal(decode_layout(device), decode_layout(host))
+    host.save(tmp_path / "host")
+    device.save(tmp_path / "device")
+    assert (tmp_path / "host").read_bytes() == (tmp_path / "device").read_bytes()
+    assert not load_layout(tmp_path / "device").on_gpu
+
+
+@needs_gpu
+def test_sides_do_not_mix(pair, cupy):
+    host, device = pair
+    for ids in ([1, 2], np.array([1, 2]), torch.tensor([1, 2])):
+        with pytest.raises(TypeError, match="the layout is on a GPU"):
+            device.lookup(ids)
+    for ids in (cupy.asarray([1, 2]), torch.tensor([1, 2], device="cuda")):
+        with pytest.raises(TypeError, match="ids are on a GPU but the layout is not"):
+            host.lookup(ids)
+
+
+@needs_gpu
+def test_bad_ids_are_the_same_errors(pair, cupy):
+    _, device = pair
+    with pytest.raises(IndexError):
+        device.lookup(cupy.asarray([3, -1]))
+    if not device.open_ids:
+        with pytest.raises(IndexError):
+            device.lookup(cupy.asarray([3, ROWS]))
+    for ids in (cupy.asarray([1.0]), cupy.asarray([True])):
+        with pytest.raises(ValueError):
+            device.lookup(ids)
+    for offsets in ([1], [0, 9], [0.0]):
+        with pytest.raises(ValueError):
+            device.bag(cupy.asarray([1, 2]), cupy.asarray(offsets))
+
+
+@needs_gpu
+def test_the_stream_is_torchs(cupy):
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        assert current_stream().ptr == stream.cuda_stream
