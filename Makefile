@@ -1,0 +1,77 @@
+# make book     run the chapters that changed, build the book from them
+# make test     lint, types, a build with warnings as errors, every chapter's
+#               outputs compared, the unit tests
+# make html     build the book from the stored outputs, in seconds
+# make refresh  run chapters and store their outputs: make refresh CHAPTER=path
+# make test-cpus  compare the chapters as other processors would compute them
+# make clean    remove what was built; the environment in .venv stays
+#
+# Options: PYTHON=python3.12, TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+CHAPTER ?=
+
+PY := .venv/bin/python
+DONE := .venv/installed
+QUIET := --disable-pip-version-check -qq
+INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+ifeq ($(strip $(SURVEY_CODE_DATA)),)
+ifneq ($(wildcard ../shared/data/.),)
+export SURVEY_CODE_DATA := $(realpath ../shared/data)
+endif
+endif
+
+NBVAL = SURVEY_CODE_ROUNDING=check $(PY) -m pytest --nbval --nbval-current-env \
+	--nbval-cell-timeout=120 -n 2 --dist loadfile -p no:cacheprovider -W default \
+	$$($(PY) book/_tools/toc.py)
+
+.NOTPARALLEL:
+.PHONY: book test html refresh test-cpus clean
+
+book: $(DONE)
+	@$(PY) book/_tools/run.py
+	@$(PY) book/_tools/build.py --executed
+
+test: $(DONE)
+	@echo "== ruff"
+	@$(PY) -m ruff check
+	@echo "== mypy"
+	@$(PY) -m mypy
+	@echo "== the book, warnings are errors"
+	@$(PY) book/_tools/build.py --strict
+	@echo "== nbval: every chapter, outputs compared"
+	@$(NBVAL)
+	@echo "== unit tests"
+	@$(PY) -m pytest -n 2 tests
+
+html: $(DONE)
+	@$(PY) book/_tools/build.py
+
+refresh: $(DONE)
+	@$(PY) book/_tools/run.py --refresh $(CHAPTER)
+
+test-cpus: $(DONE)
+	@for threads in 1 2; do for cpu in default avx2 ""; do \
+	echo "== ATEN_CPU_CAPABILITY=$${cpu:-unset}, $$threads thread(s)"; \
+	if [ -n "$$cpu" ]; then export ATEN_CPU_CAPABILITY=$$cpu; \
+	else unset ATEN_CPU_CAPABILITY; fi; \
+	SURVEY_CODE_THREADS=$$threads $(NBVAL) || exit 1; done; done
+
+clean:
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Where Python comes without ensurepip (Debian), the pip outside starts the one
+# inside.
+$(DONE): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	"This needs Python 3.11 or newer, and $(PYTHON) is " \
+	+ sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
+	@test -x $(PY) || $(PYTHON) -m venv .venv >/dev/null 2>&1 \
+	|| { $(PYTHON) -m venv --clear --without-pip .venv \
+	&& $(PYTHON) -m pip --python $(PY) install $(QUIET) pip; }
+	@echo "Installing the pinned packages into .venv (some minutes, 1.7 GB)"
+	@$(PY) -m pip install $(QUIET) $(INDEX) -r requirements.txt
+	@$(PY) -m pip install $(QUIET) --no-deps --no-build-isolation -e .
+	@touch $@
