@@ -37,6 +37,7 @@ book: $(DONE)
 test: $(DONE)
 	@echo "== ruff"
 	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
 	@echo "== mypy"
 	@$(PY) -m mypy
 	@echo "== the book, warnings are errors"
