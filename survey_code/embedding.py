@@ -29,7 +29,7 @@ class TrainingStep:
     network : Module
         The whole network, table included.
     learning_rate : float
-        The learning rate in force.
+        The table's learning rate in force.
     progress : float
         0 at the first step of training, 1 at the last.
     """
@@ -60,6 +60,9 @@ class CompressedEmbedding(nn.Module):
     # The training loop checks a data set once and then turns this off: on a GPU
     # each check would wait for the device.
     checks_ids: bool = True
+    # Progress at which the schedule of `advance` is over.  Only epochs that end
+    # there or later can be the best one.
+    schedule_end: float = 1.0
     # Set by the training loop where the optimiser takes sparse gradients.
     sparse_gradients: bool = False
 

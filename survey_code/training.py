@@ -122,7 +122,8 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     """Adagrad that keeps one number per row instead of one per weight.
 
     The state of row i is the running sum of the mean squared gradient of its
-    entries.  Takes dense and sparse gradients.
+    entries; a vector counts as rows of one entry, a single number as one row.
+    Takes dense and sparse gradients.
 
     Parameters
     ----------
@@ -145,7 +146,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     def _update(self, weight: Tensor, grad: Tensor, lr: float, eps: float) -> None:
         state = self.state[weight]
         if not state:
-            state["sum"] = weight.new_zeros(len(weight))
+            state["sum"] = weight.new_zeros(weight.shape[:1])
         if grad.is_sparse:
             grad = grad.coalesce()
             rows, values = grad.indices()[0], grad.values()
@@ -165,14 +166,19 @@ def row_means(grad: Tensor) -> Tensor:
 
 def widen(scale: Tensor, like: Tensor) -> Tensor:
     """A number per row, shaped to multiply whole rows."""
-    return scale.view(-1, *[1] * (like.ndim - 1))
+    return scale.reshape(scale.shape + (1,) * (like.ndim - scale.ndim))
+
+
+def table_rate(settings: TrainingSettings) -> float:
+    """The table's learning rate."""
+    return settings.table_learning_rate or settings.learning_rate
 
 
 def make_table_optimizer(
     table: CompressedEmbedding, settings: TrainingSettings
 ) -> torch.optim.Optimizer | None:
     """The table's optimiser, or None for a table without parameters."""
-    rate = settings.table_learning_rate or settings.learning_rate
+    rate = table_rate(settings)
     groups = [
         {**group, "params": [p for p in group["params"] if p.requires_grad]}
         for group in table.parameter_groups(rate)
@@ -182,7 +188,9 @@ def make_table_optimizer(
         return None
     # Adam moves every row at every step; the other two only the rows read.
     whole = settings.table_l2 or settings.clip_norm
-    table.sparse_gradients = settings.optimizer != "adam" and not whole
+    for part in table.modules():  # a table may hold others
+        if isinstance(part, CompressedEmbedding):
+            part.sparse_gradients = settings.optimizer != "adam" and not whole
     if settings.optimizer == "adam":
         return torch.optim.Adam(groups, lr=rate)
     if settings.optimizer == "sgd":
@@ -229,8 +237,10 @@ class Trainer:
         self.optimizers = [table_optimizer] if table_optimizer else []
         if rest:
             self.optimizers.append(torch.optim.Adam(rest, lr=settings.learning_rate))
-        self.rate = settings.learning_rate
+        self.rate = table_rate(settings)
         self.searches = overrides(self.table, "validation_step")
+        scheduled = overrides(self.table, "advance")
+        self.settled_at = self.table.schedule_end if scheduled else 0.0
         self.steps_done = 0
         self.steps_planned = settings.epochs * objective.steps
 
@@ -246,7 +256,7 @@ class Trainer:
             if not self.settings.patience:
                 history.best = epoch
                 continue
-            if (epoch + 1) % self.settings.evaluate_every:
+            if (epoch + 1) % self.settings.evaluate_every or not self._settled():
                 continue
             entry.update(self.objective.validate(self.network))
             if entry[self.objective.monitor] > best:
@@ -273,7 +283,7 @@ class Trainer:
         return float(torch.stack(losses).mean())
 
     def _run_step(self, batch: Any) -> Tensor:
-        progress = self.steps_done / max(self.steps_planned - 1, 1)
+        progress = self._progress(self.steps_done)
         self.table.advance(progress)
         step = TrainingStep(
             loss=lambda: self.objective.loss(self.network, batch),
@@ -299,6 +309,16 @@ class Trainer:
         self.table.after_step(step)
         self.steps_done += 1
         return loss.detach()
+
+    def _progress(self, step: int) -> float:
+        """0 at the first step, 1 at the last."""
+        return step / max(self.steps_planned - 1, 1)
+
+    def _settled(self) -> bool:
+        """Whether the table's schedule has come to its end: an epoch before that
+        is a larger table, and is neither kept nor waited for.
+        """
+        return self._progress(self.steps_done - 1) >= self.settled_at
 
     def _decay(self) -> None:
         self.rate *= self.settings.decay

@@ -102,7 +102,7 @@ def setup_first(notebook: Any) -> list[str]:
         if not set(cells[0].metadata.get("tags", [])) & {"remove-cell", "hide-cell"}:
             return ["the Colab cell is not hidden"]
         cells = cells[1:]
-    lines = cells[0].source.splitlines() if cells else []
+    lines = [line for line in cells[0].source.splitlines() if line] if cells else []
     if lines[:2] != SETUP:
         return ["the first code cell does not begin with " + "; ".join(SETUP)]
     return []

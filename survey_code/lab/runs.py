@@ -86,11 +86,12 @@ def run(
     )
     task = make_task(data, trial, seed)
     planned = chosen.plan(task.spec, table_ratio(task, ratio), **options)
-    network, layout, trained, planned, seconds = learn(chosen, task, planned)
+    planned, search_seconds = search(chosen, task, planned)
+    network, layout, trained, seconds = learn(chosen, task, planned)
     validation = task.validate(network, layout)
     final = task.for_testing(network)
     if final is not task:
-        network, layout, trained, planned, again = learn(chosen, final, planned)
+        network, layout, trained, again = learn(chosen, final, planned)
         seconds = {name: seconds[name] + again[name] for name in seconds}
     test = final.test(network, layout)
     stored = layout.nbytes + task.per_id_bytes
@@ -114,7 +115,7 @@ def run(
         },
         validation=validation,
         test=test,
-        seconds=seconds,
+        seconds={"search": search_seconds, **seconds},
         lookup={name: float(speed[name]) for name in speed_columns(speed)},
         settings={
             **trial.describe(),
@@ -167,31 +168,35 @@ def table_ratio(task: Task, ratio: float) -> float:
     return full / left
 
 
+def search(
+    method: catalog.Method, task: Task, planned: dict[str, Any]
+) -> tuple[dict[str, Any], float]:
+    """The options to train with, and the seconds that it took to find them."""
+    if method.stage != catalog.SEARCH:
+        return planned, 0.0
+    start = time.perf_counter()
+    found = method.search(task, task.spec, planned, task.seed)
+    return found, time.perf_counter() - start
+
+
 def learn(
     method: catalog.Method, task: Task, planned: dict[str, Any]
-) -> tuple[Any, Layout, CompressedEmbedding, dict[str, Any], dict[str, float]]:
-    """Network, layout, the table that was trained, final options, seconds."""
-    seconds = {"search": 0.0, "train": 0.0, "compress": 0.0}
+) -> tuple[Any, Layout, CompressedEmbedding, dict[str, float]]:
+    """Network, layout, the table that was trained, seconds."""
     if method.stage == catalog.AFTER or method.key == "full":
-        network, seconds["train"] = train_full(task)
+        network, train_seconds = train_full(task)
+        table = network.table
         start = time.perf_counter()
-        layout = method.compress(
-            network.table.weight.detach().cpu(), planned, task.spec
-        )
-        seconds["compress"] = time.perf_counter() - start
-        return network, layout, network.table, planned, seconds
-    if method.stage == catalog.SEARCH:
+        layout = method.compress(table.weight.detach().cpu(), planned, task.spec)
+    else:
+        table = method.load()(task.spec, seed=task.seed, **planned)
         start = time.perf_counter()
-        planned = method.search(task, task.spec, planned, task.seed)
-        seconds["search"] = time.perf_counter() - start
-    table = method.load()(task.spec, seed=task.seed, **planned)
-    start = time.perf_counter()
-    network = table.fit(task)
-    seconds["train"] = time.perf_counter() - start
-    start = time.perf_counter()
-    layout = table.eval().freeze()
-    seconds["compress"] = time.perf_counter() - start
-    return network, layout, table, planned, seconds
+        network = table.fit(task)
+        train_seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        layout = table.eval().freeze()
+    seconds = {"train": train_seconds, "compress": time.perf_counter() - start}
+    return network, layout, table, seconds
 
 
 def train_full(task: Task) -> tuple[Any, float]:
