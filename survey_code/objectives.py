@@ -54,7 +54,7 @@ class ClickObjective:
             loss = loss + self.settings.l2 / 2 * vectors.square().sum() / len(ids)
         if self.settings.table_l2:
             loss = loss + self.settings.table_l2 / 2 * squared_length(network)
-        return loss + network.table.penalty().to(loss.device)
+        return loss + network.table.penalty()
 
     def validate(self, network: ClickNetwork) -> dict[str, float]:
         """AUC and log-loss on the validation rows."""
@@ -152,27 +152,34 @@ class RankingObjective:
 
     def batches(self, rng: np.random.Generator) -> Iterator[tuple[Tensor, ...]]:
         """Users, positive items and negative items, all as ids."""
-        device = self._pairs.device
+        device, size = self._pairs.device, self.settings.batch_size
         order = torch.from_numpy(rng.permutation(len(self._pairs))).to(device)
-        first = self.data.num_users
-        for chosen in order.split(self.settings.batch_size):
+        # A whole epoch's negatives at once: a transfer a step would keep a GPU
+        # waiting longer than the step takes.
+        shape = len(order) if self.kind == "bpr" else (self.steps, self.negatives)
+        drawn = self._draw_items(rng, shape)
+        negatives = drawn.split(size) if self.kind == "bpr" else drawn
+        for chosen, others in zip(order.split(size), negatives, strict=True):
             users, positives = self._pairs[chosen].unbind(1)
-            drawn = len(chosen) if self.kind == "bpr" else self.negatives
-            negatives = rng.integers(first, self.data.num_embeddings, size=drawn)
-            yield users, positives, torch.from_numpy(negatives).to(device)
+            yield users, positives, others
 
     def validation_batches(
         self, rng: np.random.Generator
     ) -> Iterator[tuple[Tensor, ...]]:
         """Held-out pairs in random order, again and again."""
         held_out = torch.from_numpy(np.array(self.data.valid)).to(self._pairs.device)
-        first = self.data.num_users
         while True:
             chosen = rng.integers(len(held_out), size=self.settings.batch_size)
             users, positives = held_out[torch.from_numpy(chosen)].unbind(1)
             drawn = len(chosen) if self.kind == "bpr" else self.negatives
-            negatives = rng.integers(first, self.data.num_embeddings, size=drawn)
-            yield users, positives, torch.from_numpy(negatives).to(users.device)
+            yield users, positives, self._draw_items(rng, drawn)
+
+    def _draw_items(
+        self, rng: np.random.Generator, shape: int | tuple[int, ...]
+    ) -> Tensor:
+        """Uniform item ids."""
+        drawn = rng.integers(self.data.num_users, self.data.num_embeddings, size=shape)
+        return torch.from_numpy(drawn).to(self._pairs.device)
 
     def loss(self, network: RankingNetwork, batch: tuple[Tensor, ...]) -> Tensor:
         """BPR or softmax, plus L2 of the vectors read, plus the table's penalty."""
@@ -186,7 +193,7 @@ class RankingObjective:
             loss = (scores.logsumexp(1) - scores[:, 0]).mean()
         if self.settings.l2:
             loss = loss + self.settings.l2 / 2 * read / len(users)
-        return loss + network.table.penalty().to(loss.device)
+        return loss + network.table.penalty()
 
     def validate(self, network: RankingNetwork) -> dict[str, float]:
         """Recall@20 and NDCG@20 on the held-out pairs."""

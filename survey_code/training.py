@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from survey_code.embedding import CompressedEmbedding, TrainingStep
 
 TABLE_OPTIMIZERS = ("adam", "rowwise_adagrad", "sgd")
+SCHEDULES = ("constant", "linear")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class TrainingSettings:
     decay : float
         The learning rate is multiplied by this after every epoch without a
         better metric.
+    schedule : {"constant", "linear"}
+        ``"linear"`` lowers the learning rates from epoch to epoch, in a straight
+        line that would reach 0 after the last.
     clip_norm : float
         Largest length of the gradient of all weights; 0 leaves it alone.
     evaluate_every : int
@@ -62,6 +66,7 @@ class TrainingSettings:
     table_l2: float = 0.0
     patience: int = 2
     decay: float = 0.1
+    schedule: str = "constant"
     clip_norm: float = 0.0
     evaluate_every: int = 1
     device: str = "cpu"
@@ -77,6 +82,10 @@ class TrainingSettings:
         if self.optimizer not in TABLE_OPTIMIZERS:
             raise ValueError(
                 f"optimizer must be one of {TABLE_OPTIMIZERS}, got {self.optimizer!r}"
+            )
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"schedule must be one of {SCHEDULES}, got {self.schedule!r}"
             )
 
 
@@ -192,7 +201,9 @@ def make_table_optimizer(
         if isinstance(part, CompressedEmbedding):
             part.sparse_gradients = settings.optimizer != "adam" and not whole
     if settings.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=rate)
+        # One kernel per step on a GPU; on the CPU the plain form, whose digits
+        # agree between processors.
+        return torch.optim.Adam(groups, lr=rate, fused=settings.device == "cuda")
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate)
     return RowwiseAdagrad(groups, lr=rate)
@@ -237,7 +248,10 @@ class Trainer:
         self.optimizers = [table_optimizer] if table_optimizer else []
         if rest:
             self.optimizers.append(torch.optim.Adam(rest, lr=settings.learning_rate))
+        self.groups = [g for o in self.optimizers for g in o.param_groups]
+        self.first_rates = [group["lr"] for group in self.groups]
         self.rate = table_rate(settings)
+        self.decayed = 1.0
         self.searches = overrides(self.table, "validation_step")
         scheduled = overrides(self.table, "advance")
         self.settled_at = self.table.schedule_end if scheduled else 0.0
@@ -251,6 +265,7 @@ class Trainer:
         self.table.checks_ids = False
         best, misses, kept = -np.inf, 0, None
         for epoch in show_progress(self.settings):
+            self._set_rates(epoch)
             entry = {"train_loss": self._run_epoch()}
             history.epochs.append(entry)
             if not self.settings.patience:
@@ -267,7 +282,7 @@ class Trainer:
                     kept = None  # the last epoch is the best: nothing to restore
                 continue
             misses += 1
-            self._decay()
+            self.decayed *= self.settings.decay
             if misses >= self.settings.patience:
                 break
         if kept is not None:
@@ -320,11 +335,14 @@ class Trainer:
         """
         return self._progress(self.steps_done - 1) >= self.settled_at
 
-    def _decay(self) -> None:
-        self.rate *= self.settings.decay
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] *= self.settings.decay
+    def _set_rates(self, epoch: int) -> None:
+        """The learning rates of an epoch."""
+        factor = self.decayed
+        if self.settings.schedule == "linear":
+            factor *= 1 - epoch / self.settings.epochs
+        self.rate = table_rate(self.settings) * factor
+        for group, first in zip(self.groups, self.first_rates, strict=True):
+            group["lr"] = first * factor
 
 
 def overrides(table: CompressedEmbedding, hook: str) -> bool:

@@ -34,12 +34,12 @@ class Cell:
 
     def matches(self, result: Result) -> bool:
         """Whether a result is this run."""
-        settings = dataclasses.asdict(self.trial.settings)
-        ignored = {"device", "progress", "layers", "init_std"}
+        # A result made before a setting existed had its default.
         same_settings = all(
-            result.settings.get(name) == value
-            for name, value in settings.items()
-            if name not in ignored
+            result.settings.get(setting.name, setting.default)
+            == getattr(self.trial.settings, setting.name)
+            for setting in dataclasses.fields(self.trial.settings)
+            if setting.name not in ("device", "progress")
         )
         same_options = all(
             result.options.get(name) == value for name, value in self.options.items()

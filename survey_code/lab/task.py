@@ -87,11 +87,13 @@ TRIALS = {
                          evaluate_every=10, patience=3, decay=1.0),
         {"normalize": True}, {"loss": "softmax"}, init_std=0.1,
     ),
-    # LightGCN as published: inner products and BPR.
+    # LightGCN as published, inner products and BPR, but large steps that shrink:
+    # a constant rate small enough to end as well needs many times the epochs.
     ("gowalla", "lightgcn"): Trial(
         "lightgcn", 64,
-        TrainingSettings(epochs=400, batch_size=16384, learning_rate=5e-3, l2=1e-4,
-                         evaluate_every=40, patience=2, decay=1.0),
+        TrainingSettings(epochs=1000, batch_size=16384, learning_rate=1e-2, l2=1e-4,
+                         evaluate_every=100, patience=3, decay=1.0,
+                         schedule="linear"),
         {"layers": 3}, {"loss": "bpr"}, init_std=0.1,
     ),
 }  # fmt: skip
