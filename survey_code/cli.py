@@ -158,7 +158,7 @@ def record_results(given: argparse.Namespace) -> None:
     """Make one of the book's recorded results, from where it was left."""
     from survey_code.lab import record
 
-    for result in record(given.name, given.out, given.device, given.words, given.seed):
+    for result in record(given.name, given.out, given.device, given.seed):
         print(describe_result(result), flush=True)
 
 

@@ -121,7 +121,6 @@ def record(
     name: str,
     folder: str | os.PathLike[str] = "book/results",
     device: str = "cpu",
-    command: str | None = None,
     seed: int | None = None,
 ) -> Iterator[Result]:
     """Make the runs of a record that its file lacks, one after another.
@@ -133,8 +132,6 @@ def record(
     folder : path
         Where the file ``NAME.jsonl`` lies.
     device : str
-    command : str, optional
-        What to note as the command.
     seed : int, optional
         Make this seed's runs only, so that several processes can share a record.
 
@@ -165,7 +162,7 @@ def record(
             cell.seed,
             trial=cell.trial,
             device=device,
-            command=command or f"survey-code record {name} --device {device}",
+            command=f"survey-code record {name} --device {device} --seed {cell.seed}",
             **cell.options,
         )
         append_result(path, result)
