@@ -78,7 +78,8 @@ TRIALS = {
         {"batch_norm": True, "dropout": 0.2},
     ),
     ("movietweetings", "fm"): Trial(
-        "fm", 10, TrainingSettings(epochs=12, batch_size=1024, learning_rate=5e-3),
+        "fm", 10,
+        TrainingSettings(epochs=12, batch_size=1024, learning_rate=5e-3, l2=0.1),
     ),
     # Sampled softmax on cosines learns in a tenth of the epochs that BPR needs.
     ("gowalla", "mf"): Trial(
