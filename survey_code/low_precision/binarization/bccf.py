@@ -13,7 +13,7 @@ from survey_code.layouts.layout import as_finite_table
 from survey_code.low_precision.binarization.signs import as_half, code_bytes
 from survey_code.spec import TableSpec
 
-RULES = ("median", "pph", "itq")
+RULES = ("median", "sign", "pph", "itq")
 SCALES = ("none", "table", "row")
 
 
@@ -127,6 +127,7 @@ class MedianCodes:
     """Two stages: a trained table, then one bit per entry (key ``bccf``).
 
     ``rule="median"`` (BCCF) thresholds each column at its median, field by field.
+    ``rule="sign"`` thresholds at 0, which keeps what all rows of a field share.
     ``rule="itq"`` rotates the table first and takes signs; rows read are those of
     the rotated table, so this is for networks that compare vectors.
     ``rule="pph"`` takes signs, the direction of a row, and two more bits for its
@@ -176,7 +177,7 @@ class MedianCodes:
         Parameters
         ----------
         weight : array or tensor, shape (n, d)
-        rule : {"median", "pph", "itq"}
+        rule : {"median", "sign", "pph", "itq"}
         scale : {"none", "table", "row"}
             What the codes are multiplied by when rows are read; ``rule="pph"``
             has its own four levels instead.
@@ -198,6 +199,8 @@ class MedianCodes:
             return BinaryLayout(packed, table.shape[1], None, magnitudes, levels)
         if rule == "itq":
             values = table = (table @ learn_rotation(table)).astype(np.float32)
+        elif rule == "sign":
+            values = table
         else:
             starts = np.array([0, len(table)]) if spec is None else spec.field_starts
             values = center_at_median(table, starts)
