@@ -24,8 +24,8 @@ class AnnealedCodes(SignedEmbedding):
     ----------
     spec : TableSpec
     beta : float, default 10
-        Steepness at the end.  It starts at 1, with weights in units of their
-        spread, and grows as the root of progress, as in HashNet.
+        Steepness at the end.  It starts at 1, with weights in units of three
+        times their first spread, and grows as the root of progress, as in HashNet.
     seed : int, default 0
 
     Notes
@@ -40,6 +40,7 @@ class AnnealedCodes(SignedEmbedding):
         super().__init__(spec, layers=0, seed=seed)
         if not 1 <= beta < math.inf:
             raise ValueError(f"beta must be a number from 1 up, got {beta!r}")
+        self.unit = 3 * spec.init_std
         self.last_beta = beta
         self.beta = 1.0
 
