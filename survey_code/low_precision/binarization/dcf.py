@@ -75,7 +75,10 @@ def decorrelate(codes: Tensor, generator: torch.Generator) -> Tensor:
     """
     m = len(codes)
     centered = codes.double() - codes.double().mean(0)
-    left, sizes, right = torch.linalg.svd(centered, full_matrices=False)
+    # Few columns: a small decomposition after one of Gram and Schmidt's.
+    frame, small = torch.linalg.qr(centered)
+    left, sizes, right = torch.linalg.svd(small)
+    left = frame @ left
     empty = sizes <= 1e-9 * max(float(sizes[0]), 1.0)
     constant = torch.full((m, 1), m**-0.5, dtype=left.dtype, device=left.device)
     taken = torch.cat([constant, left[:, ~empty]], dim=1)
