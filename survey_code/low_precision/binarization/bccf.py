@@ -127,7 +127,8 @@ class MedianCodes:
     """Two stages: a trained table, then one bit per entry (key ``bccf``).
 
     ``rule="median"`` (BCCF) thresholds each column at its median, field by field.
-    ``rule="sign"`` thresholds at 0, which keeps what all rows of a field share.
+    ``rule="sign"`` thresholds at 0, which keeps what all rows of a field share:
+    the mean of all users points at the popular items, and the median forgets it.
     ``rule="itq"`` rotates the table first and takes signs; rows read are those of
     the rotated table, so this is for networks that compare vectors.
     ``rule="pph"`` takes signs, the direction of a row, and two more bits for its

@@ -14,6 +14,7 @@ from survey_code.layouts import BinaryLayout
 from survey_code.low_precision.binarization.signs import (
     PropagatedEmbedding,
     as_half,
+    check_number,
     choose_layers,
     code_bytes,
     take_signs,
@@ -94,11 +95,9 @@ class LayerwiseCodes(PropagatedEmbedding):
         seed: int = 0,
     ) -> None:
         super().__init__(spec, choose_layers(spec, layers, default=2), seed)
-        if not (distillation >= 0 and sharpness > 0 and factor > 0):
-            raise ValueError(
-                "distillation must not be negative, sharpness and factor must be "
-                f"positive, got {distillation!r}, {sharpness!r} and {factor!r}"
-            )
+        check_number("distillation", distillation, 0)
+        check_number("sharpness", sharpness, 0, above=True)
+        check_number("factor", factor, 0, above=True)
         check_range("listed", listed, 1, 2**31 - 1)
         self.block = spec.embedding_dim
         self.embedding_dim = (self.layers + 1) * self.block
@@ -174,7 +173,7 @@ class LayerwiseCodes(PropagatedEmbedding):
     def embed(self, ids: Tensor) -> Tensor:
         """The blocks of all layers, side by side."""
         tables = self.spread()
-        if self.training and self.binary:
+        if self.training and self.teacher is not None:
             self._tables = tables  # `penalty` reads the same step's layers
         rows = [self.encode(self.gather(t, ids), k) for k, t in enumerate(tables)]
         return torch.cat(rows, dim=-1)

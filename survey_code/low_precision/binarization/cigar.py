@@ -9,7 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from survey_code.low_precision.binarization.signs import SignedEmbedding, code_bytes
+from survey_code.low_precision.binarization.signs import (
+    SignedEmbedding,
+    check_number,
+    code_bytes,
+)
 from survey_code.spec import TableSpec
 
 
@@ -38,8 +42,7 @@ class AnnealedCodes(SignedEmbedding):
 
     def __init__(self, spec: TableSpec, *, beta: float = 10.0, seed: int = 0) -> None:
         super().__init__(spec, layers=0, seed=seed)
-        if not 1 <= beta < math.inf:
-            raise ValueError(f"beta must be a number from 1 up, got {beta!r}")
+        check_number("beta", beta, 1)
         self.unit = 3 * spec.init_std
         self.last_beta = beta
         self.beta = 1.0

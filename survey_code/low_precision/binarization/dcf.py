@@ -10,7 +10,7 @@ from torch import Tensor
 
 from survey_code.embedding import CompressedEmbedding, check_range, draw_normal
 from survey_code.layouts import BinaryLayout
-from survey_code.low_precision.binarization.signs import code_bytes
+from survey_code.low_precision.binarization.signs import check_number, code_bytes
 from survey_code.models import graph_arrays, make_csr
 from survey_code.spec import TableSpec
 from survey_code.training import History
@@ -181,8 +181,7 @@ class DiscreteFiltering(CompressedEmbedding):
         check_range("bits", bits, 1, 32 * spec.embedding_dim)
         check_range("rounds", rounds, 1, 10**6)
         check_range("sweeps", sweeps, 1, 10**6)
-        if not balance >= 0:
-            raise ValueError(f"balance must be a number from 0 up, got {balance!r}")
+        check_number("balance", balance, 0)
         super().__init__(spec.num_embeddings, bits)
         self.rounds, self.sweeps, self.balance = rounds, sweeps, balance
         self.seed = seed

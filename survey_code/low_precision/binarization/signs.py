@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,14 @@ from survey_code.spec import TableSpec
 def code_bytes(spec: TableSpec, bits: int | None = None) -> int:
     """Bytes of all rows' codes, each padded to whole bytes."""
     return spec.num_embeddings * (-(-(bits or spec.embedding_dim) // 8))
+
+
+def check_number(name: str, value: Any, low: float, above: bool = False) -> None:
+    """Raise ValueError unless `value` is a finite number from `low`, or above it."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not low <= value < math.inf or (above and value == low):
+        bound = f"above {low:g}" if above else f"from {low:g} up"
+        raise ValueError(f"{name} must be a number {bound}, got {value!r}")
 
 
 def as_half(scales: np.ndarray) -> np.ndarray:
