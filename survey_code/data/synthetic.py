@@ -15,7 +15,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -92,7 +91,7 @@ class SyntheticSettings:
             ("rotation", -100, 100),
         ):
             value = getattr(self, name)
-            if not (isinstance(value, Real) and low <= value <= high):
+            if not (isinstance(value, int | float) and low <= value <= high):
                 raise ValueError(
                     f"{name} must be a number from {low} to {high}, got {value!r}"
                 )
