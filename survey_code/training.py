@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -226,7 +227,22 @@ def train(
     -------
     History
     """
-    return Trainer(network, objective, settings, seed).run()
+    with flushed_denormals():
+        return Trainer(network, objective, settings, seed).run()
+
+
+@contextlib.contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Take numbers below 1e-38 as 0.
+
+    Adam's averages of rows that are no longer read shrink into the denormal
+    numbers, with which processors compute up to a hundred times slower.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 class Trainer:

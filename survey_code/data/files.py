@@ -121,7 +121,7 @@ def download(file: DataFile) -> Path:
             f"so that it can be downloaded from {file.address}, or set {VARIABLE} to "
             f"the absolute path of a folder that holds {file.folder}/{file.name} "
             f"({type(error).__name__}: {error})"
-        ) from error
+        ) from None
     try:
         identify(path, path.read_bytes(), file)
     except ValueError:

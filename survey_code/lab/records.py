@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from survey_code.lab.results import Result, append_result, load_results
+from survey_code.lab.results import (
+    Result,
+    append_result,
+    find_versions,
+    load_results,
+    name_device,
+    today,
+)
 from survey_code.lab.runs import run
+from survey_code.lab.stream import run_stream
 from survey_code.lab.task import TRIALS, Trial
 from survey_code.training import TrainingSettings
 
@@ -51,6 +60,58 @@ class Cell:
             and (result.key, result.requested_ratio, result.seed)
             == (self.method, float(self.ratio), self.seed)
             and (result.model, result.dim) == (self.trial.model, self.trial.dim)
+        )
+
+    def make(self, device: str, command: str) -> Result:
+        """Run it."""
+        return run(
+            self.method,
+            self.data,
+            self.ratio,
+            self.seed,
+            trial=self.trial,
+            device=device,
+            command=command,
+            **self.options,
+        )
+
+
+class StreamCell(Cell):
+    """One pass over a stream: the arguments of `run_stream`."""
+
+    def make(self, device: str, command: str) -> Result:
+        """Run it; the test metrics are means over windows, then one AUC a window."""
+        start = time.perf_counter()
+        windows = run_stream(
+            self.method,
+            self.data,
+            self.ratio,
+            self.seed,
+            trial=self.trial,
+            device=device,
+            **self.options,
+        )
+        by_window = {f"auc@{window}": auc for window, auc in windows["auc"].items()}
+        means = windows[["auc", "log_loss"]].mean()
+        return Result(
+            key=self.method,
+            options=dict(self.options),
+            data=self.data,
+            model=self.trial.model,
+            dim=self.trial.dim,
+            seed=self.seed,
+            requested_ratio=float(self.ratio),
+            reached_ratio=float(windows["ratio"].iloc[-1]),
+            bytes={"inference": int(windows["bytes"].iloc[-1])},
+            validation={},
+            test={**means.to_dict(), **by_window},
+            seconds={"train": time.perf_counter() - start},
+            lookup={},
+            settings=self.trial.describe(),
+            device=name_device(device),
+            date=today(),
+            versions=find_versions(),
+            command=command,
         )
 
 
@@ -109,11 +170,22 @@ def gowalla_full(model: str) -> list[Cell]:
     return [Cell("full", "gowalla", 1, seed, trial) for seed in SEEDS]
 
 
+def movietweetings_drift() -> list[Cell]:
+    """FM on MovieTweetings: frozen after five windows, or updated after each."""
+    trial = TRIALS["movietweetings", "fm"]
+    return [
+        StreamCell("full", "movietweetings", 1, seed, trial, {"update_epochs": epochs})
+        for epochs in (0, 6)
+        for seed in SEEDS
+    ]
+
+
 RECORDS: dict[str, Callable[[], list[Cell]]] = {
     "frappe_bars": frappe_bars,
     "frappe_first": frappe_first,
     "gowalla_mf": lambda: gowalla_full("mf"),
     "gowalla_lightgcn": lambda: gowalla_full("lightgcn"),
+    "movietweetings_drift": movietweetings_drift,
 }
 
 
@@ -155,15 +227,8 @@ def record(
             continue
         if any(cell.matches(result) for result in known):
             continue
-        result = run(
-            cell.method,
-            cell.data,
-            cell.ratio,
-            cell.seed,
-            trial=cell.trial,
-            device=device,
-            command=f"survey-code record {name} --device {device} --seed {cell.seed}",
-            **cell.options,
+        result = cell.make(
+            device, f"survey-code record {name} --device {device} --seed {cell.seed}"
         )
         append_result(path, result)
         yield result

@@ -56,8 +56,10 @@ def run_stream(
     Returns
     -------
     DataFrame
-        Indexed by ``window``; columns ``auc``, ``log_loss``, and ``new_ids``,
-        the share of rows with an id that no earlier window showed.
+        Indexed by ``window``; columns ``auc``, ``log_loss``, ``new_ids`` (the
+        share of rows with an id that no earlier window showed), and what was
+        stored when it was tested: ``bytes``, weights per id included, and
+        ``ratio``.
 
     Raises
     ------
@@ -95,7 +97,16 @@ def run_stream(
         )
         twin = task.read_through(network, layout)
         metrics = evaluate_clicks(twin, data.windows[window], trial.settings.device)
-        rows.append({"window": window, **metrics, "new_ids": new_share(data, window)})
+        stored = layout.nbytes + task.per_id_bytes
+        rows.append(
+            {
+                "window": window,
+                **metrics,
+                "new_ids": new_share(data, window),
+                "bytes": stored,
+                "ratio": (task.spec.full_bytes + task.per_id_bytes) / stored,
+            }
+        )
         if update_epochs and window + 1 < len(data.windows):
             update = dataclasses.replace(trial.settings, epochs=update_epochs)
             again = ClickTask(gather_windows(data, window, window + 1), trial, seed)
