@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from survey_code import catalog
 from survey_code.embedding import CompressedEmbedding, FullEmbedding
 from survey_code.lab.latency import measure_lookup
@@ -113,7 +115,7 @@ def run(
         data=data.name,
         model=trial.model,
         dim=trial.dim,
-        seed=seed,
+        seed=int(seed),
         requested_ratio=float(ratio),
         reached_ratio=full / stored,
         bytes={
@@ -156,7 +158,10 @@ def adapt_trial(
             f"unknown training setting in {sorted(changes)}; settings: {known}"
         ) from error
     return dataclasses.replace(
-        trial, model=model or trial.model, dim=dim or trial.dim, settings=adapted
+        trial,
+        model=trial.model if model is None else model,
+        dim=trial.dim if dim is None else dim,
+        settings=adapted,
     )
 
 
@@ -327,9 +332,16 @@ def prepare(
 def describe_options(options: dict[str, Any]) -> dict[str, Any]:
     """Options as JSON can hold them: arrays by their shape."""
     return {
-        name: value if not hasattr(value, "shape") else f"array{tuple(value.shape)}"
+        name: f"array{tuple(value.shape)}"
+        if getattr(value, "ndim", 0)
+        else as_plain(value)
         for name, value in options.items()
     }
+
+
+def as_plain(value: Any) -> Any:
+    """A NumPy number as Python's own, all else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def describe_call(
