@@ -255,6 +255,7 @@ def is_run(
     options: dict[str, Any],
 ) -> bool:
     """Whether a result is this run; of data, the name or its beginning."""
+    result = Result.from_json(result.to_json())  # as a file holds it
     # A result made before a setting existed had its default.
     before = {f.name: f.default for f in dataclasses.fields(trial.settings)}
     found = {**before, **result.settings}
