@@ -102,7 +102,7 @@ def test_facts_are_complete(method):
     assert re.fullmatch(r"[a-z][a-z0-9_]*", method.key)
     assert method.title and method.title[0].isupper()
     assert 1990 <= method.year <= 2030
-    assert re.fullmatch(r"[a-z]+\d{4}[a-z]?", method.citation)
+    assert re.fullmatch(r"[a-z]+\d{4}[a-z]*", method.citation)
     assert method.family in TAXONOMY[method.category]
     assert method.stages and set(method.stages) <= {AFTER, DURING, SEARCH}
     assert method.stage == method.stages[0]

@@ -60,6 +60,10 @@ class MemoryMeter(TorchDispatchMode):
             self._track(tensor._indices())
             self._track(tensor._values())
             return
+        if tensor.layout == torch.sparse_csr:
+            for part in (tensor.crow_indices(), tensor.col_indices(), tensor.values()):
+                self._track(part)
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:

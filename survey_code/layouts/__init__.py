@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from survey_code.layouts.binary import BinaryLayout
 from survey_code.layouts.dense import DenseLayout
 from survey_code.layouts.files import header_bytes, read_file
 from survey_code.layouts.hashed import HashedLayout
@@ -11,7 +12,8 @@ from survey_code.layouts.layout import Layout
 from survey_code.layouts.rowwise import RowwiseLayout
 
 LAYOUTS: dict[str, type[Layout]] = {
-    layout.name: layout for layout in (DenseLayout, RowwiseLayout, HashedLayout)
+    layout.name: layout
+    for layout in (DenseLayout, RowwiseLayout, BinaryLayout, HashedLayout)
 }
 
 
@@ -41,6 +43,7 @@ def load_layout(path: str | os.PathLike[str]) -> Layout:
 
 __all__ = [
     "LAYOUTS",
+    "BinaryLayout",
     "DenseLayout",
     "HashedLayout",
     "Layout",

@@ -30,6 +30,9 @@ EXAMPLES = {
     "8 bits": lambda: compress(WEIGHT, "rowwise", bits=8),
     "4 bits, odd": lambda: compress(WEIGHT[:, :11], "rowwise", bits=4),
     "2 bits, odd": lambda: compress(WEIGHT[:, :11], "rowwise", bits=2),
+    "binary": lambda: compress(WEIGHT, "bccf"),
+    "binary, row scales": lambda: compress(WEIGHT[:, :11], "bccf", scale="row"),
+    "binary, magnitudes": lambda: compress(WEIGHT, "bccf", rule="pph"),
     "signed": lambda: HashingEmbedding(SPEC, rows=90, signed=True).freeze(),
     "open": lambda: HashingEmbedding(SPEC, rows=90, open_ids=True).freeze(),
     **{
@@ -155,3 +158,16 @@ def test_the_stream_is_torchs(cupy):
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         assert current_stream().ptr == stream.cuda_stream
+
+
+@needs_gpu
+@pytest.mark.parametrize("dim", [11, 64])
+def test_binary_search_on_the_gpu_is_the_cpus(dim):
+    table = np.random.default_rng(1).normal(size=(300, dim)).astype(np.float32)
+    layout = compress(table, "bccf")
+    on_gpu, cupy = layout.to_gpu(), load_cupy()
+    queries = np.array([3, 299, 0])
+    found = on_gpu.topk(cupy.asarray(queries), 20, candidates=(50, 300))
+    np.testing.assert_array_equal(
+        found.get(), layout.topk(queries, 20, candidates=(50, 300))
+    )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from survey_code import TableSpec, compress
-from survey_code.layouts import DenseLayout
+from survey_code.layouts import BinaryLayout, DenseLayout
 from survey_code.weight_sharing.hashing import (
     HashingEmbedding,
     QuotientRemainderEmbedding,
@@ -23,6 +23,10 @@ def hashed(dim=6, **options):
     return kind(spec, seed=3, **options).freeze()
 
 
+def binary(dim, **options):
+    return BinaryLayout.from_signs(draw_table(dim), **options)
+
+
 EXAMPLES = {
     "dense-float32": lambda: DenseLayout.from_weight(draw_table(5)),
     "dense-float16": lambda: DenseLayout.from_weight(draw_table(3), "float16"),
@@ -30,6 +34,11 @@ EXAMPLES = {
     "rowwise-8": lambda: compress(draw_table(7), "rowwise", bits=8),
     "rowwise-4-odd": lambda: compress(draw_table(5), "rowwise", bits=4),
     "rowwise-2-odd": lambda: compress(draw_table(7), "rowwise", bits=2),
+    "binary": lambda: binary(5),
+    "binary-scale": lambda: binary(8, scales=np.full((1, 1), 0.3, np.float32)),
+    "binary-row-scales": lambda: binary(6, scales=draw_table(1).astype(np.float16)),
+    "binary-blocks": lambda: binary(6, scales=draw_table(3), blocks=3),
+    "binary-magnitudes": lambda: compress(draw_table(9), "bccf", rule="pph"),
     "hashed": lambda: hashed(rows=4),
     "hashed-signed": lambda: hashed(rows=4, signed=True),
     "hashed-open": lambda: hashed(rows=4, open_ids=True),

@@ -1,0 +1,318 @@
+"""The binary layout: one bit per entry, and the scales that turn it into a number.
+
+A row is cut into blocks of equal width.  Entry j of block k of row i is
+``scale[i, k]`` where its bit is 1 and ``-scale[i, k]`` where it is 0.  Two rows
+of such codes are compared without decoding: of d bits, those that agree count +1
+and those that differ -1, so that the inner product is d - 2 H with H the Hamming
+distance, which is an exclusive or and a count of ones.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from survey_code.layouts.layout import Array, Layout, array_module
+from survey_code.layouts.rowwise import pack_codes, unpack_codes
+
+# Ones in each byte, for array libraries that cannot count bits.
+ONES = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
+
+
+def pack_signs(values: np.ndarray, blocks: int = 1) -> np.ndarray:
+    """One bit per entry, 1 where it is not negative, block by block.
+
+    Parameters
+    ----------
+    values : ndarray, shape (rows, dim)
+    blocks : int, default 1
+        A divisor of dim.
+
+    Returns
+    -------
+    ndarray of uint8, shape (rows, blocks, ceil(dim / blocks / 8))
+        Low bits first; the last byte of a block is padded with zeros.
+
+    Examples
+    --------
+    >>> pack_signs(np.array([[0.5, -2.0, 1.0]]))
+    array([[[5]]], dtype=uint8)
+    """
+    rows, dim = values.shape
+    if dim % blocks:
+        raise ValueError(f"blocks must divide the dimension {dim}, got {blocks}")
+    bits = (values >= 0).astype(np.uint8).reshape(rows * blocks, dim // blocks)
+    return pack_codes(bits, 1).reshape(rows, blocks, -1)
+
+
+def count_ones(words: Array) -> Array:
+    """Number of ones in each unsigned integer of an array, as uint8."""
+    if isinstance(words, np.ndarray):
+        return np.bitwise_count(words)
+    xp = array_module(words)
+    in_bytes = xp.asarray(ONES)[words.view(np.uint8)]
+    return in_bytes.reshape(*words.shape, -1).sum(axis=-1).astype(np.uint8)
+
+
+def hamming_distances(queries: Array, candidates: Array) -> Array:
+    """Bits in which packed codes differ.
+
+    Parameters
+    ----------
+    queries, candidates : array of uint8, shapes (m, bytes) and (n, bytes)
+
+    Returns
+    -------
+    array of int32, shape (m, n)
+    """
+    xp = array_module(queries)
+    # Eight bytes at a time where the code is that long.
+    word = np.uint64 if queries.shape[1] % 8 == 0 else np.uint8
+    left, right = (
+        xp.ascontiguousarray(codes).view(word) for codes in (queries, candidates)
+    )
+    distances = xp.zeros((len(left), len(right)), dtype=np.int32)
+    for k in range(left.shape[1]):
+        distances += count_ones(left[:, k, None] ^ right[None, :, k])
+    return distances
+
+
+class BinaryLayout(Layout):
+    """Packed bits, and optionally scales: per row and block, per block, or levels.
+
+    Parameters
+    ----------
+    packed : ndarray of uint8, shape (num_embeddings, blocks, bytes)
+        From `pack_signs`.
+    embedding_dim : int
+        Of all blocks together.
+    scales : ndarray of float32 or float16, optional
+        Shape (num_embeddings, blocks), or (1, blocks) where all rows share them.
+        Without scales the entries are +1 and -1.
+    magnitudes : ndarray of uint8, shape (ceil(num_embeddings / 4),), optional
+        Two more bits per row, four rows to a byte, low bits first, which choose
+        one of `levels` to multiply the row by.
+    levels : ndarray of float32, shape (4,), optional
+
+    Raises
+    ------
+    ValueError
+        If the shapes contradict each other, or padding bits are not 0.
+    """
+
+    name: ClassVar[str] = "binary"
+    array_names: ClassVar[tuple[str, ...]] = (
+        "packed",
+        "scales",
+        "magnitudes",
+        "levels",
+    )
+
+    def __init__(
+        self,
+        packed: np.ndarray,
+        embedding_dim: int,
+        scales: np.ndarray | None = None,
+        magnitudes: np.ndarray | None = None,
+        levels: np.ndarray | None = None,
+    ) -> None:
+        self.packed = np.asarray(packed)
+        self.scales = None if scales is None else np.asarray(scales)
+        self.magnitudes = None if magnitudes is None else np.asarray(magnitudes)
+        self.levels = None if levels is None else np.asarray(levels)
+        super().__init__(len(self.packed) if self.packed.ndim else 0, embedding_dim)
+        self.validate()
+
+    @classmethod
+    def from_signs(
+        cls, values: np.ndarray, scales: np.ndarray | None = None, blocks: int = 1
+    ) -> BinaryLayout:
+        """Store the signs of a table (rows, dim); 0 counts as positive."""
+        return cls(pack_signs(values, blocks), values.shape[1], scales)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a row, each with a scale of its own."""
+        return int(self.packed.shape[1])
+
+    @property
+    def width(self) -> int:
+        """Bits of a block."""
+        return self.embedding_dim // self.blocks
+
+    def validate(self) -> None:
+        """Raise ValueError if bits, scales and dimension contradict."""
+        packed, rows = self.packed, self.num_embeddings
+        if packed is None or packed.dtype != np.uint8 or packed.ndim != 3:
+            raise ValueError("packed must be uint8 of shape (rows, blocks, bytes)")
+        blocks = packed.shape[1]
+        if not blocks or self.embedding_dim % blocks:
+            raise ValueError(
+                f"{blocks} blocks do not divide a row of {self.embedding_dim} bits"
+            )
+        expected = (rows, blocks, -(-self.width // 8))
+        if packed.shape != expected:
+            raise ValueError(f"packed must have shape {expected}, got {packed.shape}")
+        # Padding that is not 0 would count as bits that differ.
+        if self.width % 8 and bool((packed[:, :, -1] >> self.width % 8).any()):
+            raise ValueError("the padding bits of packed must be 0")
+        if self.scales is not None and (
+            self.scales.dtype not in (np.float32, np.float16)
+            or self.scales.shape not in ((rows, blocks), (1, blocks))
+        ):
+            raise ValueError(
+                f"scales must be float32 or float16 of shape {(rows, blocks)} "
+                f"or {(1, blocks)}"
+            )
+        self._validate_magnitudes()
+
+    def _validate_magnitudes(self) -> None:
+        if (self.magnitudes is None) != (self.levels is None):
+            raise ValueError("magnitudes and levels belong together")
+        if self.magnitudes is None or self.levels is None:
+            return
+        expected = (-(-self.num_embeddings // 4),)
+        if self.magnitudes.dtype != np.uint8 or self.magnitudes.shape != expected:
+            raise ValueError(f"magnitudes must be uint8 of shape {expected}")
+        if self.levels.dtype != np.float32 or self.levels.shape != (4,):
+            raise ValueError("levels must be float32 of shape (4,)")
+
+    def read_rows(self, ids: Array) -> Array:
+        """Unpack the bits to +1 and -1, then multiply by the row's scales."""
+        packed = self.packed[ids].reshape(-1, self.packed.shape[2])
+        bits = unpack_codes(packed, self.width, 1).astype(np.float32)
+        signs = (2 * bits - 1).reshape(len(ids), self.blocks, self.width)
+        rows = signs * self.read_scales(ids)[:, :, None]
+        return rows.reshape(len(ids), self.embedding_dim)
+
+    def read_scales(self, ids: Array) -> Array:
+        """Scale of each block of checked ids, float32 of shape (m, blocks)."""
+        xp = array_module(ids)
+        scales = xp.ones((len(ids), self.blocks), dtype=np.float32)
+        if self.scales is not None:
+            shared = len(self.scales) != self.num_embeddings
+            scales *= self.scales if shared else self.scales[ids]
+        if self.magnitudes is not None and self.levels is not None:
+            codes = (self.magnitudes[ids >> 2] >> (2 * (ids & 3)).astype(np.uint8)) & 3
+            scales *= self.levels[codes][:, None]
+        return scales
+
+    # -- search without decoding ---------------------------------------------
+
+    def scores(
+        self,
+        queries: Array,
+        candidates: tuple[int, int] | None = None,
+        source: BinaryLayout | None = None,
+    ) -> Array:
+        """Inner products of rows with rows, by exclusive or and a count of ones.
+
+        Parameters
+        ----------
+        queries : integer array, shape (m,)
+            Ids of the rows to compare.
+        candidates : (first, stop), optional
+            Range of ids to compare with; by default all rows.
+        source : BinaryLayout, optional
+            Where the queries are looked up; by default this very layout.
+
+        Returns
+        -------
+        array of float32, shape (m, stop - first)
+
+        Raises
+        ------
+        IndexError
+            If a query is out of range.
+        ValueError
+            If the candidates are no range of ids, or the codes of `source` have
+            another shape.
+        """
+        source = self if source is None else source
+        first, stop = self._check_candidates(candidates)
+        if (source.blocks, source.embedding_dim) != (self.blocks, self.embedding_dim):
+            raise ValueError(
+                f"queries have {source.embedding_dim} bits in {source.blocks} blocks, "
+                f"candidates {self.embedding_dim} in {self.blocks}"
+            )
+        ids = source.check_ids(queries)
+        if ids.ndim != 1:
+            raise ValueError(f"queries must have one axis, got shape {ids.shape}")
+        xp = array_module(self.packed)
+        left = source.read_scales(ids)
+        right = self.read_scales(xp.arange(first, stop))
+        total = xp.zeros((len(ids), stop - first), dtype=np.float32)
+        for k in range(self.blocks):
+            distances = hamming_distances(
+                source.packed[ids, k], self.packed[first:stop, k]
+            )
+            products = (self.width - 2 * distances).astype(np.float32)
+            total += products * left[:, k, None] * right[None, :, k]
+        return total
+
+    def topk(
+        self,
+        queries: Array,
+        k: int,
+        candidates: tuple[int, int] | None = None,
+        source: BinaryLayout | None = None,
+        chunk: int = 256,
+    ) -> Array:
+        """Ids of the k rows with the highest scores, the best first.
+
+        Hamming distances tie often; of equal scores the lower id comes first.
+
+        Parameters
+        ----------
+        queries, candidates, source
+            As for `scores`.
+        k : int
+        chunk : int
+            Queries scored at once.
+
+        Returns
+        -------
+        array of int64, shape (m, k)
+
+        Raises
+        ------
+        ValueError
+            If k is not from 1 to the number of candidates.
+        """
+        first, stop = self._check_candidates(candidates)
+        if not isinstance(k, int | np.integer) or not 1 <= k <= stop - first:
+            raise ValueError(f"k must be from 1 to {stop - first}, got {k!r}")
+        ids = (self if source is None else source).check_ids(queries)
+        xp = array_module(self.packed)
+        best = xp.empty((len(ids), k), dtype=np.int64)
+        for start in range(0, len(ids), chunk):
+            part = self.scores(ids[start : start + chunk], (first, stop), source)
+            best[start : start + chunk] = first + choose_best(part, k)
+        return best
+
+    def _check_candidates(self, candidates: tuple[int, int] | None) -> tuple[int, int]:
+        first, stop = candidates or (0, self.num_embeddings)
+        if not 0 <= first < stop <= self.num_embeddings:
+            raise ValueError(
+                f"candidates must be a range of ids within 0 to "
+                f"{self.num_embeddings}, got {candidates!r}"
+            )
+        return int(first), int(stop)
+
+
+def choose_best(scores: Array, k: int) -> Array:
+    """Columns of the k largest scores of each row; of equals, the first columns."""
+    xp = array_module(scores)
+    if k == scores.shape[1]:
+        return xp.argsort(-scores, axis=1, kind="stable")
+    # The k-th largest score; of the columns that tie with it only as many as fit.
+    bound = -xp.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
+    above, tied = scores > bound, scores == bound
+    room = k - above.sum(axis=1, keepdims=True)
+    chosen = above | (tied & (xp.cumsum(tied, axis=1) <= room))
+    columns = xp.nonzero(chosen)[1].reshape(-1, k)  # ascending in each row
+    order = xp.argsort(
+        -xp.take_along_axis(scores, columns, axis=1), axis=1, kind="stable"
+    )
+    return xp.take_along_axis(columns, order, axis=1)

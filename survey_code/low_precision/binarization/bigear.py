@@ -1,0 +1,222 @@
+"""BiGeaR: codes of every layer of the graph, row scales, and a teacher."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from survey_code.embedding import check_range
+from survey_code.layouts import BinaryLayout
+from survey_code.low_precision.binarization.signs import (
+    PropagatedEmbedding,
+    as_half,
+    check_number,
+    choose_layers,
+    code_bytes,
+    take_signs,
+)
+from survey_code.spec import TableSpec
+
+
+class ScaledSign(torch.autograd.Function):
+    r"""mean(\|v\|) sign(v) row by row; backward a bell in place of the sign's jump.
+
+    The derivative of the sign is taken to be
+    :math:`c\,a / \sqrt{\pi} \exp(-(a v)^2)`, kept within 1e-8 and 1, and that of
+    the mean is left out.  c = 2 makes it the derivative of :math:`\mathrm{erf}(a v)`,
+    whose integral is the sign's jump of 2; the authors' code has c = 1.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, sharpness: float, factor: float) -> Tensor:
+        """Signs times the row's mean magnitude."""
+        ctx.save_for_backward(values)
+        ctx.bell = sharpness, factor
+        return take_signs(values) * values.abs().mean(-1, keepdim=True)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient, weighted by the bell."""
+        (values,) = ctx.saved_tensors
+        sharpness, factor = ctx.bell
+        height = factor * sharpness / math.sqrt(math.pi)
+        bell = height * torch.exp(-((sharpness * values) ** 2))
+        return grads[0] * bell.clamp(1e-8, 1), None, None
+
+
+class LayerwiseCodes(PropagatedEmbedding):
+    r"""BiGeaR: codes of every layer, row scales, and a teacher (key ``bigear``).
+
+    Layer l of the propagation gives a block of codes :math:`q_l = \mathrm{mean}|v_l|
+    \, \mathrm{sign}(v_l)`; a row is the concatenation of :math:`w_l q_l` with
+    :math:`w_l = (l + 1) / (L + 1)`.  The same table is first trained without signs:
+    that is the teacher, from whose weights the codes start, and whose best
+    items of each layer they must score high.
+
+    Parameters
+    ----------
+    spec : TableSpec
+    layers : int, optional
+        The L above; by default 2 where there are interactions, else 0.
+    half : bool, default False
+        Store row scales as float16 rather than float32.
+    distillation : float, default 1
+        Weight of the teacher's lists in the loss; 0 for none.
+    listed : int, default 100
+        Items in a teacher's list.
+    sharpness, factor : float, default 1
+        Of the gradient of the sign, see `ScaledSign`.
+    seed : int, default 0
+
+    Notes
+    -----
+    Chen et al., "Learning Binarized Graph Representations with Multi-faceted
+    Quantization Reinforcement for Top-K Recommendation" (KDD 2022).  Lists are
+    distilled for `USERS` random users a step rather than for the users of the
+    batch.
+    """
+
+    USERS = 256
+
+    def __init__(
+        self,
+        spec: TableSpec,
+        *,
+        layers: int | None = None,
+        half: bool = False,
+        distillation: float = 1.0,
+        listed: int = 100,
+        sharpness: float = 1.0,
+        factor: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(spec, choose_layers(spec, layers, default=2), seed)
+        check_number("distillation", distillation, 0)
+        check_number("sharpness", sharpness, 0, above=True)
+        check_number("factor", factor, 0, above=True)
+        check_range("listed", listed, 1, 2**31 - 1)
+        self.block = spec.embedding_dim
+        self.embedding_dim = (self.layers + 1) * self.block
+        self.half_scales, self.distillation = half, distillation
+        self.listed, self.sharpness, self.factor = listed, sharpness, factor
+        self.num_users = int(spec.field_starts[1])
+        # False while the table is its own teacher.
+        self.binary = True
+        self.teacher: Tensor | None
+        self.register_buffer("teacher", None, persistent=False)
+        self._tables: list[Tensor] = []
+        with torch.no_grad():
+            # Blocks shrink as they spread; rows are to start at the usual spread.
+            blocks = [self.encode(t, k) for k, t in enumerate(self.spread())]
+            self.weight.mul_(spec.init_std / torch.stack(blocks).std(correction=0))
+
+    @classmethod
+    def plan(
+        cls,
+        spec: TableSpec,
+        ratio: float,
+        *,
+        layers: int | None = None,
+        half: bool = False,
+        distillation: float = 1.0,
+        listed: int = 100,
+        sharpness: float = 1.0,
+        factor: float = 1.0,
+    ) -> dict[str, Any]:
+        """As many layers, up to 2, as the budget holds: each has its own codes."""
+        block = code_bytes(spec) + spec.num_embeddings * (2 if half else 4)
+        most = choose_layers(spec, layers, default=2)
+        fewest = 0 if layers is None else most
+        budget = spec.require(ratio, smallest=(fewest + 1) * block)
+        return {
+            "layers": min(most, budget // block - 1),
+            "half": half,
+            "distillation": distillation,
+            "listed": listed,
+            "sharpness": sharpness,
+            "factor": factor,
+        }
+
+    def fit(self, task: Any) -> Any:
+        """Train without signs, note each layer's best items, train with signs."""
+        self.check_network(task)
+        self.binary = False
+        teacher = task.train(self)
+        self.binary = True
+        if task.trial.model == "mf" and self.distillation:
+            self.teacher = self.list_items()
+        student = task.train(self)
+        # A second training, on all pairs, needs enough epochs for both.
+        student.history.best = max(teacher.history.best, student.history.best)
+        student.history.seconds += teacher.history.seconds
+        return student
+
+    def encode(self, rows: Tensor, layer: int) -> Tensor:
+        """One layer's block of rows (..., dim): weighted, and binary or not."""
+        weight = (layer + 1) / (self.layers + 1)
+        if not self.binary:
+            return weight * rows
+        if self.training:
+            return weight * ScaledSign.apply(rows, self.sharpness, self.factor)
+        return take_signs(rows) * self.measure_scales(rows, layer)
+
+    def measure_scales(self, rows: Tensor, layer: int) -> Tensor:
+        """What is stored beside one layer's codes: (..., dim) -> (..., 1)."""
+        weight = (layer + 1) / (self.layers + 1)
+        scales = weight * rows.abs().mean(-1, keepdim=True)
+        return scales.half().float() if self.half_scales else scales
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """The blocks of all layers, side by side."""
+        tables = self.spread()
+        if self.training and self.teacher is not None:
+            self._tables = tables  # `penalty` reads the same step's layers
+        rows = [self.encode(self.gather(t, ids), k) for k, t in enumerate(tables)]
+        return torch.cat(rows, dim=-1)
+
+    @torch.no_grad()
+    def list_items(self, chunk: int = 1024) -> Tensor:
+        """Each user's best items in each layer, int32 (layers + 1, users, listed)."""
+        lists = []
+        for table in self.spread():
+            users, items = table[: self.num_users], table[self.num_users :]
+            count = min(self.listed, len(items))
+            best = [(part @ items.T).topk(count).indices for part in users.split(chunk)]
+            lists.append(torch.cat(best) + self.num_users)
+        return torch.stack(lists).to(torch.int32)
+
+    def penalty(self) -> Tensor:
+        r"""The teacher's items must score high: softplus(-score), by rank r
+        weighted :math:`\exp(-0.1 r)`.
+        """
+        tables, self._tables = self._tables, []
+        if self.teacher is None or not tables:
+            return super().penalty()
+        device = self.weight.device
+        users = torch.randint(self.num_users, (self.USERS,), device=device)
+        ranks = torch.arange(1, self.teacher.shape[2] + 1, device=device)
+        loss = torch.zeros((), device=device)
+        for k, table in enumerate(tables):
+            own = self.encode(self.gather(table, users), k)  # (users, dim)
+            listed = self.gather(table, self.teacher[k][users].long())
+            scores = torch.einsum("ud,uld->ul", own, self.encode(listed, k))
+            loss = (
+                loss + (torch.exp(-0.1 * ranks) * functional.softplus(-scores)).mean()
+            )
+        return self.distillation * loss
+
+    @torch.no_grad()
+    def freeze(self) -> BinaryLayout:
+        """The signs of every layer, and their scales."""
+        tables = self.spread()
+        scales = [self.measure_scales(t, k) for k, t in enumerate(tables)]
+        stored = torch.cat(scales, dim=1).cpu().numpy()
+        return BinaryLayout.from_signs(
+            torch.cat(tables, dim=1).cpu().numpy(),
+            as_half(stored) if self.half_scales else stored.copy(),
+            blocks=len(tables),
+        )

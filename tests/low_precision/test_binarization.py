@@ -1,0 +1,673 @@
+"""Binarisation: what one bit per weight must obey, and that each method learns."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from sklearn.preprocessing import KBinsDiscretizer
+from torch.nn.functional import softplus
+
+import survey_code
+from survey_code import TableSpec, compress
+from survey_code.catalog import get_method
+from survey_code.data.synthetic import make_clicks
+from survey_code.data.tasks import InteractionData
+from survey_code.embedding import decode_layout
+from survey_code.lab import Trial
+from survey_code.lab.task import make_task
+from survey_code.layouts import BinaryLayout
+from survey_code.low_precision.binarization import (
+    AnnealedCodes,
+    DiscreteFiltering,
+    GuidedCodes,
+    LayerwiseCodes,
+    ScaledSign,
+    center_at_median,
+    decorrelate,
+    descend_bit,
+    draw_unobserved,
+    fit_scales,
+    learn_rotation,
+    rerank,
+    split_magnitudes,
+    straight_through,
+    take_signs,
+)
+from survey_code.metrics import measure_ranking
+from survey_code.training import TrainingSettings
+
+KEYS = ("bccf", "dcf", "cigar", "hashgnn", "bigear")
+
+
+def normal(rows, dim, seed=0):
+    return np.random.default_rng(seed).normal(size=(rows, dim)).astype(np.float32)
+
+
+def signs(values):
+    return np.where(values >= 0, 1.0, -1.0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Who likes what follows from the angle between directions in space.
+
+    All lengths are the same, so that no item is much more popular than another.
+    """
+    rng = np.random.default_rng(0)
+    users, items = 300, 200
+    sides = rng.normal(size=(users, 3)), rng.normal(size=(items, 3))
+    sides = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in sides]
+    taste = 6 * sides[0] @ sides[1].T
+    met = np.argwhere(taste + rng.normal(size=taste.shape) > 4)
+    rng.shuffle(met)
+    met[:, 1] += users
+    cut = [len(met) // 5, len(met) // 4]
+    test, valid, train = np.split(met, cut)
+    return InteractionData("pairs", users, items, train, valid, test)
+
+
+TRIAL = Trial(
+    "mf", 16, TrainingSettings(epochs=40, batch_size=512, learning_rate=0.01,
+                               evaluate_every=10, patience=2, decay=1.0),
+    {"normalize": True}, {"loss": "softmax", "negatives": 200}, init_std=0.1,
+)  # fmt: skip
+
+
+def small_spec(pairs, dim=6, init_std=0.01):
+    return pairs.spec(dim, init_std)
+
+
+def dense_graph(data):
+    """D^-1/2 A D^-1/2, entry by entry."""
+    adjacency = np.zeros((data.num_embeddings, data.num_embeddings))
+    adjacency[data.train[:, 0], data.train[:, 1]] = 1
+    adjacency += adjacency.T
+    degrees = np.maximum(adjacency.sum(0), 1)
+    return adjacency / np.sqrt(degrees[:, None] * degrees)
+
+
+# -- scales --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [1, 7, 64])
+def test_best_row_scale_is_the_mean_magnitude(dim):
+    """a = mean|w|, and |w - a sign(w)|^2 = |w|^2 - d a^2."""
+    table = normal(50, dim).astype(np.float64)
+    codes = signs(table)
+    scale = fit_scales(table, codes, "row").astype(np.float64)
+    np.testing.assert_allclose(scale[:, 0], np.abs(table).mean(1), rtol=1e-6)
+    fitted = [np.linalg.lstsq(c[:, None], w)[0][0] for c, w in zip(codes, table)]
+    np.testing.assert_allclose(scale[:, 0], fitted, rtol=1e-6)
+    residual = np.square(table - scale * codes).sum(1)
+    wanted = np.square(table).sum(1) - dim * scale[:, 0] ** 2
+    np.testing.assert_allclose(residual, wanted, atol=1e-6 * dim)
+
+
+def test_best_table_scale_is_least_squares_for_any_codes():
+    table, codes = normal(40, 9), signs(normal(40, 9, 1) + normal(40, 9))
+    scale = fit_scales(table, codes, "table")
+    wanted = np.linalg.lstsq(codes.reshape(-1, 1), table.ravel())[0]
+    np.testing.assert_allclose(scale.ravel(), wanted, rtol=1e-5)
+    assert scale.shape == (1, 1) and fit_scales(table, codes, "none") is None
+
+
+@pytest.mark.parametrize("dim", [4, 16, 64])
+def test_gaussian_rows_lose_1_minus_2_over_pi_times_1_minus_1_over_d(dim):
+    """E|w - a b|^2 / E|w|^2 = (1 - 2 / pi)(1 - 1 / d)."""
+    rows = 200_000 // dim
+    table = normal(rows, dim)
+    decoded = fit_scales(table, signs(table), "row") * signs(table)
+    error = np.square(decoded - table).sum() / np.square(table).sum()
+    assert error == pytest.approx((1 - 2 / np.pi) * (1 - 1 / dim), rel=0.015)
+
+
+# -- BCCF, PPH, ITQ ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [10, 11, 101])
+def test_median_threshold_balances_every_bit_of_every_field(rows):
+    """|share of ones - 1/2| <= 1 / n, in each field on its own."""
+    table = np.concatenate([normal(rows, 6) + 5, normal(3 * rows, 6, 1) - 7])
+    starts = np.array([0, rows, 4 * rows])
+    layout = compress(table, "bccf", field_starts=starts)
+    ones = layout.lookup(np.arange(4 * rows)) > 0
+    for first, stop in ((0, rows), (rows, 4 * rows)):
+        share = ones[first:stop].mean(axis=0)
+        assert (np.abs(share - 0.5) <= 0.5 / (stop - first) + 1e-12).all()
+    # Signs alone would give every row of a field the same code.
+    assert (np.abs((table[:rows] >= 0).mean(0) - 0.5) > 0.3).all()
+
+
+def test_median_codes_are_scikit_learns_two_quantile_bins():
+    table = normal(100, 8)
+    bins = KBinsDiscretizer(
+        2, encode="ordinal", strategy="quantile", quantile_method="linear"
+    )
+    found = compress(table, "bccf", scale="none").lookup(np.arange(100))
+    np.testing.assert_array_equal(found, 2 * bins.fit_transform(table) - 1)
+
+
+def test_centering_moves_each_fields_median_to_zero():
+    table = normal(30, 4) + 3
+    centered = center_at_median(table, np.array([0, 11, 30]))
+    for part in (centered[:11], centered[11:]):
+        np.testing.assert_allclose(np.median(part, axis=0), 0, atol=1e-6)
+
+
+def itq_loss(table, rotation):
+    return np.square(signs(table @ rotation) - table @ rotation).sum()
+
+
+def test_itq_loss_never_rises_and_falls():
+    """|B - W R|^2 over the iterations."""
+    table = normal(400, 12) @ normal(12, 12, 1)
+    losses = [itq_loss(table, learn_rotation(table, steps)) for steps in range(25)]
+    assert (np.diff(losses) <= 1e-6 * losses[0]).all()
+    assert losses[-1] < losses[0] - 1
+
+
+def test_an_itq_step_is_scipys_orthogonal_procrustes():
+    table = normal(200, 6)
+    before = learn_rotation(table, 3)
+    wanted, _ = scipy.linalg.orthogonal_procrustes(
+        table.astype(np.float64), signs(table @ before)
+    )
+    np.testing.assert_allclose(learn_rotation(table, 4), wanted, atol=1e-5)
+
+
+def test_a_rotation_keeps_inner_products():
+    """R^T R = I, so (W R)(W R)^T = W W^T."""
+    table = normal(60, 10).astype(np.float64)
+    rotation = learn_rotation(table)
+    np.testing.assert_allclose(rotation.T @ rotation, np.eye(10), atol=1e-10)
+    turned = table @ rotation
+    np.testing.assert_allclose(turned @ turned.T, table @ table.T, atol=1e-9)
+
+
+def test_pph_stores_two_bits_of_magnitude():
+    table = normal(13, 5) * np.exp(normal(13, 1, 1))
+    layout = compress(table, "bccf", rule="pph")
+    assert layout.nbytes == 13 * 1 + 4 + 16
+    rows, lengths = layout.lookup(np.arange(13)), np.abs(table).mean(1)
+    np.testing.assert_array_equal(np.sign(rows), np.sign(table))
+    levels = np.quantile(lengths, [0.125, 0.375, 0.625, 0.875])
+    nearest = levels[np.abs(lengths[:, None] - levels).argmin(1)]
+    np.testing.assert_allclose(np.abs(rows), nearest[:, None].repeat(5, 1), rtol=1e-6)
+
+
+def test_pph_magnitudes_are_four_codes_to_a_byte():
+    lengths = np.array([1, 2, 3, 4, 4, 3, 2, 1, 4], np.float32)
+    packed, levels = split_magnitudes(lengths)
+    assert levels.tolist() == [1, 2, 3, 4]
+    assert packed.tolist() == [0b11100100, 0b00011011, 0b11]
+
+
+@pytest.mark.parametrize(
+    ("options", "extra"),
+    [
+        ({"scale": "none"}, 0),
+        ({}, 4),
+        ({"half": True}, 2),
+        ({"scale": "row"}, 400),
+        ({"scale": "row", "half": True}, 200),
+        ({"rule": "sign"}, 4),
+        ({"rule": "itq"}, 4),
+        ({"rule": "pph"}, 25 + 16),
+    ],
+    ids=repr,
+)
+def test_bytes_of_two_stage_codes_are_those_planned(options, extra):
+    layout = compress(normal(100, 20), "bccf", **options)
+    assert layout.nbytes == 100 * 3 + extra
+    method, spec = get_method("bccf"), TableSpec.of_shape(100, 20)
+    assert method.plan(spec, spec.full_bytes / layout.nbytes, **options)
+    with pytest.raises(ValueError, match="highest ratio"):
+        method.plan(spec, spec.full_bytes / (layout.nbytes - 1), **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"rule": "mean"}, {"rule": None}, {"scale": "column"}], ids=repr
+)
+def test_unknown_rules_and_scales_are_value_errors(options):
+    with pytest.raises(ValueError, match="must be one of"):
+        compress(normal(5, 4), "bccf", **options)
+    with pytest.raises(ValueError, match="must be one of"):
+        get_method("bccf").plan(TableSpec.of_shape(5, 4), 2, **options)
+
+
+def test_scales_beyond_float16_are_a_value_error():
+    with pytest.raises(ValueError, match="65504"):
+        compress([[1e5, -1e5]], "bccf", rule="itq", half=True)
+
+
+# -- DCF -----------------------------------------------------------------------
+
+
+def dcf_problem(seed=0, users=12, items=9, bits=5, count=60):
+    rng = np.random.default_rng(seed)
+    places = [torch.from_numpy(rng.integers(n, size=count)) for n in (users, items)]
+    codes = [
+        torch.from_numpy(2 * rng.integers(2, size=(bits, n)) - 1).to(torch.int32)
+        for n in (users, items)
+    ]
+    ratings = torch.from_numpy(bits * (2 * rng.integers(2, size=count) - 1)).int()
+    products = (codes[0][:, places[0]] * codes[1][:, places[1]]).sum(0)
+    return places, codes, ratings, (ratings - products).int()
+
+
+@pytest.mark.parametrize("k", range(5))
+def test_a_bit_is_set_to_its_exact_minimiser(k):
+    """Against trying both values of the bit of every user in turn."""
+    places, (own, other), ratings, errors = dcf_problem()
+    pull = torch.from_numpy(np.random.default_rng(1).normal(size=12))
+    best = descend_bit(own[k], other[k][places[1]], errors, places[0], pull)
+    for user in range(12):
+        costs = {}
+        for value in (-1, 1):
+            trial = own.clone()
+            trial[k, user] = value
+            mine = places[0] == user
+            products = (trial[:, user, None] * other[:, places[1][mine]]).sum(0)
+            costs[value] = (ratings[mine] - products).square().sum() - 2 * value * (
+                pull[user]
+            )
+        assert int(best[user]) == min(costs, key=costs.get)
+    own[k] = best
+    wanted = ratings - (own[:, places[0]] * other[:, places[1]]).sum(0)
+    assert torch.equal(errors, wanted.int())
+
+
+def test_a_bit_with_nothing_to_gain_stays():
+    places, (own, other), _, errors = dcf_problem(count=0)
+    best = descend_bit(own[0], other[0][places[1]], errors, places[0], torch.zeros(12))
+    assert torch.equal(best, own[0])
+
+
+@pytest.mark.parametrize("kind", ["random", "equal columns", "constant"])
+def test_decorrelated_codes_are_balanced_and_uncorrelated(kind):
+    """1^T X = 0 and X^T X = m I."""
+    codes = torch.from_numpy(signs(normal(40, 7))).int()
+    if kind == "equal columns":
+        codes[:, 3:] = codes[:, :1]
+    if kind == "constant":
+        codes[:] = 1
+    found = decorrelate(codes, torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(found.sum(0), 0, atol=1e-8)
+    np.testing.assert_allclose(found.T @ found, 40 * np.eye(7), atol=1e-8)
+
+
+def test_decorrelated_codes_are_the_closest():
+    """No other balanced, uncorrelated matrix has a larger tr(B^T X)."""
+    codes = signs(normal(40, 7)) * signs(normal(40, 1, 1) + 0.5)
+    found = decorrelate(torch.from_numpy(codes), torch.Generator()).numpy()
+    centered = codes - codes.mean(0)
+    # Nuclear norm: the most that a matrix with orthonormal columns can reach.
+    bound = np.sqrt(40) * np.linalg.norm(centered, "nuc")
+    assert np.trace(codes.T @ found) == pytest.approx(bound, rel=1e-10)
+
+
+def test_unobserved_pairs_are_unobserved_and_as_many_per_user(pairs):
+    observed = pairs.train - [0, pairs.num_users]
+    drawn = draw_unobserved(observed, 300, 200, np.random.default_rng(0))
+    known = set(map(tuple, observed.tolist()))
+    assert not known & set(map(tuple, drawn.tolist()))
+    assert drawn[:, 1].min() == 0 and drawn[:, 1].max() == 199
+    np.testing.assert_array_equal(
+        np.bincount(drawn[:, 0], minlength=300),
+        np.bincount(observed[:, 0], minlength=300),
+    )
+
+
+def test_a_user_who_met_everything_has_no_unobserved_pair():
+    observed = np.array([[0, 0], [0, 1], [1, 0]])
+    drawn = draw_unobserved(observed, 2, 2, np.random.default_rng(0))
+    np.testing.assert_array_equal(drawn, [[1, 1]])
+
+
+def test_dcf_objective_never_rises_within_a_round(pairs):
+    table = DiscreteFiltering(small_spec(pairs, 8), rounds=4, balance=5.0)
+    codes = table.descend(pairs.train, pairs.num_users)
+    assert len(table.objective) == 4
+    for steps in table.objective:
+        assert (np.diff(steps) <= 1e-6 * abs(steps[0])).all()
+    assert table.objective[0][-1] < 0.9 * table.objective[0][0]
+    assert all(set(side.unique().tolist()) == {-1, 1} for side in codes)
+
+
+def test_dcf_objective_is_what_it_says(pairs):
+    table = DiscreteFiltering(small_spec(pairs, 6), balance=0.3)
+    _, codes, _, errors = dcf_problem()
+    targets = [torch.randn(side.shape, dtype=torch.float64) for side in codes]
+    wanted = errors.double().square().sum() - 0.6 * sum(
+        (side.double() * target).sum() for side, target in zip(codes, targets)
+    )
+    assert table._measure(errors, codes, targets) == pytest.approx(float(wanted))
+
+
+def test_dcf_is_the_same_twice_and_balance_balances(pairs):
+    spec = small_spec(pairs, 8)
+
+    def learnt(balance):
+        table = DiscreteFiltering(spec, rounds=3, balance=balance, seed=5)
+        return table.descend(pairs.train, pairs.num_users)[1]
+
+    assert torch.equal(learnt(0.001), learnt(0.001))
+    strong, weak = (learnt(b).float().mean(1).abs().mean() for b in (1e6, 0.0))
+    assert strong < weak / 2
+
+
+def test_dcf_wants_more_ids_than_bits(pairs):
+    task = make_task(pairs, TRIAL, 0)
+    with pytest.raises(ValueError, match="200 bits need more than 200 users"):
+        DiscreteFiltering(task.spec, bits=200).fit(task)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"bits": 0}, {"rounds": 0}, {"sweeps": 1.5}, {"balance": -1}, {"balance": "1"}],
+    ids=repr,
+)
+def test_bad_options_of_dcf_are_value_errors(pairs, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+        DiscreteFiltering(small_spec(pairs), **options)
+
+
+def test_dcf_takes_more_bits_only_where_asked(pairs):
+    method, spec = get_method("dcf"), small_spec(pairs, 16)
+    assert method.plan(spec, 1)["bits"] == 16
+    options = method.plan(spec, 10, bits=48)
+    assert method.build(spec, options).freeze().nbytes == 500 * 6 + 4
+    with pytest.raises(ValueError, match="highest ratio"):
+        method.plan(spec, 11, bits=48)
+
+
+# -- gradients through signs ---------------------------------------------------
+
+
+def test_straight_through_is_the_sign_forward_and_the_identity_backward():
+    values = torch.tensor([[0.3, -0.2, 0.0], [2.0, -5.0, 1e-9]], requires_grad=True)
+    upstream = torch.from_numpy(normal(2, 3))
+    found = straight_through(values)
+    np.testing.assert_allclose(found.detach(), signs(values.detach().numpy()))
+    found.backward(upstream)
+    assert torch.equal(values.grad, upstream)
+
+
+@pytest.mark.parametrize(("sharpness", "factor"), [(1, 1), (1, 2), (0.5, 2)])
+def test_scaled_sign_has_the_bell_as_gradient(sharpness, factor):
+    """c a / sqrt(pi) exp(-(a v)^2), kept within 1e-8 and 1."""
+    values = torch.linspace(-6, 6, 13).reshape(1, -1).requires_grad_()
+    rows = ScaledSign.apply(values, sharpness, factor)
+    np.testing.assert_allclose(
+        rows.detach(), take_signs(values) * values.detach().abs().mean()
+    )
+    rows.sum().backward()
+    grid = values.detach().numpy()
+    bell = factor * sharpness / np.sqrt(np.pi) * np.exp(-((sharpness * grid) ** 2))
+    np.testing.assert_allclose(values.grad, np.clip(bell, 1e-8, 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 0.8])
+def test_factor_2_integrates_to_the_signs_jump(sharpness):
+    """It is the derivative of erf(a v), which rises by 2; factor 1 by 1."""
+    for factor, jump in ((1, 1), (2, 2)):
+        grid = torch.linspace(-30, 30, 60001, requires_grad=True)
+        ScaledSign.apply(grid[None], sharpness, factor).sum().backward()
+        assert torch.trapezoid(grid.grad, grid.detach()) == pytest.approx(
+            jump, abs=1e-3
+        )
+
+
+# -- CIGAR ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beta", [1, 10, 100])
+def test_annealed_tanh_nears_the_sign_outside_a_gap(beta):
+    """|tanh(beta x) - sign(x)| <= 2 exp(-2 beta eps) for |x| >= eps."""
+    table = AnnealedCodes(TableSpec.of_shape(4, 4), beta=beta)
+    table.advance(1.0)
+    gap = 0.05
+    values = torch.cat([torch.linspace(-3, -gap, 50), torch.linspace(gap, 3, 50)])
+    error = (table.relax(values * table.unit) - take_signs(values)).abs().max()
+    assert error <= 2 * math.exp(-2 * beta * gap) + 1e-6
+    assert error >= math.exp(-2 * beta * gap) - 1e-6  # the bound is not idle
+
+
+def test_beta_grows_from_1_to_its_end_as_a_root():
+    table = AnnealedCodes(TableSpec.of_shape(4, 4), beta=5)
+    found = []
+    for progress in (0.0, 0.5, 1.0):
+        table.advance(progress)
+        found.append(table.beta)
+    np.testing.assert_allclose(found, [1, np.sqrt(13), 5])
+    for beta in (0.5, np.nan, np.inf, "10", None):
+        with pytest.raises(ValueError, match="beta must be"):
+            AnnealedCodes(TableSpec.of_shape(4, 4), beta=beta)
+
+
+def test_more_candidates_never_find_less():
+    """The c nearest codes are among the c + 1 nearest."""
+    layout = BinaryLayout.from_signs(normal(70, 16))
+    longest = layout.topk(np.arange(20), 50, candidates=(20, 70))
+    for count in (1, 5, 20):
+        found = layout.topk(np.arange(20), count, candidates=(20, 70))
+        np.testing.assert_array_equal(found, longest[:, :count])
+
+
+def test_reranking_every_item_is_the_exact_ranking():
+    queries, items = normal(7, 5), normal(30, 5, 1)
+    shuffled = np.random.default_rng(0).permuted(np.tile(np.arange(30), (7, 1)), axis=1)
+    wanted = np.argsort(-(queries @ items.T), axis=1)
+    np.testing.assert_array_equal(rerank(queries, items, shuffled), wanted)
+    few = rerank(queries, items, shuffled[:, :6])
+    np.testing.assert_array_equal(np.sort(few), np.sort(shuffled[:, :6]))
+
+
+# -- HashGNN -------------------------------------------------------------------
+
+
+def test_guidance_0_is_the_continuous_model_and_1_is_the_codes(pairs):
+    table = GuidedCodes(small_spec(pairs), seed=1).train()
+    ids = torch.arange(pairs.num_embeddings)
+    real = torch.tanh(table.latent() / table.unit) * table.scale
+    assert torch.equal(table(ids), real)
+    table.advance(1.0)
+    np.testing.assert_allclose(
+        table(ids).detach(), (take_signs(real) * table.scale).detach(), rtol=1e-6
+    )
+    table.advance(0.25)
+    signed = (table(ids).detach().abs() - table.scale.item()).abs() < 1e-7
+    assert signed.float().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
+def test_guided_gradient_does_not_depend_on_the_draw(pairs):
+    """Signs pass the gradient on as the real entries beside them do."""
+    grads = []
+    for share in (0.0, 1.0):
+        table = GuidedCodes(small_spec(pairs), seed=1).train()
+        table.advance(share)
+        upstream = torch.from_numpy(normal(500, 6))
+        (table(torch.arange(500)) * upstream).sum().backward()
+        grads.append(table.weight.grad)
+    torch.testing.assert_close(*grads)
+    assert grads[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3])
+def test_hashgnn_codes_are_taken_after_propagation(pairs, layers):
+    """The signs of (I + A + ... + A^L) E."""
+    table = GuidedCodes(small_spec(pairs), layers=layers, seed=2)
+    graph, start = dense_graph(pairs), table.weight.detach().double().numpy()
+    total = sum(np.linalg.matrix_power(graph, k) @ start for k in range(layers + 1))
+    clear = np.abs(total) > 1e-6 * np.abs(total).max()
+    found = decode_layout(table.freeze())
+    np.testing.assert_array_equal(np.sign(found)[clear], np.sign(total)[clear])
+    assert clear.mean() > 0.99
+
+
+# -- BiGeaR --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_bigear_rows_are_weighted_blocks_of_every_layer(pairs, half):
+    """Block l is (l + 1) / (L + 1) mean|v_l| sign(v_l), with v_l = A^l E."""
+    table = LayerwiseCodes(small_spec(pairs), layers=2, half=half, seed=3).eval()
+    graph, rows = dense_graph(pairs), table.weight.detach().double().numpy()
+    blocks = []
+    for layer in range(3):
+        scale = (layer + 1) / 3 * np.abs(rows).mean(1, keepdims=True)
+        blocks.append(scale * signs(rows))
+        rows = graph @ rows
+    wanted = np.concatenate(blocks, axis=1)
+    layout = table.freeze()
+    assert layout.blocks == 3 and layout.nbytes == 500 * 3 * (1 + (2 if half else 4))
+    tolerance = 1e-3 if half else 1e-5
+    found = decode_layout(layout)
+    np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=1e-7)
+    np.testing.assert_array_equal(table(torch.arange(500)).detach(), found)
+
+
+def test_bigear_takes_as_many_layers_as_fit(pairs):
+    method, spec = get_method("bigear"), small_spec(pairs, 64)
+    block = 8 + 4
+    for layers in (2, 1, 0):
+        reached = 256 / ((layers + 1) * block)
+        assert method.plan(spec, reached)["layers"] == layers
+        assert method.plan(spec, reached * 0.999)["layers"] == layers
+    with pytest.raises(ValueError, match=r"highest ratio it can reach is 21\.333"):
+        method.plan(spec, 25)
+    assert method.plan(spec, 25, half=True)["layers"] == 0
+    with pytest.raises(ValueError, match="highest ratio it can reach is 7"):
+        method.plan(spec, 10, layers=2)
+
+
+def test_the_teachers_lists_are_its_best_items_layer_by_layer(pairs):
+    table = LayerwiseCodes(small_spec(pairs), layers=1, listed=9)
+    lists = table.list_items(chunk=70)
+    graph, rows = dense_graph(pairs), table.weight.detach().double().numpy()
+    for layer in range(2):
+        scores = rows[:300] @ rows[300:].T
+        found = np.take_along_axis(scores, lists[layer].numpy() - 300, axis=1)
+        wanted = -np.sort(-scores, axis=1)[:, :9]
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-9)
+        rows = graph @ rows
+
+
+def test_distillation_is_softplus_weighted_by_rank(pairs):
+    """Sum over layers of mean(exp(-0.1 r) softplus(-score)), r from 1."""
+    table = LayerwiseCodes(small_spec(pairs), layers=1, listed=4, distillation=3.0)
+    table.train()
+    table.teacher = table.list_items()
+    table.USERS = 2000  # every user, many times: compared with the mean of all
+    table.weight.data *= 100
+    table(torch.tensor([0]))
+    found = float(table.penalty().detach())
+    rows = [torch.from_numpy(b) for b in np.split(decode_layout(table.freeze()), 2, 1)]
+    wanted = 0
+    for block, lists in zip(rows, table.teacher):
+        scores = torch.einsum("ud,uld->ul", block[:300], block[lists.long()])
+        wanted += (torch.exp(-0.1 * torch.arange(1, 5)) * softplus(-scores)).mean()
+    assert found == pytest.approx(3 * float(wanted), rel=0.05)
+    assert float(table.penalty()) == 0  # no new step, nothing to judge
+
+
+def test_distillation_reaches_the_weights(pairs):
+    table = LayerwiseCodes(small_spec(pairs), layers=1, listed=4).train()
+    table.teacher = table.list_items()
+    before = [float(table.weight.detach().norm())]
+    for _ in range(3):
+        table(torch.tensor([0]))
+        table.zero_grad()
+        table.penalty().backward()
+        assert table.weight.grad.abs().max() > 0
+        table.weight.data -= 10 * table.weight.grad
+        before.append(float(table.weight.detach().norm()))
+    assert before[-1] > before[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"distillation": -1}, {"sharpness": 0}, {"factor": -2}, {"listed": 0},
+     {"layers": 11}, {"layers": -1}],
+    ids=repr,
+)  # fmt: skip
+def test_bad_options_of_bigear_are_value_errors(pairs, options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        LayerwiseCodes(small_spec(pairs), **options)
+
+
+# -- graphs --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["hashgnn", "bigear"])
+def test_layers_need_a_graph(key):
+    method, spec = get_method(key), TableSpec.of_shape(30, 8)
+    assert method.plan(spec, 2)["layers"] == 0
+    for call in (method.build, lambda s, options: method.plan(s, 1, **options)):
+        with pytest.raises(ValueError, match="layers=1 need the interactions"):
+            call(spec, {"layers": 1})
+
+
+@pytest.mark.parametrize("key", ["hashgnn", "bigear"])
+def test_codes_after_propagation_do_not_propagate_again(key, pairs):
+    with pytest.raises(ValueError, match="model must be 'mf', got 'lightgcn'"):
+        survey_code.run(key, pairs, 2, model="lightgcn", measure=False)
+
+
+# -- learning ------------------------------------------------------------------
+
+
+def rank_all(data, users, items):
+    """Recall@20 and NDCG@20 of any vectors, known pairs left out."""
+    scores = torch.from_numpy(users @ items.T)
+    known = np.concatenate([data.train, data.valid])
+    scores[known[:, 0], known[:, 1] - data.num_users] = -torch.inf
+    wanted = torch.zeros(scores.shape, dtype=torch.bool)
+    wanted[data.test[:, 0], data.test[:, 1] - data.num_users] = True
+    totals = measure_ranking(scores.topk(20).indices, wanted, wanted.sum(1), 20)
+    found = totals.pop("users")
+    return {name: float(value) / float(found) for name, value in totals.items()}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_codes_rank_far_better_than_popularity_and_chance(key, pairs):
+    known = np.concatenate([pairs.train, pairs.valid])
+    counts = np.bincount(known[:, 1] - 300, minlength=200)[:, None]
+    popular = rank_all(pairs, np.ones((300, 1)), counts.astype(float))
+    chance = rank_all(pairs, normal(300, 9), normal(200, 9, 1))
+    options = {"listed": 20} if key == "bigear" else {}
+    result = survey_code.run(key, pairs, 4, trial=TRIAL, seed=1, **options)
+    for name in ("recall@20", "ndcg@20"):
+        assert result.test[name] > 1.25 * max(popular[name], chance[name])
+    assert result.reached_ratio >= 4
+    assert result.bytes["training_persistent"] > 0
+
+
+def test_the_layout_itself_ranks_as_the_network_does(pairs):
+    """Codes compared by Hamming distance alone give the metrics reported."""
+    result = survey_code.run("hashgnn", pairs, 4, trial=TRIAL, seed=1, measure=False)
+    scores = result.layout.scores(np.arange(300), candidates=(300, 500))
+    found = rank_all(pairs, scores.astype(np.float64), np.eye(200))
+    assert found["recall@20"] == pytest.approx(result.test["recall@20"], abs=0.01)
+
+
+@pytest.mark.parametrize("key", ["bccf", "hashgnn", "bigear"])
+def test_click_models_run_on_codes(key):
+    clicks = make_clicks("small")
+    full = survey_code.run("full", clicks, measure=False)
+    result = survey_code.run(key, clicks, 8, measure=False)
+    if key == "bigear":  # its teacher's epochs come on top of the table's own
+        assert result.test["auc"] > 0.75
+    else:
+        assert 0.55 < result.test["auc"] < full.test["auc"]
+    assert isinstance(result.layout, BinaryLayout)
