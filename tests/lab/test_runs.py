@@ -24,7 +24,8 @@ from survey_code.layouts import DenseLayout, load_layout
 from survey_code.objectives import evaluate_clicks, evaluate_ranking
 from survey_code.training import TrainingSettings
 
-KEYS = [method.key for method in methods()]
+CLICKERS = [method.key for method in methods() if "ctr" in method.tasks]
+RANKERS = [method.key for method in methods() if "top-n" in method.tasks]
 TINY = Trial(
     "dcnv2", 8, TrainingSettings(epochs=1, batch_size=256, patience=0),
     {"hidden": (8,), "cross_layers": 1},
@@ -65,13 +66,13 @@ def pairs():
 # -- every method -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", CLICKERS)
 def test_every_method_runs(key, small, tmp_path):
     ratio = 1.0 if key == "full" else 4.0
     result = run(key, small, ratio, seed=1)
     assert (result.key, result.seed, result.requested_ratio) == (key, 1, ratio)
     assert (result.model, result.dim, result.data) == ("dcnv2", 16, small.name)
-    assert ratio <= result.reached_ratio < 2 * ratio
+    assert result.reached_ratio >= ratio
     full = 4 * 16 * small.num_embeddings
     assert result.reached_ratio == pytest.approx(full / result.bytes["inference"])
     for part, metrics in (("valid", result.validation), ("test", result.test)):
@@ -89,7 +90,7 @@ def test_every_method_runs(key, small, tmp_path):
     assert again.test == result.test and again.resume_key == result.resume_key
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", RANKERS)
 def test_every_method_ranks(key, pairs):
     trial = Trial("mf", 8, TrainingSettings(epochs=2, batch_size=100))
     result = run(key, pairs, 1.0 if key == "full" else 2.0, trial=trial, measure=False)
@@ -246,15 +247,21 @@ def test_a_method_for_another_task_is_a_value_error(tiny, monkeypatch):
         run("ranker", tiny, trial=TINY)
 
 
-@pytest.mark.parametrize("model", ["dcnv2", "fm"])
-@pytest.mark.parametrize("key", KEYS)
-def test_out_of_reach_the_error_names_a_ratio_in_reach(key, model, tiny):
+@pytest.mark.parametrize(
+    ("key", "model"),
+    [
+        *((key, model) for key in CLICKERS for model in ("dcnv2", "fm")),
+        *((key, "mf") for key in RANKERS),
+    ],
+)
+def test_out_of_reach_the_error_names_a_ratio_in_reach(key, model, tiny, pairs):
+    data = pairs if model == "mf" else tiny
     with pytest.raises(ValueError, match="highest ratio it can reach is ") as error:
-        run(key, tiny, 1e6, model=model)
+        run(key, data, 1e6, model=model)
     named = float(re.search(r"reach is ([\d.]+)$", str(error.value))[1])
-    assert not reaches(key, tiny, 1e6, model=model)
-    assert reaches(key, tiny, named, model=model)
-    assert not reaches(key, tiny, named + 0.01, model=model)
+    assert not reaches(key, data, 1e6, model=model)
+    assert reaches(key, data, named, model=model)
+    assert not reaches(key, data, named + 0.01, model=model)
 
 
 # -- sweeps -----------------------------------------------------------------
