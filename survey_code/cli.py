@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except (ValueError, IndexError, OSError, RuntimeError) as error:
-        print(f"survey-code: {error}", file=sys.stderr)
+        print("survey-code:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
 
@@ -126,24 +126,19 @@ def list_methods(given: argparse.Namespace) -> None:
 
 def run_method(given: argparse.Namespace) -> None:
     """Run a method for each seed, append the results, print mean and deviation."""
-    from survey_code.lab import run, summarize
-    from survey_code.lab.results import append_result, load_results
+    from survey_code.lab import summarize
+    from survey_code.lab.runs import run_once
 
     if given.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {given.seeds}")
-    known = load_results(given.out) if given.out.exists() else []
-    done = {result.command: result for result in known}
     results = []
     for seed in range(1, given.seeds + 1):
-        command = f"{given.words}  # seed {seed}"
-        result = done.get(command)
-        if result is None:
-            result = run(
-                given.method, given.data, given.ratio, seed, model=given.model,
-                dim=given.dim, device=given.device, command=command,
-                settings=parse_options(given.settings), **parse_options(given.option),
-            )  # fmt: skip
-            append_result(given.out, result)
+        result = run_once(
+            given.out, given.method, given.data, given.ratio, seed,
+            model=given.model, dim=given.dim, device=given.device,
+            command=f"{given.words}  # seed {seed}",
+            settings=parse_options(given.settings), **parse_options(given.option),
+        )  # fmt: skip
         results.append(result)
         print(describe_result(result))
     metric = next(iter(results[0].test))
@@ -193,7 +188,10 @@ def read_table(path: Path, name: str | None = None) -> Any:
     import numpy as np
 
     if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False)
+        try:
+            return np.load(path, allow_pickle=False)
+        except (EOFError, ValueError) as error:
+            raise ValueError(f"{path}: not a .npy array ({error})") from error
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: a table is a .npy or a .safetensors file")
     from safetensors import SafetensorError

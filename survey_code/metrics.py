@@ -24,7 +24,7 @@ def measure_clicks(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     ------
     ValueError
         If a logit is NaN or infinite: a diverged run must not look like a weak
-        one.
+        one.  If all labels are the same: there is no AUC then.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -33,6 +33,11 @@ def measure_clicks(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     if not np.isfinite(logits).all():
         bad = int((~np.isfinite(logits)).sum())
         raise ValueError(f"{bad} of {len(logits)} logits are NaN or infinite")
+    if len(np.unique(labels)) != 2:
+        raise ValueError(
+            f"AUC needs clicks and non-clicks, got {len(labels)} rows with labels "
+            f"{np.unique(labels).tolist()}"
+        )
     # log(1 + e^x) - y x is the log-loss without a probability that rounds to 0.
     loss = float(np.mean(np.logaddexp(0.0, logits) - labels * logits))
     return {"auc": float(roc_auc_score(labels, logits)), "log_loss": loss}
@@ -41,15 +46,15 @@ def measure_clicks(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
 def measure_ranking(
     top: Tensor, relevant: Tensor, relevant_counts: Tensor, k: int
 ) -> dict[str, float]:
-    r"""Recall@k and NDCG@k, averaged over users who have relevant items.
+    r"""Recall@k and NDCG@k, summed over users who have relevant items.
 
     Recall divides by the number of relevant items (not by the smaller of that
     number and k); NDCG's ideal ranking has min(k, relevant) hits on top.
 
     Parameters
     ----------
-    top : Tensor of int64, shape (users, >= k)
-        Ranked items, best first.
+    top : Tensor of int64, shape (users, any)
+        Ranked items, best first; fewer than k where there are no more items.
     relevant : Tensor of bool, shape (users, items)
         Which items each user met in the held-out part.
     relevant_counts : Tensor of int64, shape (users,)
@@ -69,7 +74,8 @@ def measure_ranking(
     known = relevant_counts > 0
     counts = relevant_counts.clamp(min=1)
     recall = (hits.sum(1) / counts)[known].sum()
-    ndcg = ((hits * discount).sum(1) / ideal[counts.clamp(max=k)])[known].sum()
+    gains = (hits * discount[: hits.shape[1]]).sum(1)
+    ndcg = (gains / ideal[counts.clamp(max=k)])[known].sum()
     return {
         f"recall@{k}": float(recall),
         f"ndcg@{k}": float(ndcg),

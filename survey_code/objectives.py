@@ -223,10 +223,18 @@ def evaluate_ranking(
     -------
     dict
         ``"recall@k"`` and ``"ndcg@k"``, means over users with held-out items.
+
+    Raises
+    ------
+    ValueError
+        If no user has a held-out item, or a vector is NaN or infinite: a
+        diverged run must not look like a weak one.
     """
     was_training = network.training
     network.eval()
     users, items = network.represent_all()
+    if not (users.isfinite().all() and items.isfinite().all()):
+        raise ValueError("vectors of users or items are NaN or infinite")
     masked, wanted = (PairLists(pairs, len(users), users) for pairs in (seen, held_out))
     totals: dict[str, float] = {}
     for start in range(0, len(users), chunk):
@@ -236,7 +244,10 @@ def evaluate_ranking(
         relevant = torch.zeros_like(scores, dtype=torch.bool)
         relevant[wanted.between(start, stop)] = True
         part = measure_ranking(
-            scores.topk(k).indices, relevant, wanted.counts[start:stop], k
+            scores.topk(min(k, len(items))).indices,
+            relevant,
+            wanted.counts[start:stop],
+            k,
         )
         for name, value in part.items():
             totals[name] = totals.get(name, 0.0) + value

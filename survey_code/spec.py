@@ -35,6 +35,9 @@ class TableSpec:
         The observed (user, item) pairs of a top-N task, as ids.
     init_std : float, default 0.01
         Standard deviation of the full table's entries at the start.
+    outside_bytes : int, default 0
+        Bytes of weights per id that the network keeps outside the table; a ratio
+        counts them on both sides.
 
     Raises
     ------
@@ -48,6 +51,7 @@ class TableSpec:
     train_counts: np.ndarray
     interactions: np.ndarray | None = None
     init_std: float = INIT_STD
+    outside_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name in ("num_embeddings", "embedding_dim"):
@@ -81,7 +85,7 @@ class TableSpec:
         return 4 * self.num_embeddings * self.embedding_dim
 
     def budget(self, ratio: float) -> int:
-        """Bytes that a table `ratio` times smaller than the full one may take.
+        """Bytes that the table may take for all to be `ratio` times smaller.
 
         Raises
         ------
@@ -90,7 +94,8 @@ class TableSpec:
         """
         if not (isinstance(ratio, Real) and 1 <= ratio < math.inf):
             raise ValueError(f"ratio must be a number from 1 up, got {ratio!r}")
-        return int(self.full_bytes / ratio)
+        whole = self.full_bytes + self.outside_bytes
+        return max(int(whole / ratio) - self.outside_bytes, 0)
 
     def require(self, ratio: float, smallest: int) -> int:
         """The budget of a ratio, if a configuration of `smallest` bytes fits it.
@@ -104,7 +109,8 @@ class TableSpec:
         if smallest > budget:
             # Rounded down, so that the ratio named can be asked for; where the
             # division itself rounds up, one step further.
-            reach = 1000 * self.full_bytes // smallest
+            whole = self.full_bytes + self.outside_bytes
+            reach = 1000 * whole // (smallest + self.outside_bytes)
             while reach > 1000 and self.budget(reach / 1000) < smallest:
                 reach -= 1
             raise ValueError(

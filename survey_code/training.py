@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ class TrainingSettings:
         Largest length of the gradient of all weights; 0 leaves it alone.
     evaluate_every : int
         Epochs from one look at validation to the next; `patience` counts looks.
+        The last epoch is always looked at.
     device : str
         ``"cpu"`` or ``"cuda"``.
     progress : bool
@@ -74,12 +76,26 @@ class TrainingSettings:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0:
-            raise ValueError(
-                "epochs and batch_size must be at least 1 and learning_rate "
-                f"positive, got {self.epochs}, {self.batch_size}, "
-                f"{self.learning_rate}"
-            )
+        for name, low in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("patience", 0),
+            ("evaluate_every", 1),
+        ):
+            count = getattr(self, name)
+            if not isinstance(count, int) or count < low:
+                raise ValueError(
+                    f"{name} must be an integer from {low} up, got {count!r}"
+                )
+        for name in ("learning_rate", "table_learning_rate"):
+            rate = getattr(self, name)
+            unset = rate is None and name == "table_learning_rate"
+            if not (unset or (is_finite(rate) and rate > 0)):
+                raise ValueError(f"{name} must be a positive number, got {rate!r}")
+        for name in ("l2", "table_l2", "decay", "clip_norm"):
+            factor = getattr(self, name)
+            if not (is_finite(factor) and factor >= 0):
+                raise ValueError(f"{name} must be a number from 0 up, got {factor!r}")
         if self.optimizer not in TABLE_OPTIMIZERS:
             raise ValueError(
                 f"optimizer must be one of {TABLE_OPTIMIZERS}, got {self.optimizer!r}"
@@ -88,6 +104,11 @@ class TrainingSettings:
             raise ValueError(
                 f"schedule must be one of {SCHEDULES}, got {self.schedule!r}"
             )
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value is a number, and not NaN or infinite."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 @dataclass
@@ -226,6 +247,11 @@ def train(
     Returns
     -------
     History
+
+    Raises
+    ------
+    ValueError
+        If the loss becomes NaN or infinite.
     """
     with flushed_denormals():
         return Trainer(network, objective, settings, seed).run()
@@ -287,15 +313,15 @@ class Trainer:
             if not self.settings.patience:
                 history.best = epoch
                 continue
-            if (epoch + 1) % self.settings.evaluate_every or not self._settled():
+            last = epoch + 1 == self.settings.epochs
+            due = last or (epoch + 1) % self.settings.evaluate_every == 0
+            if not (due and self._settled()):
                 continue
             entry.update(self.objective.validate(self.network))
             if entry[self.objective.monitor] > best:
                 best, misses, history.best = entry[self.objective.monitor], 0, epoch
-                if epoch + 1 < self.settings.epochs:
-                    kept = copy.deepcopy(self.network.state_dict())
-                else:
-                    kept = None  # the last epoch is the best: nothing to restore
+                # Where the last epoch is the best, there is nothing to restore.
+                kept = None if last else copy.deepcopy(self.network.state_dict())
                 continue
             misses += 1
             self.decayed *= self.settings.decay
@@ -311,7 +337,13 @@ class Trainer:
     def _run_epoch(self) -> float:
         self.network.train()
         losses = [self._run_step(batch) for batch in self.objective.batches(self.rng)]
-        return float(torch.stack(losses).mean())
+        loss = float(torch.stack(losses).mean())
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"training diverged: the loss of an epoch is {loss}; a lower "
+                f"learning rate than {self.rate:g} may help"
+            )
+        return loss
 
     def _run_step(self, batch: Any) -> Tensor:
         progress = self._progress(self.steps_done)

@@ -97,3 +97,13 @@ def test_require_says_when_no_ratio_is_in_reach():
     spec = TableSpec.of_shape(5, 4)
     with pytest.raises(ValueError, match="highest ratio it can reach is below 1"):
         spec.require(1, smallest=81)
+
+
+def test_weights_outside_the_table_count_on_both_sides_of_a_ratio():
+    spec = TableSpec(5, 4, STARTS, COUNTS, outside_bytes=20)
+    assert spec.full_bytes == 80
+    for ratio, left in ((1, 80), (2, 30), (4, 5), (5, 0), (50, 0)):
+        assert spec.budget(ratio) == left
+    with pytest.raises(ValueError, match=r"highest ratio it can reach is 3\.846$"):
+        spec.require(5, smallest=6)
+    assert spec.require(3.846, smallest=6) == 6

@@ -5,6 +5,8 @@ Cho, Myers and Leskovec (2011); the split of NGCF (2019) and LightGCN (2020).
 
 from __future__ import annotations
 
+from numbers import Real
+
 import numpy as np
 
 from survey_code.data.files import DataFile, read_data
@@ -47,7 +49,7 @@ def load_gowalla(hold_out: float = 0.1, seed: int = 0) -> InteractionData:
         If `hold_out` is not from 0 up to, not including, 1; and see
         `survey_code.data.files.read_data`.
     """
-    if not 0 <= hold_out < 1:
+    if not (isinstance(hold_out, Real) and 0 <= hold_out < 1):
         raise ValueError(f"hold_out must be from 0 to below 1, got {hold_out!r}")
     parts, source = {}, {}
     for part in PAIRS:

@@ -45,8 +45,8 @@ def load_movietweetings(windows: int = 10) -> StreamData:
     """
     import pandas as pd
 
-    if not 2 <= windows <= 1000:
-        raise ValueError(f"windows must be from 2 to 1000, got {windows!r}")
+    if not (isinstance(windows, int | np.integer) and 2 <= windows <= 1000):
+        raise ValueError(f"windows must be an integer from 2 to 1000, got {windows!r}")
     content, source = read_data(FILE)
     names = ["user", "movie", "rating", "time"]
     # One separator of two colons: read as four columns between empty ones.

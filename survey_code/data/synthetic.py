@@ -55,7 +55,7 @@ class SyntheticSettings:
     Raises
     ------
     ValueError
-        If a size is not positive, or a rate is not from 0 to 1.
+        If a size is not a positive integer, or a number is out of its range.
     """
 
     field_sizes: tuple[int, ...]
@@ -71,23 +71,30 @@ class SyntheticSettings:
 
     def __post_init__(self) -> None:
         for name in ("field_sizes", "rows"):
-            sizes = tuple(int(size) for size in getattr(self, name))
-            if not sizes or min(sizes) < 1:
-                raise ValueError(f"{name} must be positive sizes, got {sizes}")
-            object.__setattr__(self, name, sizes)
-        if self.factors < 1:
-            raise ValueError(f"factors must be at least 1, got {self.factors}")
-        for name in ("exponent", "linear_std", "factor_std"):
-            value = getattr(self, name)
-            if not 0 <= value < 10:
-                raise ValueError(f"{name} must be from 0 to 10, got {value}")
-        for name in ("popularity_change", "new_ids"):
-            if not 0 <= getattr(self, name) <= 1:
+            sizes = np.asarray(getattr(self, name))
+            if sizes.dtype.kind not in "iu" or sizes.ndim != 1 or sizes.min() < 1:
                 raise ValueError(
-                    f"{name} is a share from 0 to 1, got {getattr(self, name)}"
+                    f"{name} must be positive sizes, got {getattr(self, name)!r}"
                 )
-        if not (math.isfinite(self.bias) and math.isfinite(self.rotation)):
-            raise ValueError("bias and rotation must be finite")
+            object.__setattr__(self, name, tuple(sizes.tolist()))
+        if not isinstance(self.factors, int | np.integer) or self.factors < 1:
+            raise ValueError(
+                f"factors must be an integer from 1 up, got {self.factors!r}"
+            )
+        for name, low, high in (
+            ("exponent", 0, 10),
+            ("linear_std", 0, 10),
+            ("factor_std", 0, 10),
+            ("popularity_change", 0, 1),
+            ("new_ids", 0, 1),
+            ("bias", -100, 100),
+            ("rotation", -100, 100),
+        ):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and low <= value <= high):
+                raise ValueError(
+                    f"{name} must be a number from {low} to {high}, got {value!r}"
+                )
 
 
 PRESETS = {
@@ -211,6 +218,8 @@ class World:
     """
 
     def __init__(self, settings: SyntheticSettings, windows: int, seed: int) -> None:
+        if not isinstance(seed, int | np.integer) or seed < 0:
+            raise ValueError(f"seed must be an integer from 0 up, got {seed!r}")
         self.settings = settings
         parameters, self._ranks, self._drift, self._rows = (
             np.random.default_rng(child)

@@ -22,7 +22,7 @@ from survey_code.lab.results import (
     name_device,
     today,
 )
-from survey_code.lab.runs import run
+from survey_code.lab.runs import is_run, run
 from survey_code.lab.stream import run_stream
 from survey_code.lab.task import TRIALS, Trial
 from survey_code.training import TrainingSettings
@@ -43,24 +43,10 @@ class Cell:
 
     def matches(self, result: Result) -> bool:
         """Whether a result is this run."""
-        # A result made before a setting existed had its default.
-        same_settings = all(
-            result.settings.get(setting.name, setting.default)
-            == getattr(self.trial.settings, setting.name)
-            for setting in dataclasses.fields(self.trial.settings)
-            if setting.name not in ("device", "progress")
-        )
-        same_options = all(
-            result.options.get(name) == value for name, value in self.options.items()
-        )
-        return (
-            same_settings
-            and same_options
-            and result.data.startswith(self.data)
-            and (result.key, result.requested_ratio, result.seed)
-            == (self.method, float(self.ratio), self.seed)
-            and (result.model, result.dim) == (self.trial.model, self.trial.dim)
-        )
+        return is_run(
+            result, self.method, self.data, self.ratio, self.seed, self.trial,
+            self.options,
+        )  # fmt: skip
 
     def make(self, device: str, command: str) -> Result:
         """Run it."""

@@ -127,11 +127,17 @@ def load_results(path: str | os.PathLike[str]) -> list[Result]:
     ValueError
         If a line is whole, but not a result.
     """
-    results = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        if line.startswith("{") and line.endswith("}"):
-            results.append(Result.from_json(line))
-    return results
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return [Result.from_json(line) for line in lines if not is_cut(line)]
+
+
+def is_cut(line: str) -> bool:
+    """Whether a line is the beginning of a result, or of nothing."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return line[:1] in ("", "{")
+    return False
 
 
 def summarize(results: Iterable[Result], metric: str = "auc") -> pd.DataFrame:

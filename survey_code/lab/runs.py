@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from survey_code import catalog
 from survey_code.embedding import CompressedEmbedding, FullEmbedding
 from survey_code.lab.latency import measure_lookup
 from survey_code.lab.memory import measure_training
-from survey_code.lab.results import Result, find_versions, name_device, today
-from survey_code.lab.task import Task, Trial, default_trial, make_task
+from survey_code.lab.results import (
+    Result,
+    append_result,
+    find_versions,
+    load_results,
+    name_device,
+    today,
+)
+from survey_code.lab.task import Task, Trial, default_trial, make_task, open_data
 from survey_code.layouts import Layout
 
 # Full tables trained lately, shared by the methods that compress after training.
@@ -72,10 +84,7 @@ def run(
         serve the task.
     """
     chosen = catalog.get_method(method)
-    if isinstance(data, str):
-        from survey_code.data import load
-
-        data = load(data)
+    data = open_data(data)
     if data.task not in chosen.tasks:
         raise ValueError(
             f"{method} serves {' and '.join(chosen.tasks)} tasks, but {data.name} "
@@ -85,7 +94,7 @@ def run(
         trial or default_trial(data, model), model, dim, device, settings
     )
     task = make_task(data, trial, seed)
-    planned = chosen.plan(task.spec, table_ratio(task, ratio), **options)
+    planned = chosen.plan(task.spec, ratio, **options)
     planned, search_seconds = search(chosen, task, planned)
     network, layout, trained, seconds = learn(chosen, task, planned)
     validation = task.validate(network, layout)
@@ -94,8 +103,8 @@ def run(
         network, layout, trained, again = learn(chosen, final, planned)
         seconds = {name: seconds[name] + again[name] for name in seconds}
     test = final.test(network, layout)
-    stored = layout.nbytes + task.per_id_bytes
-    full = task.spec.full_bytes + task.per_id_bytes
+    stored = layout.nbytes + task.spec.outside_bytes
+    full = task.spec.full_bytes + task.spec.outside_bytes
     memory = (
         measure_training(trained, task.sample_ids(), trial.settings) if measure else {}
     )
@@ -106,7 +115,7 @@ def run(
         data=data.name,
         model=trial.model,
         dim=trial.dim,
-        seed=seed,
+        seed=int(seed),
         requested_ratio=float(ratio),
         reached_ratio=full / stored,
         bytes={
@@ -149,23 +158,11 @@ def adapt_trial(
             f"unknown training setting in {sorted(changes)}; settings: {known}"
         ) from error
     return dataclasses.replace(
-        trial, model=model or trial.model, dim=dim or trial.dim, settings=adapted
+        trial,
+        model=trial.model if model is None else model,
+        dim=trial.dim if dim is None else dim,
+        settings=adapted,
     )
-
-
-def table_ratio(task: Task, ratio: float) -> float:
-    """The ratio left for the table once the weights per id are paid for."""
-    extra, full = task.per_id_bytes, task.spec.full_bytes
-    if not extra or not isinstance(ratio, int | float) or not ratio >= 1:
-        return ratio
-    left = (full + extra) / ratio - extra
-    if left <= 0:
-        raise ValueError(
-            f"{task.trial.model} keeps {extra:,} bytes of weights per id outside the "
-            f"table, which alone exceed ratio {ratio:g}; the highest ratio it can "
-            f"reach is below {(full + extra) / extra:.2f}"
-        )
-    return full / left
 
 
 def search(
@@ -214,44 +211,105 @@ def train_full(task: Task) -> tuple[Any, float]:
     return _TRAINED[key]
 
 
+def run_once(
+    out: str | os.PathLike[str],
+    method: str,
+    data: Any,
+    ratio: float = 1.0,
+    seed: int = 0,
+    **arguments: Any,
+) -> Result:
+    """`run`, unless a file of results holds this run already; it is added there.
+
+    Parameters
+    ----------
+    out : path
+        A file of results, which need not exist.
+    method, data, ratio, seed, **arguments
+        Of `run`.
+
+    Returns
+    -------
+    Result
+    """
+    data = open_data(data)
+    chosen, task, options = prepare(method, data, seed, arguments)
+    planned = chosen.plan(task.spec, ratio, **options)
+    # What a search will find is not known before it ran.
+    known = options if chosen.stage == catalog.SEARCH else describe_options(planned)
+    for result in load_results(out) if Path(out).exists() else []:
+        if is_run(result, method, data.name, ratio, seed, task.trial, known):
+            return result
+    result = run(method, data, ratio, seed, **arguments)
+    append_result(out, result)
+    return result
+
+
+def is_run(
+    result: Result,
+    method: str,
+    data: str,
+    ratio: float,
+    seed: int,
+    trial: Trial,
+    options: dict[str, Any],
+) -> bool:
+    """Whether a result is this run; of data, the name or its beginning."""
+    result = Result.from_json(result.to_json())  # as a file holds it
+    # A result made before a setting existed had its default.
+    before = {f.name: f.default for f in dataclasses.fields(trial.settings)}
+    found = {**before, **result.settings}
+    wanted = json.loads(json.dumps(trial.describe()))
+    same_settings = all(
+        found.get(name) == value
+        for name, value in wanted.items()
+        if name not in ("device", "progress")
+    )
+    asked = json.loads(json.dumps(options))
+    return (
+        same_settings
+        and all(result.options.get(name) == value for name, value in asked.items())
+        and result.data.startswith(data)
+        and (result.key, result.requested_ratio, result.seed)
+        == (method, float(ratio), seed)
+        and (result.model, result.dim) == (trial.model, trial.dim)
+    )
+
+
 def sweep(
     methods: Iterable[str],
     data: Any,
     ratios: Sequence[float],
     seeds: Sequence[int] = (1, 2, 3),
+    *,
+    out: str | os.PathLike[str] | None = None,
     **arguments: Any,
 ) -> list[Result]:
     """`run` every method at every ratio it can reach, for every seed.
 
-    Ratios out of a method's reach are left out, never replaced.
+    Ratios out of a method's reach are left out, never replaced.  With `out`, each
+    result is added to that file, and runs that it holds are not made again.
     """
     results = []
     for method in methods:
         asked = [1.0] if method == "full" else list(ratios)
         for ratio in asked:
             if method == "full" or reaches(method, data, ratio, **arguments):
-                results += [run(method, data, ratio, s, **arguments) for s in seeds]
+                for seed in seeds:
+                    given = (method, data, ratio, seed)
+                    results.append(
+                        run(*given, **arguments)
+                        if out is None
+                        else run_once(out, *given, **arguments)
+                    )
     return results
 
 
 def reaches(method: str, data: Any, ratio: float, **arguments: Any) -> bool:
     """Whether a method has a configuration inside the budget."""
-    if isinstance(data, str):
-        from survey_code.data import load
-
-        data = load(data)
-    names = ("model", "dim", "device", "settings")
-    given = [arguments.pop(name, None) for name in names]
-    trial = adapt_trial(
-        arguments.pop("trial", None) or default_trial(data, given[0]), *given
-    )
-    for name in ("measure", "command"):
-        arguments.pop(name, None)
-    task = make_task(data, trial, 0)
+    chosen, task, options = prepare(method, open_data(data), 0, arguments)
     try:
-        catalog.get_method(method).plan(
-            task.spec, table_ratio(task, ratio), **arguments
-        )
+        chosen.plan(task.spec, ratio, **options)
     except ValueError as error:
         if "highest ratio it can reach" in str(error):
             return False
@@ -259,12 +317,32 @@ def reaches(method: str, data: Any, ratio: float, **arguments: Any) -> bool:
     return True
 
 
+def prepare(
+    method: str, data: Any, seed: int, arguments: dict[str, Any]
+) -> tuple[catalog.Method, Task, dict[str, Any]]:
+    """Method, task and the method's own options, from the arguments of `run`."""
+    options = dict(arguments)
+    names = ("trial", "model", "dim", "device", "settings", "measure", "command")
+    trial, model, dim, device, settings, *_ = (options.pop(n, None) for n in names)
+    trial = adapt_trial(
+        trial or default_trial(data, model), model, dim, device, settings
+    )
+    return catalog.get_method(method), make_task(data, trial, seed), options
+
+
 def describe_options(options: dict[str, Any]) -> dict[str, Any]:
     """Options as JSON can hold them: arrays by their shape."""
     return {
-        name: value if not hasattr(value, "shape") else f"array{tuple(value.shape)}"
+        name: f"array{tuple(value.shape)}"
+        if getattr(value, "ndim", 0)
+        else as_plain(value)
         for name, value in options.items()
     }
+
+
+def as_plain(value: Any) -> Any:
+    """A NumPy number as Python's own, all else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def describe_call(

@@ -11,7 +11,7 @@ import pandas as pd
 from survey_code import catalog
 from survey_code.data.tasks import ClickData, ClickRows, StreamData, join_rows
 from survey_code.embedding import FullEmbedding
-from survey_code.lab.runs import adapt_trial, table_ratio
+from survey_code.lab.runs import adapt_trial
 from survey_code.lab.task import ClickTask, Trial, default_trial
 from survey_code.objectives import evaluate_clicks
 from survey_code.training import train
@@ -80,7 +80,7 @@ def run_stream(
     trial = trial or default_trial(data, model)
     trial = adapt_trial(trial, model, None, device, {"patience": 0, **(settings or {})})
     task = ClickTask(gather_windows(data, 0, start), trial, seed)
-    planned = chosen.plan(task.spec, table_ratio(task, ratio), **options)
+    planned = chosen.plan(task.spec, ratio, **options)
     after = chosen.stage == catalog.AFTER
     table = (
         FullEmbedding(task.spec, seed=seed)
@@ -97,14 +97,14 @@ def run_stream(
         )
         twin = task.read_through(network, layout)
         metrics = evaluate_clicks(twin, data.windows[window], trial.settings.device)
-        stored = layout.nbytes + task.per_id_bytes
+        stored = layout.nbytes + task.spec.outside_bytes
         rows.append(
             {
                 "window": window,
                 **metrics,
                 "new_ids": new_share(data, window),
                 "bytes": stored,
-                "ratio": (task.spec.full_bytes + task.per_id_bytes) / stored,
+                "ratio": (task.spec.full_bytes + task.spec.outside_bytes) / stored,
             }
         )
         if update_epochs and window + 1 < len(data.windows):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from survey_code.data.tasks import ClickData, InteractionData
+from survey_code.data.tasks import ClickData, InteractionData, StreamData
 from survey_code.embedding import CompressedEmbedding, as_table, decode_layout
 from survey_code.layouts import Layout
 from survey_code.models import (
@@ -103,6 +103,31 @@ TRIALS = {
 }  # fmt: skip
 
 
+def open_data(data: Any) -> Any:
+    """A task from its name, or the data set as given; a stream as one task."""
+    if isinstance(data, str):
+        from survey_code.data import load
+
+        data = load(data)
+    return cut_stream(data) if isinstance(data, StreamData) else data
+
+
+@lru_cache(maxsize=4)
+def cut_stream(data: StreamData) -> ClickData:
+    """The first half of the windows to learn from, the next one to select on, and
+    all later ones as the test.  The same object for the same stream.
+    """
+    return data.as_clicks(train=len(data.windows) // 2)
+
+
+def check_device(device: str) -> None:
+    """Raise ValueError unless tensors can be made on a device."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"device {device!r} cannot be used: {error}") from None
+
+
 def default_trial(data: Any, model: str | None = None) -> Trial:
     """The trial of a data set, by its name, and of a network.
 
@@ -157,13 +182,13 @@ class Task:
         self.data = data
         self.trial = trial
         self.seed = seed
-        self.spec: TableSpec = data.spec(trial.dim, trial.init_std)
-
-    @property
-    def per_id_bytes(self) -> int:
-        """Bytes of weights per id outside the table (first-order weights)."""
-        per_id = self.trial.model in ("fm", "deepfm")
-        return 4 * self.spec.num_embeddings * per_id
+        check_device(trial.settings.device)
+        # First-order weights count as storage too.
+        per_id = 4 if trial.model in ("fm", "deepfm") else 0
+        self.spec: TableSpec = dataclasses.replace(
+            data.spec(trial.dim, trial.init_std),
+            outside_bytes=per_id * data.num_embeddings,
+        )
 
     def train(self, table: CompressedEmbedding, **changes: Any) -> Any:
         """Train a table and a fresh network; `changes` replace settings."""

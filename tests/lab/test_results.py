@@ -1,0 +1,135 @@
+"""Results: a line of JSON each, files of them, and their means."""
+
+import json
+
+import numpy as np
+import pytest
+
+from survey_code.lab import Result, load_results, summarize
+from survey_code.lab.results import append_result
+
+
+def make_result(key="hashing", ratio=4.0, seed=1, **changes):
+    given = {
+        "key": key,
+        "options": {"rows": 100, "signed": False},
+        "data": "clicks",
+        "model": "dcnv2",
+        "dim": 16,
+        "seed": seed,
+        "requested_ratio": ratio,
+        "reached_ratio": 1.01 * ratio,
+        "bytes": {"inference": 4000},
+        "validation": {"auc": 0.71},
+        "test": {"auc": 0.7, "log_loss": 0.5},
+        "seconds": {"search": 0.0, "train": 1.5, "compress": 0.1},
+        "lookup": {"p50_us": 10.0, "p99_us": 20.0},
+        "settings": {"epochs": 1, "layers": {"hidden": [8]}},
+        "device": "cpu",
+        "date": "2024-01-01",
+        "versions": {"numpy": "2.0"},
+        "command": "survey-code run hashing --data 'Zürich'",
+    }
+    return Result(**{**given, **changes})
+
+
+def test_a_result_survives_json():
+    result = make_result(layout=object())
+    line = result.to_json()
+    assert "\n" not in line and "layout" not in json.loads(line)
+    again = Result.from_json(line)
+    assert again == result and again.layout is None
+    assert again.to_json() == line
+
+
+def test_keys_are_sorted_so_that_equal_results_are_equal_lines():
+    result = make_result()
+    flipped = make_result(options={"signed": False, "rows": 100})
+    assert result.to_json() == flipped.to_json()
+    assert list(json.loads(result.to_json())) == sorted(json.loads(result.to_json()))
+
+
+@pytest.mark.parametrize("line", ["{}", "[1]", '"x"', "null", "", '{"key": 1}', "{"])
+def test_what_is_no_result_is_a_value_error(line):
+    with pytest.raises(ValueError, match="not a result: "):
+        Result.from_json(line)
+
+
+def test_the_resume_key_is_what_makes_a_run_that_run():
+    base = make_result().resume_key
+    for same in ({"test": {"auc": 0.1}}, {"date": "2030-01-01"}, {"device": "gpu"}):
+        assert make_result(**same).resume_key == base
+    for other in (
+        {"key": "full"},
+        {"options": {"rows": 99}},
+        {"data": "other"},
+        {"model": "fm"},
+        {"dim": 8},
+        {"requested_ratio": 5.0},
+        {"seed": 2},
+    ):
+        assert make_result(**other).resume_key != base
+
+
+def test_results_are_appended_and_come_back_in_order(tmp_path):
+    path = tmp_path / "new" / "results.jsonl"
+    written = [make_result(seed=seed) for seed in (3, 1, 2)]
+    for result in written:
+        append_result(path, result)
+    assert load_results(path) == written
+    assert path.read_bytes().count(b"\n") == 3
+
+
+def test_a_crash_at_any_byte_costs_the_last_line_only(tmp_path):
+    path = tmp_path / "results.jsonl"
+    first, second, third = (make_result(seed=seed) for seed in (1, 2, 3))
+    whole = [(result.to_json() + "\n").encode() for result in (first, second)]
+    for kept in range(len(whole[1]) - 1):
+        path.write_bytes(whole[0] + whole[1][:kept])
+        assert load_results(path) == [first]
+        append_result(path, third)
+        assert load_results(path) == [first, third]
+    # Only the end of the line is missing: nothing is lost.
+    path.write_bytes(whole[0] + whole[1][:-1])
+    assert load_results(path) == [first, second]
+
+
+@pytest.mark.parametrize("line", ["{}", "[1, 2]", "some text", '{"key": "full"}'])
+def test_a_whole_line_that_is_no_result_is_a_value_error(tmp_path, line):
+    path = tmp_path / "results.jsonl"
+    path.write_text(make_result().to_json() + "\n" + line + "\n")
+    with pytest.raises(ValueError, match="not a result: "):
+        load_results(path)
+
+
+def test_a_missing_file_is_an_os_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_results(tmp_path / "none.jsonl")
+
+
+def test_summaries_are_means_and_sample_deviations():
+    values = {("full", 1.0): [0.8, 0.9, 0.7], ("hashing", 4.0): [0.5, 0.6]}
+    results = [
+        make_result(key, ratio, seed, test={"auc": value, "log_loss": 1 - value},
+                    bytes={"inference": 1000 * seed})
+        for (key, ratio), group in values.items()
+        for seed, value in enumerate(group, 1)
+    ]  # fmt: skip
+    table = summarize(results)
+    assert table["key"].tolist() == ["full", "hashing"]
+    assert table["requested"].tolist() == [1.0, 4.0]
+    assert table["seeds"].tolist() == [3, 2]
+    assert table["bytes"].tolist() == [2000, 1500]
+    for (_, row), group in zip(table.iterrows(), values.values()):
+        assert row["mean"] == pytest.approx(np.mean(group))
+        spread = np.sqrt(
+            sum((v - np.mean(group)) ** 2 for v in group) / (len(group) - 1)
+        )
+        assert row["deviation"] == pytest.approx(spread)
+    other = summarize(results, "log_loss")
+    np.testing.assert_allclose(other["mean"], 1 - table["mean"])
+
+
+def test_one_seed_has_no_deviation():
+    table = summarize([make_result()])
+    assert table["deviation"].tolist() == [0.0] and table["seeds"].tolist() == [1]

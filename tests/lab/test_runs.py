@@ -1,0 +1,387 @@
+"""`run`, whole: from a name to a result, and from the shell."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import survey_code
+from survey_code import FrozenEmbedding, FullEmbedding, catalog, methods
+from survey_code.catalog import DURING, Method
+from survey_code.cli import main
+from survey_code.data.synthetic import make_clicks, make_stream
+from survey_code.data.tasks import InteractionData
+from survey_code.lab import Result, Trial, load_results, run, runs, sweep
+from survey_code.lab.runs import reaches, train_full
+from survey_code.lab.task import make_task
+from survey_code.layouts import DenseLayout, load_layout
+from survey_code.objectives import evaluate_clicks, evaluate_ranking
+from survey_code.training import TrainingSettings
+
+CLICKERS = [method.key for method in methods() if "ctr" in method.tasks]
+RANKERS = [method.key for method in methods() if "top-n" in method.tasks]
+TINY = Trial(
+    "dcnv2", 8, TrainingSettings(epochs=1, batch_size=256, patience=0),
+    {"hidden": (8,), "cross_layers": 1},
+)  # fmt: skip
+needs_data = pytest.mark.skipif(
+    not os.environ.get("SURVEY_CODE_DATA"),
+    reason="SURVEY_CODE_DATA is not set: no real data",
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The small preset's ids with a tenth of its rows."""
+    return make_clicks("small", rows=(20_000, 4000, 4000))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return make_clicks(field_sizes=(50, 30, 20), rows=(1500, 400, 400))
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    rng = np.random.default_rng(0)
+    met = rng.choice(40 * 60, 900, replace=False)
+    both = np.stack([met // 60, 40 + met % 60], 1)
+    return InteractionData("pairs", 40, 60, both[:600], both[600:700], both[700:])
+
+
+# -- every method -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", CLICKERS)
+def test_every_method_runs(key, small, tmp_path):
+    ratio = 1.0 if key == "full" else 4.0
+    result = run(key, small, ratio, seed=1)
+    assert (result.key, result.seed, result.requested_ratio) == (key, 1, ratio)
+    assert (result.model, result.dim, result.data) == ("dcnv2", 16, small.name)
+    assert result.reached_ratio >= ratio
+    full = 4 * 16 * small.num_embeddings
+    assert result.reached_ratio == pytest.approx(full / result.bytes["inference"])
+    for part, metrics in (("valid", result.validation), ("test", result.test)):
+        assert 0.6 < metrics["auc"] < small.best[part]["auc"]
+        assert 1.0 > metrics["log_loss"] > small.best[part]["log_loss"]
+    assert result.bytes["training_peak"] > result.bytes["training_persistent"] > 0
+    assert 0 < result.lookup["p50_us"] <= result.lookup["p99_us"]
+    assert result.seconds["train"] > 0 and set(result.versions) >= {"torch", "numpy"}
+    assert result.settings["epochs_trained"] == result.settings["best_epoch"] == 1
+    # What is counted is what is stored.
+    result.layout.save(tmp_path / "table.safetensors")
+    loaded = load_layout(tmp_path / "table.safetensors")
+    assert loaded.nbytes == result.bytes["inference"]
+    again = Result.from_json(result.to_json())
+    assert again.test == result.test and again.resume_key == result.resume_key
+
+
+@pytest.mark.parametrize("key", RANKERS)
+def test_every_method_ranks(key, pairs):
+    trial = Trial("mf", 8, TrainingSettings(epochs=2, batch_size=100))
+    result = run(key, pairs, 1.0 if key == "full" else 2.0, trial=trial, measure=False)
+    assert set(result.test) == set(result.validation) == {"recall@20", "ndcg@20"}
+    assert 0 < result.test["ndcg@20"] < result.test["recall@20"] < 1
+    assert result.lookup == {} and set(result.bytes) == {"inference"}
+
+
+def test_the_same_call_gives_the_same_figures(small, tiny):
+    for key in ("hashing", "rowwise"):
+        runs._TRAINED.clear()
+        first = run(key, tiny, 3, seed=1, trial=TINY, measure=False)
+        runs._TRAINED.clear()
+        again = run(key, tiny, 3, seed=1, trial=TINY, measure=False)
+        other = run(key, tiny, 3, seed=2, trial=TINY, measure=False)
+        assert first.test == again.test != other.test
+        assert first.validation == again.validation
+
+
+def test_methods_that_follow_training_share_one_full_table(tiny):
+    runs._TRAINED.clear()
+    full = run("full", tiny, seed=5, trial=TINY, measure=False)
+    after = [run("rowwise", tiny, 1, 5, trial=TINY, bits=b, measure=False)
+             for b in (8, 4)]  # fmt: skip
+    assert len(runs._TRAINED) == 1
+    assert {r.seconds["train"] for r in (full, *after)} == {full.seconds["train"]}
+    assert len({r.test["log_loss"] for r in (full, *after)}) == 3
+
+
+# -- accuracy belongs to the bytes beside it -----------------------------------------
+
+
+def test_metrics_are_of_the_stored_bytes(tiny, tmp_path):
+    result = run("rowwise", tiny, seed=1, trial=TINY, bits=2, measure=False)
+    network, _ = train_full(make_task(tiny, TINY, 1))
+    result.layout.save(tmp_path / "table.safetensors")
+    whole = evaluate_clicks(network, tiny.test)
+    table, network.table = network.table, None
+    try:
+        network.table = FrozenEmbedding(load_layout(tmp_path / "table.safetensors"))
+        assert result.test == pytest.approx(evaluate_clicks(network, tiny.test))
+        assert result.validation == pytest.approx(evaluate_clicks(network, tiny.valid))
+    finally:
+        network.table = table
+    assert result.test != whole
+
+
+class Forgetting(FullEmbedding):
+    """Learns a table, and stores zeros."""
+
+    def freeze(self):
+        return DenseLayout(np.zeros(tuple(self.weight.shape), np.float32))
+
+
+class ForgettingMethod(Method):
+    def load(self):
+        return Forgetting
+
+
+def test_what_is_not_stored_is_not_counted(tiny, monkeypatch):
+    forgetting = ForgettingMethod(
+        "forgetting", "Forgetting", "baseline", "baseline", 2020, "none", (DURING,),
+        ("ctr", "top-n"), "",
+    )  # fmt: skip
+    monkeypatch.setattr(catalog, "CATALOG", (*catalog.CATALOG, forgetting))
+    result = run("forgetting", tiny, trial=TINY, measure=False)
+    assert result.test["auc"] == result.validation["auc"] == 0.5
+
+
+def test_ranking_selects_on_the_hold_out_and_trains_anew_on_everything(pairs):
+    trial = Trial("mf", 8, TrainingSettings(epochs=6, batch_size=50, learning_rate=0.1))
+    result = run("full", pairs, trial=trial, measure=False)
+    settings = TrainingSettings(
+        epochs=result.settings["best_epoch"], batch_size=50, learning_rate=0.1,
+        patience=0,
+    )  # fmt: skip
+    both = np.concatenate([pairs.train, pairs.valid])
+    merged = InteractionData("pairs", 40, 60, both, pairs.valid[:0], pairs.test)
+    task = make_task(merged, Trial("mf", 8, settings), 0)
+    network = task.train(FullEmbedding(task.spec, seed=0))
+    wanted = evaluate_ranking(network, both, pairs.test)
+    assert result.test == pytest.approx(wanted)
+
+
+# -- arguments ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["fm", "deepfm", "dcnv2", "dlrm"])
+def test_every_click_network_runs_inside_the_budget(model, tiny):
+    settings = {"epochs": 1, "batch_size": 256}
+    result = run("hashing", tiny, 2, model=model, settings=settings, measure=False)
+    outside = 4 * 100 if model in ("fm", "deepfm") else 0
+    assert result.reached_ratio >= 2
+    assert result.bytes["inference"] == result.layout.nbytes + outside
+    full = 4 * 100 * 16 + outside
+    assert result.reached_ratio == pytest.approx(full / result.bytes["inference"])
+
+
+@pytest.mark.parametrize("model", ["mf", "lightgcn"])
+def test_every_ranking_network_runs(model, pairs):
+    settings = {"epochs": 1, "batch_size": 100, "patience": 0}
+    result = run("full", pairs, model=model, dim=4, settings=settings, measure=False)
+    assert (result.model, result.dim) == (model, 4)
+
+
+@pytest.mark.parametrize("ratio", [3, 3.0, np.float32(3), np.int64(3)])
+def test_numbers_of_any_kind_are_numbers(ratio, tiny):
+    result = run(
+        "uniform", tiny, ratio, np.int64(1), model="fm", measure=False,
+        settings={"epochs": 1}, dim=8,
+    )  # fmt: skip
+    assert result.reached_ratio >= 3 and json.loads(result.to_json())["seed"] == 1
+
+
+def test_a_stream_runs_as_one_task():
+    stream = make_stream(rows=(400,) * 5, field_sizes=(50, 20))
+    result = run("full", stream, trial=TINY, measure=False)
+    cut = stream.as_clicks(train=2, valid=1)
+    wanted = run("full", cut, trial=TINY, measure=False)
+    assert result.test == wanted.test and result.validation == wanted.validation
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"method": "magic"}, "unknown method 'magic'; methods: full"),
+        ({"data": "criteo"}, "unknown data set 'criteo'; data sets: "),
+        ({"model": "bert"}, "its networks are .* got 'bert'"),
+        ({"model": "mf"}, "is a ctr task; its networks are .* got 'mf'"),
+        ({"ratio": 0.5}, "ratio must be a number from 1 up, got 0.5"),
+        ({"ratio": float("nan")}, "ratio must be a number from 1 up, got nan"),
+        ({"ratio": "4"}, "ratio must be a number from 1 up, got '4'"),
+        ({"bits": 4}, "hashing has no option 'bits'"),
+        ({"settings": {"epoch": 3}}, "unknown training setting .*epoch"),
+        ({"settings": {"epochs": 0}}, "epochs must be an integer from 1 up, got 0"),
+        ({"device": "abacus"}, "device 'abacus' cannot be used"),
+        ({"dim": -1}, "embedding_dim must be an integer from 1 up, got -1"),
+        ({"dim": 0}, "embedding_dim must be an integer from 1 up, got 0"),
+    ],
+)
+def test_wrong_arguments_are_value_errors(arguments, said, tiny):
+    given = {"method": "hashing", "data": tiny, "ratio": 4, **arguments}
+    with pytest.raises(ValueError, match=said):
+        run(**given)
+
+
+def test_a_method_for_another_task_is_a_value_error(tiny, monkeypatch):
+    ranker = ForgettingMethod(
+        "ranker", "Ranker", "baseline", "baseline", 2020, "none", (DURING,),
+        ("top-n",), "",
+    )  # fmt: skip
+    monkeypatch.setattr(catalog, "CATALOG", (*catalog.CATALOG, ranker))
+    with pytest.raises(ValueError, match=r"ranker serves top-n tasks, but .* ctr task"):
+        run("ranker", tiny, trial=TINY)
+
+
+@pytest.mark.parametrize(
+    ("key", "model"),
+    [
+        *((key, model) for key in CLICKERS for model in ("dcnv2", "fm")),
+        *((key, "mf") for key in RANKERS),
+    ],
+)
+def test_out_of_reach_the_error_names_a_ratio_in_reach(key, model, tiny, pairs):
+    data = pairs if model == "mf" else tiny
+    with pytest.raises(ValueError, match="highest ratio it can reach is ") as error:
+        run(key, data, 1e6, model=model)
+    named = float(re.search(r"reach is ([\d.]+)$", str(error.value))[1])
+    assert not reaches(key, data, 1e6, model=model)
+    assert reaches(key, data, named, model=model)
+    assert not reaches(key, data, named + 0.01, model=model)
+
+
+# -- sweeps -----------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The runs that are really made."""
+    made = []
+    original = runs.run
+
+    def counting(method, data, ratio=1.0, seed=0, **arguments):
+        made.append((method, ratio, seed))
+        return original(method, data, ratio, seed, **arguments)
+
+    monkeypatch.setattr(runs, "run", counting)
+    return made
+
+
+def test_a_sweep_leaves_out_what_is_out_of_reach(tiny, counted):
+    results = sweep(
+        ["full", "uniform", "rowwise"], tiny, [2, 6, 100], (1, 2), trial=TINY,
+        measure=False,
+    )  # fmt: skip
+    wanted = [("full", 1.0), ("uniform", 2), ("uniform", 6), ("rowwise", 2)]
+    assert counted == [(key, ratio, seed) for key, ratio in wanted for seed in (1, 2)]
+    assert [(r.key, r.requested_ratio, r.seed) for r in results] == counted
+
+
+def test_a_sweep_goes_on_where_it_stopped(tiny, counted, tmp_path):
+    out = tmp_path / "results.jsonl"
+
+    def sweep_again(seeds=(1, 2), trial=TINY, **options):
+        counted.clear()
+        return sweep(
+            ["full", "hashing"], tiny, [2, 4], seeds, out=out, trial=trial,
+            measure=False, **options,
+        )  # fmt: skip
+
+    first = sweep_again()
+    assert len(counted) == 6 and load_results(out) == [
+        Result.from_json(result.to_json()) for result in first
+    ]
+    again = sweep_again()
+    assert counted == [] and [r.test for r in again] == [r.test for r in first]
+    # A third seed is new; so is the last line, if a crash cut it.
+    lines = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:-1]) + lines[-1][:50])
+    sweep_again(seeds=(1, 2, 3))
+    assert counted == [("full", 1.0, 3), ("hashing", 2, 3), ("hashing", 4, 2),
+                       ("hashing", 4, 3)]  # fmt: skip
+    # Other settings make another run.
+    other = Trial("dcnv2", 8, TrainingSettings(epochs=2, patience=0), TINY.layers)
+    sweep_again(seeds=(1,), trial=other)
+    assert len(counted) == 3
+    other = Trial("dcnv2", 8, TINY.settings, {"hidden": (4,), "cross_layers": 1})
+    sweep_again(seeds=(1,), trial=other)
+    assert len(counted) == 3
+
+
+def test_other_options_make_another_run(tiny, counted, tmp_path):
+    out = tmp_path / "results.jsonl"
+    given = {"trial": TINY, "measure": False}
+    for bits, made in ((8, 1), (4, 2), (8, 2), (None, 2)):
+        # At ratio 1, 8 bits are what no option would choose.
+        options = {} if bits is None else {"bits": bits}
+        result = runs.run_once(out, "rowwise", tiny, 1, 1, **given, **options)
+        assert result.options == {"bits": bits or 8} and len(counted) == made
+
+
+# -- the same from everywhere ----------------------------------------------------------
+
+
+def test_the_same_figures_from_python_and_from_the_shell(tmp_path, capsys):
+    words = ["run", "hashing", "--data", "synthetic", "--ratio", "10",
+             "--set", "batch_size=8192"]  # fmt: skip
+    files = [tmp_path / "inside.jsonl", tmp_path / "outside.jsonl"]
+    assert main([*words, "--out", str(files[0])]) == 0
+    printed = capsys.readouterr().out
+    root = Path(survey_code.__file__).parents[1]
+    subprocess.run(
+        [sys.executable, "-m", "survey_code", *words, "--out", str(files[1])],
+        check=True, cwd=root, capture_output=True, timeout=120,
+    )  # fmt: skip
+    wanted = run("hashing", "synthetic", 10, 1, settings={"batch_size": 8192})
+    found = [result for path in files for result in load_results(path)]
+    assert len(found) == 2
+    for result in found:
+        assert result.test == wanted.test and result.validation == wanted.validation
+        assert result.resume_key == wanted.resume_key
+        same = ("inference", "training_persistent")
+        assert all(result.bytes[name] == wanted.bytes[name] for name in same)
+        assert result.command.startswith("survey-code run hashing --data synthetic")
+    assert f"auc {wanted.test['auc']:.5f}" in printed
+
+
+# -- real data -------------------------------------------------------------------------
+
+
+@needs_data
+def test_frappe_runs_by_the_same_call():
+    settings = TrainingSettings(epochs=1, batch_size=1024, patience=0)
+    trial = Trial("dcnv2", 16, settings, {"hidden": (64,)})
+    result = run("rowwise", "frappe", ratio=4, trial=trial)
+    assert result.data.startswith("frappe_x1") and result.model == "dcnv2"
+    assert result.options == {"bits": 4} and result.reached_ratio == pytest.approx(
+        16 / 3
+    )
+    assert result.bytes["inference"] == 5382 * (8 + 4)
+    assert result.test["auc"] > 0.85
+
+
+@needs_data
+def test_gowalla_runs_by_the_same_call():
+    settings = TrainingSettings(
+        epochs=1, batch_size=4096, learning_rate=0.02, patience=0
+    )
+    trial = Trial("mf", 8, settings, {}, {"loss": "bpr"}, init_std=0.1)
+    result = run("rowwise", "gowalla", ratio=4, trial=trial, measure=False)
+    assert result.data == "gowalla" and result.options == {"bits": 4}
+    assert result.bytes["inference"] == 70_839 * (4 + 4)
+    assert result.reached_ratio == 4
+    assert result.test["recall@20"] > 0.005

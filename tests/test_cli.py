@@ -1,0 +1,277 @@
+"""The command line: what it prints, what it writes, and how it refuses."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from survey_code import compress, load_layout, methods
+from survey_code.cli import DATA_NAMES, main, parse_options
+from survey_code.data import LOADERS
+from survey_code.lab import load_results
+
+TABLE = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+
+
+@pytest.fixture
+def table(tmp_path):
+    np.save(tmp_path / "table.npy", TABLE)
+    return str(tmp_path / "table.npy")
+
+
+@pytest.fixture
+def out(tmp_path):
+    return str(tmp_path / "out.safetensors")
+
+
+def refused(capsys, *words):
+    """The one line that a refused command says."""
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("survey-code: ")
+    assert printed.err.count("\n") == 1 and "Traceback" not in printed.err
+    return printed.err
+
+
+# -- the catalogue --------------------------------------------------------------
+
+
+def test_methods_lists_the_catalogue_in_its_order(capsys):
+    assert main(["methods"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["key", "family", "stage", "year", "title"]
+    assert [line.split()[0] for line in lines] == [m.key for m in methods()]
+    for line, method in zip(lines, methods()):
+        for fact in (method.family, method.stage, str(method.year), method.title):
+            assert fact in line
+
+
+def test_every_data_set_can_be_named():
+    assert set(DATA_NAMES) == set(LOADERS)
+
+
+# -- compress and inspect ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [[], ["-o", "bits=4"], ["--option", "bits=2"]])
+def test_compress_writes_what_python_gives(options, table, out, capsys):
+    assert main(["compress", table, "--method", "rowwise", "--out", out, *options]) == 0
+    bits = int(options[1][-1]) if options else 8
+    wanted = compress(TABLE, "rowwise", bits=bits)
+    found = load_layout(out)
+    assert found.nbytes == wanted.nbytes
+    ids = np.arange(40)
+    np.testing.assert_array_equal(found.lookup(ids), wanted.lookup(ids))
+    assert capsys.readouterr().out == f"{out}: {wanted!r}\n"
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16])
+def test_compress_reads_safetensors(kind, tmp_path, out):
+    path = str(tmp_path / "model.safetensors")
+    save_file({"emb.weight": TABLE.astype(kind), "bias": np.ones(3, kind)}, path)
+    assert main(["compress", path, "--method", "full", "--out", out]) == 0
+    np.testing.assert_array_equal(
+        load_layout(out).lookup(np.arange(40)), TABLE.astype(kind).astype(np.float32)
+    )
+
+
+def test_compress_reads_bfloat16(tmp_path, out):
+    from safetensors.torch import save_file as save_tensors
+
+    path = str(tmp_path / "model.safetensors")
+    weight = torch.from_numpy(TABLE).to(torch.bfloat16)
+    save_tensors({"emb.weight": weight}, path)
+    assert main(["compress", path, "--method", "full", "--out", out]) == 0
+    np.testing.assert_array_equal(
+        load_layout(out).lookup(np.arange(40)), weight.float().numpy()
+    )
+
+
+def test_one_of_several_tensors_is_named(tmp_path, out, capsys):
+    path = str(tmp_path / "model.safetensors")
+    save_file({"users": TABLE, "items": 2 * TABLE}, path)
+    words = ["compress", path, "--method", "full", "--out", out]
+    said = refused(capsys, *words)
+    assert "--tensor" in said and "['items', 'users']" in said
+    said = refused(capsys, *words, "--tensor", "cities")
+    assert "['items', 'users']" in said
+    assert main([*words, "--tensor", "items"]) == 0
+    np.testing.assert_array_equal(load_layout(out).lookup([3]), 2 * TABLE[[3]])
+
+
+def test_inspect_says_what_a_file_holds(table, out, capsys):
+    main(["compress", table, "--method", "rowwise", "--out", out, "-o", "bits=4"])
+    capsys.readouterr()
+    assert main(["inspect", out]) == 0
+    said = capsys.readouterr().out
+    assert "40 x 8 float32" in said and "320 of 1,280 (4.00x)" in said
+    for name, array in load_layout(out).arrays().items():
+        assert f"{name}: {array.dtype} {tuple(array.shape)}" in said
+
+
+def bad_tables(folder):
+    """Files that hold no table, by what is wrong with them."""
+    flat = np.arange(5.0)
+    np.save(folder / "flat.npy", flat)
+    np.save(folder / "nan.npy", np.full((3, 2), np.nan))
+    np.save(folder / "text.npy", np.array([["a", "b"]]))
+    np.save(folder / "objects.npy", np.array([[{}]], dtype=object), allow_pickle=True)
+    np.save(folder / "none.npy", np.ones((0, 4)))
+    (folder / "empty.npy").write_bytes(b"")
+    (folder / "garbage.npy").write_bytes(b"no array\n" * 9)
+    content = (folder / "nan.npy").read_bytes()
+    (folder / "short.npy").write_bytes(content[:-5])
+    (folder / "empty.safetensors").write_bytes(b"")
+    (folder / "garbage.safetensors").write_bytes(b"no tensors\n" * 9)
+    save_file({"bias": flat}, folder / "flat.safetensors")
+    (folder / "table.csv").write_text("1,2\n3,4\n")
+    (folder / "folder.npy").mkdir()
+
+
+BAD = [
+    "flat.npy", "nan.npy", "text.npy", "objects.npy", "none.npy", "empty.npy",
+    "garbage.npy", "short.npy", "empty.safetensors", "garbage.safetensors",
+    "flat.safetensors", "table.csv", "folder.npy", "missing.npy",
+    "missing.safetensors",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_table_is_one_line(name, tmp_path, out, capsys):
+    bad_tables(tmp_path)
+    refused(capsys, "compress", str(tmp_path / name), "--method", "full", "--out", out)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--method", "magic"], "unknown method 'magic'"),
+        (["--method", "hashing"], "does not compress after training"),
+        (["--method", "rowwise", "-o", "bits=3"], "bits"),
+        (["--method", "rowwise", "-o", "bits=four"], "bits"),
+        (["--method", "rowwise", "-o", "bits"], "an option is NAME=VALUE, got 'bits'"),
+        (["--method", "rowwise", "-o", "=4"], "an option is NAME=VALUE, got '=4'"),
+        (["--method", "rowwise", "-o", "size=4"], "no option 'size'"),
+    ],
+)
+def test_a_bad_request_is_one_line(words, said, table, out, capsys):
+    assert said in refused(capsys, "compress", table, "--out", out, *words)
+
+
+def test_a_place_that_cannot_be_written_is_one_line(table, tmp_path, capsys):
+    place = str(tmp_path / "none" / "out.safetensors")
+    refused(capsys, "compress", table, "--method", "full", "--out", place)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no layout\n" * 9])
+def test_inspecting_what_is_no_layout_is_one_line(content, tmp_path, capsys):
+    path = tmp_path / "some.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    assert "some.safetensors" in refused(capsys, "inspect", str(path))
+
+
+def test_inspecting_somebody_else_s_tensors_is_one_line(tmp_path, capsys):
+    save_file({"users": TABLE}, tmp_path / "model.safetensors")
+    refused(capsys, "inspect", str(tmp_path / "model.safetensors"))
+
+
+@pytest.mark.parametrize("words", [[], ["dance"], ["run"], ["compress", "a.npy"]])
+def test_unknown_words_are_the_usage(words, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(words)
+    assert error.value.code == 2 and "usage: " in capsys.readouterr().err
+
+
+# -- run ------------------------------------------------------------------------------
+
+
+def run_words(out, *words):
+    return ["run", "uniform", "--ratio", "4", "--set", "batch_size=20000", "--out",
+            str(out), *words]  # fmt: skip
+
+
+def test_run_appends_a_line_a_seed_and_skips_what_is_there(tmp_path, capsys):
+    out = tmp_path / "results.jsonl"
+    assert main(run_words(out)) == 0
+    (first,) = load_results(out)
+    assert (first.key, first.seed, first.options) == ("uniform", 1, {"dim": 4})
+    assert first.settings["batch_size"] == 20000
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("uniform dcnv2 seed 1: auc 0.") and "4.00x" in said[0]
+    assert "1 seed(s)" in said[1]
+    assert main(run_words(out, "--seeds", "2")) == 0
+    results = load_results(out)
+    assert [result.seed for result in results] == [1, 2] and results[0] == first
+    *_, last = capsys.readouterr().out.splitlines()
+    mean = np.mean([result.test["auc"] for result in results])
+    assert f"mean {mean:.5f}" in last and "2 seed(s)" in last
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["magic"], "unknown method 'magic'"),
+        (["full", "--ratio", "0.5"], "ratio must be a number from 1 up, got 0.5"),
+        (["full", "--ratio", "4"], "highest ratio it can reach is 1"),
+        (["uniform", "--ratio", "99"], "highest ratio it can reach is 16"),
+        (["full", "--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["full", "--model", "bert"], "got 'bert'"),
+        (["full", "--dim", "0"], "got 0"),
+        (["full", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["full", "--set", "epochs=0"], "epochs must be an integer from 1 up, got 0"),
+        (["full", "--set", "epochs=few"], "epochs must be an integer"),
+        (["full", "--set", "evaluate_every=0"], "evaluate_every must be an integer"),
+        (["full", "--set", "epoch=3"], "unknown training setting"),
+        (["full", "-o", "bits=4"], "full has no option 'bits'"),
+    ],
+)
+def test_a_bad_run_is_one_line_and_writes_nothing(words, said, tmp_path, capsys):
+    out = tmp_path / "results.jsonl"
+    assert said in refused(capsys, "run", *words, "--out", str(out))
+    assert not out.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_one_line(tmp_path, capsys):
+    words = ["run", "full", "--device", "cuda", "--out", str(tmp_path / "out.jsonl")]
+    assert "device 'cuda' cannot be used" in refused(capsys, *words)
+
+
+def test_a_results_file_that_is_none_is_one_line(tmp_path, capsys):
+    out = tmp_path / "results.jsonl"
+    out.write_text("some notes\n")
+    assert "not a result: 'some notes'" in refused(capsys, *run_words(out))
+    assert out.read_text() == "some notes\n"
+
+
+def test_without_data_and_network_run_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SURVEY_CODE_DATA", str(tmp_path))
+    said = refused(capsys, "run", "full", "--data", "frappe", "--model", "dlrm",
+                   "--out", str(tmp_path / "out.jsonl"))  # fmt: skip
+    assert "SURVEY_CODE_DATA is set, but" in said
+
+
+def test_an_unknown_record_is_one_line(tmp_path, capsys):
+    said = refused(capsys, "record", "everything", "--out", str(tmp_path))
+    assert "unknown record 'everything'; records: " in said
+
+
+def test_options_are_python_values_or_text():
+    words = [
+        "bits=4",
+        "rate=1e-3",
+        "combine=sum",
+        "hidden=(8, 4)",
+        "flag=True",
+        "a=b=c",
+    ]
+    assert parse_options(words) == {
+        "bits": 4,
+        "rate": 1e-3,
+        "combine": "sum",
+        "hidden": (8, 4),
+        "flag": True,
+        "a": "b=c",
+    }
