@@ -180,7 +180,7 @@ def make_stamp(path: Path) -> str:
 def shared_inputs() -> list[Path]:
     """Files that any chapter may depend on."""
     found = [ROOT / "requirements.txt"]
-    for suffix in ("*.py", "*.cu"):
+    for suffix in ("*.py", "*.cu*"):
         found += (ROOT / "survey_code").rglob(suffix)
     results = ROOT / "book" / "results"
     found += (path for path in results.rglob("*") if path.is_file())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ SECTOR = 32  # bytes that the memory fetches at least
 ID_TYPES = {"int32": "int", "int64": "long long"}
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_kernel(file: str, expression: str) -> Any:
     """Compile one instance of a kernel, e.g. ``pool_rows<Dense<float, 4>, int>``."""
     module = load_cupy().RawModule(
@@ -62,6 +62,11 @@ class DeviceRows:
     parts: tuple[tuple[int, int], ...]
     kind: np.dtype
 
+    @cached_property
+    def unread(self) -> Any:
+        """Where a kernel reports bad ids that nobody asks about."""
+        return load_cupy().zeros(1, dtype=np.uint32)
+
     @property
     def held_bytes(self) -> int:
         """Bytes that the GPU holds, padding included."""
@@ -91,7 +96,7 @@ class DeviceRows:
         ids = as_ids(ids)
         with current_stream():
             out = cupy.empty((ids.size, self.dim), dtype=np.float32)
-            flag = cupy.zeros(1, dtype=np.uint32)
+            flag = cupy.zeros(1, dtype=np.uint32) if check else self.unread
             if ids.size:
                 lanes, rows = share_threads(self.dim, self.single)
                 kernel = self._kernel("read_rows", self.single, ids)
@@ -118,7 +123,7 @@ class DeviceRows:
         with current_stream():
             offsets = as_offsets(ids, offsets)
             out = cupy.empty((offsets.size, self.dim), dtype=np.float32)
-            flag = cupy.zeros(1, dtype=np.uint32)
+            flag = cupy.zeros(1, dtype=np.uint32) if check else self.unread
             if offsets.size:
                 lanes, bags = share_threads(self.dim, self.pooled)
                 name = "max_rows" if mode == "max" else "pool_rows"
@@ -207,7 +212,7 @@ def as_offsets(ids: Any, offsets: Any) -> Any:
         )
     if not offsets.size and ids.size:
         raise ValueError(f"{ids.size} ids, but no bag to put them in")
-    return cupy.ascontiguousarray(offsets.astype(np.int64))
+    return cupy.ascontiguousarray(offsets.astype(np.int64, copy=False))
 
 
 def round_up(size: int, unit: int) -> int:

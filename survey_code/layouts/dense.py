@@ -71,6 +71,12 @@ class DenseLayout(Layout):
                 f"values must be float32, float16 or uint16 of shape {expected}"
             )
 
+    def to_gpu(self) -> Layout:
+        """A copy on the GPU, its rows padded to 16 bytes."""
+        from survey_code.gpu.rows import place_dense
+
+        return self._converted(place_dense)
+
     def read_rows(self, ids: Array) -> Array:
         """Gather, then widen to float32."""
         rows = self.values[ids]

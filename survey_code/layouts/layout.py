@@ -81,12 +81,29 @@ class Layout:
         first = next(iter(self.arrays().values()))
         return not isinstance(first, np.ndarray)
 
-    def lookup(self, ids: Array) -> Array:
+    @property
+    def held_bytes(self) -> int:
+        """Bytes in memory: `nbytes`, or more where a GPU pads rows for speed."""
+        return sum(
+            int(getattr(array, "held_bytes", array.nbytes))
+            for array in self.arrays().values()
+        )
+
+    @property
+    def fused(self) -> Any:
+        """Rows on a GPU that one kernel reads, decodes and pools; else None."""
+        first = getattr(self, self.array_names[0])
+        return first if hasattr(first, "pool") else None
+
+    def lookup(self, ids: Array, check: bool = True) -> Array:
         """Read rows.
 
         Parameters
         ----------
         ids : integer array of any shape
+        check : bool, default True
+            On a GPU, wait for the kernel and raise for a bad id.  Without it
+            nothing waits, and the row of a bad id is undefined.
 
         Returns
         -------
@@ -101,6 +118,8 @@ class Layout:
         TypeError
             If the layout is on a GPU and the ids are not, or the reverse.
         """
+        if self.fused is not None:
+            return self.fused.read(self.move_ids(ids), check)
         ids = self.check_ids(ids)
         rows = self.read_rows(ids.ravel())
         return rows.reshape(*ids.shape, self.embedding_dim)
@@ -111,6 +130,7 @@ class Layout:
         offsets: Array | None = None,
         per_sample_weights: Array | None = None,
         mode: str = "sum",
+        check: bool = True,
     ) -> Array:
         """Read rows and pool them bag by bag, as torch.nn.EmbeddingBag does.
 
@@ -122,11 +142,17 @@ class Layout:
         per_sample_weights : array of float32, same shape as ids, optional
             Factor of each row; with ``mode="sum"`` only.
         mode : {"sum", "mean", "max"}
+        check : bool, default True
+            As for `lookup`.
 
         Returns
         -------
         array of float32, shape (bags, embedding_dim)
         """
+        if self.fused is not None:
+            ids = self.move_ids(ids)
+            weights = check_weights(ids, per_sample_weights, mode, array_module(ids))
+            return self.fused.pool(ids, offsets, weights, mode, check)
         ids = self.check_ids(ids)
         xp = array_module(ids)
         starts = check_offsets(ids, offsets, xp)
@@ -161,12 +187,7 @@ class Layout:
 
     def check_ids(self, ids: Array) -> Array:
         """The ids as an int64 array on the layout's side, or one clear error."""
-        if self.on_gpu:
-            from survey_code.gpu import as_cupy
-
-            ids = as_cupy(ids)
-        else:
-            ids = as_numpy(ids)
+        ids = self.move_ids(ids)
         if ids.dtype.kind not in "iu":
             raise ValueError(f"ids must be integers, got dtype {ids.dtype}")
         if ids.size:
@@ -179,6 +200,14 @@ class Layout:
                     f"{self.num_embeddings} rows (ids are 0 to {limit - 1})"
                 )
         return ids.astype(np.int64, copy=False)
+
+    def move_ids(self, ids: Array) -> Array:
+        """The ids as an array on the layout's side."""
+        if not self.on_gpu:
+            return as_numpy(ids)
+        from survey_code.gpu import as_cupy
+
+        return as_cupy(ids)
 
     def _converted(self, convert: Any) -> Layout:
         twin = copy.copy(self)

@@ -123,6 +123,14 @@ class RowwiseLayout(Layout):
         ):
             raise ValueError(f"rows must be uint8 of shape {expected}")
 
+    def to_gpu(self) -> Layout:
+        """A copy on the GPU, its rows padded to whole memory sectors."""
+        from survey_code.gpu.rows import place_rowwise
+
+        return self._converted(
+            lambda rows: place_rowwise(rows, self.embedding_dim, self.bits)
+        )
+
     def unpack(self, ids: Array) -> tuple[Array, Array, Array]:
         """Codes (m, dim), scale (m, 1) and bias (m, 1) of checked ids."""
         packed = self.rows[ids]

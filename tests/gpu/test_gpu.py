@@ -171,3 +171,46 @@ def test_binary_search_on_the_gpu_is_the_cpus(dim):
     np.testing.assert_array_equal(
         found.get(), layout.topk(queries, 20, candidates=(50, 300))
     )
+
+
+@needs_gpu
+@pytest.mark.parametrize("bits", [8, 4, 2, 16, 32])
+def test_every_dimension_is_read_alike(cupy, bits):
+    rng = np.random.default_rng(bits)
+    for dim in [*range(4, 70), 96, 100, 127, 128, 200, 255, 256, 300, 384, 511, 512]:
+        weight = rng.normal(size=(300, dim)).astype(np.float32)
+        host = (
+            compress(weight, "rowwise", bits=bits)
+            if bits <= 8
+            else DenseLayout.from_weight(weight, f"float{bits}")
+        )
+        device = host.to_gpu()
+        ids = rng.integers(300, size=500)
+        rows = device.lookup(cupy.asarray(ids))
+        np.testing.assert_array_equal(rows.get(), host.lookup(ids))
+        lengths = rng.integers(0, 40, size=50)
+        lengths[:3] = 0, 1, 0
+        ids = rng.integers(300, size=lengths.sum()).astype(np.int32)
+        offsets = np.cumsum(lengths) - lengths
+        for mode in ("sum", "mean", "max"):
+            found = device.bag(cupy.asarray(ids), cupy.asarray(offsets), mode=mode)
+            wanted = host.bag(ids, offsets, mode=mode)
+            np.testing.assert_allclose(found.get(), wanted, rtol=1e-5, atol=1e-4)
+
+
+@needs_gpu
+def test_what_the_gpu_holds_is_reported(pair):
+    host, device = pair
+    assert host.held_bytes == host.nbytes == device.nbytes <= device.held_bytes
+
+
+@needs_gpu
+def test_unchecked_bad_ids_do_not_stop_anything(cupy):
+    device = EXAMPLES["8 bits"]().to_gpu()
+    ids = cupy.asarray([1, ROWS + 5, 2])
+    assert device.lookup(ids, check=False).shape == (3, 12)
+    pooled = device.bag(ids, cupy.asarray([0]), check=False)
+    wanted = device.bag(cupy.asarray([1, 2]), cupy.asarray([0]))
+    np.testing.assert_allclose(pooled.get(), wanted.get(), rtol=1e-6)
+    with pytest.raises(IndexError, match="1005 is out of range"):
+        device.bag(ids, cupy.asarray([0]))
