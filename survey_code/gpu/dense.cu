@@ -1,0 +1,39 @@
+// Rows of numbers: float32, float16 or bfloat16.
+
+#include "pooling.cuh"
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+__device__ __forceinline__ float widen(float value) { return value; }
+__device__ __forceinline__ float widen(__half value) { return __half2float(value); }
+__device__ __forceinline__ float widen(__nv_bfloat16 value) {
+  return __bfloat162float(value);
+}
+
+template <typename Number, int E> struct Dense {
+  static constexpr int ENTRIES = E, AHEAD = 8;
+  static constexpr int BYTES = E * sizeof(Number);
+
+  struct Piece {
+    Word<BYTES> numbers = {};
+    __device__ __forceinline__ float value(int j) const {
+      return widen(reinterpret_cast<const Number*>(&numbers)[j]);
+    }
+  };
+
+  struct Sum {
+    float entries[E] = {};
+    __device__ __forceinline__ void add(const Piece& row, float factor) {
+#pragma unroll
+      for (int j = 0; j < E; ++j) entries[j] = fmaf(factor, row.value(j), entries[j]);
+    }
+    __device__ __forceinline__ float value(int j) const { return entries[j]; }
+  };
+
+  static __device__ __forceinline__ Piece read(const unsigned char* row, int piece,
+                                               int) {
+    Piece found;
+    found.numbers = load<Word<BYTES>>(row + piece * BYTES);
+    return found;
+  }
+};

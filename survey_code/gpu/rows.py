@@ -1,0 +1,287 @@
+"""Fused look-ups: rows are read, decoded and pooled in one kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from survey_code.gpu import current_stream, load_cupy
+
+FOLDER = Path(__file__).parent
+THREADS = 128
+SECTOR = 32  # bytes that the memory fetches at least
+ID_TYPES = {"int32": "int", "int64": "long long"}
+
+
+@lru_cache(maxsize=None)
+def load_kernel(file: str, expression: str) -> Any:
+    """Compile one instance of a kernel, e.g. ``pool_rows<Dense<float, 4>, int>``."""
+    module = load_cupy().RawModule(
+        code=(FOLDER / file).read_text(encoding="utf-8"),
+        options=("-std=c++17", f"-I{FOLDER}"),
+        name_expressions=[expression],
+    )
+    return module.get_function(expression)
+
+
+@dataclass
+class DeviceRows:
+    """A table on a GPU, laid out for its kernels.
+
+    Parameters
+    ----------
+    table : CuPy array of uint8, shape (rows, stride)
+    dim : int
+        Entries of a row.
+    nbytes : int
+        Bytes of the array on disk that these rows were made from.
+    file : str
+        The ``.cu`` file that reads them.
+    format : str
+        Its C++ type with the entries a thread reads left open:
+        ``"Rowwise<4, {}, true>"``.
+    single, pooled : int
+        Entries a thread reads at once, for look-ups and for bags.
+    parts : tuple of (int, int)
+        Columns of `table` that hold the array on disk, (first, last) each.
+    kind : dtype
+        Of the array on disk.
+    """
+
+    table: Any
+    dim: int
+    nbytes: int
+    file: str
+    format: str
+    single: int
+    pooled: int
+    parts: tuple[tuple[int, int], ...]
+    kind: np.dtype
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that the GPU holds, padding included."""
+        return int(self.table.nbytes)
+
+    def get(self) -> np.ndarray:
+        """The array on disk again, in NumPy."""
+        table = self.table.get()
+        stored = [table[:, first:last] for first, last in self.parts]
+        return np.ascontiguousarray(np.concatenate(stored, axis=1)).view(self.kind)
+
+    def read(self, ids: Any, check: bool = True) -> Any:
+        """One row per id.
+
+        Parameters
+        ----------
+        ids : CuPy array of int32 or int64, any shape
+        check : bool, default True
+            Wait for the kernel and raise for a bad id; without it the row of a
+            bad id is not written.
+
+        Returns
+        -------
+        CuPy array of float32, shape (*ids.shape, dim)
+        """
+        cupy = load_cupy()
+        ids = as_ids(ids)
+        with current_stream():
+            out = cupy.empty((ids.size, self.dim), dtype=np.float32)
+            flag = cupy.zeros(1, dtype=np.uint32)
+            if ids.size:
+                lanes, rows = share_threads(self.dim, self.single)
+                kernel = self._kernel("read_rows", self.single, ids)
+                kernel(
+                    (-(-ids.size // (4 * rows)),),
+                    (lanes, rows),
+                    (*self._arguments(ids), out, flag),
+                )
+            if check:
+                self._raise_if(flag, ids)
+        return out.reshape(*ids.shape, self.dim)
+
+    def pool(
+        self,
+        ids: Any,
+        offsets: Any = None,
+        weights: Any = None,
+        mode: str = "sum",
+        check: bool = True,
+    ) -> Any:
+        """One pooled row per bag; see `survey_code.layouts.Layout.bag`."""
+        cupy = load_cupy()
+        ids = as_ids(ids)
+        with current_stream():
+            offsets = as_offsets(ids, offsets)
+            out = cupy.empty((offsets.size, self.dim), dtype=np.float32)
+            flag = cupy.zeros(1, dtype=np.uint32)
+            if offsets.size:
+                lanes, bags = share_threads(self.dim, self.pooled)
+                name = "max_rows" if mode == "max" else "pool_rows"
+                how = () if mode == "max" else (weights, np.int32(mode == "mean"))
+                self._kernel(name, self.pooled, ids)(
+                    (-(-offsets.size // bags),),
+                    (lanes, bags),
+                    (
+                        *self._arguments(ids),
+                        offsets,
+                        np.int64(offsets.size),
+                        *(np.uint64(0) if part is None else part for part in how),
+                        out,
+                        flag,
+                    ),
+                )
+            if check:
+                self._raise_if(flag, ids)
+        return out
+
+    def _kernel(self, name: str, entries: int, ids: Any) -> Any:
+        kind = ID_TYPES[str(ids.dtype)]
+        return load_kernel(self.file, f"{name}<{self.format.format(entries)}, {kind}>")
+
+    def _arguments(self, ids: Any) -> tuple[Any, ...]:
+        rows, stride = self.table.shape
+        return (
+            self.table,
+            np.int64(stride),
+            np.int64(rows),
+            np.int32(self.dim),
+            ids,
+            np.int64(ids.size),
+        )
+
+    def _raise_if(self, flag: Any, ids: Any) -> None:
+        found = int(flag[0])
+        rows = len(self.table)
+        if found & 1:
+            low, high = int(ids.min()), int(ids.max())
+            raise IndexError(
+                f"id {low if low < 0 else high} is out of range for a table of "
+                f"{rows} rows (ids are 0 to {rows - 1})"
+            )
+        if found & 2:
+            raise ValueError(
+                "offsets must start at 0, never fall, and not exceed the number of "
+                f"ids ({ids.size})"
+            )
+
+
+def share_threads(dim: int, entries: int) -> tuple[int, int]:
+    """Threads that share a row (a power of two, at most a warp), rows a block."""
+    lanes = 1
+    while lanes < 32 and lanes * entries < dim:
+        lanes *= 2
+    return lanes, THREADS // lanes
+
+
+def as_ids(ids: Any) -> Any:
+    """Ids as contiguous int32 or int64."""
+    cupy = load_cupy()
+    if ids.dtype.kind not in "iu":
+        raise ValueError(f"ids must be integers, got dtype {ids.dtype}")
+    if str(ids.dtype) not in ID_TYPES:
+        ids = ids.astype(np.int64)
+    return cupy.ascontiguousarray(ids)
+
+
+def as_offsets(ids: Any, offsets: Any) -> Any:
+    """Where each bag starts, as int64; the kernel checks their order."""
+    cupy = load_cupy()
+    if offsets is None:
+        if ids.ndim != 2:
+            raise ValueError(
+                f"without offsets, ids must have shape (bags, length), got {ids.shape}"
+            )
+        return cupy.arange(ids.shape[0], dtype=np.int64) * ids.shape[1]
+    if ids.ndim != 1:
+        raise ValueError(f"with offsets, ids must have one axis, got shape {ids.shape}")
+    offsets = cupy.asarray(offsets)
+    if offsets.ndim != 1 or (offsets.size and offsets.dtype.kind not in "iu"):
+        raise ValueError(
+            f"offsets must be integers of shape (bags,), got dtype {offsets.dtype} "
+            f"and shape {offsets.shape}"
+        )
+    if not offsets.size and ids.size:
+        raise ValueError(f"{ids.size} ids, but no bag to put them in")
+    return cupy.ascontiguousarray(offsets.astype(np.int64))
+
+
+def round_up(size: int, unit: int) -> int:
+    """The next multiple of `unit`."""
+    return -(-size // unit) * unit
+
+
+def choose_stride(used: int) -> int:
+    """Bytes from row to row, so that a row touches as few sectors as it can."""
+    return round_up(used, SECTOR if used <= SECTOR or used > 2 * SECTOR else 2 * SECTOR)
+
+
+def place_rowwise(rows: np.ndarray, dim: int, bits: int) -> DeviceRows:
+    """Packed rows (codes, then scale and bias) on the GPU.
+
+    Parameters
+    ----------
+    rows : ndarray of uint8, shape (n, row_bytes)
+    dim : int
+    bits : {8, 4, 2}
+        Scale and bias are float32 at 8 bits, float16 below.
+    """
+    cupy = load_cupy()
+    codes = -(-dim * bits // 8)
+    tail = rows.shape[1] - codes
+    start = round_up(codes, 16)
+    table = cupy.zeros((len(rows), choose_stride(start + tail)), dtype=np.uint8)
+    stored = cupy.asarray(rows)
+    table[:, :codes] = stored[:, :codes]
+    table[:, start : start + tail] = stored[:, codes:]
+    half = "true" if tail == 4 else "false"
+    return DeviceRows(
+        table, dim, rows.nbytes, "rowwise.cu", f"Rowwise<{bits}, {{}}, {half}>",
+        4, {8: 8, 4: 8, 2: 16}[bits],
+        ((0, codes), (start, start + tail)), np.dtype(np.uint8),
+    )  # fmt: skip
+
+
+NUMBERS = {"float32": "float", "float16": "__half", "uint16": "__nv_bfloat16"}
+
+
+def place_dense(values: np.ndarray) -> DeviceRows:
+    """Rows of float32, float16 or bfloat16 (as uint16) on the GPU."""
+    cupy = load_cupy()
+    rows, dim = values.shape
+    used = dim * values.itemsize
+    stored = cupy.asarray(values).view(np.uint8)
+    table = stored
+    if used % 16:
+        table = cupy.zeros((rows, round_up(used, 16)), dtype=np.uint8)
+        table[:, :used] = stored
+    return DeviceRows(
+        table, dim, values.nbytes, "dense.cu",
+        f"Dense<{NUMBERS[str(values.dtype)]}, {{}}>", 4, 16 // values.itemsize,
+        ((0, used),), values.dtype,
+    )  # fmt: skip
+
+
+def gather_ceiling(table: Any, ids: Any) -> None:
+    """Read the rows of bags and do nothing with them: what no kernel can beat.
+
+    Parameters
+    ----------
+    table : CuPy array of uint8, shape (rows, stride), stride a multiple of 16
+    ids : CuPy array of int32 or int64, shape (bags, length)
+    """
+    cupy = load_cupy()
+    bags, length = ids.shape
+    words = table.shape[1] // 16
+    lanes, rows = share_threads(words, 1)
+    kernel = load_kernel("gather.cu", f"gather_rows<{ID_TYPES[str(ids.dtype)]}>")
+    out = cupy.empty(bags, dtype=np.uint32)
+    kernel(
+        (-(-bags // rows),),
+        (lanes, rows),
+        (table, np.int32(words), ids, np.int64(bags), np.int32(length), out),
+    )
