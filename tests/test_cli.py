@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from survey_code import compress, load_layout, methods
+from survey_code import compress, data, load_layout, methods
 from survey_code.cli import DATA_NAMES, main, parse_options
 from survey_code.data import LOADERS
 from survey_code.lab import load_results
@@ -247,6 +247,8 @@ def test_a_results_file_that_is_none_is_one_line(tmp_path, capsys):
 
 
 def test_without_data_and_network_run_is_one_line(tmp_path, monkeypatch, capsys):
+    # Another test may have loaded the set already.
+    monkeypatch.setattr(data, "load", data.load.__wrapped__)
     monkeypatch.setenv("SURVEY_CODE_DATA", str(tmp_path))
     said = refused(capsys, "run", "full", "--data", "frappe", "--model", "dlrm",
                    "--out", str(tmp_path / "out.jsonl"))  # fmt: skip
