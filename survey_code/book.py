@@ -14,7 +14,7 @@ _done = False
 
 # A printed metric whose next digits are within this of a rounding edge could
 # print differently on another processor.
-EDGE = 0.02
+EDGE = 0.002
 
 STYLE: dict[str, Any] = {
     "figure.figsize": (5.0, 3.2),

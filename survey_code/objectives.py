@@ -49,6 +49,7 @@ class ClickObjective:
         ids, labels = batch
         vectors = network.table(ids)  # (batch, fields, dim)
         logits = network.score(vectors, ids)
+        labels = labels.to(logits.dtype)
         loss = functional.binary_cross_entropy_with_logits(logits, labels)
         if self.settings.l2:
             loss = loss + self.settings.l2 / 2 * vectors.square().sum() / len(ids)

@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from survey_code.embedding import CompressedEmbedding, TrainingStep
 
 TABLE_OPTIMIZERS = ("adam", "rowwise_adagrad", "sgd")
-SCHEDULES = ("constant", "linear")
+CHOICES = {
+    "optimizer": TABLE_OPTIMIZERS,
+    "schedule": ("constant", "linear"),
+    "precision": ("float32", "float64"),
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,9 @@ class TrainingSettings:
     evaluate_every : int
         Epochs from one look at validation to the next; `patience` counts looks.
         The last epoch is always looked at.
+    precision : {"float32", "float64"}
+        Of all weights while they learn; in float64 an experiment has the same
+        digits on every processor.  The trained weights are float32 either way.
     device : str
         ``"cpu"`` or ``"cuda"``.
     progress : bool
@@ -72,6 +79,7 @@ class TrainingSettings:
     schedule: str = "constant"
     clip_norm: float = 0.0
     evaluate_every: int = 1
+    precision: str = "float32"
     device: str = "cpu"
     progress: bool = False
 
@@ -96,14 +104,11 @@ class TrainingSettings:
             factor = getattr(self, name)
             if not (is_finite(factor) and factor >= 0):
                 raise ValueError(f"{name} must be a number from 0 up, got {factor!r}")
-        if self.optimizer not in TABLE_OPTIMIZERS:
-            raise ValueError(
-                f"optimizer must be one of {TABLE_OPTIMIZERS}, got {self.optimizer!r}"
-            )
-        if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"schedule must be one of {SCHEDULES}, got {self.schedule!r}"
-            )
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be one of {choices}, got {getattr(self, name)!r}"
+                )
 
 
 def is_finite(value: Any) -> bool:
@@ -277,7 +282,7 @@ class Trainer:
     def __init__(
         self, network: Any, objective: Objective, settings: TrainingSettings, seed: int
     ) -> None:
-        self.network = network.to(settings.device)
+        self.network = network.to(settings.device, getattr(torch, settings.precision))
         self.table: CompressedEmbedding = network.table
         self.objective = objective
         self.settings = settings
@@ -330,7 +335,7 @@ class Trainer:
         if kept is not None:
             self.network.load_state_dict(kept)
         self.table.checks_ids = True
-        self.network.eval()
+        self.network.float().eval()
         history.seconds = time.perf_counter() - start
         return history
 

@@ -15,9 +15,9 @@ template <typename Number, int E> struct Dense {
   static constexpr int BYTES = E * sizeof(Number);
 
   struct Piece {
-    Word<BYTES> numbers = {};
+    Word<BYTES> numbers;
     __device__ __forceinline__ float value(int j) const {
-      return widen(reinterpret_cast<const Number*>(&numbers)[j]);
+      return widen(reinterpret_cast<const Number*>(numbers.part)[j]);
     }
   };
 
@@ -33,7 +33,7 @@ template <typename Number, int E> struct Dense {
   static __device__ __forceinline__ Piece read(const unsigned char* row, int piece,
                                                int) {
     Piece found;
-    found.numbers = load<Word<BYTES>>(row + piece * BYTES);
+    found.numbers = Word<BYTES>::read(row + piece * BYTES);
     return found;
   }
 };

@@ -14,17 +14,32 @@
 // Errors, reported through one word that the caller reads back.
 constexpr unsigned BAD_ID = 1, BAD_OFFSET = 2;
 
-// Bytes that one thread reads at once.
-template <int BYTES> struct Word;
-template <> struct Word<1> { unsigned char part[1]; };
-template <> struct alignas(2) Word<2> { unsigned char part[2]; };
-template <> struct alignas(4) Word<4> { unsigned part[1]; };
-template <> struct alignas(8) Word<8> { unsigned part[2]; };
-template <> struct alignas(16) Word<16> { unsigned part[4]; };
-
 template <class T> __device__ __forceinline__ T load(const void* place) {
   return *reinterpret_cast<const T*>(place);
 }
+
+// Bytes that one thread reads at once, as 32-bit parts.
+template <int BYTES> struct Word {
+  static constexpr int PARTS = (BYTES + 3) / 4;
+  unsigned part[PARTS] = {};
+
+  static __device__ __forceinline__ Word read(const unsigned char* place) {
+    Word word;
+    if (BYTES == 1) word.part[0] = *place;
+    if (BYTES == 2) word.part[0] = load<unsigned short>(place);
+    if (BYTES == 4) word.part[0] = load<unsigned>(place);
+    if (BYTES == 8) {
+      const uint2 both = load<uint2>(place);
+      word.part[0] = both.x, word.part[1 % PARTS] = both.y;
+    }
+    if (BYTES == 16) {
+      const uint4 all = load<uint4>(place);
+      word.part[0] = all.x, word.part[1 % PARTS] = all.y;
+      word.part[2 % PARTS] = all.z, word.part[3 % PARTS] = all.w;
+    }
+    return word;
+  }
+};
 
 __device__ __forceinline__ void report(unsigned* flag, unsigned what) {
   atomicOr(flag, what);

@@ -12,7 +12,7 @@ import numpy as np
 from survey_code.gpu import current_stream, load_cupy
 
 FOLDER = Path(__file__).parent
-THREADS = 128
+THREADS = 64
 SECTOR = 32  # bytes that the memory fetches at least
 ID_TYPES = {"int32": "int", "int64": "long long"}
 
@@ -44,8 +44,9 @@ class DeviceRows:
     format : str
         Its C++ type with the entries a thread reads left open:
         ``"Rowwise<4, {}, true>"``.
-    single, pooled : int
-        Entries a thread reads at once, for look-ups and for bags.
+    single, short, pooled : int
+        Entries a thread reads at once, at most: for look-ups, for bags of fewer
+        than four ids on average, and for longer ones.
     parts : tuple of (int, int)
         Columns of `table` that hold the array on disk, (first, last) each.
     kind : dtype
@@ -58,6 +59,7 @@ class DeviceRows:
     file: str
     format: str
     single: int
+    short: int
     pooled: int
     parts: tuple[tuple[int, int], ...]
     kind: np.dtype
@@ -93,21 +95,21 @@ class DeviceRows:
         CuPy array of float32, shape (*ids.shape, dim)
         """
         cupy = load_cupy()
-        ids = as_ids(ids)
+        shape, ids = ids.shape, as_ids(ids)
         with current_stream():
             out = cupy.empty((ids.size, self.dim), dtype=np.float32)
             flag = cupy.zeros(1, dtype=np.uint32) if check else self.unread
             if ids.size:
-                lanes, rows = share_threads(self.dim, self.single)
-                kernel = self._kernel("read_rows", self.single, ids)
-                kernel(
+                entries = self._entries(self.single)
+                lanes, rows = share_threads(self.dim, entries)
+                self._kernel("read_rows", entries, ids)(
                     (-(-ids.size // (4 * rows)),),
                     (lanes, rows),
                     (*self._arguments(ids), out, flag),
                 )
             if check:
                 self._raise_if(flag, ids)
-        return out.reshape(*ids.shape, self.dim)
+        return out.reshape(*shape, self.dim)
 
     def pool(
         self,
@@ -125,10 +127,12 @@ class DeviceRows:
             out = cupy.empty((offsets.size, self.dim), dtype=np.float32)
             flag = cupy.zeros(1, dtype=np.uint32) if check else self.unread
             if offsets.size:
-                lanes, bags = share_threads(self.dim, self.pooled)
+                long = ids.size >= 4 * offsets.size
+                entries = self._entries(self.pooled if long else self.short)
+                lanes, bags = share_threads(self.dim, entries)
                 name = "max_rows" if mode == "max" else "pool_rows"
                 how = () if mode == "max" else (weights, np.int32(mode == "mean"))
-                self._kernel(name, self.pooled, ids)(
+                self._kernel(name, entries, ids)(
                     (-(-offsets.size // bags),),
                     (lanes, bags),
                     (
@@ -143,6 +147,12 @@ class DeviceRows:
             if check:
                 self._raise_if(flag, ids)
         return out
+
+    def _entries(self, most: int) -> int:
+        """A power of two, 4 or more, and no more than a row needs."""
+        while most > 4 and most // 2 >= self.dim:
+            most //= 2
+        return most
 
     def _kernel(self, name: str, entries: int, ids: Any) -> Any:
         kind = ID_TYPES[str(ids.dtype)]
@@ -246,7 +256,7 @@ def place_rowwise(rows: np.ndarray, dim: int, bits: int) -> DeviceRows:
     half = "true" if tail == 4 else "false"
     return DeviceRows(
         table, dim, rows.nbytes, "rowwise.cu", f"Rowwise<{bits}, {{}}, {half}>",
-        4, {8: 8, 4: 8, 2: 16}[bits],
+        8, 16, {8: 16, 4: 32, 2: 32}[bits],
         ((0, codes), (start, start + tail)), np.dtype(np.uint8),
     )  # fmt: skip
 
@@ -258,6 +268,7 @@ def place_dense(values: np.ndarray) -> DeviceRows:
     """Rows of float32, float16 or bfloat16 (as uint16) on the GPU."""
     cupy = load_cupy()
     rows, dim = values.shape
+    entries = 16 // values.itemsize
     used = dim * values.itemsize
     stored = cupy.asarray(values).view(np.uint8)
     table = stored
@@ -266,7 +277,7 @@ def place_dense(values: np.ndarray) -> DeviceRows:
         table[:, :used] = stored
     return DeviceRows(
         table, dim, values.nbytes, "dense.cu",
-        f"Dense<{NUMBERS[str(values.dtype)]}, {{}}>", 4, 16 // values.itemsize,
+        f"Dense<{NUMBERS[str(values.dtype)]}, {{}}>", entries, entries, entries,
         ((0, used),), values.dtype,
     )  # fmt: skip
 
