@@ -10,8 +10,8 @@ __device__ __forceinline__ float widen(__nv_bfloat16 value) {
   return __bfloat162float(value);
 }
 
-template <typename Number, int E> struct Dense {
-  static constexpr int ENTRIES = E, AHEAD = 8;
+template <typename Number, int E, int ROWS_AHEAD = 8> struct Dense {
+  static constexpr int ENTRIES = E, AHEAD = ROWS_AHEAD;
   static constexpr int BYTES = E * sizeof(Number);
 
   struct Piece {

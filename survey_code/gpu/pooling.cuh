@@ -32,10 +32,11 @@ template <int BYTES> struct Word {
       const uint2 both = load<uint2>(place);
       word.part[0] = both.x, word.part[1 % PARTS] = both.y;
     }
-    if (BYTES == 16) {
-      const uint4 all = load<uint4>(place);
-      word.part[0] = all.x, word.part[1 % PARTS] = all.y;
-      word.part[2 % PARTS] = all.z, word.part[3 % PARTS] = all.w;
+#pragma unroll
+    for (int k = 0; k < BYTES / 16; ++k) {
+      const uint4 four = load<uint4>(place + 16 * k);
+      word.part[4 * k] = four.x, word.part[(4 * k + 1) % PARTS] = four.y;
+      word.part[(4 * k + 2) % PARTS] = four.z, word.part[(4 * k + 3) % PARTS] = four.w;
     }
     return word;
   }
@@ -45,8 +46,13 @@ __device__ __forceinline__ void report(unsigned* flag, unsigned what) {
   atomicOr(flag, what);
 }
 
+// As an unsigned number, a negative id is beyond every table.
+__device__ __forceinline__ bool is_row(long long id, long long rows) {
+  return (unsigned long long)id < (unsigned long long)rows;
+}
+
 template <class Format, typename Id>
-__global__ void read_rows(const unsigned char* __restrict__ table, long long stride,
+__global__ void read_rows(const unsigned char* __restrict__ table, int stride,
                           long long rows, int dim, const Id* __restrict__ ids,
                           long long count, float* __restrict__ out, unsigned* flag) {
   constexpr int E = Format::ENTRIES, AHEAD = 4;
@@ -60,7 +66,7 @@ __global__ void read_rows(const unsigned char* __restrict__ table, long long str
       wanted[k] = place < count;
       if (!wanted[k]) continue;
       const long long id = ids[place];
-      if (id < 0 || id >= rows) {
+      if (!is_row(id, rows)) {
         report(flag, BAD_ID);
         wanted[k] = false;
       } else {
@@ -117,7 +123,7 @@ __device__ __forceinline__ void write_piece(float* target, const float (&values)
 }
 
 template <class Format, typename Id>
-__global__ void pool_rows(const unsigned char* __restrict__ table, long long stride,
+__global__ void pool_rows(const unsigned char* __restrict__ table, int stride,
                           long long rows, int dim, const Id* __restrict__ ids,
                           long long count, const long long* __restrict__ offsets,
                           long long bags, const float* __restrict__ weights, int mean,
@@ -127,28 +133,30 @@ __global__ void pool_rows(const unsigned char* __restrict__ table, long long str
   if (bag >= bags) return;
   long long first, last;
   find_bag(offsets, bag, bags, count, first, last, flag);
+  const Id* own = ids + first;
+  const int length = last - first;
   for (int piece = threadIdx.x; piece * E < dim; piece += blockDim.x) {
     typename Format::Sum sum;
-    for (long long start = first; start < last; start += AHEAD) {
+    for (int start = 0; start < length; start += AHEAD) {
       typename Format::Piece pieces[AHEAD];
       float factors[AHEAD];
 #pragma unroll
       for (int k = 0; k < AHEAD; ++k) {
         factors[k] = 0.0f;
         pieces[k] = typename Format::Piece();
-        if (start + k >= last) continue;
-        const long long id = ids[start + k];
-        if (id < 0 || id >= rows) {
+        if (start + k >= length) continue;
+        const long long id = own[start + k];
+        if (!is_row(id, rows)) {
           report(flag, BAD_ID);
         } else {
-          factors[k] = weights ? weights[start + k] : 1.0f;
+          factors[k] = weights ? weights[first + start + k] : 1.0f;
           pieces[k] = Format::read(table + id * stride, piece, dim);
         }
       }
 #pragma unroll
       for (int k = 0; k < AHEAD; ++k) sum.add(pieces[k], factors[k]);
     }
-    const float scale = mean && last > first ? 1.0f / (last - first) : 1.0f;
+    const float scale = mean && length ? 1.0f / length : 1.0f;
     float values[E];
 #pragma unroll
     for (int j = 0; j < E; ++j) values[j] = sum.value(j) * scale;
@@ -157,7 +165,7 @@ __global__ void pool_rows(const unsigned char* __restrict__ table, long long str
 }
 
 template <class Format, typename Id>
-__global__ void max_rows(const unsigned char* __restrict__ table, long long stride,
+__global__ void max_rows(const unsigned char* __restrict__ table, int stride,
                          long long rows, int dim, const Id* __restrict__ ids,
                          long long count, const long long* __restrict__ offsets,
                          long long bags, float* __restrict__ out, unsigned* flag) {
@@ -172,7 +180,7 @@ __global__ void max_rows(const unsigned char* __restrict__ table, long long stri
     for (int j = 0; j < E; ++j) largest[j] = 0.0f;
     for (long long place = first; place < last; ++place) {
       const long long id = ids[place];
-      if (id < 0 || id >= rows) {
+      if (!is_row(id, rows)) {
         report(flag, BAD_ID);
         continue;
       }

@@ -8,8 +8,8 @@
 #include "pooling.cuh"
 #include <cuda_fp16.h>
 
-template <int BITS, int E, bool HALF_PARAMETERS> struct Rowwise {
-  static constexpr int ENTRIES = E, AHEAD = E * BITS >= 128 ? 4 : 8;
+template <int BITS, int E, bool HALF_PARAMETERS, int ROWS_AHEAD = 4> struct Rowwise {
+  static constexpr int ENTRIES = E, AHEAD = ROWS_AHEAD;
   static constexpr int BYTES = E * BITS / 8;
 
   struct Piece {
