@@ -174,7 +174,8 @@ def measure_gpu(given: argparse.Namespace) -> None:
     for line in measure_rates(seed=given.seed, command=command):
         append_line(given.out, json.dumps(line, sort_keys=True))
         print(
-            f"{line['kind']:8} {line['what']:6} {line['bags']:>9,} x {line['length']:<2} "
+            f"{line['kind']:8} {line['what']:6} "
+            f"{line['bags']:>9,} x {line['length']:<2} "
             f"{line['rows_per_s'] / 1e9:6.2f} billion rows/s",
             flush=True,
         )
