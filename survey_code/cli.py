@@ -100,7 +100,9 @@ def make_parser() -> argparse.ArgumentParser:
         "rates", help="measure GPU look-ups beside the random-gather ceiling"
     )
     rating.add_argument("--seed", type=int, default=1)
-    rating.add_argument("--out", type=Path, default=Path("gpu_rates.jsonl"))
+    rating.add_argument(
+        "--out", type=Path, default=Path("book/results/speed/rows.jsonl")
+    )
     rating.set_defaults(action=measure_gpu)
 
     compressing = commands.add_parser("compress", help="compress a table of your own")
