@@ -24,7 +24,6 @@ from jupyter_book.sphinx import build_sphinx
 from sphinx.util.console import color_terminal, nocolor
 from toc import ROOT, chapters, pages
 
-
 # Leads to the book's first page; with an icon, so that no browser asks for one.
 FIRST_PAGE = """\
 <!DOCTYPE html>
