@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from survey_code import TableSpec, compress
-from survey_code.layouts import BinaryLayout, DenseLayout
+from survey_code.layouts import BinaryLayout, DenseLayout, RowwiseLayout
 from survey_code.weight_sharing.hashing import (
     HashingEmbedding,
     QuotientRemainderEmbedding,
@@ -27,6 +27,13 @@ def binary(dim, **options):
     return BinaryLayout.from_signs(draw_table(dim), **options)
 
 
+def draw_groups(dim, bits, starts):
+    rng = np.random.default_rng(dim)
+    codes = rng.integers(2**bits, size=(ROWS, dim)).astype(np.uint8)
+    scale, bias = rng.normal(size=(2, len(starts))).astype(np.float32)
+    return RowwiseLayout.from_groups(codes, scale, bias, bits, np.array(starts))
+
+
 EXAMPLES = {
     "dense-float32": lambda: DenseLayout.from_weight(draw_table(5)),
     "dense-float16": lambda: DenseLayout.from_weight(draw_table(3), "float16"),
@@ -34,6 +41,8 @@ EXAMPLES = {
     "rowwise-8": lambda: compress(draw_table(7), "rowwise", bits=8),
     "rowwise-4-odd": lambda: compress(draw_table(5), "rowwise", bits=4),
     "rowwise-2-odd": lambda: compress(draw_table(7), "rowwise", bits=2),
+    "rowwise-per-table": lambda: compress(draw_table(5), "rowwise", per="table"),
+    "rowwise-groups": lambda: draw_groups(5, bits=4, starts=[0, 3, 10]),
     "binary": lambda: binary(5),
     "binary-scale": lambda: binary(8, scales=np.full((1, 1), 0.3, np.float32)),
     "binary-row-scales": lambda: binary(6, scales=draw_table(1).astype(np.float16)),
