@@ -8,6 +8,7 @@ Three moments to round: after training (`RowwiseQuantization`,
 """
 
 from survey_code.low_precision.quantization.alpt import AdaptiveLowPrecisionEmbedding
+from survey_code.low_precision.quantization.cache import CachedEmbedding
 from survey_code.low_precision.quantization.greedy import (
     GreedyQuantization,
     quantize_greedily,
@@ -33,6 +34,7 @@ from survey_code.low_precision.quantization.writeback import WriteBackEmbedding
 
 __all__ = [
     "AdaptiveLowPrecisionEmbedding",
+    "CachedEmbedding",
     "GreedyQuantization",
     "HalfEmbedding",
     "LearnedStepEmbedding",
