@@ -65,6 +65,9 @@ class CompressedEmbedding(nn.Module):
     schedule_end: float = 1.0
     # Set by the training loop where the optimiser takes sparse gradients.
     sparse_gradients: bool = False
+    # Set by the training loop, for tables that move their rows themselves in
+    # `after_step`: the rule that the optimiser would follow.
+    row_optimizer: str = "sgd"
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         super().__init__()

@@ -215,6 +215,9 @@ def make_table_optimizer(
 ) -> torch.optim.Optimizer | None:
     """The table's optimiser, or None for a table without parameters."""
     rate = table_rate(settings)
+    parts = [p for p in table.modules() if isinstance(p, CompressedEmbedding)]
+    for part in parts:  # a table may hold others
+        part.row_optimizer = settings.optimizer
     groups = [
         {**group, "params": [p for p in group["params"] if p.requires_grad]}
         for group in table.parameter_groups(rate)
@@ -224,9 +227,8 @@ def make_table_optimizer(
         return None
     # Adam moves every row at every step; the other two only the rows read.
     whole = settings.table_l2 or settings.clip_norm
-    for part in table.modules():  # a table may hold others
-        if isinstance(part, CompressedEmbedding):
-            part.sparse_gradients = settings.optimizer != "adam" and not whole
+    for part in parts:
+        part.sparse_gradients = settings.optimizer != "adam" and not whole
     if settings.optimizer == "adam":
         # One kernel per step on a GPU; on the CPU the plain form, whose digits
         # agree between processors.

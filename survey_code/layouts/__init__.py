@@ -10,10 +10,17 @@ from survey_code.layouts.files import header_bytes, read_file
 from survey_code.layouts.hashed import HashedLayout
 from survey_code.layouts.layout import Layout
 from survey_code.layouts.rowwise import RowwiseLayout
+from survey_code.layouts.tiered import TieredLayout
 
 LAYOUTS: dict[str, type[Layout]] = {
     layout.name: layout
-    for layout in (DenseLayout, RowwiseLayout, BinaryLayout, HashedLayout)
+    for layout in (
+        DenseLayout,
+        RowwiseLayout,
+        TieredLayout,
+        BinaryLayout,
+        HashedLayout,
+    )
 }
 
 
@@ -48,6 +55,7 @@ __all__ = [
     "HashedLayout",
     "Layout",
     "RowwiseLayout",
+    "TieredLayout",
     "header_bytes",
     "load_layout",
 ]

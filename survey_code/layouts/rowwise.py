@@ -1,6 +1,7 @@
 """The row-wise integer layout: codes of 8, 4 or 2 bits, and a scale and a bias a row.
 
-The rows are, byte for byte, those of PyTorch's
+Where rows share their scale and bias, these are stored once and the rows hold codes
+only.  Otherwise the rows are, byte for byte, those of PyTorch's
 ``torch.ops.quantized.embedding_bag_{byte,4bit,2bit}_prepack``: first the codes,
 low bits first, then scale and bias (float32 at 8 bits, float16 below).  Where
 PyTorch refuses a dimension (odd at 4 bits, not a multiple of 4 at 2 bits), the
@@ -9,7 +10,7 @@ last byte of codes is padded with zeros.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -78,27 +79,41 @@ class RowwiseLayout(Layout):
     Parameters
     ----------
     rows : ndarray of uint8, shape (num_embeddings, row_bytes(dim, bits))
-        PyTorch's packed rows.
+        PyTorch's packed rows; without their scale and bias, and so only
+        ``code_bytes(dim, bits)`` wide, where there are `parameters`.
     embedding_dim : int
     bits : {8, 4, 2}
+    parameters : ndarray of float32, shape (groups, 2), optional
+        Scale and bias of each group of rows.
+    starts : ndarray of int64, shape (groups,), optional
+        First row of each group, rising from 0; left out for a single group.
 
     Raises
     ------
     ValueError
-        If the shape does not fit the dimension and the bits.
+        If the shapes do not fit the dimension and the bits.
     """
 
     name: ClassVar[str] = "rowwise"
-    array_names: ClassVar[tuple[str, ...]] = ("rows",)
+    array_names: ClassVar[tuple[str, ...]] = ("rows", "parameters", "starts")
     shape_names: ClassVar[tuple[str, ...]] = (
         "num_embeddings",
         "embedding_dim",
         "bits",
     )
 
-    def __init__(self, rows: np.ndarray, embedding_dim: int, bits: int) -> None:
+    def __init__(
+        self,
+        rows: np.ndarray,
+        embedding_dim: int,
+        bits: int,
+        parameters: np.ndarray | None = None,
+        starts: np.ndarray | None = None,
+    ) -> None:
         self.rows = np.asarray(rows)
         self.bits = bits
+        self.parameters = None if parameters is None else np.asarray(parameters)
+        self.starts = None if starts is None else np.asarray(starts)
         super().__init__(len(self.rows) if self.rows.ndim else 0, embedding_dim)
         self.validate()
 
@@ -112,21 +127,72 @@ class RowwiseLayout(Layout):
         rows = np.concatenate([pack_codes(codes, bits), tail.view(np.uint8)], axis=1)
         return cls(rows, codes.shape[1], bits)
 
+    @classmethod
+    def from_groups(
+        cls,
+        codes: np.ndarray,
+        scale: np.ndarray,
+        bias: np.ndarray,
+        bits: int,
+        starts: np.ndarray | None = None,
+    ) -> RowwiseLayout:
+        """Pack codes (rows, dim) of groups of rows that share a scale and a bias.
+
+        Parameters
+        ----------
+        codes : ndarray of uint8, shape (rows, dim)
+        scale, bias : ndarray of float32, shape (groups,)
+        bits : {8, 4, 2}
+        starts : ndarray of int64, shape (groups,), optional
+        """
+        parameter_type(bits)
+        parameters = np.stack([scale, bias], axis=1).astype(np.float32)
+        rows = pack_codes(codes, bits)
+        return cls(rows, codes.shape[1], bits, parameters, starts)
+
     def validate(self) -> None:
         """Raise ValueError if the packed rows have another shape or type."""
         parameter_type(self.bits)
-        expected = (self.num_embeddings, row_bytes(self.embedding_dim, self.bits))
+        shared = self.parameters is not None
+        width = (code_bytes if shared else row_bytes)(self.embedding_dim, self.bits)
+        expected = (self.num_embeddings, width)
         if (
             self.rows is None
             or self.rows.shape != expected
             or self.rows.dtype != np.uint8
         ):
             raise ValueError(f"rows must be uint8 of shape {expected}")
+        self._validate_groups()
+
+    def _validate_groups(self) -> None:
+        parameters, starts = self.parameters, self.starts
+        if parameters is None:
+            if starts is not None:
+                raise ValueError("starts are of no use without parameters")
+            return
+        if parameters.dtype != np.float32 or parameters.shape[1:] != (2,):
+            raise ValueError("parameters must be float32 of shape (groups, 2)")
+        if starts is None:
+            if len(parameters) != 1:
+                raise ValueError(f"{len(parameters)} groups of rows need their starts")
+        elif (
+            starts.dtype != np.int64
+            or starts.shape != parameters.shape[:1]
+            or int(starts[0]) != 0
+            or int(starts[-1]) >= self.num_embeddings
+            or bool((starts[1:] <= starts[:-1]).any())
+        ):
+            raise ValueError(
+                "starts must be int64, one per group, rising from 0 and below "
+                f"{self.num_embeddings}"
+            )
 
     def to_gpu(self) -> Layout:
         """A copy on the GPU, its rows padded to whole memory sectors."""
         from survey_code.gpu.rows import place_rowwise
 
+        if self.parameters is not None:
+            return super().to_gpu()
         return self._converted(
             lambda rows: place_rowwise(rows, self.embedding_dim, self.bits)
         )
@@ -136,10 +202,19 @@ class RowwiseLayout(Layout):
         packed = self.rows[ids]
         xp = array_module(packed)
         width = code_bytes(self.embedding_dim, self.bits)
-        tail = xp.ascontiguousarray(packed[:, width:]).view(parameter_type(self.bits))
-        tail = tail.astype(np.float32)
         codes = unpack_codes(packed[:, :width], self.embedding_dim, self.bits)
+        if self.parameters is not None:
+            tail = self.parameters[self._group(ids, xp)]
+        else:
+            tail = xp.ascontiguousarray(packed[:, width:])
+            tail = tail.view(parameter_type(self.bits)).astype(np.float32)
         return codes, tail[:, :1], tail[:, 1:]
+
+    def _group(self, ids: Array, xp: Any) -> Array:
+        """Group of each row."""
+        if self.starts is None:
+            return xp.zeros(len(ids), dtype=np.int64)
+        return xp.searchsorted(self.starts, ids, side="right") - 1
 
     def read_rows(self, ids: Array) -> Array:
         """One multiplication and one addition per entry."""

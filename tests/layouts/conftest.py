@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from survey_code import TableSpec, compress
-from survey_code.layouts import BinaryLayout, DenseLayout
+from survey_code.layouts import BinaryLayout, DenseLayout, RowwiseLayout, TieredLayout
 from survey_code.weight_sharing.hashing import (
     HashingEmbedding,
     QuotientRemainderEmbedding,
@@ -27,6 +27,27 @@ def binary(dim, **options):
     return BinaryLayout.from_signs(draw_table(dim), **options)
 
 
+def draw_groups(dim, bits, starts):
+    rng = np.random.default_rng(dim)
+    codes = rng.integers(2**bits, size=(ROWS, dim)).astype(np.uint8)
+    scale, bias = rng.normal(size=(2, len(starts))).astype(np.float32)
+    return RowwiseLayout.from_groups(codes, scale, bias, bits, np.array(starts))
+
+
+def tiered(dim, format="float32", **tiers):
+    named = [i for ids in tiers.values() if ids != "rest" for i in ids]
+    rest = np.setdiff1d(np.arange(ROWS), named)
+    parts = {}
+    for name, ids in tiers.items():
+        ids = rest if isinstance(ids, str) else np.array(ids)
+        rows = draw_table(dim)[ids]
+        if name == "values":
+            parts[name] = ids, DenseLayout.from_weight(rows, format).values
+        else:
+            parts[name] = ids, compress(rows, "rowwise", bits=int(name[4:])).rows
+    return TieredLayout.from_parts(dim, parts)
+
+
 EXAMPLES = {
     "dense-float32": lambda: DenseLayout.from_weight(draw_table(5)),
     "dense-float16": lambda: DenseLayout.from_weight(draw_table(3), "float16"),
@@ -34,6 +55,12 @@ EXAMPLES = {
     "rowwise-8": lambda: compress(draw_table(7), "rowwise", bits=8),
     "rowwise-4-odd": lambda: compress(draw_table(5), "rowwise", bits=4),
     "rowwise-2-odd": lambda: compress(draw_table(7), "rowwise", bits=2),
+    "rowwise-per-table": lambda: compress(draw_table(5), "rowwise", per="table"),
+    "rowwise-groups": lambda: draw_groups(5, bits=4, starts=[0, 3, 10]),
+    "tiered": lambda: tiered(5, values=[2, 9], rows8=[0, 3, 10], rows4="rest"),
+    "tiered-two": lambda: tiered(4, values=[0], rows2="rest"),
+    "tiered-half": lambda: tiered(3, values=[10], rows8="rest", format="float16"),
+    "tiered-one": lambda: tiered(6, rows4="rest"),
     "binary": lambda: binary(5),
     "binary-scale": lambda: binary(8, scales=np.full((1, 1), 0.3, np.float32)),
     "binary-row-scales": lambda: binary(6, scales=draw_table(1).astype(np.float16)),

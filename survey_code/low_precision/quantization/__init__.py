@@ -1,0 +1,53 @@
+"""Quantisation: each weight becomes a small integer.
+
+Three moments to round: after training (`RowwiseQuantization`,
+`GreedyQuantization`), on the way into the network while float weights stay behind
+(`LearnedStepEmbedding`), or on the way back into a table that has no other copy
+(`HalfEmbedding`, `LowPrecisionEmbedding`, `AdaptiveLowPrecisionEmbedding`,
+`CachedEmbedding`).
+"""
+
+from survey_code.low_precision.quantization.alpt import AdaptiveLowPrecisionEmbedding
+from survey_code.low_precision.quantization.cache import CachedEmbedding
+from survey_code.low_precision.quantization.greedy import (
+    GreedyQuantization,
+    quantize_greedily,
+    search_range,
+)
+from survey_code.low_precision.quantization.half import HalfEmbedding, round_to_format
+from survey_code.low_precision.quantization.lpt import LowPrecisionEmbedding
+from survey_code.low_precision.quantization.lsq import (
+    LearnedStepEmbedding,
+    clip_through,
+)
+from survey_code.low_precision.quantization.rounding import (
+    quantize_through,
+    round_stochastically,
+)
+from survey_code.low_precision.quantization.rowwise import (
+    RowwiseQuantization,
+    quantize_rows,
+    quantize_symmetric,
+    quantize_table,
+)
+from survey_code.low_precision.quantization.writeback import WriteBackEmbedding
+
+__all__ = [
+    "AdaptiveLowPrecisionEmbedding",
+    "CachedEmbedding",
+    "GreedyQuantization",
+    "HalfEmbedding",
+    "LearnedStepEmbedding",
+    "LowPrecisionEmbedding",
+    "RowwiseQuantization",
+    "WriteBackEmbedding",
+    "clip_through",
+    "quantize_greedily",
+    "quantize_rows",
+    "quantize_symmetric",
+    "quantize_table",
+    "quantize_through",
+    "round_stochastically",
+    "round_to_format",
+    "search_range",
+]

@@ -1,0 +1,226 @@
+"""Quantisation-aware training: float weights, read through a learned rounding."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from survey_code.embedding import CompressedEmbedding, TrainingStep, draw_normal
+from survey_code.layouts import RowwiseLayout
+from survey_code.layouts.rowwise import code_bytes
+from survey_code.low_precision.quantization.alpt import check_rate
+from survey_code.low_precision.quantization.rounding import (
+    quantize_through,
+    scale_gradient,
+)
+from survey_code.low_precision.quantization.rowwise import check_choice
+from survey_code.low_precision.quantization.writeback import STEP_SHARES
+from survey_code.spec import TableSpec
+
+RULES = ("lsq", "pact", "lsq+")
+PER = ("table", "field")
+
+# Bits of a code, and the bits that storing it takes: 3 do not divide a byte.
+STORED = {8: 8, 4: 4, 3: 4, 2: 2}
+
+# PACT's pull on its clipping levels.
+PACT_DECAY = 1e-4
+
+
+class LearnedStepEmbedding(CompressedEmbedding):
+    """A float table that is read as multiples of a learned step (key ``lsq``).
+
+    The float weights stay until the end of training, so only what is deployed
+    becomes smaller.
+
+    Parameters
+    ----------
+    spec : TableSpec
+    bits : {8, 4, 3, 2}
+        3-bit codes are stored in 4 bits.
+    rule : {"lsq", "pact", "lsq+"}
+        ``"lsq"`` learns the step, ``"lsq+"`` the step and an offset, ``"pact"``
+        the level at which weights are clipped.
+    per : {"table", "field"}
+        Who has a step of its own.
+    step_rate : float, default 1
+        Learning rate of the steps over that of the weights; under Adam over a
+        fiftieth of it.
+    seed : int, default 0
+
+    Raises
+    ------
+    ValueError
+        If an option is not one of those.
+
+    Notes
+    -----
+    Esser et al., "Learned Step Size Quantization" (2020); Choi et al., "PACT:
+    Parameterized Clipping Activation for Quantized Neural Networks" (2018);
+    Bhalgat et al., "LSQ+: Improving low-bit quantization through learnable
+    offsets and better initialization" (2020).
+    """
+
+    starts: Tensor
+
+    def __init__(
+        self,
+        spec: TableSpec,
+        *,
+        bits: int = 8,
+        rule: str = "lsq",
+        per: str = "table",
+        step_rate: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        check_options(bits, rule, per, step_rate)
+        super().__init__(spec.num_embeddings, spec.embedding_dim)
+        self.bits, self.rule, self.step_rate = int(bits), rule, step_rate
+        # Smallest and largest code.  PACT's are symmetric, as its clipping is.
+        self.high = 2 ** (bits - 1) - 1
+        self.low = -self.high if rule == "pact" else -self.high - 1
+        shape = (spec.num_embeddings, spec.embedding_dim)
+        self.weight = nn.Parameter(draw_normal(shape, spec.init_std, [seed, 0]))
+        starts = spec.field_starts[:-1].tolist() if per == "field" else [0]
+        # A tensor that no state dict needs: the spec says it again.
+        self.register_buffer("starts", torch.tensor(starts), persistent=False)
+        self.step = nn.Parameter(self.first_steps())
+        if rule == "lsq+":
+            self.offset = nn.Parameter(torch.zeros_like(self.step))
+
+    @classmethod
+    def plan(
+        cls,
+        spec: TableSpec,
+        ratio: float,
+        *,
+        bits: int | None = None,
+        rule: str = "lsq",
+        per: str = "table",
+        step_rate: float = 1.0,
+    ) -> dict[str, Any]:
+        """The most bits whose codes fit into the budget beside the steps."""
+        check_options(8 if bits is None else bits, rule, per, step_rate)
+        choices = (8, 4, 2) if bits is None else (bits,)
+        sizes = {b: stored_bytes(spec, b, per) for b in choices}
+        budget = spec.require(ratio, smallest=min(sizes.values()))
+        chosen = max(b for b in choices if sizes[b] <= budget)
+        return {"bits": chosen, "rule": rule, "per": per, "step_rate": step_rate}
+
+    def first_steps(self) -> Tensor:
+        """LSQ's start, 2 mean|w| / sqrt(high), for each group; shape (groups, 1).
+
+        PACT starts with the same step, that is, with the level `high` times it.
+        """
+        ends = [*self.starts[1:], self.num_embeddings]
+        means = [
+            self.weight[start:end].detach().abs().mean()
+            for start, end in zip(self.starts, ends, strict=True)
+        ]
+        return 2 * torch.stack(means)[:, None] / math.sqrt(self.high)
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """The weights, and the numbers that say how they are rounded."""
+        rate = learning_rate * self.step_rate * STEP_SHARES[self.row_optimizer]
+        own = [p for name, p in self.named_parameters() if name != "weight"]
+        return [
+            {"params": [self.weight], "lr": learning_rate},
+            {"params": own, "lr": rate},
+        ]
+
+    def group_of(self, ids: Tensor) -> Tensor:
+        """Which step each id uses."""
+        if len(self.starts) == 1:
+            return torch.zeros_like(ids)
+        return torch.bucketize(ids, self.starts, right=True) - 1
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Weights, rounded; in use by the layout's own arithmetic."""
+        rows = functional.embedding(ids, self.weight, sparse=self.sparse_gradients)
+        groups = self.group_of(ids)
+        if self.training:
+            return self.quantize(rows, groups)
+        scale, bias = (values[groups] for values in self.scale_and_bias())
+        return self.encode(rows, groups) * scale + bias
+
+    def quantize(self, rows: Tensor, groups: Tensor) -> Tensor:
+        """Rounded rows with the rule's gradients: (*shape, dim), (*shape,)."""
+        step = functional.embedding(groups, self.step)  # (*shape, 1)
+        # LSQ's factor, for the weights of a batch that share a step.
+        factor = 1 / math.sqrt(max(rows.numel() / len(self.step), 1) * self.high)
+        if self.rule == "pact":
+            return clip_through(rows, step * self.high, self.high)
+        if self.rule == "lsq":
+            return quantize_through(rows, step, self.low, self.high, factor)
+        offset = functional.embedding(groups, self.offset)
+        offset = scale_gradient(offset, factor)
+        shifted = quantize_through(rows - offset, step, self.low, self.high, factor)
+        return shifted + offset
+
+    def penalty(self) -> Tensor:
+        """PACT's decay of the clipping levels."""
+        if self.rule != "pact":
+            return super().penalty()
+        return PACT_DECAY / 2 * (self.step * self.high).square().sum()
+
+    @torch.no_grad()
+    def after_step(self, step: TrainingStep) -> None:
+        """Keep the steps positive."""
+        self.step.clamp_(min=1e-8)
+
+    def encode(self, rows: Tensor, groups: Tensor) -> Tensor:
+        """Codes from 0 up of rows, as float32."""
+        if self.rule == "lsq+":
+            rows = rows - self.offset[groups]
+        codes = (rows / self.step[groups]).clamp(self.low, self.high)
+        return codes.round() - self.low
+
+    def scale_and_bias(self) -> tuple[Tensor, Tensor]:
+        """What codes from 0 up are multiplied by and added to; (groups, 1) each."""
+        bias = self.low * self.step
+        return self.step, bias + self.offset if self.rule == "lsq+" else bias
+
+    @torch.no_grad()
+    def freeze(self) -> RowwiseLayout:
+        """The codes, and a scale and a bias per group."""
+        groups = self.group_of(
+            torch.arange(self.num_embeddings, device=self.weight.device)
+        )
+        codes = self.encode(self.weight, groups).to(torch.uint8).cpu().numpy()
+        scale, bias = (v[:, 0].cpu().numpy() for v in self.scale_and_bias())
+        starts = self.starts.cpu().numpy() if len(scale) > 1 else None
+        return RowwiseLayout.from_groups(codes, scale, bias, STORED[self.bits], starts)
+
+
+def clip_through(rows: Tensor, level: Tensor, high: int) -> Tensor:
+    r"""PACT: clip to [-level, level], then round to multiples of level / high.
+
+    The gradient is that of clipping: a weight inside receives it, one outside
+    hands it, with its sign, to the level.
+    """
+    clipped = torch.minimum(torch.maximum(rows, -level), level)
+    step = level.detach() / high
+    rounded = (clipped.detach() / step).round() * step
+    return rounded + (clipped - clipped.detach())
+
+
+def check_options(bits: Any, rule: str, per: str, step_rate: Any) -> None:
+    """Raise ValueError for options that `LearnedStepEmbedding` does not know."""
+    if not isinstance(bits, int | np.integer) or bits not in STORED:
+        raise ValueError(f"bits must be one of {tuple(STORED)}, got {bits!r}")
+    check_choice("rule", rule, RULES)
+    check_choice("per", per, PER)
+    check_rate(step_rate)
+
+
+def stored_bytes(spec: TableSpec, bits: int, per: str) -> int:
+    """Bytes of the frozen table: packed codes, and scale and bias of each group."""
+    codes = spec.num_embeddings * code_bytes(spec.embedding_dim, STORED[bits])
+    groups = len(spec.field_starts) - 1 if per == "field" else 1
+    # Several groups also store where they start.
+    return codes + groups * (16 if groups > 1 else 8)

@@ -1,0 +1,107 @@
+"""Rounding in torch: up or down by chance, and through gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ROUNDINGS = ("stochastic", "nearest")
+
+
+def round_stochastically(values: Tensor, rng: np.random.Generator) -> Tensor:
+    """Round each number down or up, up with the probability of its fraction.
+
+    The mean of many roundings is the number itself: 2.3 becomes 3 in three of
+    ten cases and 2 in the others.  The variance is f (1 - f) for a fraction f.
+
+    Parameters
+    ----------
+    values : Tensor of float32, any shape
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    Tensor of float32, same shape
+        Whole numbers.
+    """
+    low = values.floor()
+    return low + (draw_uniform(values, rng) < values - low)
+
+
+def draw_uniform(like: Tensor, rng: np.random.Generator) -> Tensor:
+    """Uniform numbers in [0, 1), shaped and placed like a tensor."""
+    if like.is_cuda:
+        generator = torch.Generator(like.device).manual_seed(int(rng.integers(2**62)))
+        return torch.rand(like.shape, generator=generator, device=like.device)
+    return torch.from_numpy(rng.random(tuple(like.shape), dtype=np.float32))
+
+
+def round_values(values: Tensor, rounding: str, rng: np.random.Generator) -> Tensor:
+    """Whole numbers near the values, by one of `ROUNDINGS`."""
+    if rounding == "nearest":
+        return values.round()
+    return round_stochastically(values, rng)
+
+
+def round_through(values: Tensor) -> Tensor:
+    """Nearest whole numbers, whose gradient is taken to be 1 (straight-through)."""
+    return values.round().detach() + (values - values.detach())
+
+
+def scale_gradient(values: Tensor, factor: float) -> Tensor:
+    """The values themselves, with their gradient multiplied by a factor."""
+    return values.detach() + factor * (values - values.detach())
+
+
+def quantize_through(
+    weight: Tensor, step: Tensor, low: int, high: int, factor: float = 1.0
+) -> Tensor:
+    r"""Round weights to multiples of a step, with gradients for both.
+
+    :math:`\hat w = s\,\mathrm{round}(\mathrm{clip}(w / s, l, h))`.  Weights inside
+    the range receive the gradient of :math:`\hat w`, those outside none; that of
+    the step is :math:`\mathrm{round}(w / s) - w / s` inside and l or h outside,
+    times `factor`.
+
+    Parameters
+    ----------
+    weight : Tensor of float32
+    step : Tensor of float32, broadcast against `weight`
+        Positive.
+    low, high : int
+        Smallest and largest code.
+    factor : float, default 1
+        1 / sqrt(N high) for N weights that share a step, so that the step moves
+        in proportion to the weights.
+
+    Returns
+    -------
+    Tensor of float32, shape of `weight`
+
+    Notes
+    -----
+    Esser et al., "Learned Step Size Quantization" (ICLR 2020), equations 1-5.
+    """
+    step = scale_gradient(step, factor)
+    codes = round_through((weight / step).clamp(low, high))
+    return codes * step
+
+
+def unpack_bits(packed: Tensor, dim: int, bits: int) -> Tensor:
+    """Codes of packed rows: uint8 (rows, bytes) -> uint8 (rows, dim)."""
+    if bits == 8:
+        return packed
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+    spread = (packed[:, :, None] >> shifts) & (2**bits - 1)
+    return spread.flatten(1)[:, :dim]
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """Undo `unpack_bits`: the first code in the lowest bits, padding 0."""
+    if bits == 8:
+        return codes
+    padded = torch.nn.functional.pad(codes, (0, -codes.shape[1] % (8 // bits)))
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
+    spread = padded.unflatten(1, (-1, 8 // bits)) << shifts
+    return spread.sum(-1, dtype=torch.uint8)

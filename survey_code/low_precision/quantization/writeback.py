@@ -1,0 +1,146 @@
+"""Tables in few bits that are trained without a float copy behind them.
+
+A step decodes the rows of its batch, moves them in float32, and rounds them back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from survey_code.embedding import CompressedEmbedding, TrainingStep
+from survey_code.spec import TableSpec
+from survey_code.training import row_means
+
+# Of Adam, as torch has them.
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+# Learning rate of quantisation steps over that of the weights.  Adam moves every
+# number by its learning rate, whatever the gradient's scale, so that steps, which
+# are far smaller than weights, need a smaller one: 2e-5 beside 1e-3 in ALPT.
+STEP_SHARES = {"adam": 0.02, "rowwise_adagrad": 1.0, "sgd": 1.0}
+
+
+class WriteBackEmbedding(CompressedEmbedding):
+    """What half, integer and cached tables share: decode, move, write back.
+
+    A subclass says how rows are decoded (`load_rows`) and stored (`store_rows`).
+    In training `embed` decodes each row of a batch once, as a small float tensor
+    that collects the gradient; `after_step` moves these rows by the rule that the
+    training settings name, and stores them.  Rows that a batch does not read stay
+    as they are, also under Adam, whose averages then rest as well.
+
+    Parameters
+    ----------
+    spec : TableSpec
+    seed : int
+        Of the rounding.
+    """
+
+    # `advance` only clears; there is no schedule to wait for.
+    schedule_end = 0.0
+
+    def __init__(self, spec: TableSpec, seed: int) -> None:
+        super().__init__(spec.num_embeddings, spec.embedding_dim)
+        self.rng = np.random.default_rng([seed, 1])
+        # Ids and decoded rows of each look-up since the last step.
+        self.batch: list[tuple[Tensor, Tensor]] = []
+        self.steps_done = 0
+
+    def load_rows(self, ids: Tensor) -> Tensor:
+        """Decode rows: int64 (m,) -> float32 (m, dim)."""
+        raise NotImplementedError
+
+    def store_rows(self, ids: Tensor, rows: Tensor) -> None:
+        """Round rows (m, dim) and keep them; ids are all different."""
+        raise NotImplementedError
+
+    def advance(self, progress: float) -> None:
+        """Forget look-ups that no step followed."""
+        self.batch.clear()
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Decoded rows; in training each distinct id is decoded once."""
+        if not (self.training and torch.is_grad_enabled()):
+            rows = self.load_rows(ids.flatten())
+            return rows.view(*ids.shape, self.embedding_dim)
+        distinct, places = torch.unique(ids, return_inverse=True)
+        rows = self.load_rows(distinct).requires_grad_()  # (distinct, dim)
+        self.batch.append((distinct, rows))
+        return functional.embedding(places, rows)
+
+    @torch.no_grad()
+    def after_step(self, step: TrainingStep) -> None:
+        """Move the rows of the batch and write them back."""
+        ids, rows, grads = self.collect()
+        if not len(ids):
+            return
+        self.steps_done += 1
+        rows = rows - step.learning_rate * self.direction("rows", ids, grads)
+        self.refine(ids, rows, step)
+        self.store_rows(ids, rows)
+
+    def refine(self, ids: Tensor, rows: Tensor, step: TrainingStep) -> None:
+        """Work between moving rows and storing them."""
+
+    def collect(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, rows and gradients of the batch; several look-ups add up."""
+        read = [(ids, rows) for ids, rows in self.batch if rows.grad is not None]
+        self.batch.clear()
+        if not read:
+            none = torch.zeros(0, dtype=torch.int64)
+            return none, torch.zeros(0), torch.zeros(0)
+        if len(read) == 1:
+            ids, rows = read[0]
+            return ids, rows.detach(), rows.grad  # type: ignore[return-value]
+        every = torch.cat([ids for ids, _ in read])
+        ids, places = torch.unique(every, return_inverse=True)
+        gathered = torch.cat([rows.grad for _, rows in read])  # type: ignore[misc]
+        grads = gathered.new_zeros(len(ids), gathered.shape[1])
+        grads.index_add_(0, places, gathered)
+        rows = torch.empty_like(grads)
+        rows[places] = torch.cat([rows.detach() for _, rows in read])
+        return ids, rows, grads
+
+    # -- what an optimiser would do, for the rows of a batch ------------------
+
+    def direction(self, name: str, ids: Tensor, grads: Tensor) -> Tensor:
+        """What a step subtracts for a learning rate of 1, shape of `grads`.
+
+        Parameters
+        ----------
+        name : str
+            Whose state: the optimiser's averages are kept under this name.
+        ids : Tensor of int64, shape (m,)
+        grads : Tensor of float32, shape (m, width)
+        """
+        if self.row_optimizer == "sgd":
+            return grads
+        if self.row_optimizer == "rowwise_adagrad":
+            total = self.memory(f"{name}_squares", grads, ())
+            total[ids] += row_means(grads)
+            return grads / (total[ids].sqrt() + EPSILON)[:, None]
+        return self.adam_direction(name, ids, grads)
+
+    def adam_direction(self, name: str, ids: Tensor, grads: Tensor) -> Tensor:
+        """Adam's, with averages that move only where a row is read."""
+        averages = []
+        for beta, kind, new in zip(BETAS, ("mean", "square"), (grads, grads.square())):
+            memory = self.memory(f"{name}_{kind}", grads, grads.shape[1:])
+            memory[ids] = beta * memory[ids] + (1 - beta) * new
+            averages.append(memory[ids] / (1 - beta**self.steps_done))
+        mean, square = averages
+        return mean / (square.sqrt() + EPSILON)
+
+    def memory(self, name: str, like: Tensor, shape: Any) -> Tensor:
+        """State of the optimiser, made at its first use; not part of the table."""
+        if not hasattr(self, name):
+            zeros = like.new_zeros(self.num_embeddings, *shape)
+            self.register_buffer(name, zeros, persistent=False)
+        found: Tensor = getattr(self, name)
+        return found
