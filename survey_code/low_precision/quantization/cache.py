@@ -55,9 +55,10 @@ class CachedEmbedding(WriteBackEmbedding):
 
     Notes
     -----
-    Yang et al., "Mixed-Precision Embedding Using a Cache" (2020).  A batch counts
-    as one moment: its rows are all read, and then all of them compete for the
-    lines.  The cache starts with the first ids of the table.
+    Yang et al., "Mixed-Precision Embedding Using a Cache" (2020).  Lines change
+    hands after a step, for the whole batch at once; they then hold the rows that
+    the policy would hold had it followed the look-ups one by one.  The cache
+    starts with the first ids of the table.
     """
 
     rows: Tensor
@@ -65,6 +66,7 @@ class CachedEmbedding(WriteBackEmbedding):
     lines: Tensor
     uses: Tensor
     counters: Tensor
+    clock: Tensor
 
     def __init__(
         self,
@@ -94,9 +96,15 @@ class CachedEmbedding(WriteBackEmbedding):
         ids = torch.arange(slots).view(self.ways, self.sets).T.flatten()
         self.register_buffer("keys", ids.to(torch.int32))
         self.register_buffer("lines", start[ids].clone())
-        # Reads of each id, or the last step that read each line.
-        users = spec.num_embeddings if policy == "lfu" else slots
-        self.register_buffer("uses", torch.zeros(users, dtype=torch.int32))
+        # Reads of each id so far, or when each line was last read.
+        if policy == "lfu":
+            uses = torch.zeros(spec.num_embeddings, dtype=torch.int32)
+        else:
+            uses = torch.zeros(slots, dtype=torch.int64)
+        self.register_buffer("uses", uses)
+        # Look-ups since the last step, in their order, and how many before them.
+        self.reads: list[Tensor] = []
+        self.register_buffer("clock", torch.ones((), dtype=torch.int64))
         # Look-ups in training, and how many of them found their row cached.
         counters = torch.zeros(2, dtype=torch.int64)
         self.register_buffer("counters", counters, persistent=False)
@@ -146,6 +154,11 @@ class CachedEmbedding(WriteBackEmbedding):
             self.count(ids.flatten())
         return super().embed(ids)
 
+    def advance(self, progress: float) -> None:
+        """Forget look-ups that no step followed."""
+        super().advance(progress)
+        self.reads.clear()
+
     def count(self, ids: Tensor) -> None:
         """Note who is read, and whether it was cached."""
         self.counters[0] += len(ids)
@@ -153,6 +166,19 @@ class CachedEmbedding(WriteBackEmbedding):
         if self.policy == "lfu":
             ones = torch.ones_like(ids, dtype=torch.int32)
             self.uses.index_add_(0, ids, ones)
+        else:
+            self.reads.append(ids)
+
+    def last_reads(self, ids: Tensor) -> Tensor:
+        """When each id (rising) was last read; look-ups are numbered in order."""
+        reads = torch.cat(self.reads)
+        self.reads.clear()
+        times = self.clock + torch.arange(len(reads), device=ids.device)
+        self.clock += len(reads)
+        places = torch.searchsorted(ids, reads).clamp(max=len(ids) - 1)
+        asked = ids[places] == reads
+        last = torch.zeros_like(ids)
+        return last.scatter_reduce_(0, places[asked], times[asked], "amax")
 
     def find(self, ids: Tensor) -> Tensor:
         """Line of each id, or -1."""
@@ -184,19 +210,20 @@ class CachedEmbedding(WriteBackEmbedding):
         lines = self.find(ids)
         hit = lines >= 0
         self.lines[lines[hit]] = rows[hit]
+        merit = self.uses[ids] if self.policy == "lfu" else self.last_reads(ids)
         if self.policy == "lru":
-            self.uses[lines[hit]] = self.steps_done
+            self.uses[lines[hit]] = merit[hit]
         if not hit.all():
-            self.admit(ids[~hit], rows[~hit])
+            self.admit(ids[~hit], rows[~hit], merit[~hit])
 
-    def admit(self, ids: Tensor, rows: Tensor) -> None:
+    def admit(self, ids: Tensor, rows: Tensor, merit: Tensor) -> None:
         """Rows that were missed take lines from worse ones; losers are rounded.
 
         As many rows enter a set as leave it, so that both, in the order of their
         sets, pair up.
         """
         lines = self.lines_of(ids)
-        stays = self.choose(lines, ids)
+        stays = self.choose(lines, ids, merit)
         leaving, entering = lines[~stays[: len(lines)]], stays[len(lines) :]
         leaving = leaving[(leaving // self.ways).argsort(stable=True)]
         chosen = entering.nonzero()[:, 0]
@@ -206,7 +233,7 @@ class CachedEmbedding(WriteBackEmbedding):
         self.keys[leaving] = ids[chosen].to(torch.int32)
         self.lines[leaving] = rows[chosen]
         if self.policy == "lru":
-            self.uses[leaving] = self.steps_done
+            self.uses[leaving] = merit[chosen]
 
     def lines_of(self, ids: Tensor) -> Tensor:
         """All lines of the sets that ids belong to."""
@@ -214,7 +241,7 @@ class CachedEmbedding(WriteBackEmbedding):
         ways = torch.arange(self.ways, device=ids.device)
         return (sets[:, None] * self.ways + ways).flatten()
 
-    def choose(self, lines: Tensor, ids: Tensor) -> Tensor:
+    def choose(self, lines: Tensor, ids: Tensor, merit: Tensor) -> Tensor:
         """Which of cached lines and missed ids are among the best of their set.
 
         Ties go to what is cached, then to the smaller id.
@@ -223,12 +250,8 @@ class CachedEmbedding(WriteBackEmbedding):
         -------
         Tensor of bool, shape (lines + ids,)
         """
-        cached = self.keys[lines].long()
-        if self.policy == "lfu":
-            merit = self.uses[torch.cat([cached, ids])]
-        else:
-            now = self.uses.new_full(ids.shape, self.steps_done)
-            merit = torch.cat([self.uses[lines], now])
+        owners = self.keys[lines].long() if self.policy == "lfu" else lines
+        merit = torch.cat([self.uses[owners], merit])
         sets = torch.cat([lines // self.ways, ids % self.sets])
         order = merit.argsort(descending=True, stable=True)
         order = order[sets[order].argsort(stable=True)]

@@ -18,6 +18,7 @@ from survey_code.low_precision.quantization.rounding import (
     unpack_bits,
 )
 from survey_code.low_precision.quantization.rowwise import (
+    LARGEST_HALF,
     PER,
     check_choice,
     plan_bits,
@@ -112,8 +113,10 @@ class LowPrecisionEmbedding(WriteBackEmbedding):
         if self.per == "table":
             return self.step
         steps = self.step[ids]
-        # Rows of 4 and 2 bits store float16.
-        return steps if self.bits == 8 else steps.half().float()
+        if self.bits == 8:
+            return steps
+        # Rows of 4 and 2 bits store float16, also of the bias.
+        return steps.clamp(max=LARGEST_HALF / self.middle).half().float()
 
     def encode(self, rows: Tensor, steps: Tensor, rounding: str) -> Tensor:
         """Codes of rows: float32 (m, dim) -> uint8 (m, dim)."""
