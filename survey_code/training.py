@@ -284,7 +284,8 @@ class Trainer:
     def __init__(
         self, network: Any, objective: Objective, settings: TrainingSettings, seed: int
     ) -> None:
-        self.network = network.to(settings.device, getattr(torch, settings.precision))
+        self.network = network.to(settings.device)
+        set_precision(self.network, getattr(torch, settings.precision))
         self.table: CompressedEmbedding = network.table
         self.objective = objective
         self.settings = settings
@@ -337,7 +338,8 @@ class Trainer:
         if kept is not None:
             self.network.load_state_dict(kept)
         self.table.checks_ids = True
-        self.network.float().eval()
+        set_precision(self.network, torch.float32)
+        self.network.eval()
         history.seconds = time.perf_counter() - start
         return history
 
@@ -398,6 +400,22 @@ class Trainer:
         self.rate = table_rate(self.settings) * factor
         for group, first in zip(self.groups, self.first_rates, strict=True):
             group["lr"] = first * factor
+
+
+def set_precision(network: Any, kind: torch.dtype) -> None:
+    """Make all weights float32 or float64, and the network's own buffers.
+
+    A table's buffers stay: what it keeps in few bits, it keeps so on purpose.
+    """
+    floats = (torch.float32, torch.float64)
+    for weight in network.parameters():
+        if weight.dtype in floats:
+            weight.data = weight.data.to(kind)
+    kept = set(network.table.modules())
+    for module in set(network.modules()) - kept:
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.dtype in floats:
+                setattr(module, name, buffer.to(kind))
 
 
 def overrides(table: CompressedEmbedding, hook: str) -> bool:

@@ -8,6 +8,7 @@ from survey_code import FrozenEmbedding, TableSpec, compress, load_layout
 from survey_code.embedding import decode_layout
 from survey_code.gpu import as_cupy, current_stream, load_cupy
 from survey_code.layouts import LAYOUTS, DenseLayout
+from survey_code.low_precision.quantization import CachedEmbedding
 from survey_code.weight_sharing.hashing import (
     HashingEmbedding,
     QuotientRemainderEmbedding,
@@ -33,6 +34,7 @@ EXAMPLES = {
     "binary": lambda: compress(WEIGHT, "bccf"),
     "binary, row scales": lambda: compress(WEIGHT[:, :11], "bccf", scale="row"),
     "binary, magnitudes": lambda: compress(WEIGHT, "bccf", rule="pph"),
+    "tiered": lambda: CachedEmbedding(SPEC, bits=4, slots=64).freeze(),
     "signed": lambda: HashingEmbedding(SPEC, rows=90, signed=True).freeze(),
     "open": lambda: HashingEmbedding(SPEC, rows=90, open_ids=True).freeze(),
     **{
