@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from survey_code import FrozenEmbedding, TableSpec, compress, load_layout
+from survey_code import FrozenEmbedding, TableSpec, compress, load_layout, run
 from survey_code.embedding import decode_layout
 from survey_code.gpu import as_cupy, current_stream, load_cupy
 from survey_code.layouts import LAYOUTS, DenseLayout
-from survey_code.low_precision.quantization import CachedEmbedding
+from survey_code.low_precision.quantization import (
+    CachedEmbedding,
+    LearnedStepEmbedding,
+)
 from survey_code.weight_sharing.hashing import (
     HashingEmbedding,
     QuotientRemainderEmbedding,
@@ -23,6 +26,7 @@ needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="no GPU, or no CuPy")
 
 ROWS = 1000
 SPEC = TableSpec.of_shape(ROWS, 12)
+FIELDS = TableSpec(ROWS, 11, np.array([0, 1, 400, ROWS]), np.zeros(ROWS, np.int64))
 WEIGHT = np.random.default_rng(0).normal(size=(ROWS, 12)).astype(np.float32)
 EXAMPLES = {
     "float32": lambda: DenseLayout.from_weight(WEIGHT),
@@ -31,10 +35,14 @@ EXAMPLES = {
     "8 bits": lambda: compress(WEIGHT, "rowwise", bits=8),
     "4 bits, odd": lambda: compress(WEIGHT[:, :11], "rowwise", bits=4),
     "2 bits, odd": lambda: compress(WEIGHT[:, :11], "rowwise", bits=2),
+    "8 bits, per table": lambda: compress(WEIGHT, "rowwise", per="table"),
+    "4 bits, per field": lambda: LearnedStepEmbedding(
+        FIELDS, bits=4, per="field"
+    ).freeze(),
+    "tiered": lambda: CachedEmbedding(SPEC, slots=64, bits=4).freeze(),
     "binary": lambda: compress(WEIGHT, "bccf"),
     "binary, row scales": lambda: compress(WEIGHT[:, :11], "bccf", scale="row"),
     "binary, magnitudes": lambda: compress(WEIGHT, "bccf", rule="pph"),
-    "tiered": lambda: CachedEmbedding(SPEC, bits=4, slots=64).freeze(),
     "signed": lambda: HashingEmbedding(SPEC, rows=90, signed=True).freeze(),
     "open": lambda: HashingEmbedding(SPEC, rows=90, open_ids=True).freeze(),
     **{
@@ -232,3 +240,14 @@ def test_unchecked_bad_ids_do_not_stop_anything(cupy):
     np.testing.assert_allclose(pooled.get(), wanted.get(), rtol=1e-6)
     with pytest.raises(IndexError, match="1005 is out of range"):
         device.bag(ids, cupy.asarray([0]))
+
+
+@needs_gpu
+@pytest.mark.parametrize("key", ["half", "lsq", "lpt", "alpt", "mixed_precision_cache"])
+def test_training_in_few_bits_works_on_the_gpu(key):
+    ratio = 2 if key == "half" else 4
+    found = [
+        run(key, "synthetic", ratio, device=device, measure=False).test["auc"]
+        for device in ("cpu", "cuda")
+    ]
+    assert found[0] == pytest.approx(found[1], abs=0.005)

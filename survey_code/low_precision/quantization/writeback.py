@@ -33,7 +33,9 @@ class WriteBackEmbedding(CompressedEmbedding):
     In training `embed` decodes each row of a batch once, as a small float tensor
     that collects the gradient; `after_step` moves these rows by the rule that the
     training settings name, and stores them.  Rows that a batch does not read stay
-    as they are, also under Adam, whose averages then rest as well.
+    as they are, also under Adam, whose averages then rest as well.  L2 of the
+    vectors read counts as usual; settings for parameters (`clip_norm`, `table_l2`)
+    do not reach rows that are none.
 
     Parameters
     ----------
