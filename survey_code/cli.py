@@ -93,6 +93,9 @@ def make_parser() -> argparse.ArgumentParser:
     recording.add_argument("name", metavar="NAME")
     recording.add_argument("--device", default="cpu")
     recording.add_argument("--seed", type=int, help="make this seed's runs only")
+    recording.add_argument(
+        "--method", action="append", help="make this method's runs only; repeatable"
+    )
     recording.add_argument("--out", type=Path, default=Path("book/results"))
     recording.set_defaults(action=record_results)
 
@@ -163,7 +166,8 @@ def record_results(given: argparse.Namespace) -> None:
     """Make one of the book's recorded results, from where it was left."""
     from survey_code.lab import record
 
-    for result in record(given.name, given.out, given.device, given.seed):
+    made = record(given.name, given.out, given.device, given.seed, given.method)
+    for result in made:
         print(describe_result(result), flush=True)
 
 

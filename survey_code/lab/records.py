@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,34 @@ def frappe_first() -> list[Cell]:
     ]
 
 
+def frappe_low_precision() -> list[Cell]:
+    """DCN-V2, d = 16: one bit to sixteen, rounded after or during training.
+
+    All methods train with the settings that were found for the full table.
+    """
+    trial = TRIALS["frappe", "dcnv2"]
+    # Ratios just below what a bit width reaches: rows with a scale and a bias of
+    # their own, and codes alone.
+    by_row, by_code = {8: 2.6, 4: 5.3, 2: 8}, {8: 3.9, 4: 7.9, 2: 15.9}
+    asked: list[tuple[str, float, dict[str, Any]]] = [("full", 1, {}), ("half", 2, {})]
+    for bits in (8, 4, 2):
+        asked += [
+            ("rowwise", by_row[bits], {"bits": bits}),
+            ("greedy", by_row[bits], {"bits": bits}),
+            ("alpt", by_row[bits], {"bits": bits}),
+            ("lpt", by_row[bits], {"bits": bits, "rounding": "stochastic"}),
+            ("lpt", by_row[bits], {"bits": bits, "rounding": "nearest"}),
+            ("lsq", by_code[bits], {"bits": bits}),
+        ]
+    asked += [("mixed_precision_cache", ratio, {}) for ratio in (2.6, 5)]
+    asked += [("bccf", 30, {}), ("hashgnn", 30, {}), ("bigear", 10, {})]
+    return [
+        Cell(key, "frappe", ratio, seed, trial, options)
+        for key, ratio, options in asked
+        for seed in SEEDS
+    ]
+
+
 def gowalla_full(model: str) -> list[Cell]:
     """A network on Gowalla, d = 64, uncompressed."""
     trial = TRIALS["gowalla", model]
@@ -169,6 +197,7 @@ def movietweetings_drift() -> list[Cell]:
 RECORDS: dict[str, Callable[[], list[Cell]]] = {
     "frappe_bars": frappe_bars,
     "frappe_first": frappe_first,
+    "frappe_low_precision": frappe_low_precision,
     "gowalla_mf": lambda: gowalla_full("mf"),
     "gowalla_lightgcn": lambda: gowalla_full("lightgcn"),
     "movietweetings_drift": movietweetings_drift,
@@ -180,6 +209,7 @@ def record(
     folder: str | os.PathLike[str] = "book/results",
     device: str = "cpu",
     seed: int | None = None,
+    methods: Sequence[str] | None = None,
 ) -> Iterator[Result]:
     """Make the runs of a record that its file lacks, one after another.
 
@@ -191,7 +221,9 @@ def record(
         Where the file ``NAME.jsonl`` lies.
     device : str
     seed : int, optional
-        Make this seed's runs only, so that several processes can share a record.
+    methods : sequence of str, optional
+        Make the runs of this seed or these methods only, so that several
+        processes can share a record.
 
     Yields
     ------
@@ -209,7 +241,9 @@ def record(
     known = load_results(path) if path.exists() else []
     # Runs of one seed stay together, so that they share its full table.
     for cell in sorted(RECORDS[name](), key=lambda cell: cell.seed):
-        if seed not in (None, cell.seed):
+        if seed not in (None, cell.seed) or cell.method not in (
+            methods or [cell.method]
+        ):
             continue
         if any(cell.matches(result) for result in known):
             continue
