@@ -149,7 +149,10 @@ class LearnedStepEmbedding(CompressedEmbedding):
         return self.encode(rows, groups) * scale + bias
 
     def quantize(self, rows: Tensor, groups: Tensor) -> Tensor:
-        """Rounded rows with the rule's gradients: (*shape, dim), (*shape,)."""
+        """Rounded rows, with the gradients of the rule.
+
+        Rows have shape (..., dim), the groups of their ids (...).
+        """
         step = functional.embedding(groups, self.step)  # (*shape, 1)
         # LSQ's factor, for the weights of a batch that share a step.
         factor = 1 / math.sqrt(max(rows.numel() / len(self.step), 1) * self.high)
