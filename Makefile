@@ -11,6 +11,7 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 CHAPTER ?=
+WORKERS = 2
 
 PY := .venv/bin/python
 DONE := .venv/installed
@@ -24,11 +25,11 @@ endif
 endif
 
 NBVAL = SURVEY_CODE_ROUNDING=check $(PY) -m pytest --nbval --nbval-current-env \
-	--nbval-cell-timeout=120 -n 2 --dist loadfile -p no:cacheprovider -W default \
+	--nbval-cell-timeout=120 -n $(WORKERS) --dist loadfile -p no:cacheprovider -W default \
 	$$($(PY) book/_tools/toc.py)
 
 .NOTPARALLEL:
-.PHONY: book test html refresh test-cpus clean
+.PHONY: book test html refresh test-cpus compare clean
 
 book: $(DONE)
 	@$(PY) book/_tools/run.py
@@ -43,7 +44,7 @@ test: $(DONE)
 	@echo "== the book, warnings are errors"
 	@$(PY) book/_tools/build.py --strict
 	@echo "== nbval: every chapter, outputs compared"
-	@$(NBVAL)
+	@$(MAKE) -s compare
 	@echo "== unit tests"
 	@$(PY) -m pytest -n 2 tests
 
@@ -58,7 +59,11 @@ test-cpus: $(DONE)
 	echo "== ATEN_CPU_CAPABILITY=$${cpu:-unset}, $$threads thread(s)"; \
 	if [ -n "$$cpu" ]; then export ATEN_CPU_CAPABILITY=$$cpu; \
 	else unset ATEN_CPU_CAPABILITY; fi; \
-	SURVEY_CODE_THREADS=$$threads $(NBVAL) || exit 1; done; done
+	SURVEY_CODE_THREADS=$$threads $(MAKE) -s compare WORKERS=$$((2 / threads)) \
+	|| exit 1; done; done
+
+compare: $(DONE)
+	@$(NBVAL)
 
 clean:
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis

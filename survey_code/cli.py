@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -95,6 +96,15 @@ def make_parser() -> argparse.ArgumentParser:
     recording.add_argument("--out", type=Path, default=Path("book/results"))
     recording.set_defaults(action=record_results)
 
+    rating = commands.add_parser(
+        "rates", help="measure GPU look-ups beside the random-gather ceiling"
+    )
+    rating.add_argument("--seed", type=int, default=1)
+    rating.add_argument(
+        "--out", type=Path, default=Path("book/results/speed/rows.jsonl")
+    )
+    rating.set_defaults(action=measure_gpu)
+
     compressing = commands.add_parser("compress", help="compress a table of your own")
     compressing.add_argument(
         "table", type=Path, help=".npy, or .safetensors with one 2-D tensor"
@@ -155,6 +165,22 @@ def record_results(given: argparse.Namespace) -> None:
 
     for result in record(given.name, given.out, given.device, given.seed):
         print(describe_result(result), flush=True)
+
+
+def measure_gpu(given: argparse.Namespace) -> None:
+    """Measure pooled look-ups on the GPU, a line of evidence each."""
+    from survey_code.lab.rates import measure_rates
+    from survey_code.lab.results import append_line
+
+    command = f"survey-code rates --seed {given.seed}"
+    for line in measure_rates(seed=given.seed, command=command):
+        append_line(given.out, json.dumps(line, sort_keys=True))
+        print(
+            f"{line['kind']:8} {line['what']:6} "
+            f"{line['bags']:>9,} x {line['length']:<2} "
+            f"{line['rows_per_s'] / 1e9:6.2f} billion rows/s",
+            flush=True,
+        )
 
 
 def describe_result(result: Any) -> str:

@@ -38,7 +38,17 @@ class ClickNetwork(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits of rows of ids: (batch, fields) -> (batch,)."""
-        return self.score(self.table(ids), ids)
+        return self.score(self.read(ids), ids)
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Vectors of rows of ids, (batch, fields, dim), in the network's precision.
+
+        Tables of integers or of half precision return float32 also while the
+        network learns in float64.
+        """
+        vectors: Tensor = self.table(ids)
+        *_, last = self.parameters()  # the network's own: the table's come first
+        return vectors.to(last.dtype)
 
     def score(self, vectors: Tensor, ids: Tensor) -> Tensor:
         """Logits from vectors (batch, fields, dim) already read."""

@@ -47,8 +47,9 @@ class ClickObjective:
     def loss(self, network: ClickNetwork, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Cross-entropy, plus L2 of the vectors read, plus the table's penalty."""
         ids, labels = batch
-        vectors = network.table(ids)  # (batch, fields, dim)
+        vectors = network.read(ids)  # (batch, fields, dim)
         logits = network.score(vectors, ids)
+        labels = labels.to(logits.dtype)
         loss = functional.binary_cross_entropy_with_logits(logits, labels)
         if self.settings.l2:
             loss = loss + self.settings.l2 / 2 * vectors.square().sum() / len(ids)

@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from survey_code.embedding import CompressedEmbedding, TrainingStep
 
 TABLE_OPTIMIZERS = ("adam", "rowwise_adagrad", "sgd")
-SCHEDULES = ("constant", "linear")
+CHOICES = {
+    "optimizer": TABLE_OPTIMIZERS,
+    "schedule": ("constant", "linear"),
+    "precision": ("float32", "float64"),
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,9 @@ class TrainingSettings:
     evaluate_every : int
         Epochs from one look at validation to the next; `patience` counts looks.
         The last epoch is always looked at.
+    precision : {"float32", "float64"}
+        Of all weights while they learn; in float64 an experiment has the same
+        digits on every processor.  The trained weights are float32 either way.
     device : str
         ``"cpu"`` or ``"cuda"``.
     progress : bool
@@ -72,6 +79,7 @@ class TrainingSettings:
     schedule: str = "constant"
     clip_norm: float = 0.0
     evaluate_every: int = 1
+    precision: str = "float32"
     device: str = "cpu"
     progress: bool = False
 
@@ -96,14 +104,11 @@ class TrainingSettings:
             factor = getattr(self, name)
             if not (is_finite(factor) and factor >= 0):
                 raise ValueError(f"{name} must be a number from 0 up, got {factor!r}")
-        if self.optimizer not in TABLE_OPTIMIZERS:
-            raise ValueError(
-                f"optimizer must be one of {TABLE_OPTIMIZERS}, got {self.optimizer!r}"
-            )
-        if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"schedule must be one of {SCHEDULES}, got {self.schedule!r}"
-            )
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be one of {choices}, got {getattr(self, name)!r}"
+                )
 
 
 def is_finite(value: Any) -> bool:
@@ -280,6 +285,7 @@ class Trainer:
         self, network: Any, objective: Objective, settings: TrainingSettings, seed: int
     ) -> None:
         self.network = network.to(settings.device)
+        set_precision(self.network, getattr(torch, settings.precision))
         self.table: CompressedEmbedding = network.table
         self.objective = objective
         self.settings = settings
@@ -332,6 +338,7 @@ class Trainer:
         if kept is not None:
             self.network.load_state_dict(kept)
         self.table.checks_ids = True
+        set_precision(self.network, torch.float32)
         self.network.eval()
         history.seconds = time.perf_counter() - start
         return history
@@ -393,6 +400,22 @@ class Trainer:
         self.rate = table_rate(self.settings) * factor
         for group, first in zip(self.groups, self.first_rates, strict=True):
             group["lr"] = first * factor
+
+
+def set_precision(network: Any, kind: torch.dtype) -> None:
+    """Make all weights float32 or float64, and the network's own buffers.
+
+    A table's buffers stay: what it keeps in few bits, it keeps so on purpose.
+    """
+    floats = (torch.float32, torch.float64)
+    for weight in network.parameters():
+        if weight.dtype in floats:
+            weight.data = weight.data.to(kind)
+    kept = set(network.table.modules())
+    for module in set(network.modules()) - kept:
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.dtype in floats:
+                setattr(module, name, buffer.to(kind))
 
 
 def overrides(table: CompressedEmbedding, hook: str) -> bool:

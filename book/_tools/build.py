@@ -16,11 +16,24 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from checks import external_requests
+from jupyter_book.config import get_final_config
 from jupyter_book.sphinx import build_sphinx
 from sphinx.util.console import color_terminal, nocolor
 from toc import ROOT, chapters, pages
+
+# Leads to the book's first page; with an icon, so that no browser asks for one.
+FIRST_PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<title>Embedding Compression in Recommender Systems</title>
+<link rel="icon" href="_static/favicon.svg">
+<meta http-equiv="refresh" content="0; url=book/index.html">
+<a href="book/index.html">Embedding Compression in Recommender Systems</a>
+"""
 
 
 def main() -> int:
@@ -45,6 +58,7 @@ def main() -> int:
         path_config=str(ROOT / "_config.yml"),
         # The table of contents stands beside the gathered pages.
         confoverrides={
+            **adjust_config(source),
             "external_toc_path": str(source / "_toc.yml"),
             "latex_individualpages": False,
             "nitpicky": given.strict,
@@ -63,6 +77,7 @@ def main() -> int:
             path.with_suffix("") for path in pages()
         }:
             page.unlink()
+    (html / "index.html").write_text(FIRST_PAGE, encoding="utf-8")
     outside = external_requests(html)
     if outside:
         print("\n".join(outside), file=sys.stderr)
@@ -72,6 +87,28 @@ def main() -> int:
     print(f"The book, with outputs {origin}, in {time.monotonic() - started:.0f} s:")
     print(f"  {(html / 'index.html').relative_to(ROOT)}")
     return 0
+
+
+def adjust_config(source: Path) -> dict[str, Any]:
+    """What Jupyter Book's own configuration cannot say.
+
+    No thebe: its scripts are on every page even where it is off, and twice, which
+    a browser reports as an error. One search field, not two. In _config.yml the
+    theme's options would replace those that Jupyter Book makes (launch buttons).
+    """
+    config, _ = get_final_config(
+        user_yaml=ROOT / "_config.yml",
+        cli_config={"latex_individualpages": False},
+        sourcedir=source,
+    )
+    return {
+        "extensions": [x for x in config["extensions"] if x != "sphinx_thebe"],
+        "html_theme_options": {
+            **config["html_theme_options"],
+            "navbar_persistent": [],
+            "show_toc_level": 2,
+        },
+    }
 
 
 def gather(source: Path, executed: bool) -> bool:

@@ -53,4 +53,7 @@ def current_stream() -> Any:
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return cupy.cuda.get_current_stream()
-    return cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
+    stream = torch.cuda.current_stream()
+    if hasattr(cupy.cuda.Stream, "from_external"):
+        return cupy.cuda.Stream.from_external(stream)
+    return cupy.cuda.ExternalStream(stream.cuda_stream)

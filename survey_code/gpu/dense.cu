@@ -10,14 +10,14 @@ __device__ __forceinline__ float widen(__nv_bfloat16 value) {
   return __bfloat162float(value);
 }
 
-template <typename Number, int E> struct Dense {
-  static constexpr int ENTRIES = E, AHEAD = 8;
+template <typename Number, int E, int ROWS_AHEAD = 8> struct Dense {
+  static constexpr int ENTRIES = E, AHEAD = ROWS_AHEAD;
   static constexpr int BYTES = E * sizeof(Number);
 
   struct Piece {
-    Word<BYTES> numbers = {};
+    Word<BYTES> numbers;
     __device__ __forceinline__ float value(int j) const {
-      return widen(reinterpret_cast<const Number*>(&numbers)[j]);
+      return widen(reinterpret_cast<const Number*>(numbers.part)[j]);
     }
   };
 
@@ -33,7 +33,7 @@ template <typename Number, int E> struct Dense {
   static __device__ __forceinline__ Piece read(const unsigned char* row, int piece,
                                                int) {
     Piece found;
-    found.numbers = load<Word<BYTES>>(row + piece * BYTES);
+    found.numbers = Word<BYTES>::read(row + piece * BYTES);
     return found;
   }
 };

@@ -14,24 +14,45 @@
 // Errors, reported through one word that the caller reads back.
 constexpr unsigned BAD_ID = 1, BAD_OFFSET = 2;
 
-// Bytes that one thread reads at once.
-template <int BYTES> struct Word;
-template <> struct Word<1> { unsigned char part[1]; };
-template <> struct alignas(2) Word<2> { unsigned char part[2]; };
-template <> struct alignas(4) Word<4> { unsigned part[1]; };
-template <> struct alignas(8) Word<8> { unsigned part[2]; };
-template <> struct alignas(16) Word<16> { unsigned part[4]; };
-
 template <class T> __device__ __forceinline__ T load(const void* place) {
   return *reinterpret_cast<const T*>(place);
 }
+
+// Bytes that one thread reads at once, as 32-bit parts.
+template <int BYTES> struct Word {
+  static constexpr int PARTS = (BYTES + 3) / 4;
+  unsigned part[PARTS] = {};
+
+  static __device__ __forceinline__ Word read(const unsigned char* place) {
+    Word word;
+    if (BYTES == 1) word.part[0] = *place;
+    if (BYTES == 2) word.part[0] = load<unsigned short>(place);
+    if (BYTES == 4) word.part[0] = load<unsigned>(place);
+    if (BYTES == 8) {
+      const uint2 both = load<uint2>(place);
+      word.part[0] = both.x, word.part[1 % PARTS] = both.y;
+    }
+#pragma unroll
+    for (int k = 0; k < BYTES / 16; ++k) {
+      const uint4 four = load<uint4>(place + 16 * k);
+      word.part[4 * k] = four.x, word.part[(4 * k + 1) % PARTS] = four.y;
+      word.part[(4 * k + 2) % PARTS] = four.z, word.part[(4 * k + 3) % PARTS] = four.w;
+    }
+    return word;
+  }
+};
 
 __device__ __forceinline__ void report(unsigned* flag, unsigned what) {
   atomicOr(flag, what);
 }
 
+// As an unsigned number, a negative id is beyond every table.
+__device__ __forceinline__ bool is_row(long long id, long long rows) {
+  return (unsigned long long)id < (unsigned long long)rows;
+}
+
 template <class Format, typename Id>
-__global__ void read_rows(const unsigned char* __restrict__ table, long long stride,
+__global__ void read_rows(const unsigned char* __restrict__ table, int stride,
                           long long rows, int dim, const Id* __restrict__ ids,
                           long long count, float* __restrict__ out, unsigned* flag) {
   constexpr int E = Format::ENTRIES, AHEAD = 4;
@@ -45,7 +66,7 @@ __global__ void read_rows(const unsigned char* __restrict__ table, long long str
       wanted[k] = place < count;
       if (!wanted[k]) continue;
       const long long id = ids[place];
-      if (id < 0 || id >= rows) {
+      if (!is_row(id, rows)) {
         report(flag, BAD_ID);
         wanted[k] = false;
       } else {
@@ -102,7 +123,7 @@ __device__ __forceinline__ void write_piece(float* target, const float (&values)
 }
 
 template <class Format, typename Id>
-__global__ void pool_rows(const unsigned char* __restrict__ table, long long stride,
+__global__ void pool_rows(const unsigned char* __restrict__ table, int stride,
                           long long rows, int dim, const Id* __restrict__ ids,
                           long long count, const long long* __restrict__ offsets,
                           long long bags, const float* __restrict__ weights, int mean,
@@ -112,28 +133,30 @@ __global__ void pool_rows(const unsigned char* __restrict__ table, long long str
   if (bag >= bags) return;
   long long first, last;
   find_bag(offsets, bag, bags, count, first, last, flag);
+  const Id* own = ids + first;
+  const int length = last - first;
   for (int piece = threadIdx.x; piece * E < dim; piece += blockDim.x) {
     typename Format::Sum sum;
-    for (long long start = first; start < last; start += AHEAD) {
+    for (int start = 0; start < length; start += AHEAD) {
       typename Format::Piece pieces[AHEAD];
       float factors[AHEAD];
 #pragma unroll
       for (int k = 0; k < AHEAD; ++k) {
         factors[k] = 0.0f;
         pieces[k] = typename Format::Piece();
-        if (start + k >= last) continue;
-        const long long id = ids[start + k];
-        if (id < 0 || id >= rows) {
+        if (start + k >= length) continue;
+        const long long id = own[start + k];
+        if (!is_row(id, rows)) {
           report(flag, BAD_ID);
         } else {
-          factors[k] = weights ? weights[start + k] : 1.0f;
+          factors[k] = weights ? weights[first + start + k] : 1.0f;
           pieces[k] = Format::read(table + id * stride, piece, dim);
         }
       }
 #pragma unroll
       for (int k = 0; k < AHEAD; ++k) sum.add(pieces[k], factors[k]);
     }
-    const float scale = mean && last > first ? 1.0f / (last - first) : 1.0f;
+    const float scale = mean && length ? 1.0f / length : 1.0f;
     float values[E];
 #pragma unroll
     for (int j = 0; j < E; ++j) values[j] = sum.value(j) * scale;
@@ -142,7 +165,7 @@ __global__ void pool_rows(const unsigned char* __restrict__ table, long long str
 }
 
 template <class Format, typename Id>
-__global__ void max_rows(const unsigned char* __restrict__ table, long long stride,
+__global__ void max_rows(const unsigned char* __restrict__ table, int stride,
                          long long rows, int dim, const Id* __restrict__ ids,
                          long long count, const long long* __restrict__ offsets,
                          long long bags, float* __restrict__ out, unsigned* flag) {
@@ -157,7 +180,7 @@ __global__ void max_rows(const unsigned char* __restrict__ table, long long stri
     for (int j = 0; j < E; ++j) largest[j] = 0.0f;
     for (long long place = first; place < last; ++place) {
       const long long id = ids[place];
-      if (id < 0 || id >= rows) {
+      if (!is_row(id, rows)) {
         report(flag, BAD_ID);
         continue;
       }

@@ -12,7 +12,7 @@ import numpy as np
 from survey_code.gpu import current_stream, load_cupy
 
 FOLDER = Path(__file__).parent
-THREADS = 128
+THREADS = 64
 SECTOR = 32  # bytes that the memory fetches at least
 ID_TYPES = {"int32": "int", "int64": "long long"}
 
@@ -42,10 +42,11 @@ class DeviceRows:
     file : str
         The ``.cu`` file that reads them.
     format : str
-        Its C++ type with the entries a thread reads left open:
-        ``"Rowwise<4, {}, true>"``.
-    single, pooled : int
-        Entries a thread reads at once, for look-ups and for bags.
+        Its C++ type, ``"Rowwise<4, {}, true, {}>"``, with two numbers left open:
+        the entries that a thread reads of a row, and the rows it asks for at once.
+    single, short, pooled : tuple of (int, int)
+        These two numbers, found by measuring, for look-ups, for bags of fewer than
+        four ids on average, and for longer ones.
     parts : tuple of (int, int)
         Columns of `table` that hold the array on disk, (first, last) each.
     kind : dtype
@@ -57,8 +58,9 @@ class DeviceRows:
     nbytes: int
     file: str
     format: str
-    single: int
-    pooled: int
+    single: tuple[int, int]
+    short: tuple[int, int]
+    pooled: tuple[int, int]
     parts: tuple[tuple[int, int], ...]
     kind: np.dtype
 
@@ -93,13 +95,12 @@ class DeviceRows:
         CuPy array of float32, shape (*ids.shape, dim)
         """
         cupy = load_cupy()
-        ids = as_ids(ids)
+        shape, ids = ids.shape, as_ids(ids)
         with current_stream():
             out = cupy.empty((ids.size, self.dim), dtype=np.float32)
             flag = cupy.zeros(1, dtype=np.uint32) if check else self.unread
             if ids.size:
-                lanes, rows = share_threads(self.dim, self.single)
-                kernel = self._kernel("read_rows", self.single, ids)
+                kernel, lanes, rows = self._kernel("read_rows", self.single, ids)
                 kernel(
                     (-(-ids.size // (4 * rows)),),
                     (lanes, rows),
@@ -107,7 +108,7 @@ class DeviceRows:
                 )
             if check:
                 self._raise_if(flag, ids)
-        return out.reshape(*ids.shape, self.dim)
+        return out.reshape(*shape, self.dim)
 
     def pool(
         self,
@@ -125,10 +126,13 @@ class DeviceRows:
             out = cupy.empty((offsets.size, self.dim), dtype=np.float32)
             flag = cupy.zeros(1, dtype=np.uint32) if check else self.unread
             if offsets.size:
-                lanes, bags = share_threads(self.dim, self.pooled)
+                long = ids.size >= 4 * offsets.size
                 name = "max_rows" if mode == "max" else "pool_rows"
                 how = () if mode == "max" else (weights, np.int32(mode == "mean"))
-                self._kernel(name, self.pooled, ids)(
+                kernel, lanes, bags = self._kernel(
+                    name, self.pooled if long else self.short, ids
+                )
+                kernel(
                     (-(-offsets.size // bags),),
                     (lanes, bags),
                     (
@@ -144,15 +148,23 @@ class DeviceRows:
                 self._raise_if(flag, ids)
         return out
 
-    def _kernel(self, name: str, entries: int, ids: Any) -> Any:
+    def _kernel(
+        self, name: str, shape: tuple[int, int], ids: Any
+    ) -> tuple[Any, int, int]:
+        """A kernel, the threads that share a row, and the rows of a block."""
+        entries, ahead = shape
+        while entries > 4 and entries // 2 >= self.dim:
+            entries //= 2  # a short row needs no more
+        form = self.format.format(entries, ahead)
         kind = ID_TYPES[str(ids.dtype)]
-        return load_kernel(self.file, f"{name}<{self.format.format(entries)}, {kind}>")
+        kernel = load_kernel(self.file, f"{name}<{form}, {kind}>")
+        return kernel, *share_threads(self.dim, entries)
 
     def _arguments(self, ids: Any) -> tuple[Any, ...]:
         rows, stride = self.table.shape
         return (
             self.table,
-            np.int64(stride),
+            np.int32(stride),
             np.int64(rows),
             np.int32(self.dim),
             ids,
@@ -188,6 +200,8 @@ def as_ids(ids: Any) -> Any:
     cupy = load_cupy()
     if ids.dtype.kind not in "iu":
         raise ValueError(f"ids must be integers, got dtype {ids.dtype}")
+    if ids.size >= 2**31:
+        raise ValueError(f"at most 2**31 - 1 ids a call, got {ids.size}")
     if str(ids.dtype) not in ID_TYPES:
         ids = ids.astype(np.int64)
     return cupy.ascontiguousarray(ids)
@@ -245,8 +259,8 @@ def place_rowwise(rows: np.ndarray, dim: int, bits: int) -> DeviceRows:
     table[:, start : start + tail] = stored[:, codes:]
     half = "true" if tail == 4 else "false"
     return DeviceRows(
-        table, dim, rows.nbytes, "rowwise.cu", f"Rowwise<{bits}, {{}}, {half}>",
-        4, {8: 8, 4: 8, 2: 16}[bits],
+        table, dim, rows.nbytes, "rowwise.cu", f"Rowwise<{bits}, {{}}, {half}, {{}}>",
+        (8, 4), (16, 4), {8: (16, 2), 4: (32, 4), 2: (64, 4)}[bits],
         ((0, codes), (start, start + tail)), np.dtype(np.uint8),
     )  # fmt: skip
 
@@ -258,6 +272,8 @@ def place_dense(values: np.ndarray) -> DeviceRows:
     """Rows of float32, float16 or bfloat16 (as uint16) on the GPU."""
     cupy = load_cupy()
     rows, dim = values.shape
+    share = (16 // values.itemsize, 4)
+    pooled = (2 * share[0], 4)
     used = dim * values.itemsize
     stored = cupy.asarray(values).view(np.uint8)
     table = stored
@@ -266,7 +282,7 @@ def place_dense(values: np.ndarray) -> DeviceRows:
         table[:, :used] = stored
     return DeviceRows(
         table, dim, values.nbytes, "dense.cu",
-        f"Dense<{NUMBERS[str(values.dtype)]}, {{}}>", 4, 16 // values.itemsize,
+        f"Dense<{NUMBERS[str(values.dtype)]}, {{}}, {{}}>", share, pooled, pooled,
         ((0, used),), values.dtype,
     )  # fmt: skip
 

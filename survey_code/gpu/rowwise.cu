@@ -1,31 +1,27 @@
 // Rows of 8, 4, 2 or 1 bit codes q with a scale and a bias: entry = scale * q + bias.
 //
 // On the GPU a row lies as   codes | scale, bias | padding,   with the codes padded to
-// whole pieces and the row to whole 32-byte sectors (whole 64-byte pairs above one):
+// 16 bytes and the row to whole 32-byte sectors (whole 64-byte pairs above one):
 // memory is fetched in sectors, so a row that straddles one more costs as much as a
 // longer row.
 
 #include "pooling.cuh"
 #include <cuda_fp16.h>
 
-// The integer q < 2^23 as a float: put it into the mantissa of 2^23, subtract 2^23.
-// Two cheap operations; the processor's own conversion runs at a fraction of the rate.
-__device__ __forceinline__ float widen(unsigned q) {
-  return __uint_as_float(0x4B000000u | q) - 8388608.0f;
-}
-
-template <int BITS, int E, bool HALF_PARAMETERS> struct Rowwise {
-  static constexpr int ENTRIES = E, AHEAD = E * BITS >= 128 ? 4 : 8;
+template <int BITS, int E, bool HALF_PARAMETERS, int ROWS_AHEAD = 4> struct Rowwise {
+  static constexpr int ENTRIES = E, AHEAD = ROWS_AHEAD;
   static constexpr int BYTES = E * BITS / 8;
 
   struct Piece {
-    Word<BYTES> codes = {};
+    Word<BYTES> codes;
     float scale = 0.0f, bias = 0.0f;
 
     __device__ __forceinline__ float code(int j) const {
-      constexpr int HELD = sizeof(codes.part[0]) * 8 / BITS;   // codes in a part
+      constexpr int HELD = 32 / BITS;    // codes in a part
       constexpr unsigned MASK = (1u << BITS) - 1;
-      return widen((unsigned(codes.part[j / HELD]) >> (j % HELD * BITS)) & MASK);
+      // A small integer in the mantissa of 2^23 is that integer above 2^23.
+      const unsigned q = (codes.part[j / HELD] >> (j % HELD * BITS)) & MASK;
+      return __uint_as_float(0x4B000000u | q) - 8388608.0f;
     }
     // Rounded twice, as NumPy does: a look-up gives the same bits everywhere.
     __device__ __forceinline__ float value(int j) const {
@@ -33,15 +29,45 @@ template <int BITS, int E, bool HALF_PARAMETERS> struct Rowwise {
     }
   };
 
-  // The biases of a bag are added up once, not once an entry.
+  // Sums of bags. What every entry of a row has in common, the bias, is added up
+  // once and not once an entry. Nor are the codes turned into numbers one by one:
+  // below 8 bits, a code at the top of the mantissa of 1 is 1 + q / 2^BITS. Shifts
+  // and masks put four codes in place at a time, one byte permutation picks each,
+  // and the ones are taken off with the biases.
   struct Sum {
     float entries[E] = {}, shift = 0.0f;
 
     __device__ __forceinline__ void add(const Piece& row, float factor) {
-      const float scale = factor * row.scale;
-      shift = fmaf(factor, row.bias, shift);
+      if constexpr (BITS == 8) {
+        const float scale = factor * row.scale;
+        shift = fmaf(factor, row.bias, shift);
 #pragma unroll
-      for (int j = 0; j < E; ++j) entries[j] = fmaf(scale, row.code(j), entries[j]);
+        for (int j = 0; j < E; ++j) entries[j] = fmaf(scale, row.code(j), entries[j]);
+      } else {
+        constexpr int HELD = 32 / BITS, IN_BYTE = 8 / BITS;
+        constexpr unsigned TOP = ((1u << BITS) - 1) << (7 - BITS);
+        const float scale = factor * row.scale * (1 << BITS);
+        shift += fmaf(factor, row.bias, -scale);
+#pragma unroll
+        for (int k = 0; k < IN_BYTE; ++k) {
+          constexpr int FIRST = 7 - BITS;
+          const int left = FIRST - BITS * k;    // how far code k of a byte must move
+#pragma unroll
+          for (int part = 0; part < Word<BYTES>::PARTS; ++part) {
+            const unsigned codes = row.codes.part[part];
+            const unsigned moved = left >= 0 ? codes << left : codes >> -left;
+            const unsigned placed = (moved & (TOP * 0x01010101u)) | 0x80808080u;
+#pragma unroll
+            for (int byte = 0; byte < 4; ++byte) {
+              const int j = part * HELD + byte * IN_BYTE + k;
+              if (j >= E) continue;
+              // Bytes, high to low: 0x3F, the code's byte, 0, 0.
+              const unsigned bits = __byte_perm(placed, 0x3F00u, 0x5044u | byte << 8);
+              entries[j] = fmaf(scale, __uint_as_float(bits), entries[j]);
+            }
+          }
+        }
+      }
     }
     __device__ __forceinline__ float value(int j) const { return entries[j] + shift; }
   };
@@ -49,7 +75,7 @@ template <int BITS, int E, bool HALF_PARAMETERS> struct Rowwise {
   static __device__ __forceinline__ Piece read(const unsigned char* row, int piece,
                                                int dim) {
     Piece found;
-    found.codes = load<Word<BYTES>>(row + piece * BYTES);
+    found.codes = Word<BYTES>::read(row + piece * BYTES);
     const unsigned char* parameters = row + parameters_at(dim);
     if (HALF_PARAMETERS) {
       const __half2 both = load<__half2>(parameters);
@@ -63,7 +89,7 @@ template <int BITS, int E, bool HALF_PARAMETERS> struct Rowwise {
     return found;
   }
 
-  // Codes are padded to 16 bytes' worth or the next power of two below.
+  // Codes are padded to whole 16 bytes.
   static __device__ __forceinline__ int parameters_at(int dim) {
     const int bytes = (dim * BITS + 7) / 8;
     return (bytes + 15) / 16 * 16;

@@ -100,14 +100,19 @@ class Result:
 
 
 def append_result(path: str | os.PathLike[str], result: Result) -> None:
-    """Add one line to a file of results and flush it to the disk."""
+    """Add one result to a file of results."""
+    append_line(path, result.to_json())
+
+
+def append_line(path: str | os.PathLike[str], line: str) -> None:
+    """Add one line to a file and flush it to the disk."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         # A crash may have left half a line; keep it apart from this one.
         if file.tell() and not ends_in_newline(path):
             file.write(b"\n")
-        file.write(result.to_json().encode() + b"\n")
+        file.write(line.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 

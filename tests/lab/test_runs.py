@@ -68,7 +68,7 @@ def pairs():
 
 @pytest.mark.parametrize("key", CLICKERS)
 def test_every_method_runs(key, small, tmp_path):
-    ratio = {"full": 1.0, "half": 2.0}.get(key, 4.0)  # as far as they reach
+    ratio = {"full": 1.0, "half": 2.0}.get(key, 4.0)
     result = run(key, small, ratio, seed=1)
     assert (result.key, result.seed, result.requested_ratio) == (key, 1, ratio)
     assert (result.model, result.dim, result.data) == ("dcnv2", 16, small.name)
