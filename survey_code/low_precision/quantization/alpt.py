@@ -19,6 +19,9 @@ from survey_code.low_precision.quantization.rowwise import check_choice, plan_bi
 from survey_code.low_precision.quantization.writeback import EPSILON, STEP_SHARES
 from survey_code.spec import TableSpec
 
+# Reach of a fresh row's codes over its largest entry, chosen on validation.
+ROOM = 1.5
+
 
 class AdaptiveLowPrecisionEmbedding(LowPrecisionEmbedding):
     """Integer codes, and a learned step per row (key ``alpt``).
@@ -78,6 +81,10 @@ class AdaptiveLowPrecisionEmbedding(LowPrecisionEmbedding):
         check_rate(step_rate)
         chosen = plan_bits(spec, ratio, bits)
         return {"bits": chosen, "rounding": rounding, "step_rate": step_rate}
+
+    def first_steps(self, start: Tensor, std: float) -> Tensor:
+        """Steps that reach somewhat beyond a fresh row: learning widens slowly."""
+        return ROOM * super().first_steps(start, std)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Decoded rows; in the second phase the moved rows, rounded."""
