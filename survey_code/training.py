@@ -310,9 +310,19 @@ class Trainer:
 
     def run(self) -> History:
         """All epochs, or until validation stops improving."""
-        history = History()
         start = time.perf_counter()
         self.table.checks_ids = False
+        try:
+            history = self._run_epochs()
+        finally:
+            self.table.checks_ids = True
+            set_precision(self.network, torch.float32)
+            self.network.eval()
+        history.seconds = time.perf_counter() - start
+        return history
+
+    def _run_epochs(self) -> History:
+        history = History()
         best, misses, kept = -np.inf, 0, None
         for epoch in show_progress(self.settings):
             self._set_rates(epoch)
@@ -337,10 +347,6 @@ class Trainer:
                 break
         if kept is not None:
             self.network.load_state_dict(kept)
-        self.table.checks_ids = True
-        set_precision(self.network, torch.float32)
-        self.network.eval()
-        history.seconds = time.perf_counter() - start
         return history
 
     def _run_epoch(self) -> float:

@@ -1,0 +1,92 @@
+"""Pictures say what the tables say."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+
+from survey_code import catalog, lab
+from survey_code.lab.plots import plot_taxonomy, plot_tradeoff
+from survey_code.lab.rates import random_layout
+from survey_code.lab.results import Result
+
+
+def result(key, ratio, seed, auc):
+    names = [field.name for field in dataclasses.fields(Result)]
+    given = {name: {} for name in names}
+    given |= {"key": key, "requested_ratio": ratio, "reached_ratio": ratio * 1.01}
+    given |= {"seed": seed, "test": {"auc": auc}, "bytes": {"inference": 100}}
+    return Result(**given)
+
+
+@pytest.fixture
+def axes():
+    figure, axes = plt.subplots()
+    yield axes
+    plt.close(figure)
+
+
+def test_lines_hold_means_over_seeds_at_the_ratio_reached(axes):
+    runs = [result("full", 1, seed, 0.9 + seed / 100) for seed in (1, 2, 3)]
+    for ratio in (8, 2):
+        runs += [
+            result("hashing", ratio, s, 0.9 - ratio / 100 + s / 100) for s in (1, 3)
+        ]
+    plot_tradeoff(runs, "auc", axes)
+    (full,) = (line for line in axes.get_lines() if line.get_label() == "full")
+    assert [float(y) for y in full.get_ydata()] == [pytest.approx(0.92)] * 2
+    line = axes.containers[0][0]
+    drawn = np.array([line.get_xdata(), line.get_ydata()], dtype=float)
+    np.testing.assert_allclose(drawn, [[2.02, 8.08], [0.90, 0.84]])
+    assert catalog.get_method("hashing").title in [t.get_text() for t in axes.texts]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["2x", "4x", "8x", "16x"]
+
+
+def test_names_at_line_ends_do_not_overlap(axes):
+    keys = ["uniform", "hashing", "quotient_remainder", "rowwise"]
+    runs = [result(key, ratio, 1, 0.8) for key in keys for ratio in (2, 4)]
+    runs += [result("hashing", 8, 1, 0.5)]
+    plot_tradeoff(runs, "auc", axes)
+    titles = {catalog.get_method(key).title for key in keys}
+    heights = sorted(t.xyann[1] for t in axes.texts if t.get_text() in titles)
+    assert len(heights) == 4 and np.diff(heights).min() > 0.05
+
+
+def test_the_taxonomy_names_every_method_once():
+    axes = plot_taxonomy(lab_methods := catalog.methods())
+    drawn = " ".join(t.get_text() for t in axes.texts).replace("\n", " ")
+    assert all(method.title in drawn for method in lab_methods)
+    plt.close(axes.figure)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("8 bits", 72),
+        ("4 bits", 36),
+        ("2 bits", 20),
+        ("float16", 128),
+        ("float32", 256),
+    ],
+)
+def test_tables_for_timing_are_real_tables(kind, row):
+    layout = random_layout(kind, rows=50, dim=64, seed=1)
+    assert layout.nbytes == 50 * row
+    rows = layout.lookup(np.arange(50))
+    assert np.isfinite(rows).all() and len(np.unique(rows, axis=0)) == 50
+    again = random_layout(kind, rows=50, dim=64, seed=1)
+    np.testing.assert_array_equal(again.lookup(np.arange(50)), rows)
+
+
+def test_rates_need_a_gpu():
+    from survey_code.gpu import load_cupy
+    from survey_code.lab.rates import measure_rates
+
+    try:
+        load_cupy()
+    except RuntimeError as error:
+        with pytest.raises(RuntimeError, match="needs"):
+            next(measure_rates())
+        assert "GPU" in str(error)
+    assert "run" in lab.__all__
