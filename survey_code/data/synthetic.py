@@ -148,7 +148,7 @@ def make_clicks(preset: str = "small", *, seed: int = 0, **overrides: Any) -> Cl
         world.draw(count) for count in settings.rows
     )
     return ClickData(
-        f"synthetic ({preset})",
+        name_data(preset, seed, overrides),
         world.field_names,
         world.field_starts,
         train,
@@ -188,12 +188,26 @@ def make_stream(
         best.append(best_metrics(rows, logits))
         world.drift()
     return StreamData(
-        f"synthetic ({preset})",
+        name_data(preset, seed, overrides),
         world.field_names,
         world.field_starts,
         tuple(windows),
         source={"seed": seed, **dataclasses.asdict(settings)},
         best=tuple(best),
+    )
+
+
+def name_data(preset: str, seed: int, overrides: dict[str, Any]) -> str:
+    """A name that tells data sets apart: results of different ones are different.
+
+    Examples
+    --------
+    >>> name_data("small", 3, {"exponent": 1.2})
+    'synthetic (small, seed=3, exponent=1.2)'
+    """
+    changed = {"seed": seed, **overrides} if seed else overrides
+    return (
+        f"synthetic ({', '.join([preset, *(f'{k}={v}' for k, v in changed.items())])})"
     )
 
 

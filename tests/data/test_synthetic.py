@@ -380,3 +380,15 @@ def test_unknown_presets_and_settings_are_value_errors():
         make_clicks("huge")
     with pytest.raises(ValueError, match=re.escape("unknown setting 'row'; settings")):
         make_stream(row=3)
+
+
+def test_other_data_have_another_name():
+    small = {"field_sizes": (20, 10), "rows": (60, 40, 40)}
+    names = [
+        make_clicks(seed=seed, **{**small, **more}).name
+        for seed, more in ((0, {}), (1, {}), (0, {"exponent": 1.3}))
+    ]
+    assert len(set(names)) == 3
+    assert (
+        names[1] == "synthetic (small, seed=1, field_sizes=(20, 10), rows=(60, 40, 40))"
+    )
