@@ -47,6 +47,8 @@ test: $(DONE)
 	@$(MAKE) -s compare
 	@echo "== unit tests"
 	@$(PY) -m pytest -n 2 tests
+	@echo "== examples in docstrings"
+	@$(PY) -m pytest --doctest-modules survey_code
 
 html: $(DONE)
 	@$(PY) book/_tools/build.py
