@@ -178,10 +178,35 @@ def frappe_low_precision() -> list[Cell]:
     ]
 
 
+def shorten(trial: Trial, epochs: int) -> Trial:
+    """A trial with fewer epochs."""
+    settings = dataclasses.replace(trial.settings, epochs=epochs)
+    return dataclasses.replace(trial, settings=settings)
+
+
 def gowalla_full(model: str) -> list[Cell]:
     """A network on Gowalla, d = 64, uncompressed."""
     trial = TRIALS["gowalla", model]
     return [Cell("full", "gowalla", 1, seed, trial) for seed in SEEDS]
+
+
+def gowalla_binarisation() -> list[Cell]:
+    """Matrix factorisation, d = 64: one bit per entry, five methods.
+
+    All train with the settings that were found for the full table, for 100 epochs
+    at most: methods with a schedule go through all of them, twice.
+    """
+    trial = shorten(TRIALS["gowalla", "mf"], 100)
+    asked: list[tuple[str, float, dict[str, Any]]] = [("full", 1, {})]
+    asked += [("bccf", 28, {"rule": rule}) for rule in ("median", "sign", "pph", "itq")]
+    asked += [(key, 28, {}) for key in ("dcf", "cigar", "hashgnn")]
+    asked += [("hashgnn", 28, {"layers": 0}), ("bigear", 8, {}), ("rowwise", 3.6, {})]
+    asked += [("rowwise", ratio, {"bits": bits}) for ratio, bits in ((7, 4), (12, 2))]
+    return [
+        Cell(key, "gowalla", ratio, seed, trial, options)
+        for key, ratio, options in asked
+        for seed in SEEDS
+    ]
 
 
 def movietweetings_drift() -> list[Cell]:
@@ -198,6 +223,7 @@ RECORDS: dict[str, Callable[[], list[Cell]]] = {
     "frappe_bars": frappe_bars,
     "frappe_first": frappe_first,
     "frappe_low_precision": frappe_low_precision,
+    "gowalla_binarisation": gowalla_binarisation,
     "gowalla_mf": lambda: gowalla_full("mf"),
     "gowalla_lightgcn": lambda: gowalla_full("lightgcn"),
     "movietweetings_drift": movietweetings_drift,
