@@ -110,7 +110,12 @@ class Method:
     def search(
         self, task: Any, spec: TableSpec, options: dict[str, Any], seed: int = 0
     ) -> dict[str, Any]:
-        """Options to retrain with (stage "search, then retrain")."""
+        """Options to retrain with (stage "search, then retrain").
+
+        A class whose search trains a table of its own also has a class method
+        ``searching(spec, options, seed)`` that makes this table, fresh, so that
+        the memory of the search can be measured.
+        """
         self._require(SEARCH)
         found: dict[str, Any] = self.load().search(task, spec, options, seed)
         return found

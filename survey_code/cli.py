@@ -96,6 +96,9 @@ def make_parser() -> argparse.ArgumentParser:
     recording.add_argument(
         "--method", action="append", help="make this method's runs only; repeatable"
     )
+    recording.add_argument(
+        "--jobs", type=int, default=1, help="runs made side by side (default: 1)"
+    )
     recording.add_argument("--out", type=Path, default=Path("book/results"))
     recording.set_defaults(action=record_results)
 
@@ -166,7 +169,9 @@ def record_results(given: argparse.Namespace) -> None:
     """Make one of the book's recorded results, from where it was left."""
     from survey_code.lab import record
 
-    made = record(given.name, given.out, given.device, given.seed, given.method)
+    made = record(
+        given.name, given.out, given.device, given.seed, given.method, given.jobs
+    )
     for result in made:
         print(describe_result(result), flush=True)
 

@@ -7,13 +7,19 @@ record that was interrupted goes on where it stopped.
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from survey_code.catalog import AFTER, get_method, methods
 from survey_code.lab.results import (
     Result,
     append_result,
@@ -22,9 +28,9 @@ from survey_code.lab.results import (
     name_device,
     today,
 )
-from survey_code.lab.runs import is_run, run
+from survey_code.lab.runs import is_run, reaches, run
 from survey_code.lab.stream import run_stream
-from survey_code.lab.task import TRIALS, Trial
+from survey_code.lab.task import TRIALS, Trial, is_ranking
 from survey_code.training import TrainingSettings
 
 SEEDS = (1, 2, 3)
@@ -48,6 +54,12 @@ class Cell:
             self.options,
         )  # fmt: skip
 
+    def reaches(self) -> bool:
+        """Whether the method has a configuration inside the budget."""
+        return reaches(
+            self.method, self.data, self.ratio, trial=self.trial, **self.options
+        )
+
     def make(self, device: str, command: str) -> Result:
         """Run it."""
         return run(
@@ -64,6 +76,10 @@ class Cell:
 
 class StreamCell(Cell):
     """One pass over a stream: the arguments of `run_stream`."""
+
+    def reaches(self) -> bool:
+        """Streams are asked for what they can hold."""
+        return True
 
     def make(self, device: str, command: str) -> Result:
         """Run it; the test metrics are means over windows, then one AUC a window."""
@@ -178,9 +194,9 @@ def frappe_low_precision() -> list[Cell]:
     ]
 
 
-def shorten(trial: Trial, epochs: int) -> Trial:
-    """A trial with fewer epochs."""
-    settings = dataclasses.replace(trial.settings, epochs=epochs)
+def shorten(trial: Trial, epochs: int, **changes: Any) -> Trial:
+    """A trial with fewer epochs, and other settings where they are named."""
+    settings = dataclasses.replace(trial.settings, epochs=epochs, **changes)
     return dataclasses.replace(trial, settings=settings)
 
 
@@ -191,16 +207,13 @@ def gowalla_full(model: str) -> list[Cell]:
 
 
 def gowalla_binarisation() -> list[Cell]:
-    """Matrix factorisation, d = 64: one bit per entry, five methods.
-
-    All train with the settings that were found for the full table, for 100 epochs
-    at most: methods with a schedule go through all of them, twice.
-    """
-    trial = shorten(TRIALS["gowalla", "mf"], 100)
+    """Matrix factorisation, d = 64: one bit per entry, five methods."""
+    trial = QUICK_GOWALLA
     asked: list[tuple[str, float, dict[str, Any]]] = [("full", 1, {})]
     asked += [("bccf", 28, {"rule": rule}) for rule in ("median", "sign", "pph", "itq")]
-    asked += [(key, 28, {}) for key in ("dcf", "cigar", "hashgnn")]
-    asked += [("hashgnn", 28, {"layers": 0}), ("bigear", 8, {}), ("rowwise", 3.6, {})]
+    asked += [("dcf", 28, {}), ("cigar", 28, {}), ("bigear", 8, {})]
+    asked += [("hashgnn", 28, {"layers": layers}) for layers in (0, 1)]
+    asked += [("rowwise", 3.6, {"bits": 8})]
     asked += [("rowwise", ratio, {"bits": bits}) for ratio, bits in ((7, 4), (12, 2))]
     return [
         Cell(key, "gowalla", ratio, seed, trial, options)
@@ -219,6 +232,51 @@ def movietweetings_drift() -> list[Cell]:
     ]
 
 
+FAMILY_RATIOS = (4, 10, 30)
+
+
+def compare_category(category: str, data: str, trial: Trial) -> list[Cell]:
+    """Every method of a category, and the baselines, at the ratios of the book.
+
+    Ratios out of a method's reach are left out when the record is made.
+    """
+    baselines = [Cell("full", data, 1, seed, trial) for seed in SEEDS]
+    task = "top-n" if is_ranking(trial.model) else "ctr"
+    keys = ["uniform"] + [
+        m.key for m in methods() if m.category == category and task in m.tasks
+    ]
+    return baselines + [
+        Cell(key, data, ratio, seed, trial)
+        for key in keys
+        for ratio in FAMILY_RATIOS
+        for seed in SEEDS
+    ]
+
+
+# Gowalla in a tenth of the time that the full trial takes: smaller batches, and
+# fewer negatives for each.
+QUICK_GOWALLA = shorten(
+    dataclasses.replace(
+        TRIALS["gowalla", "mf"], objective={"loss": "softmax", "negatives": 1024}
+    ),
+    30,
+    batch_size=4096,
+    evaluate_every=5,
+)
+
+
+def _by_category(category: str) -> dict[str, Callable[[], list[Cell]]]:
+    name, gowalla = category.replace(" ", "_"), QUICK_GOWALLA
+    return {
+        f"frappe_{name}": partial(
+            compare_category, category, "frappe", TRIALS["frappe", "dcnv2"]
+        ),
+        f"gowalla_{name}": partial(
+            compare_category, category, "gowalla", QUICK_GOWALLA
+        ),
+    }
+
+
 RECORDS: dict[str, Callable[[], list[Cell]]] = {
     "frappe_bars": frappe_bars,
     "frappe_first": frappe_first,
@@ -227,6 +285,8 @@ RECORDS: dict[str, Callable[[], list[Cell]]] = {
     "gowalla_mf": lambda: gowalla_full("mf"),
     "gowalla_lightgcn": lambda: gowalla_full("lightgcn"),
     "movietweetings_drift": movietweetings_drift,
+    **_by_category("mixed dimension"),
+    **_by_category("weight sharing"),
 }
 
 
@@ -236,8 +296,9 @@ def record(
     device: str = "cpu",
     seed: int | None = None,
     methods: Sequence[str] | None = None,
+    jobs: int = 1,
 ) -> Iterator[Result]:
-    """Make the runs of a record that its file lacks, one after another.
+    """Make the runs of a record that its file lacks.
 
     Parameters
     ----------
@@ -248,8 +309,9 @@ def record(
     device : str
     seed : int, optional
     methods : sequence of str, optional
-        Make the runs of this seed or these methods only, so that several
-        processes can share a record.
+        Make the runs of this seed or these methods only.
+    jobs : int, default 1
+        Runs made side by side, each in a process of its own; a GPU serves many.
 
     Yields
     ------
@@ -265,16 +327,49 @@ def record(
         raise ValueError(f"unknown record {name!r}; records: {sorted(RECORDS)}")
     path = Path(folder) / f"{name}.jsonl"
     known = load_results(path) if path.exists() else []
-    # Runs of one seed stay together, so that they share its full table.
-    for cell in sorted(RECORDS[name](), key=lambda cell: cell.seed):
-        if seed not in (None, cell.seed) or cell.method not in (
-            methods or [cell.method]
-        ):
-            continue
-        if any(cell.matches(result) for result in known):
-            continue
-        result = cell.make(
-            device, f"survey-code record {name} --device {device} --seed {cell.seed}"
-        )
+    wanted = [
+        cell
+        for cell in RECORDS[name]()
+        if seed in (None, cell.seed)
+        and cell.method in (methods or [cell.method])
+        and not any(cell.matches(result) for result in known)
+        and cell.reaches()
+    ]
+    command = f"survey-code record {name} --device {device}"
+    for result in make_cells(group_cells(wanted), device, command, jobs):
         append_result(path, result)
         yield result
+
+
+def group_cells(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells that share a full table together, each other cell alone."""
+    groups: dict[Any, list[Cell]] = {}
+    for place, cell in enumerate(cells):
+        shares = AFTER in get_method(cell.method).stages[:1] or cell.method == "full"
+        # Trials hold dictionaries, which cannot be keys.
+        key = (cell.seed, repr(cell.trial)) if shares else place
+        groups.setdefault(key, []).append(cell)
+    return list(groups.values())
+
+
+def make_cells(
+    groups: list[list[Cell]], device: str, command: str, jobs: int
+) -> Iterator[Result]:
+    """Make groups one after another, or several at once."""
+    if jobs == 1:
+        for group in groups:
+            for cell in group:
+                yield cell.make(device, command)
+        return
+    # Fresh processes: a forked one cannot use a GPU.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (1,)) as pool:
+        made = [pool.submit(make_group, group, device, command) for group in groups]
+        for group in as_completed(made):
+            yield from group.result()
+
+
+def make_group(group: list[Cell], device: str, command: str) -> list[Result]:
+    """The results of a group's cells; layouts stay in the process."""
+    results = [cell.make(device, command) for cell in group]
+    return [dataclasses.replace(result, layout=None) for result in results]

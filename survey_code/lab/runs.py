@@ -94,8 +94,8 @@ def run(
         trial or default_trial(data, model), model, dim, device, settings
     )
     task = make_task(data, trial, seed)
-    planned = chosen.plan(task.spec, ratio, **options)
-    planned, search_seconds = search(chosen, task, planned)
+    asked = chosen.plan(task.spec, ratio, **options)
+    planned, search_seconds = search(chosen, task, asked)
     network, layout, trained, seconds = learn(chosen, task, planned)
     validation = task.validate(network, layout)
     final = task.for_testing(network)
@@ -108,6 +108,8 @@ def run(
     memory = (
         measure_training(trained, task.sample_ids(), trial.settings) if measure else {}
     )
+    if measure and chosen.stage == catalog.SEARCH:
+        memory |= measure_search(chosen, task, asked)
     speed = measure_lookup(layout, [256]).iloc[0] if measure else {}
     return Result(
         key=method,
@@ -174,6 +176,18 @@ def search(
     start = time.perf_counter()
     found = method.search(task, task.spec, planned, task.seed)
     return found, time.perf_counter() - start
+
+
+def measure_search(
+    method: catalog.Method, task: Task, asked: dict[str, Any]
+) -> dict[str, int]:
+    """Bytes that training takes while the method searches, if it trains then."""
+    make = getattr(method.load(), "searching", None)
+    if make is None:
+        return {}
+    table = make(task.spec, asked, task.seed)
+    sizes = measure_training(table, task.sample_ids(), task.trial.settings)
+    return {f"{name}_in_search": size for name, size in sizes.items()}
 
 
 def learn(

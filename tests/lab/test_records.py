@@ -7,7 +7,7 @@ import pytest
 from survey_code import data
 from survey_code.data.synthetic import make_clicks
 from survey_code.lab import Trial, load_results, record
-from survey_code.lab.records import RECORDS, Cell
+from survey_code.lab.records import RECORDS, Cell, group_cells, make_cells
 from survey_code.training import TrainingSettings
 
 TRIAL = Trial(
@@ -45,7 +45,7 @@ def test_a_record_makes_what_its_file_lacks(tmp_path):
     assert list(record("tiny", tmp_path)) == []
     results = load_results(tmp_path / "tiny.jsonl")
     assert len(results) == 6
-    assert results[0].command == "survey-code record tiny --device cpu --seed 2"
+    assert results[0].command == "survey-code record tiny --device cpu"
 
 
 def test_a_result_is_written_before_the_next_run_starts(tmp_path):
@@ -54,6 +54,22 @@ def test_a_result_is_written_before_the_next_run_starts(tmp_path):
         if count == 2:
             break
     assert len(list(record("tiny", tmp_path))) == 4
+
+
+def test_runs_side_by_side_give_the_same_results():
+    tiny = make_clicks(rows=(1000, 300, 300), field_sizes=(40, 30))
+    cells = [dataclasses.replace(cell, data=tiny) for cell in CELLS]
+    groups = group_cells(cells)
+    assert [len(group) for group in groups] == [3, 3]  # a seed's share its table
+    alone = {(*runs_of([r])[0],): r.test for r in make_cells(groups, "cpu", "", 1)}
+    beside = {(*runs_of([r])[0],): r.test for r in make_cells(groups, "cpu", "", 2)}
+    assert alone == beside and len(alone) == 6
+
+
+def test_cells_out_of_reach_are_left_out(monkeypatch, tmp_path):
+    far = dataclasses.replace(CELLS[-1], ratio=1000)
+    monkeypatch.setitem(RECORDS, "tiny", lambda: [far])
+    assert list(record("tiny", tmp_path)) == []
 
 
 def test_a_cell_knows_its_result(tmp_path):
