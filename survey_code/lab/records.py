@@ -365,8 +365,8 @@ def make_cells(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (1,)) as pool:
         made = [pool.submit(make_group, group, device, command) for group in groups]
-        for group in as_completed(made):
-            yield from group.result()
+        for future in as_completed(made):
+            yield from future.result()
 
 
 def make_group(group: list[Cell], device: str, command: str) -> list[Result]:
