@@ -266,7 +266,7 @@ QUICK_GOWALLA = shorten(
 
 
 def _by_category(category: str) -> dict[str, Callable[[], list[Cell]]]:
-    name, gowalla = category.replace(" ", "_"), QUICK_GOWALLA
+    name = category.replace(" ", "_")
     return {
         f"frappe_{name}": partial(
             compare_category, category, "frappe", TRIALS["frappe", "dcnv2"]
