@@ -216,7 +216,7 @@ def gowalla_binarisation() -> list[Cell]:
     asked += [("bccf", 28, {"rule": rule}) for rule in ("median", "sign", "pph", "itq")]
     asked += [("dcf", 28, {}), ("cigar", 28, {})]
     asked += [("hashgnn", 28, {"layers": layers}) for layers in (0, 1)]
-    asked += [("rowwise", 3.6, {"bits": 8})]
+    asked += [("rowwise", 3.5, {"bits": 8})]
     asked += [("rowwise", ratio, {"bits": bits}) for ratio, bits in ((7, 4), (12, 2))]
     return [
         Cell(key, "gowalla", ratio, seed, trial, options)
