@@ -439,11 +439,14 @@ def make_interactions(*, seed: int = 0, **overrides: Any) -> InteractionData:
     pairs = pairs[shuffled]
     changed = {"seed": seed, **overrides} if seed else overrides
     named = "".join(f", {name}={value}" for name, value in changed.items())
+    train, test, valid = (np.ascontiguousarray(pairs[part == k]) for k in range(3))
     return InteractionData(
         f"synthetic interactions ({users} x {items}{named})",
         users,
         items,
-        *(np.ascontiguousarray(pairs[part == k]) for k in (0, 2, 1)),
+        train,
+        valid,
+        test,
         source={"seed": seed, **dataclasses.asdict(settings)},
     )
 
