@@ -94,10 +94,10 @@ TRIALS = {
     ),
     ("synthetic", "mf"): Trial(
         "mf", 32,
-        TrainingSettings(epochs=8, batch_size=1024, learning_rate=3e-2, patience=0,
+        TrainingSettings(epochs=5, batch_size=1024, learning_rate=5e-2, patience=0,
                          decay=1.0, schedule="linear", precision="float64"),
         {"normalize": True},
-        {"loss": "softmax", "negatives": 256, "temperature": 0.2}, init_std=0.1,
+        {"loss": "softmax", "negatives": 64, "temperature": 0.2}, init_std=0.1,
     ),
     # LightGCN as published, inner products and BPR, but large steps that shrink:
     # a constant rate small enough to end as well needs many times the epochs.
