@@ -18,6 +18,7 @@ DATA_NAMES = (
     "frappe",
     "gowalla",
     "movietweetings",
+    "synthetic-interactions",
 )
 
 
@@ -103,12 +104,14 @@ def make_parser() -> argparse.ArgumentParser:
     recording.set_defaults(action=record_results)
 
     rating = commands.add_parser(
-        "rates", help="measure GPU look-ups beside the random-gather ceiling"
+        "rates", help="measure the GPU kernels beside the ceilings of the same run"
     )
-    rating.add_argument("--seed", type=int, default=1)
     rating.add_argument(
-        "--out", type=Path, default=Path("book/results/speed/rows.jsonl")
+        "what", nargs="?", default="rows", choices=("rows", "scans", "writes")
     )
+    rating.add_argument("--kind", action="append", help="of rows, e.g. '4 bits'")
+    rating.add_argument("--seed", type=int, default=1)
+    rating.add_argument("--out", type=Path, default=Path("book/results/speed"))
     rating.set_defaults(action=measure_gpu)
 
     compressing = commands.add_parser("compress", help="compress a table of your own")
@@ -177,19 +180,33 @@ def record_results(given: argparse.Namespace) -> None:
 
 
 def measure_gpu(given: argparse.Namespace) -> None:
-    """Measure pooled look-ups on the GPU, a line of evidence each."""
-    from survey_code.lab.rates import measure_rates
+    """Measure reading, searching or writing on the GPU, a line of evidence each."""
+    from survey_code.lab import rates
     from survey_code.lab.results import append_line
 
-    command = f"survey-code rates --seed {given.seed}"
-    for line in measure_rates(seed=given.seed, command=command):
-        append_line(given.out, json.dumps(line, sort_keys=True))
-        print(
-            f"{line['kind']:8} {line['what']:6} "
-            f"{line['bags']:>9,} x {line['length']:<2} "
-            f"{line['rows_per_s'] / 1e9:6.2f} billion rows/s",
-            flush=True,
+    command = f"survey-code rates {given.what} --seed {given.seed}"
+    origin = {"seed": given.seed, "command": command}
+    if given.what == "rows":
+        made = rates.measure_rates(tuple(given.kind or rates.KINDS), **origin)
+    elif given.what == "scans":
+        made = rates.measure_scans(**origin)
+    else:
+        made = rates.measure_writes(**origin)
+    for line in made:
+        append_line(given.out / f"{given.what}.jsonl", json.dumps(line, sort_keys=True))
+        print(describe_rate(line), flush=True)
+
+
+def describe_rate(line: dict[str, Any]) -> str:
+    """One line on one measured rate."""
+    if "queries" in line:
+        return (
+            f"{line['queries']:>5,} queries: {line['codes_per_s'] / 1e9:7.1f} "
+            "billion codes/s"
         )
+    size = f" {line['bags']:>9,} x {line['length']:<2}" if "bags" in line else ""
+    rate = line["rows_per_s"] / 1e9
+    return f"{line['kind']:8} {line['what']:6}{size} {rate:6.2f} billion rows/s"
 
 
 def describe_result(result: Any) -> str:

@@ -63,6 +63,7 @@ class DeviceRows:
     pooled: tuple[int, int]
     parts: tuple[tuple[int, int], ...]
     kind: np.dtype
+    least: int = 4  # entries that a thread reads of a short row
 
     @cached_property
     def unread(self) -> Any:
@@ -153,7 +154,7 @@ class DeviceRows:
     ) -> tuple[Any, int, int]:
         """A kernel, the threads that share a row, and the rows of a block."""
         entries, ahead = shape
-        while entries > 4 and entries // 2 >= self.dim:
+        while entries > self.least and entries // 2 >= self.dim:
             entries //= 2  # a short row needs no more
         form = self.format.format(entries, ahead)
         kind = ID_TYPES[str(ids.dtype)]
@@ -249,19 +250,35 @@ def place_rowwise(rows: np.ndarray, dim: int, bits: int) -> DeviceRows:
     bits : {8, 4, 2}
         Scale and bias are float32 at 8 bits, float16 below.
     """
-    cupy = load_cupy()
     codes = -(-dim * bits // 8)
-    tail = rows.shape[1] - codes
-    start = round_up(codes, 16)
-    table = cupy.zeros((len(rows), choose_stride(start + tail)), dtype=np.uint8)
-    stored = cupy.asarray(rows)
-    table[:, :codes] = stored[:, :codes]
-    table[:, start : start + tail] = stored[:, codes:]
-    half = "true" if tail == 4 else "false"
+    stored = load_cupy().asarray(rows)
+    return place_codes(stored[:, :codes], stored[:, codes:], dim, bits)
+
+
+def place_codes(codes: Any, tail: Any, dim: int, bits: int) -> DeviceRows:
+    """Codes, and each row's scale and bias beside them, on the GPU.
+
+    Parameters
+    ----------
+    codes : CuPy array of uint8, shape (n, bytes)
+    tail : CuPy array of uint8, shape (n, 8) or (n, 4)
+        Scale and bias as two float32 or two float16.
+    dim : int
+    bits : {8, 4, 2, 1}
+    """
+    cupy = load_cupy()
+    (rows, width), size = codes.shape, tail.shape[1]
+    start = round_up(width, 16)
+    table = cupy.zeros((rows, choose_stride(start + size)), dtype=np.uint8)
+    table[:, :width] = codes
+    table[:, start : start + size] = tail
+    half = "true" if size == 4 else "false"
+    pooled = {8: (16, 2), 4: (32, 4), 2: (64, 4), 1: (64, 4)}[bits]
     return DeviceRows(
-        table, dim, rows.nbytes, "rowwise.cu", f"Rowwise<{bits}, {{}}, {half}, {{}}>",
-        (8, 4), (16, 4), {8: (16, 2), 4: (32, 4), 2: (64, 4)}[bits],
-        ((0, codes), (start, start + tail)), np.dtype(np.uint8),
+        table, dim, rows * (width + size), "rowwise.cu",
+        f"Rowwise<{bits}, {{}}, {half}, {{}}>",
+        (8, 4), (16, 4), pooled,
+        ((0, width), (start, start + size)), np.dtype(np.uint8), max(4, 8 // bits),
     )  # fmt: skip
 
 
@@ -277,8 +294,10 @@ def place_dense(values: np.ndarray) -> DeviceRows:
     used = dim * values.itemsize
     stored = cupy.asarray(values).view(np.uint8)
     table = stored
-    if used % 16:
-        table = cupy.zeros((rows, round_up(used, 16)), dtype=np.uint8)
+    # Bags are read 32 bytes at a time: no piece may reach beyond its row.
+    unit = 16 if used <= 16 else SECTOR
+    if used % unit:
+        table = cupy.zeros((rows, round_up(used, unit)), dtype=np.uint8)
         table[:, :used] = stored
     return DeviceRows(
         table, dim, values.nbytes, "dense.cu",

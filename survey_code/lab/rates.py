@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from survey_code.lab.results import find_versions, name_device, today
-from survey_code.layouts import DenseLayout, Layout, RowwiseLayout
+from survey_code.layouts import BinaryLayout, DenseLayout, Layout, RowwiseLayout
 from survey_code.layouts.rowwise import code_bytes, parameter_type
 
 ROWS, DIM = 20_000_000, 64
 # (bags, ids a bag): pooled reads, and one id a bag.
 SHAPES = ((65_536, 32), (1_048_576, 1))
+KINDS = ("8 bits", "4 bits", "2 bits", "1 bit", "float16", "float32")
 SETS = 12  # of ids; together far larger than the second-level cache
 
 
@@ -23,7 +24,8 @@ def random_layout(kind: str, rows: int, dim: int, seed: int) -> Layout:
 
     Parameters
     ----------
-    kind : {"8 bits", "4 bits", "2 bits", "float16", "float32"}
+    kind : {"8 bits", "4 bits", "2 bits", "1 bit", "float16", "float32"}
+        Codes have a scale for each row.
     rows, dim, seed : int
     """
     rng = np.random.default_rng(seed)
@@ -31,6 +33,10 @@ def random_layout(kind: str, rows: int, dim: int, seed: int) -> Layout:
         values = rng.random((rows, dim), dtype=np.float32)
         return DenseLayout(values.astype(kind, copy=False))
     bits = int(kind.split()[0])
+    if bits == 1:
+        codes = np.frombuffer(rng.bytes(rows * dim // 8), np.uint8)
+        scales = rng.random((rows, 1), dtype=np.float32)
+        return BinaryLayout(codes.reshape(rows, 1, dim // 8), dim, scales)
     width, parameters = code_bytes(dim, bits), parameter_type(bits)
     codes = np.frombuffer(rng.bytes(rows * width), np.uint8).reshape(rows, width)
     tail = rng.random((rows, 2), dtype=np.float32).astype(parameters)
@@ -39,7 +45,7 @@ def random_layout(kind: str, rows: int, dim: int, seed: int) -> Layout:
 
 
 def measure_rates(
-    kinds: tuple[str, ...] = ("8 bits", "4 bits", "2 bits", "float16", "float32"),
+    kinds: tuple[str, ...] = KINDS,
     rows: int = ROWS,
     dim: int = DIM,
     shapes: tuple[tuple[int, int], ...] = SHAPES,
@@ -68,15 +74,7 @@ def measure_rates(
     from survey_code.gpu.rows import gather_ceiling
 
     cupy = load_cupy()
-    origin = {
-        "command": command,
-        "date": today(),
-        "device": name_device("cuda"),
-        "seed": seed,
-        "versions": {**find_versions(), "cupy": cupy.__version__},
-        "rows": rows,
-        "dim": dim,
-    }
+    origin = describe_origin(seed, command, rows=rows, dim=dim)
     for kind in kinds:
         layout = random_layout(kind, rows, dim, seed)
         device = layout.to_gpu()
@@ -111,6 +109,103 @@ def measure_rates(
                 }
         del device, table, cases
         cupy.get_default_memory_pool().free_all_blocks()
+
+
+def describe_origin(seed: int, command: str, **sizes: int) -> dict[str, Any]:
+    """Where a line of evidence comes from."""
+    from survey_code.gpu import load_cupy
+
+    return {
+        "command": command,
+        "date": today(),
+        "device": name_device("cuda"),
+        "seed": seed,
+        "versions": {**find_versions(), "cupy": load_cupy().__version__},
+        **sizes,
+    }
+
+
+def measure_scans(
+    rows: int = ROWS, bits: int = 64, k: int = 100, seed: int = 1, command: str = ""
+) -> Iterator[dict[str, Any]]:
+    """Time the search for the k nearest of all codes, for 1 to 4,096 queries.
+
+    Beside it, in the same run: a copy of the codes from memory to memory, whose
+    bytes read are the least that a search must read.
+
+    Yields
+    ------
+    dict
+        ``queries_per_s``, ``codes_per_s`` (pairs of a query and a code), and
+        ``copy_bytes_per_s``, bytes read and written.
+    """
+    from survey_code.gpu import load_cupy
+    from survey_code.gpu.hamming import nearest_codes
+
+    cupy = load_cupy()
+    rng = cupy.random.default_rng(seed)
+    codes = rng.integers(0, 256, size=(rows, bits // 8), dtype=np.uint8)
+    copies = [codes.copy() for _ in range(4)]
+    target = cupy.empty_like(codes)
+    copying = time_events(lambda part: cupy.copyto(target, part), copies)
+    for count in (1, 16, 256, 4096):
+        queries = rng.integers(0, 256, size=(8, count, bits // 8), dtype=np.uint8)
+        search = partial(nearest_codes, codes=codes, k=k)
+        seconds = float(np.median(time_events(search, queries)))
+        yield {
+            "what": "nearest",
+            "queries": count,
+            "k": k,
+            "bits": bits,
+            "queries_per_s": count / seconds,
+            "codes_per_s": count * rows / seconds,
+            "copy_bytes_per_s": 2 * codes.nbytes / float(np.median(copying)),
+            **describe_origin(seed, command, rows=rows),
+        }
+
+
+def measure_writes(
+    rows: int = ROWS, dim: int = DIM, batch: int = 2**20, seed: int = 1,
+    command: str = "",
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Time rounding by chance and writing back, for a batch of random rows.
+
+    Beside it, in the same run: the same rows stored as they are, in float32.
+
+    Yields
+    ------
+    dict
+        ``rows_per_s``, and ``rows_stored_per_s`` of the plain store.
+    """
+    from survey_code.gpu import load_cupy
+    from survey_code.gpu.writeback import make_key, write_rows
+
+    cupy = load_cupy()
+    rng = cupy.random.default_rng(seed)
+    drawn = np.random.default_rng(seed).permutation(rows)[: 4 * batch]
+    ids = cupy.asarray(drawn.reshape(4, batch))
+    values = rng.standard_normal((batch, dim), dtype=np.float32)
+    steps = rng.random(batch, dtype=np.float32) + np.float32(0.01)
+    plain = cupy.zeros((rows, dim), dtype=np.float32)
+
+    def store(own: Any) -> None:
+        plain[own] = values
+
+    stored = batch / float(np.median(time_events(store, ids)))
+    for bits in (8, 4, 2):
+        table = cupy.zeros((rows, dim * bits // 8), dtype=np.uint8)
+
+        def write(own: Any, table: Any = table, bits: int = bits) -> None:
+            write_rows(table, own, values, steps, bits, make_key(seed, 1))
+
+        yield {
+            "what": "write back",
+            "kind": f"{bits} bits",
+            "batch": batch,
+            "rows_per_s": batch / float(np.median(time_events(write, ids))),
+            "rows_stored_per_s": stored,
+            **describe_origin(seed, command, rows=rows, dim=dim),
+        }
 
 
 def read_bags(layout: Layout, offsets: Any, ids: Any) -> Any:

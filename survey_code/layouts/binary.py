@@ -9,7 +9,7 @@ distance, which is an exclusive or and a count of ones.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -198,6 +198,23 @@ class BinaryLayout(Layout):
             scales *= self.levels[codes][:, None]
         return scales
 
+    def to_gpu(self) -> Layout:
+        """A copy on the GPU; rows of one block also as codes 0 and 1 with a scale.
+
+        An entry is then ``2 s q - s``, which is s or -s exactly.
+        """
+        twin: Any = super().to_gpu()
+        if self.blocks == 1 and not self.on_gpu:
+            from survey_code.gpu.rows import place_codes
+
+            scale = self.read_scales(np.arange(self.num_embeddings))  # (n, 1)
+            tail = np.concatenate([2 * scale, -scale], axis=1).view(np.uint8)
+            xp = array_module(twin.packed)
+            twin.device = place_codes(
+                twin.packed[:, 0], xp.asarray(tail), self.embedding_dim, 1
+            )
+        return twin
+
     # -- search without decoding ---------------------------------------------
 
     def scores(
@@ -285,11 +302,23 @@ class BinaryLayout(Layout):
             raise ValueError(f"k must be from 1 to {stop - first}, got {k!r}")
         ids = (self if source is None else source).check_ids(queries)
         xp = array_module(self.packed)
+        if self.on_gpu and self._by_distance() and (source or self)._by_distance():
+            from survey_code.gpu.hamming import nearest_codes
+
+            codes = (self if source is None else source).packed[ids, 0]
+            return first + nearest_codes(codes, self.packed[first:stop, 0], k)
         best = xp.empty((len(ids), k), dtype=np.int64)
         for start in range(0, len(ids), chunk):
             part = self.scores(ids[start : start + chunk], (first, stop), source)
             best[start : start + chunk] = first + choose_best(part, k)
         return best
+
+    def _by_distance(self) -> bool:
+        """Whether all scores are one positive number times d - 2 H."""
+        shared = self.scales is None or (
+            len(self.scales) == 1 and float(self.scales[0, 0]) > 0
+        )
+        return self.blocks == 1 and self.magnitudes is None and shared
 
     def _check_candidates(self, candidates: tuple[int, int] | None) -> tuple[int, int]:
         first, stop = candidates or (0, self.num_embeddings)

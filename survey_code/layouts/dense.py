@@ -75,6 +75,8 @@ class DenseLayout(Layout):
         """A copy on the GPU, its rows padded to 16 bytes."""
         from survey_code.gpu.rows import place_dense
 
+        if self.on_gpu:
+            return self
         return self._converted(place_dense)
 
     def read_rows(self, ids: Array) -> Array:

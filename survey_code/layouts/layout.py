@@ -40,6 +40,9 @@ class Layout:
     # A layout that computes rows (hashed, generator) can serve ids that were
     # never trained; it does so only where its maker asked for it.
     open_ids: int = 0
+    # On a GPU: the rows once more, laid out for a kernel that reads, decodes and
+    # pools them, where the stored arrays themselves are not.
+    device: Any = None
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         if num_embeddings < 1 or embedding_dim < 1:
@@ -84,16 +87,15 @@ class Layout:
     @property
     def held_bytes(self) -> int:
         """Bytes in memory: `nbytes`, or more where a GPU pads rows for speed."""
-        return sum(
-            int(getattr(array, "held_bytes", array.nbytes))
-            for array in self.arrays().values()
-        )
+        arrays = list(self.arrays().values())
+        arrays += [] if self.device is None else [self.device]
+        return sum(int(getattr(array, "held_bytes", array.nbytes)) for array in arrays)
 
     @property
     def fused(self) -> Any:
         """Rows on a GPU that one kernel reads, decodes and pools; else None."""
         first = getattr(self, self.array_names[0])
-        return first if hasattr(first, "pool") else None
+        return first if hasattr(first, "pool") else self.device
 
     def lookup(self, ids: Array, check: bool = True) -> Array:
         """Read rows.
@@ -179,7 +181,7 @@ class Layout:
         from survey_code.gpu import load_cupy
 
         cupy = load_cupy()
-        return self._converted(cupy.asarray)
+        return self if self.on_gpu else self._converted(cupy.asarray)
 
     def to_cpu(self) -> Layout:
         """A copy whose arrays are NumPy's; the layout itself where they are."""
@@ -211,6 +213,7 @@ class Layout:
 
     def _converted(self, convert: Any) -> Layout:
         twin = copy.copy(self)
+        twin.device = None
         for name, array in self.arrays().items():
             setattr(twin, name, convert(array))
         return twin

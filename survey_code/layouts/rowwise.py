@@ -189,10 +189,18 @@ class RowwiseLayout(Layout):
 
     def to_gpu(self) -> Layout:
         """A copy on the GPU, its rows padded to whole memory sectors."""
-        from survey_code.gpu.rows import place_rowwise
+        from survey_code.gpu.rows import place_codes, place_rowwise
 
-        if self.parameters is not None:
-            return super().to_gpu()
+        if self.parameters is not None and not self.on_gpu:
+            # A fetch brings whole sectors, so that each row may as well have its
+            # group's scale and bias beside it.
+            tail = self.parameters[self._group(np.arange(self.num_embeddings), np)]
+            twin: Any = super().to_gpu()
+            tail = array_module(twin.rows).asarray(tail.view(np.uint8))
+            twin.device = place_codes(twin.rows, tail, self.embedding_dim, self.bits)
+            return twin
+        if self.on_gpu:
+            return self
         return self._converted(
             lambda rows: place_rowwise(rows, self.embedding_dim, self.bits)
         )

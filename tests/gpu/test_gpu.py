@@ -7,7 +7,7 @@ import torch
 from survey_code import FrozenEmbedding, TableSpec, compress, load_layout, run
 from survey_code.embedding import decode_layout
 from survey_code.gpu import as_cupy, current_stream, load_cupy
-from survey_code.layouts import LAYOUTS, DenseLayout
+from survey_code.layouts import LAYOUTS, BinaryLayout, DenseLayout
 from survey_code.low_precision.quantization import (
     CachedEmbedding,
     LearnedStepEmbedding,
@@ -98,6 +98,12 @@ def allow_rounding(found, wanted, host, ids, offsets, weights=None):
     if weights is not None:
         rows = rows * weights[:, None]
     span = np.abs(rows).max(axis=1, keepdims=True)  # (ids, 1)
+    if getattr(host, "parameters", None) is not None:
+        # Rows that share a scale may be far smaller than their codes' range.
+        _, scale, bias = host.unpack(ids)
+        span = np.maximum(span, scale * 2**host.bits + np.abs(bias))
+    if host.name == "binary":
+        span = 2 * span  # a term is 6 times the row's magnitude
     total = np.add.reduceat(np.append(span, [[0]], axis=0), offsets)  # (bags, 1)
     lengths = np.diff(np.append(offsets, len(ids)))[:, None]
     bound = 3 * lengths * np.finfo(np.float32).eps * total
@@ -187,10 +193,11 @@ def test_the_stream_is_torchs(cupy):
 
 
 @needs_gpu
-@pytest.mark.parametrize("dim", [11, 64])
-def test_binary_search_on_the_gpu_is_the_cpus(dim):
+@pytest.mark.parametrize("scale", ["none", "table", "row"])
+@pytest.mark.parametrize("dim", [3, 11, 64, 100, 512])
+def test_binary_search_on_the_gpu_is_the_cpus(dim, scale):
     table = np.random.default_rng(1).normal(size=(300, dim)).astype(np.float32)
-    layout = compress(table, "bccf")
+    layout = compress(table, "bccf", scale=scale)
     on_gpu, cupy = layout.to_gpu(), load_cupy()
     queries = np.array([3, 299, 0])
     found = on_gpu.topk(cupy.asarray(queries), 20, candidates=(50, 300))
@@ -200,17 +207,39 @@ def test_binary_search_on_the_gpu_is_the_cpus(dim):
 
 
 @needs_gpu
-@pytest.mark.parametrize("bits", [8, 4, 2, 16, 32])
-def test_every_dimension_is_read_alike(cupy, bits):
-    rng = np.random.default_rng(bits)
+def test_the_nearest_of_many_codes_are_numpys(cupy):
+    """Many queries, many ties, more rows than a pass of the kernel has threads."""
+    rng = np.random.default_rng(2)
+    for bits, rows, count, k in ((16, 400_000, 3, 1000), (64, 50_000, 70, 100)):
+        table = rng.normal(size=(rows, bits)).astype(np.float32)
+        layout = BinaryLayout.from_signs(table)
+        queries = rng.integers(rows, size=count)
+        found = layout.to_gpu().topk(cupy.asarray(queries), k)
+        np.testing.assert_array_equal(found.get(), layout.topk(queries, k, chunk=8))
+
+
+MAKERS = {
+    "8 bits": lambda weight: compress(weight, "rowwise", bits=8),
+    "4 bits": lambda weight: compress(weight, "rowwise", bits=4),
+    "2 bits": lambda weight: compress(weight, "rowwise", bits=2),
+    "8 bits, shared": lambda weight: compress(weight, "rowwise", bits=8, per="table"),
+    "4 bits, shared": lambda weight: compress(weight, "rowwise", bits=4, per="table"),
+    "1 bit": lambda weight: compress(weight, "bccf"),
+    "1 bit, per row": lambda weight: compress(weight, "bccf", scale="row"),
+    "float16": lambda weight: DenseLayout.from_weight(weight, "float16"),
+    "float32": lambda weight: DenseLayout.from_weight(weight),
+}
+
+
+@needs_gpu
+@pytest.mark.parametrize("kind", MAKERS)
+def test_every_dimension_is_read_alike(cupy, kind):
+    rng = np.random.default_rng(len(kind))
     for dim in [*range(4, 70), 96, 100, 127, 128, 200, 255, 256, 300, 384, 511, 512]:
         weight = rng.normal(size=(300, dim)).astype(np.float32)
-        host = (
-            compress(weight, "rowwise", bits=bits)
-            if bits <= 8
-            else DenseLayout.from_weight(weight, f"float{bits}")
-        )
+        host = MAKERS[kind](weight)
         device = host.to_gpu()
+        assert device.fused is not None and device.to_gpu() is device
         ids = rng.integers(300, size=500)
         rows = device.lookup(cupy.asarray(ids))
         np.testing.assert_array_equal(rows.get(), host.lookup(ids))
