@@ -124,7 +124,7 @@ def draw_profile(
     low, high = 1.0, dim / max(curve[-1], 1e-9)
     for _ in range(40):
         middle = float(np.sqrt(low * high))
-        fits = prefix_bytes(scaled(middle)) <= budget
+        fits = prefix_bytes(scaled(middle), dim) <= budget
         low, high = (middle, high) if fits else (low, middle)
     return scaled(low)
 

@@ -15,6 +15,12 @@ from survey_code.training import set_precision
 WIDEST_FRONT = 20_000
 
 
+def fields_of(spec: TableSpec) -> np.ndarray:
+    """Field of each id."""
+    sizes = np.diff(spec.field_starts)
+    return np.repeat(np.arange(len(sizes)), sizes)
+
+
 def rank_by_frequency(spec: TableSpec) -> np.ndarray:
     """Ids from the most to the least frequent; equal counts in the ids' order."""
     return np.argsort(-spec.train_counts, kind="stable")

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from survey_code.embedding import check_range
-from survey_code.mixed_dimension.architecture_search.choices import Jury, search_epochs
+from survey_code.mixed_dimension.architecture_search.choices import (
+    Jury,
+    fields_of,
+    search_epochs,
+)
 from survey_code.mixed_dimension.architecture_search.prefix import (
     PrefixEmbedding,
     PrefixSupernet,
@@ -76,11 +80,10 @@ class MaskedSupernet(PrefixSupernet):
         self, spec: TableSpec, pull: float, threshold_rate: float, seed: int
     ) -> None:
         super().__init__(spec, seed)
-        sizes = np.diff(spec.field_starts)
-        field = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes))
+        field = torch.from_numpy(fields_of(spec))
         self.register_buffer("field", field, persistent=False)
         self.pull, self.threshold_rate = pull, threshold_rate
-        self.thresholds = nn.Parameter(torch.zeros(len(sizes)))
+        self.thresholds = nn.Parameter(torch.zeros(len(spec.field_starts) - 1))
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The table, and the slower thresholds."""
@@ -176,7 +179,9 @@ class EvolvedEmbedding(PrefixEmbedding):
         field = table.field.cpu().numpy()
 
         def lengths_of(widths: np.ndarray) -> np.ndarray:
-            return cut_to_budget(widths[field], margins, options["budget"])
+            return cut_to_budget(
+                widths[field], margins, options["budget"], spec.embedding_dim
+            )
 
         def quality(widths: np.ndarray) -> float:
             table.set_lengths(lengths_of(widths))

@@ -14,16 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from survey_code.embedding import CompressedEmbedding, draw_normal
+from survey_code.layouts.grouped import grouped_bytes
+from survey_code.mixed_dimension.grouped import GroupedEmbedding
 from survey_code.spec import TableSpec
 
 
-class PrefixEmbedding(CompressedEmbedding):
+class PrefixEmbedding(GroupedEmbedding):
     """Row i holds `lengths[i]` numbers; the rest of its vector is zero.
 
     Parameters
     ----------
     spec : TableSpec
-    lengths : array of int, shape (num_embeddings,)
+    lengths : ndarray of integers, shape (num_embeddings,)
         Entries that each id keeps, 0 to embedding_dim.
     seed : int, default 0
 
@@ -33,28 +35,11 @@ class PrefixEmbedding(CompressedEmbedding):
         If `lengths` is not such an array, or keeps nothing at all.
     """
 
-    lengths: Tensor
-    starts: Tensor
-
     def __init__(self, spec: TableSpec, *, lengths: Any, seed: int = 0) -> None:
-        super().__init__(spec.num_embeddings, spec.embedding_dim)
         kept = check_lengths(spec, lengths)
-        starts = np.concatenate([[0], np.cumsum(kept)])
-        # What an option says, a state dict need not carry.
-        self.register_buffer("lengths", torch.from_numpy(kept), persistent=False)
-        self.register_buffer("starts", torch.from_numpy(starts), persistent=False)
-        shape = (int(starts[-1]), 1)
-        self.values = nn.Parameter(draw_normal(shape, spec.init_std, [seed, 0]))
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Gather each row's entries from the one long array, then zeros."""
-        columns = torch.arange(self.embedding_dim, device=ids.device)
-        kept = columns < self.lengths[ids][..., None]  # (*shape, dim)
-        places = torch.where(kept, self.starts[ids][..., None] + columns, 0)
-        entries = functional.embedding(
-            places, self.values, sparse=self.sparse_gradients
-        )
-        return entries[..., 0] * kept
+        # Ids of one length are one group, the longest first.
+        widths, groups = np.unique(-kept, return_inverse=True)
+        super().__init__(spec, groups, -widths, [seed, 0], pad=True)
 
 
 class PrefixSupernet(CompressedEmbedding):
@@ -99,6 +84,66 @@ def prefix_mask(lengths: Tensor, dim: int) -> Tensor:
     [[0, 0, 0], [1, 1, 0]]
     """
     return torch.arange(dim, device=lengths.device) < lengths[..., None]
+
+
+def prefix_bytes(lengths: np.ndarray, dim: int) -> int:
+    """Bytes of a frozen `PrefixEmbedding`."""
+    rows = np.bincount(lengths)[::-1]
+    widths = np.flatnonzero(rows)
+    # Lengths that fall from id to id need no remap.
+    ranges = bool((np.diff(lengths) <= 0).all())
+    return grouped_bytes(
+        rows[widths].tolist(), (len(rows) - 1 - widths).tolist(), dim, ranges, pad=True
+    )
+
+
+def smallest_prefix(spec: TableSpec) -> int:
+    """Bytes where a single id keeps a single number."""
+    rows = [n for n in (1, spec.num_embeddings - 1) if n]
+    widths = [1, 0][: len(rows)]
+    return grouped_bytes(rows, widths, spec.embedding_dim, len(rows) == 1, pad=True)
+
+
+def cut_to_budget(
+    lengths: np.ndarray, margins: np.ndarray, budget: int, dim: int
+) -> np.ndarray:
+    """Lengths with 0 for all rows but those of the largest margins that fit.
+
+    Parameters
+    ----------
+    lengths : ndarray of int64, shape (n,)
+        Lengths of the rows that are kept.
+    margins : ndarray of float, shape (n,)
+        Rows with a margin of 0 or less are dropped as long as others are left.
+    budget : int
+        At least the bytes of a single number.
+    dim : int
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+
+    Examples
+    --------
+    >>> cut_to_budget(np.array([2, 2, 2]), np.array([0.5, -1, 3]), 110, 4).tolist()
+    [2, 0, 2]
+    """
+    order = np.argsort(-margins, kind="stable")
+    most = int((margins > 0).sum()) or len(order)
+
+    def cut(rows: int) -> np.ndarray:
+        kept = np.zeros_like(lengths)
+        kept[order[:rows]] = lengths[order[:rows]]
+        return kept
+
+    if prefix_bytes(cut(1), dim) > budget:
+        return np.minimum(cut(1), 1)
+    low, high = 1, most + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = prefix_bytes(cut(middle), dim) <= budget
+        low, high = (middle, high) if fits else (low, middle)
+    return cut(low)
 
 
 def check_lengths(spec: TableSpec, lengths: Any) -> np.ndarray:

@@ -1,0 +1,61 @@
+"""Architecture search: the table's shape is learnt, then a table of that shape.
+
+Each search ends in an array, one width for each field, group or id, and the table
+that has these widths is trained anew.
+"""
+
+from survey_code.mixed_dimension.architecture_search.autodim import (
+    FieldWidthEmbedding,
+    FieldWidths,
+)
+from survey_code.mixed_dimension.architecture_search.bet import (
+    BudgetedSampling,
+    ProfileSupernet,
+    draw_curve,
+    draw_profile,
+)
+from survey_code.mixed_dimension.architecture_search.bilevel import (
+    ChoiceStep,
+    choice_gradient,
+)
+from survey_code.mixed_dimension.architecture_search.choices import (
+    choose_within,
+    cut_by_frequency,
+    rank_by_frequency,
+)
+from survey_code.mixed_dimension.architecture_search.optembed import (
+    EvolvedEmbedding,
+    MaskedSupernet,
+    StepThrough,
+    estimate_slope,
+    evolve,
+)
+from survey_code.mixed_dimension.architecture_search.prefix import (
+    PrefixEmbedding,
+    PrefixSupernet,
+    prefix_bytes,
+    prefix_mask,
+)
+
+__all__ = [
+    "BudgetedSampling",
+    "ChoiceStep",
+    "EvolvedEmbedding",
+    "FieldWidthEmbedding",
+    "FieldWidths",
+    "MaskedSupernet",
+    "PrefixEmbedding",
+    "PrefixSupernet",
+    "ProfileSupernet",
+    "StepThrough",
+    "choice_gradient",
+    "choose_within",
+    "cut_by_frequency",
+    "draw_curve",
+    "draw_profile",
+    "estimate_slope",
+    "evolve",
+    "prefix_bytes",
+    "prefix_mask",
+    "rank_by_frequency",
+]
