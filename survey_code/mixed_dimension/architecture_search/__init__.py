@@ -8,6 +8,11 @@ from survey_code.mixed_dimension.architecture_search.autodim import (
     FieldWidthEmbedding,
     FieldWidths,
 )
+from survey_code.mixed_dimension.architecture_search.autosrh import (
+    ColumnEmbedding,
+    ColumnMasks,
+    keep_columns,
+)
 from survey_code.mixed_dimension.architecture_search.bet import (
     BudgetedSampling,
     ProfileSupernet,
@@ -40,6 +45,8 @@ from survey_code.mixed_dimension.architecture_search.prefix import (
 __all__ = [
     "BudgetedSampling",
     "ChoiceStep",
+    "ColumnEmbedding",
+    "ColumnMasks",
     "EvolvedEmbedding",
     "FieldWidthEmbedding",
     "FieldWidths",
@@ -55,6 +62,7 @@ __all__ = [
     "draw_profile",
     "estimate_slope",
     "evolve",
+    "keep_columns",
     "prefix_bytes",
     "prefix_mask",
     "rank_by_frequency",

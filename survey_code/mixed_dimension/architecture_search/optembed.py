@@ -71,25 +71,33 @@ class MaskedSupernet(PrefixSupernet):
         Factor of the penalty, the sum of exp(-threshold) over the fields.
     threshold_rate : float
         Learning rate of the thresholds, over that of the table.
+    decay : float
+        Weight decay of the whole table.  Without it the rows of rare ids stay as
+        long as they were drawn, and no threshold finds them.
     seed : int
     """
 
     field: Tensor
 
     def __init__(
-        self, spec: TableSpec, pull: float, threshold_rate: float, seed: int
-    ) -> None:
+        self, spec: TableSpec, pull: float, threshold_rate: float, decay: float,
+        seed: int,
+    ) -> None:  # fmt: skip
         super().__init__(spec, seed)
         field = torch.from_numpy(fields_of(spec))
         self.register_buffer("field", field, persistent=False)
-        self.pull, self.threshold_rate = pull, threshold_rate
+        self.pull, self.threshold_rate, self.decay = pull, threshold_rate, decay
         self.thresholds = nn.Parameter(torch.zeros(len(spec.field_starts) - 1))
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The table, and the slower thresholds."""
         slow = learning_rate * self.threshold_rate
         return [
-            {"params": [self.weight], "lr": learning_rate},
+            {
+                "params": [self.weight],
+                "lr": learning_rate,
+                "weight_decay": self.decay,
+            },
             {"params": [self.thresholds], "lr": slow},
         ]
 
@@ -131,9 +139,9 @@ class EvolvedEmbedding(PrefixEmbedding):
     Notes
     -----
     Lyu et al., "OptEmbed: Learning Optimal Embedding Table for Click-through Rate
-    Prediction" (CIKM 2022).  The paper drops the rows below their thresholds and no
-    others; here a choice of widths keeps the rows with the largest margins that the
-    budget holds.
+    Prediction" (CIKM 2022).  The paper drops the rows below their thresholds; here,
+    so that a budget is met, a choice of widths keeps as many of the rows with the
+    largest margins as fit.
     """
 
     @classmethod
@@ -146,6 +154,7 @@ class EvolvedEmbedding(PrefixEmbedding):
         population: int = 12,
         pull: float = 1e-3,
         threshold_rate: float = 0.1,
+        decay: float = 1e-4,
         search_epochs: int | None = None,
     ) -> dict[str, Any]:
         """The budget, and how long to evolve."""
@@ -158,6 +167,7 @@ class EvolvedEmbedding(PrefixEmbedding):
             "population": population,
             "pull": pull,
             "threshold_rate": threshold_rate,
+            "decay": decay,
             "search_epochs": search_epochs,
         }
 
@@ -166,7 +176,8 @@ class EvolvedEmbedding(PrefixEmbedding):
         cls, spec: TableSpec, options: dict[str, Any], seed: int
     ) -> MaskedSupernet:
         """The table with thresholds and random widths."""
-        return MaskedSupernet(spec, options["pull"], options["threshold_rate"], seed)
+        names = ("pull", "threshold_rate", "decay")
+        return MaskedSupernet(spec, *(options[name] for name in names), seed)
 
     @classmethod
     def search(

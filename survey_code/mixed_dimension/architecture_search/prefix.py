@@ -114,7 +114,7 @@ def cut_to_budget(
     lengths : ndarray of int64, shape (n,)
         Lengths of the rows that are kept.
     margins : ndarray of float, shape (n,)
-        Rows with a margin of 0 or less are dropped as long as others are left.
+        What a row is worth; equal ones stay in the ids' order.
     budget : int
         At least the bytes of a single number.
     dim : int
@@ -125,11 +125,10 @@ def cut_to_budget(
 
     Examples
     --------
-    >>> cut_to_budget(np.array([2, 2, 2]), np.array([0.5, -1, 3]), 110, 4).tolist()
+    >>> cut_to_budget(np.array([2, 2, 2]), np.array([0.5, -1, 3]), 108, 4).tolist()
     [2, 0, 2]
     """
     order = np.argsort(-margins, kind="stable")
-    most = int((margins > 0).sum()) or len(order)
 
     def cut(rows: int) -> np.ndarray:
         kept = np.zeros_like(lengths)
@@ -138,7 +137,7 @@ def cut_to_budget(
 
     if prefix_bytes(cut(1), dim) > budget:
         return np.minimum(cut(1), 1)
-    low, high = 1, most + 1
+    low, high = 1, len(order) + 1
     while high - low > 1:
         middle = (low + high) // 2
         fits = prefix_bytes(cut(middle), dim) <= budget
