@@ -25,7 +25,8 @@ class TrainingStep:
     loss : callable returning a scalar Tensor
         The loss of the batch just used, computed anew with the table as it is.
     validation_loss : callable returning a scalar Tensor
-        The loss of the next validation batch (for searches on two levels).
+        The loss of the step's validation batch, the same at every call (for
+        searches on two levels).
     network : Module
         The whole network, table included.
     learning_rate : float

@@ -363,11 +363,16 @@ class Trainer:
     def _run_step(self, batch: Any) -> Tensor:
         progress = self._progress(self.steps_done)
         self.table.advance(progress)
+        drawn: list[Any] = []
+
+        def validation_loss() -> Tensor:
+            if not drawn:  # only now: most methods need none
+                drawn.append(next(self.validation))
+            return self.objective.loss(self.network, drawn[0])
+
         step = TrainingStep(
             loss=lambda: self.objective.loss(self.network, batch),
-            validation_loss=lambda: self.objective.loss(
-                self.network, next(self.validation)
-            ),
+            validation_loss=validation_loss,
             network=self.network,
             learning_rate=self.rate,
             progress=progress,

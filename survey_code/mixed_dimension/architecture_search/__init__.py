@@ -28,6 +28,11 @@ from survey_code.mixed_dimension.architecture_search.choices import (
     cut_by_frequency,
     rank_by_frequency,
 )
+from survey_code.mixed_dimension.architecture_search.nis import (
+    BlockEmbedding,
+    BlockSupernet,
+    reinforce,
+)
 from survey_code.mixed_dimension.architecture_search.optembed import (
     EvolvedEmbedding,
     MaskedSupernet,
@@ -43,6 +48,8 @@ from survey_code.mixed_dimension.architecture_search.prefix import (
 )
 
 __all__ = [
+    "BlockEmbedding",
+    "BlockSupernet",
     "BudgetedSampling",
     "ChoiceStep",
     "ColumnEmbedding",
@@ -66,4 +73,5 @@ __all__ = [
     "prefix_bytes",
     "prefix_mask",
     "rank_by_frequency",
+    "reinforce",
 ]
