@@ -41,6 +41,8 @@ class ClickObjective:
         self, rng: np.random.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Validation rows in random order, again and again."""
+        if not len(self._valid[1]):
+            raise ValueError(f"{self.data.name} has no validation rows to search on")
         while True:
             yield from split_rows(self._valid, self.settings.batch_size, rng)
 

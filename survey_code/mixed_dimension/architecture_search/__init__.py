@@ -8,6 +8,10 @@ from survey_code.mixed_dimension.architecture_search.autodim import (
     FieldWidthEmbedding,
     FieldWidths,
 )
+from survey_code.mixed_dimension.architecture_search.autoemb import (
+    PopularityEmbedding,
+    PopularityWidths,
+)
 from survey_code.mixed_dimension.architecture_search.autosrh import (
     ColumnEmbedding,
     ColumnMasks,
@@ -58,6 +62,8 @@ __all__ = [
     "FieldWidthEmbedding",
     "FieldWidths",
     "MaskedSupernet",
+    "PopularityEmbedding",
+    "PopularityWidths",
     "PrefixEmbedding",
     "PrefixSupernet",
     "ProfileSupernet",

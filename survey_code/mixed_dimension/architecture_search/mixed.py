@@ -52,28 +52,29 @@ class MixedWidths(CompressedEmbedding):
         """Weights of the candidates: ids (m,) of groups (m,) -> (m, candidates)."""
         raise NotImplementedError
 
-    def candidates(self, ids: Tensor) -> Tensor:
-        """Normalised candidates: ids (m,) -> (m, candidates, dim)."""
-        rows = functional.embedding(ids, self.weight)
-        found = rows.new_zeros(len(ids), len(self.widths), self.embedding_dim)
-        parts, places = [], []
-        for group, own in enumerate(split_by(self.group[ids], self.groups)):
-            if len(own):
-                # A matrix of blocks: each column feeds its candidate only.
-                blocks = self.owner.to(rows.dtype) * self.mix[group][:, None]
-                mixed = rows[own] @ blocks.flatten(1)
-                parts.append(standardise(mixed))
-                places.append(own)
-        order = torch.cat(places) if places else ids
-        flat = torch.cat(parts) if parts else found.flatten(1)
-        return found.flatten(1).index_copy(0, order, flat).view_as(found)
-
     def embed(self, ids: Tensor) -> Tensor:
         """The weighted sum of the candidates."""
         flat = ids.flatten()
-        weights = self.weights_of(flat, self.group[flat])
-        mixed = (weights[..., None] * self.candidates(flat)).sum(1)
+        group = self.group[flat]
+        weights = self.weights_of(flat, group)
+        rows = functional.embedding(flat, self.weight)
+        places = split_by(group, self.groups)
+        parts = [self.mix_group(rows[p], weights[p], g) for g, p in enumerate(places)]
+        order = torch.cat(places)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        mixed = torch.cat(parts).index_select(0, back)
         return mixed.view(*ids.shape, self.embedding_dim)
+
+    def mix_group(self, rows: Tensor, weights: Tensor, group: int) -> Tensor:
+        """Candidates of one group's rows, normalised and summed up with weights:
+        (m, columns) and (m, candidates) -> (m, dim).
+        """
+        # A matrix of blocks: each column feeds its candidate only.
+        blocks = self.owner.to(rows.dtype) * self.mix[group][:, None]
+        found = standardise(rows @ blocks.flatten(1))
+        found = found.view(len(rows), len(self.widths), self.embedding_dim)
+        return (found * weights[..., None]).sum(1)
 
     # -- two levels ----------------------------------------------------------
 
@@ -84,8 +85,9 @@ class MixedWidths(CompressedEmbedding):
 
 def standardise(rows: Tensor) -> Tensor:
     """Batch normalisation without scale and shift: (m, columns), m rows alike."""
-    centred = rows - rows.mean(0)
-    return centred / (centred.square().mean(0) + 1e-5).sqrt()
+    if len(rows) < 2:
+        return rows * 0.0
+    return functional.batch_norm(rows, None, None, training=True)
 
 
 def split_by(group: Tensor, groups: int) -> tuple[Tensor, ...]:
