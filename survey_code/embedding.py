@@ -33,6 +33,9 @@ class TrainingStep:
         The table's learning rate in force.
     progress : float
         0 at the first step of training, 1 at the last.
+    row_losses : callable returning a Tensor of shape (batch,)
+        The loss of each row of the batch alone, where rows are what the task has
+        (clicks); for methods that judge single ids.
     """
 
     loss: Callable[[], Tensor]
@@ -40,6 +43,7 @@ class TrainingStep:
     network: nn.Module
     learning_rate: float
     progress: float
+    row_losses: Callable[[], Tensor] = lambda: torch.zeros(0)
 
 
 class CompressedEmbedding(nn.Module):

@@ -59,6 +59,16 @@ class ClickObjective:
             loss = loss + self.settings.table_l2 / 2 * squared_length(network)
         return loss + network.table.penalty()
 
+    def row_losses(
+        self, network: ClickNetwork, batch: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Cross-entropy of each row, shape (batch,)."""
+        ids, labels = batch
+        logits = network.score(network.read(ids), ids)
+        return functional.binary_cross_entropy_with_logits(
+            logits, labels.to(logits.dtype), reduction="none"
+        )
+
     def validate(self, network: ClickNetwork) -> dict[str, float]:
         """AUC and log-loss on the validation rows."""
         return evaluate_clicks(network, self.data.valid, self.settings.device)

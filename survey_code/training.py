@@ -377,6 +377,9 @@ class Trainer:
             learning_rate=self.rate,
             progress=progress,
         )
+        if hasattr(self.objective, "row_losses"):
+            rows = self.objective.row_losses
+            step.row_losses = lambda: rows(self.network, batch)
         if self.searches:
             self.table.validation_step(step)
         for optimizer in self.optimizers:

@@ -32,6 +32,7 @@ from survey_code.mixed_dimension.architecture_search.choices import (
     cut_by_frequency,
     rank_by_frequency,
 )
+from survey_code.mixed_dimension.architecture_search.esapn import GrowingEmbedding
 from survey_code.mixed_dimension.architecture_search.nis import (
     BlockEmbedding,
     BlockSupernet,
@@ -61,6 +62,7 @@ __all__ = [
     "EvolvedEmbedding",
     "FieldWidthEmbedding",
     "FieldWidths",
+    "GrowingEmbedding",
     "MaskedSupernet",
     "PopularityEmbedding",
     "PopularityWidths",
