@@ -59,9 +59,7 @@ class ClickObjective:
             loss = loss + self.settings.table_l2 / 2 * squared_length(network)
         return loss + network.table.penalty()
 
-    def row_losses(
-        self, network: ClickNetwork, batch: tuple[Tensor, Tensor]
-    ) -> Tensor:
+    def row_losses(self, network: ClickNetwork, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Cross-entropy of each row, shape (batch,)."""
         ids, labels = batch
         logits = network.score(network.read(ids), ids)

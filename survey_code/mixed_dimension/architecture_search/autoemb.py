@@ -74,7 +74,7 @@ class PopularityWidths(MixedWidths):
     def weights_at(self, counts: Tensor) -> Tensor:
         """Weights of the widths at given counts: (m,) -> (m, widths)."""
         popularity = torch.log1p(counts) / self.scale  # about 0 to 1
-        kind = self.controller[0].weight.dtype
+        kind = next(self.controller.parameters()).dtype
         weights: Tensor = self.controller(popularity[:, None].to(kind)).softmax(1)
         return weights
 

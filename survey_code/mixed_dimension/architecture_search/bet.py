@@ -94,9 +94,7 @@ class ProfileSupernet(PrefixSupernet):
         self.set_lengths(self.profiles[self.rng.integers(len(self.profiles))])
 
 
-def draw_profile(
-    spec: TableSpec, budget: int, rng: np.random.Generator
-) -> np.ndarray:
+def draw_profile(spec: TableSpec, budget: int, rng: np.random.Generator) -> np.ndarray:
     """Lengths of all rows: a random falling curve, scaled to the budget.
 
     Parameters

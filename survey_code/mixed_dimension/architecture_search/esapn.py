@@ -57,9 +57,10 @@ class GrowingEmbedding(CompressedEmbedding):
     Notes
     -----
     Liu et al., "Automated Embedding Size Search in Deep Recommender Systems" (SIGIR
-    2020).  The paper has no budget; here wishes are granted as room grows with the
-    progress of the training, the most probable first.  Batch normalisation and tanh
-    behind the chain are left out, so that what is stored is a matrix.
+    2020).  The paper has no budget; here wishes are granted, the most popular ids
+    first, as room grows with the progress of the training.  Batch normalisation and
+    tanh behind the chain are left out, so that what is stored is a matrix; and the
+    rows stand in a table of full size while they grow.
     """
 
     sizes: Tensor
@@ -202,7 +203,8 @@ class GrowingEmbedding(CompressedEmbedding):
         if len(ids) < 2:
             return
         counts, sizes, wish, chance, before = self.past[ids].unbind(1)
-        rewards = before - self.usual[ids]
+        # A fall counts for more where more reads enjoy it.
+        rewards = (before - self.usual[ids]) * (self.counts[ids] - counts).sqrt()
         # What all ids have in common is no one's merit.
         merit = (rewards - rewards.mean()) / (rewards.std() + 1e-8)
         odds = self.wishes(counts, sizes)
@@ -214,7 +216,7 @@ class GrowingEmbedding(CompressedEmbedding):
 
     @torch.no_grad()
     def grow(self, ids: Tensor) -> None:
-        """Draw wishes and grant them, the most probable first, as far as room goes."""
+        """Draw wishes and grant them, the most popular first, as far as room goes."""
         ids = ids[self.sizes[ids] < len(self.widths) - 1]
         if not len(ids):
             return
@@ -223,7 +225,8 @@ class GrowingEmbedding(CompressedEmbedding):
         wish = torch.from_numpy(self.rng.random(len(ids))).to(odds) < chance
         facts = [self.counts[ids], self.sizes[ids], wish, chance, self.usual[ids]]
         self.past[ids] = torch.stack([v.to(self.past.dtype) for v in facts], 1)
-        asking = ids[wish][odds[wish].argsort(descending=True, stable=True)]
+        asking = ids[wish]
+        asking = asking[self.counts[asking].argsort(descending=True, stable=True)]
         widths = torch.tensor(self.widths, device=ids.device)
         now = widths[self.sizes[asking].long()]
         price = 4 * (widths[self.sizes[asking].long() + 1] - now)

@@ -80,9 +80,13 @@ class MaskedSupernet(PrefixSupernet):
     field: Tensor
 
     def __init__(
-        self, spec: TableSpec, pull: float, threshold_rate: float, decay: float,
+        self,
+        spec: TableSpec,
+        pull: float,
+        threshold_rate: float,
+        decay: float,
         seed: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(spec, seed)
         field = torch.from_numpy(fields_of(spec))
         self.register_buffer("field", field, persistent=False)
@@ -176,8 +180,13 @@ class EvolvedEmbedding(PrefixEmbedding):
         cls, spec: TableSpec, options: dict[str, Any], seed: int
     ) -> MaskedSupernet:
         """The table with thresholds and random widths."""
-        names = ("pull", "threshold_rate", "decay")
-        return MaskedSupernet(spec, *(options[name] for name in names), seed)
+        return MaskedSupernet(
+            spec,
+            options["pull"],
+            options["threshold_rate"],
+            options["decay"],
+            seed,
+        )
 
     @classmethod
     def search(
