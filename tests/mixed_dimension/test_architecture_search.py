@@ -12,7 +12,13 @@ from survey_code import TableSpec
 from survey_code.catalog import DURING, SEARCH, get_method, methods
 from survey_code.data.synthetic import make_clicks, make_stream
 from survey_code.embedding import TrainingStep, decode_layout
-from survey_code.lab import Trial, compare_search_cost, measure_training, run, run_stream
+from survey_code.lab import (
+    Trial,
+    compare_search_cost,
+    measure_training,
+    run,
+    run_stream,
+)
 from survey_code.lab.task import make_task
 from survey_code.layouts import load_layout
 from survey_code.mixed_dimension.architecture_search import (
@@ -289,7 +295,8 @@ def quadratic(seed):
     m, k = torch.tensor(rng.normal(size=(3, 2))), torch.tensor(rng.normal(size=3))
 
     def train(weights=w, choices=a):
-        return ((weights - m @ choices) ** 2).sum() + (weights @ (m @ choices)) ** 2
+        product = weights @ (m @ choices)
+        return ((weights - m @ choices) ** 2).sum() + product**4 / 10
 
     def valid(weights=w, choices=a):
         return ((weights - k) ** 2).sum() + (weights[:2] * choices).sum()
@@ -350,8 +357,10 @@ def test_the_choices_gradient_matches_finite_differences(kind, task):
     table = {
         "logits": lambda: FieldWidths(spec, (1, 2, 8), 1, 0.1, 0),
         "controller": lambda: PopularityWidths(spec, (1, 2, 8), 0.1, 0),
-        "mask": lambda: get_method("autosrh").load().searching(
-            spec, get_method("autosrh").plan(spec, 4), 0
+        "mask": lambda: (
+            get_method("autosrh")
+            .load()
+            .searching(spec, get_method("autosrh").plan(spec, 4), 0)
         ),
     }[kind]()
     network = task.build_network(table).double()
@@ -399,9 +408,13 @@ def test_the_mixture_becomes_one_hot_as_it_cools(task):
     table = FieldWidths(task.spec, (1, 2, 4, 8), 1, 0.1, 0)
     table.advance(1.0)
     assert table.temperature == pytest.approx(0.01)
-    weights = table.weights_of(torch.zeros(1), torch.arange(4))
-    assert weights.sum(1).allclose(torch.ones(4))
-    assert weights.max(1).values.min() > 0.99
+    largest = []
+    for _ in range(100):
+        table.advance(1.0)
+        weights = table.weights_of(torch.zeros(1), torch.arange(4))
+        assert weights.sum(1).allclose(torch.ones(4))
+        largest.append(weights.max(1).values.mean().item())
+    assert np.mean(largest) > 0.98
     table.advance(0.0)
     assert table.temperature == 1.0
 
@@ -520,8 +533,7 @@ def test_reinforce_is_unbiased_in_a_thousand_draws():
         rewards = torch.from_numpy(pay[picks[:, 0], picks[:, 1]])
         found.append(reinforce(logits, torch.from_numpy(picks), rewards))
     mean, error = torch.stack(found).mean(0), torch.stack(found).std(0) / 4000**0.5
-    exact = torch.tensor([[-0.25, 0.25], [-0.5, 0.5]], dtype=torch.float64)
-    exact[0] = torch.tensor([-(2.5 - 0.5) / 4 + 0.0, 0.0])  # replaced below
+    exact = torch.zeros(2, 2, dtype=torch.float64)
     means = torch.from_numpy(pay.mean(1)), torch.from_numpy(pay.mean(0))
     for k, arm in enumerate(means):
         exact[k] = 0.5 * (arm - arm.mean())
@@ -639,7 +651,7 @@ def test_growing_changes_no_vector_and_sizes_never_shrink(task):
         table.advance(float(progress))
         some = torch.from_numpy(rng.integers(len(ids), size=(64, 4)))
         table(some)
-        table.past[:, 0] = 0  # everybody may decide
+        table.past[:, 0].clamp_(max=0)  # everybody may decide
         losses = torch.from_numpy(rng.random(64)).float()
         step = SimpleNamespace(row_losses=lambda losses=losses: losses)
         table.validation_step(step)
@@ -658,11 +670,12 @@ def test_the_policy_learns_whom_growing_helps(task):
     for _ in range(60):
         ids = torch.from_numpy(rng.permutation(200)[:100, None])
         table.sizes.zero_()
-        table.past[:, 0] = table.past[:, 0].clamp(max=0)
+        table.past[:, 0].clamp_(max=0)
         popular = ids[:, 0] < 100
         table.counts[:100], table.counts[100:200] = 1000.0, 1.0
         wished = table.past[ids[:, 0], 2] == 1
-        helped = torch.where(popular, 1.0, -1.0) * wished.float()
+        # What popular ids gain counts 30 times, for their thousand reads.
+        helped = torch.where(popular, 1.0, -30.0) * wished.float()
         # The last wish decides how much lower than usual the loss is now.
         table.last_ids = ids
         losses = 1.0 - 0.5 * helped
@@ -731,5 +744,6 @@ def test_search_costs_are_counted_against_the_full_table(data):
 
 
 def test_stages_are_as_documented():
-    assert FAMILY == ["nis", "esapn", "autoemb", "autodim", "autosrh", "optembed", "bet"]
+    order = "nis esapn autoemb autodim autosrh optembed bet"
+    assert order.split() == FAMILY
     assert [k for k in FAMILY if DURING in get_method(k).stages] == ["esapn"]

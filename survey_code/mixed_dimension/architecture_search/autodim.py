@@ -12,6 +12,7 @@ from survey_code.embedding import TrainingStep, check_range
 from survey_code.layouts.grouped import grouped_bytes
 from survey_code.mixed_dimension.architecture_search.bilevel import ChoiceStep
 from survey_code.mixed_dimension.architecture_search.choices import (
+    check_positive,
     choose_within,
     fields_of,
     powers_up_to,
@@ -57,6 +58,7 @@ class FieldWidthEmbedding(GroupedEmbedding):
     ) -> dict[str, Any]:
         """The budget, and how to search."""
         check_range("order", order, 1, 2)
+        check_positive(choice_rate=choice_rate)
         widths = powers_up_to(spec.embedding_dim)
         smallest = int(field_costs(spec, widths).min(axis=1).sum())
         budget = spec.require(ratio, smallest=smallest)

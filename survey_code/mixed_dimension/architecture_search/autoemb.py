@@ -12,6 +12,7 @@ from survey_code.embedding import TrainingStep, check_range, draw_normal
 from survey_code.layouts.grouped import grouped_bytes
 from survey_code.mixed_dimension.architecture_search.bilevel import ChoiceStep
 from survey_code.mixed_dimension.architecture_search.choices import (
+    check_positive,
     choose_within,
     cut_by_frequency,
     fields_of,
@@ -124,6 +125,7 @@ class PopularityEmbedding(GroupedEmbedding):
     ) -> dict[str, Any]:
         """The budget, and how to search."""
         check_range("groups", groups, 1, 256)
+        check_positive(choice_rate=choice_rate)
         smallest = 4 * spec.num_embeddings + overhead(spec)
         return {
             "budget": spec.require(ratio, smallest=smallest),

@@ -19,6 +19,7 @@ from survey_code.layouts import GroupedLayout
 from survey_code.layouts.grouped import grouped_bytes
 from survey_code.mixed_dimension.architecture_search.bilevel import choice_gradient
 from survey_code.mixed_dimension.architecture_search.choices import (
+    check_positive,
     cut_by_frequency,
     search_epochs,
 )
@@ -144,6 +145,7 @@ class ColumnEmbedding(GroupedEmbedding):
     ) -> dict[str, Any]:
         """The budget, and how to search."""
         check_range("groups", groups, 1, 256)
+        check_positive(mask_rate=mask_rate)
         group = cut_by_frequency(spec, groups)
         rows = np.bincount(group)
         widths = np.zeros_like(rows)

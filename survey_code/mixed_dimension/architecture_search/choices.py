@@ -145,6 +145,13 @@ def search_epochs(task: Any, epochs: int | None) -> dict[str, int]:
     return {"epochs": epochs or -(-usual // 3), "patience": 0}
 
 
+def check_positive(**options: Any) -> None:
+    """Raise ValueError unless each option is a positive, finite number."""
+    for name, value in options.items():
+        if not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be a positive number, got {value!r}")
+
+
 class Jury:
     """Judges choices by their loss on the same few validation batches.
 

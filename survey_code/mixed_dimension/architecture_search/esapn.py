@@ -12,7 +12,10 @@ from torch.nn import functional
 from survey_code.embedding import CompressedEmbedding, TrainingStep, draw_normal
 from survey_code.layouts import GroupedLayout
 from survey_code.mixed_dimension.architecture_search.autoemb import overhead
-from survey_code.mixed_dimension.architecture_search.choices import powers_up_to
+from survey_code.mixed_dimension.architecture_search.choices import (
+    check_positive,
+    powers_up_to,
+)
 from survey_code.mixed_dimension.architecture_search.mixed import split_by
 from survey_code.mixed_dimension.grouped import as_array
 from survey_code.spec import TableSpec
@@ -116,6 +119,8 @@ class GrowingEmbedding(CompressedEmbedding):
     ) -> dict[str, Any]:
         """The budget, up to which rows may grow."""
         smallest = 4 * spec.num_embeddings + overhead(spec)
+        check_positive(policy_rate=policy_rate)
+        check_chance(eager)
         budget = spec.require(ratio, smallest=smallest)
         return {"budget": budget, "policy_rate": policy_rate, "eager": eager}
 
@@ -263,8 +268,7 @@ def draw_link(low: int, high: int, seed: Any) -> Tensor:
 
 def make_policy(widths: int, eager: float, seed: Any) -> nn.Sequential:
     """From (popularity, size) to the log-odds of a wish to grow."""
-    if not isinstance(eager, int | float) or not 0 < eager < 1:
-        raise ValueError(f"eager must be a number between 0 and 1, got {eager!r}")
+    check_chance(eager)
     first, last = nn.Linear(1 + widths, HIDDEN), nn.Linear(HIDDEN, 1)
     with torch.no_grad():
         first.weight.copy_(draw_normal((HIDDEN, 1 + widths), 1.0, [*seed, 0]))
@@ -272,3 +276,9 @@ def make_policy(widths: int, eager: float, seed: Any) -> nn.Sequential:
         last.weight.zero_()
         last.bias.fill_(float(np.log(eager / (1 - eager))))
     return nn.Sequential(first, nn.Tanh(), last)
+
+
+def check_chance(eager: Any) -> None:
+    """Raise ValueError unless `eager` is a probability between 0 and 1."""
+    if not isinstance(eager, int | float) or not 0 < eager < 1:
+        raise ValueError(f"eager must be a number between 0 and 1, got {eager!r}")

@@ -17,6 +17,7 @@ from survey_code.embedding import (
 )
 from survey_code.layouts.grouped import remap_bytes
 from survey_code.mixed_dimension.architecture_search.choices import (
+    check_positive,
     choose_within,
     rank_by_frequency,
     search_epochs,
@@ -217,6 +218,7 @@ class BlockEmbedding(PrefixEmbedding):
         if sizes not in SIZES:
             raise ValueError(f"sizes must be one of {SIZES}, got {sizes!r}")
         check_range("columns", columns, 1, spec.embedding_dim)
+        check_positive(policy_rate=policy_rate, price=price)
         block, parts = cut_blocks(spec, columns)
         first = int((block == 0).sum()) * 4
         narrowest = len(parts[-1] if sizes == "multi" else parts[0])

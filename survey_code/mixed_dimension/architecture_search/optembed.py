@@ -13,6 +13,7 @@ from torch.nn import functional
 from survey_code.embedding import check_range
 from survey_code.mixed_dimension.architecture_search.choices import (
     Jury,
+    check_positive,
     fields_of,
     search_epochs,
 )
@@ -164,6 +165,7 @@ class EvolvedEmbedding(PrefixEmbedding):
         """The budget, and how long to evolve."""
         check_range("generations", generations, 0, 10_000)
         check_range("population", population, 2, 10_000)
+        check_positive(pull=pull, threshold_rate=threshold_rate)
         budget = spec.require(ratio, smallest=smallest_prefix(spec))
         return {
             "budget": budget,
