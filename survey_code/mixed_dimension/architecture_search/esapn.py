@@ -23,6 +23,9 @@ from survey_code.spec import TableSpec
 # Neurons of the policy.
 HIDDEN = 16
 
+# Largest log-odds: a policy that is certain tries nothing else, and learns no more.
+SUREST = 3.0
+
 # An id's usual loss is a running mean over about this many reads.
 MEMORY = 5
 
@@ -193,14 +196,14 @@ class GrowingEmbedding(CompressedEmbedding):
     def states(self, counts: Tensor, sizes: Tensor) -> Tensor:
         """What the policy sees: (m, 1 + widths)."""
         kind = functional.one_hot(sizes.long(), len(self.widths))
-        popularity = torch.log1p(counts)[:, None] / 10
+        popularity = torch.log1p(counts)[:, None] / 3
         weight = next(self.policy.parameters())
         return torch.cat([popularity, kind], 1).to(weight.dtype)
 
     def wishes(self, counts: Tensor, sizes: Tensor) -> Tensor:
         """Log-odds that an id of such a count and size wants to grow: (m,)."""
         odds: Tensor = self.policy(self.states(counts, sizes))[:, 0]
-        return odds
+        return SUREST * (odds / SUREST).tanh()
 
     def learn(self, ids: Tensor) -> None:
         """One step of REINFORCE: by how much each id's usual loss fell."""
