@@ -14,6 +14,7 @@ LOADERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "synthetic": ("synthetic", "make_clicks", {"preset": "small"}),
     "synthetic-large": ("synthetic", "make_clicks", {"preset": "large"}),
     "synthetic-stream": ("synthetic", "make_stream", {"preset": "stream"}),
+    "synthetic-interactions": ("synthetic", "make_interactions", {}),
     "frappe": ("frappe", "load_frappe", {}),
     "gowalla": ("gowalla", "load_gowalla", {}),
     "movietweetings": ("movietweetings", "load_movietweetings", {}),
@@ -27,8 +28,8 @@ def load(name: str, **options: Any) -> ClickData | InteractionData | StreamData:
     Parameters
     ----------
     name : str
-        "synthetic", "synthetic-large", "synthetic-stream", "frappe", "gowalla"
-        or "movietweetings".
+        "synthetic", "synthetic-large", "synthetic-stream",
+        "synthetic-interactions", "frappe", "gowalla" or "movietweetings".
     **options
         Of the loader, e.g. ``seed=1`` or ``hold_out=0``.
 

@@ -19,7 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from survey_code.data.tasks import ClickData, ClickRows, StreamData
+from survey_code.data.tasks import (
+    ClickData,
+    ClickRows,
+    InteractionData,
+    StreamData,
+)
 
 # Factors are multiples of 1/64, so their products, and log-odds, of 1/4096.
 FACTOR_GRID = 64
@@ -330,3 +335,135 @@ def best_metrics(
     from survey_code.metrics import measure_clicks
 
     return measure_clicks(rows.labels, np.asarray(logits))
+
+
+@dataclass(frozen=True)
+class InteractionSettings:
+    """What is drawn for a top-N task.
+
+    Parameters
+    ----------
+    num_users, num_items : int
+    per_user : tuple of int
+        Fewest and most items that a user meets.
+    factors : int
+        Length of the teacher's vectors.
+    exponent : float
+        Of the items' popularity, a Zipf law.
+    factor_std : float
+        Spread of the teacher's entries: how much taste outweighs popularity.
+    held_out : float
+        Share of a user's items in the validation part, and again in the test.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of its range.
+    """
+
+    num_users: int = 1500
+    num_items: int = 1000
+    per_user: tuple[int, int] = (30, 60)
+    factors: int = 4
+    exponent: float = 0.5
+    factor_std: float = 1.5
+    held_out: float = 0.1
+
+    def __post_init__(self) -> None:
+        fewest, most = self.per_user
+        for name, value, low, high in (
+            ("num_users", self.num_users, 1, 100_000),
+            ("num_items", self.num_items, 1, 100_000),
+            ("fewest items per user", fewest, 1, self.num_items),
+            ("most items per user", most, fewest, self.num_items),
+            ("factors", self.factors, 1, 1000),
+            ("exponent", self.exponent, 0, 10),
+            ("factor_std", self.factor_std, 0, 10),
+            ("held_out", self.held_out, 0, 0.5),
+        ):
+            if not low <= value <= high:
+                raise ValueError(f"{name} must be from {low} to {high}, got {value!r}")
+
+
+def make_interactions(*, seed: int = 0, **overrides: Any) -> InteractionData:
+    """Draw which user meets which item, from a planted matrix factorisation.
+
+    A user meets items one after another, each with a probability proportional to
+    the exponential of popularity plus taste among those that are left: the items
+    with the largest sums of log-odds and Gumbel noise.
+
+    Parameters
+    ----------
+    seed : int, default 0
+    **overrides
+        Fields of `InteractionSettings`.
+
+    Returns
+    -------
+    InteractionData
+        `source` holds the settings and the seed.
+
+    Raises
+    ------
+    ValueError
+        If a setting is unknown or out of range.
+
+    Examples
+    --------
+    >>> data = make_interactions(num_users=50, num_items=40, per_user=(5, 10))
+    >>> data.num_users, data.num_items, data.train.shape[1]
+    (50, 40, 2)
+    """
+    known = {field.name for field in dataclasses.fields(InteractionSettings)}
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        raise ValueError(f"unknown setting {unknown[0]!r}; settings: {sorted(known)}")
+    settings = InteractionSettings(**overrides)
+    rng = np.random.default_rng([seed, 7])
+    users, items = settings.num_users, settings.num_items
+    scores = draw_tastes(rng, settings)  # (users, items), in units of 1/4096
+    noise = -np.log(-np.log(rng.integers(1, 2**32, size=scores.shape) / 2.0**32))
+    order = np.argsort(-(scores + np.rint(noise * LOGIT_GRID)), axis=1, kind="stable")
+    counts = rng.integers(settings.per_user[0], settings.per_user[1] + 1, size=users)
+    met = np.arange(items) < counts[:, None]  # (users, items): a prefix of each order
+    pairs = np.stack(
+        [np.repeat(np.arange(users), counts), users + order[met]], axis=1
+    )  # (pairs, 2)
+    # A place within its user, in random order, says which part a pair is in.
+    shuffled = np.lexsort((rng.permutation(len(pairs)), pairs[:, 0]))
+    place = np.arange(len(pairs)) - np.repeat(np.cumsum(counts) - counts, counts)
+    held = np.floor(settings.held_out * counts).astype(np.int64)[pairs[:, 0]]
+    part = (place < held).astype(int) + (
+        place < 2 * held
+    )  # 2: valid, 1: test, 0: train
+    pairs = pairs[shuffled]
+    changed = {"seed": seed, **overrides} if seed else overrides
+    named = "".join(f", {name}={value}" for name, value in changed.items())
+    train, test, valid = (np.ascontiguousarray(pairs[part == k]) for k in range(3))
+    return InteractionData(
+        f"synthetic interactions ({users} x {items}{named})",
+        users,
+        items,
+        train,
+        valid,
+        test,
+        source={"seed": seed, **dataclasses.asdict(settings)},
+    )
+
+
+def draw_tastes(rng: np.random.Generator, settings: InteractionSettings) -> np.ndarray:
+    """Log-odds of every user and item in units of 1/4096, int64 (users, items)."""
+    shapes = (settings.num_users, settings.num_items)
+    user_factors, item_factors = (
+        np.rint(
+            rng.standard_normal((size, settings.factors))
+            * settings.factor_std
+            / settings.factors**0.25
+            * FACTOR_GRID
+        ).astype(np.int64)
+        for size in shapes
+    )
+    ranks = rng.permutation(settings.num_items)
+    popularity = np.rint(-settings.exponent * np.log1p(ranks) * LOGIT_GRID)
+    tastes: np.ndarray = user_factors @ item_factors.T + popularity.astype(np.int64)
+    return tastes

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from survey_code.book import COLORS, MARKERS
-from survey_code.catalog import TAXONOMY, Method, get_method
+from survey_code.catalog import TAXONOMY, Method, methods
 from survey_code.lab.results import Result, summarize
 
 METRIC_NAMES = {
@@ -35,7 +35,8 @@ def plot_tradeoff(
     Parameters
     ----------
     results : iterable of Result
-        Those of the key ``full`` give the band.
+        Those of the key ``full`` give the band.  A key that is not in the
+        catalogue, given with `dataclasses.replace`, is a line of its own name.
     metric : str
         Key of `Result.test`.
     ax : Axes, optional
@@ -54,6 +55,7 @@ def plot_tradeoff(
         )
         axes.axhline(row.mean, color="0.4", linestyle="--", linewidth=1, label="full")
     ends = []
+    titles = {method.key: method.title for method in methods()}
     lines = table[table["key"] != "full"].groupby("key", sort=False)
     for (key, rows), color, marker in zip(lines, cycle(COLORS), cycle(MARKERS)):
         rows = rows.sort_values("reached")
@@ -62,7 +64,7 @@ def plot_tradeoff(
             color=color, marker=marker, capsize=2, elinewidth=0.8,
         )  # fmt: skip
         last = rows.iloc[-1]
-        ends.append((last["reached"], last["mean"], get_method(key).title, color))
+        ends.append((last["reached"], last["mean"], titles.get(key, key), color))
     axes.set_xscale("log", base=2)
     show_ratios(axes, table.loc[table["key"] != "full", "reached"])
     axes.set_xlabel("compression ratio (full bytes / stored bytes)")

@@ -92,6 +92,13 @@ TRIALS = {
                          evaluate_every=10, patience=3, decay=1.0),
         {"normalize": True}, {"loss": "softmax"}, init_std=0.1,
     ),
+    ("synthetic", "mf"): Trial(
+        "mf", 32,
+        TrainingSettings(epochs=8, batch_size=1024, learning_rate=3e-2, patience=0,
+                         decay=1.0, schedule="linear", precision="float64"),
+        {"normalize": True},
+        {"loss": "softmax", "negatives": 256, "temperature": 0.2}, init_std=0.1,
+    ),
     # LightGCN as published, inner products and BPR, but large steps that shrink:
     # a constant rate small enough to end as well needs many times the epochs.
     ("gowalla", "lightgcn"): Trial(
@@ -136,7 +143,9 @@ def default_trial(data: Any, model: str | None = None) -> Trial:
     first, with its own default layers.
     """
     named = [
-        trial for (prefix, _), trial in TRIALS.items() if data.name.startswith(prefix)
+        trial
+        for (prefix, model_name), trial in TRIALS.items()
+        if data.name.startswith(prefix) and is_ranking(model_name) == is_top_n(data)
     ]
     if not named:
         named = [t for t in TRIALS.values() if is_ranking(t.model) == is_top_n(data)]

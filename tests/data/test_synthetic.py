@@ -10,9 +10,12 @@ from sklearn.metrics import log_loss, roc_auc_score
 from survey_code.data import list_arrays, load
 from survey_code.data.synthetic import (
     PRESETS,
+    InteractionSettings,
     SyntheticSettings,
     World,
+    draw_tastes,
     make_clicks,
+    make_interactions,
     make_stream,
     turn,
     zipf_thresholds,
@@ -392,3 +395,50 @@ def test_other_data_have_another_name():
     assert (
         names[1] == "synthetic (small, seed=1, field_sizes=(20, 10), rows=(60, 40, 40))"
     )
+
+
+def test_interactions_are_pairs_of_a_user_and_an_item_once_each():
+    data = make_interactions()
+    pairs = np.concatenate([data.train, data.valid, data.test])
+    assert len(np.unique(pairs, axis=0)) == len(pairs)
+    assert pairs[:, 0].min() >= 0 and pairs[:, 0].max() < data.num_users
+    assert pairs[:, 1].min() >= data.num_users
+    assert pairs[:, 1].max() < data.num_embeddings
+    met = np.bincount(pairs[:, 0], minlength=data.num_users)
+    assert met.min() == 30 and met.max() == 60
+    held = np.bincount(data.test[:, 0], minlength=data.num_users)
+    assert (held == np.floor(0.1 * met)).all()
+    assert (held == np.bincount(data.valid[:, 0], minlength=data.num_users)).all()
+
+
+def test_interactions_follow_the_planted_tastes():
+    """A met item's log-odds lie above those of items not met."""
+    data = make_interactions(num_users=200, num_items=100, per_user=(10, 20))
+    settings = InteractionSettings(num_users=200, num_items=100, per_user=(10, 20))
+    tastes = draw_tastes(np.random.default_rng([0, 7]), settings)
+    met = np.zeros(tastes.shape, dtype=bool)
+    pairs = np.concatenate([data.train, data.valid, data.test])
+    met[pairs[:, 0], pairs[:, 1] - 200] = True
+    assert (tastes * met).sum(1).sum() / met.sum() > tastes[~met].mean() + 4096
+
+
+def test_interactions_are_the_same_for_a_seed_and_differ_between_seeds():
+    small = {"num_users": 20, "num_items": 15, "per_user": (3, 6)}
+    one, again, other = (make_interactions(seed=s, **small) for s in (1, 1, 2))
+    assert (one.train == again.train).all() and one.name == again.name
+    assert one.name != other.name
+    assert one.train.shape != other.train.shape or (one.train != other.train).any()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_users": 0}, "num_users must be from 1 to 100000, got 0"),
+        ({"per_user": (5, 2000)}, "most items per user must be from 5 to 1000"),
+        ({"held_out": 0.6}, "held_out must be from 0 to 0.5, got 0.6"),
+        ({"users": 3}, "unknown setting 'users'"),
+    ],
+)
+def test_bad_settings_of_interactions_are_value_errors(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_interactions(**changes)

@@ -80,7 +80,8 @@ class PropagatedEmbedding(CompressedEmbedding):
         """The table, and what it becomes layer by layer."""
         if not self.layers:
             return [self.weight]
-        graph = make_csr(self.starts, self.columns, self.edges, check=False)
+        edges = self.edges.to(self.weight.dtype)
+        graph = make_csr(self.starts, self.columns, edges, check=False)
         return propagate_layers(graph, self.weight, self.layers)
 
     def gather(self, table: Tensor, ids: Tensor) -> Tensor:
