@@ -247,8 +247,8 @@ def law_path(
 ) -> Callable[[float], np.ndarray]:
     """The power law from wide to narrow.
 
-    Without `alpha`, first the exponent rises from 0 to 1, the most popular group
-    keeping the full width; then this width falls.  With it, only the width falls.
+    With `alpha`, the factor falls.  Without it, first the exponent rises from 0 to
+    1, the most popular group keeping the full width; then this width falls.
     """
     # From here on down, the rarest group falls short of the full width too.
     widest = dim * (popularity.max() / popularity.min()) ** (alpha or 0.0)
@@ -322,11 +322,11 @@ class MixedDimensionFields(FieldWidths):
         spec: TableSpec,
         ratio: float,
         *,
-        alpha: float | None = None,
+        alpha: float | None = 0.3,
         power_of_two: bool = False,
     ) -> dict[str, Any]:
-        """The smallest exponent whose widths fit; where `alpha` is given, the
-        greatest factor.
+        """The greatest factor of the law whose widths fit; with ``alpha=None`` the
+        smallest exponent, the smallest field keeping the full width.
         """
         rows = np.diff(spec.field_starts)
         path = law_path(1 / rows, spec.embedding_dim, check_alpha(alpha), power_of_two)
@@ -462,10 +462,12 @@ class MixedDimensionBlocks(PopularityWidths):
         ratio: float,
         *,
         blocks: int = 8,
-        alpha: float | None = None,
+        alpha: float | None = 0.3,
         power_of_two: bool = False,
     ) -> dict[str, Any]:
-        """Blocks that share the reads evenly, and the smallest exponent that fits."""
+        """Blocks that share the reads evenly, and the greatest factor of the law, or
+        with ``alpha=None`` the smallest exponent, whose widths fit.
+        """
         check_range("blocks", blocks, 1, 256)
         blocks = min(blocks, spec.num_embeddings)
         shares = np.arange(1, blocks) / blocks
