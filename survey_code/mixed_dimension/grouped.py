@@ -36,6 +36,9 @@ class GroupedEmbedding(CompressedEmbedding):
         If an id has no group, or a width is not from 0 to spec.embedding_dim.
     """
 
+    # Learning rate of the projections, in units of the short rows'.
+    projection_rate: float = 0.1
+
     def __init__(
         self,
         spec: TableSpec,
@@ -53,13 +56,15 @@ class GroupedEmbedding(CompressedEmbedding):
         self.tables = nn.ParameterList(
             [nn.Parameter(draw(rng, shape, spec.init_std)) for shape in shapes]
         )
+        short = [g for g, w in enumerate(self.widths) if 0 < w < spec.embedding_dim]
+        if pad or not short:
+            short, basis = [], np.zeros((0, 0))
+        else:
+            basis = draw_basis(rng, spec.embedding_dim)
         self.projections = nn.ParameterDict(
-            {}
-            if pad
-            else {
-                str(g): nn.Parameter(draw_projection(rng, width, spec.embedding_dim))
-                for g, width in enumerate(self.widths)
-                if 0 < width < spec.embedding_dim
+            {
+                str(g): nn.Parameter(start_projection(basis, self.widths[g]))
+                for g in short
             }
         )
         self.group_of: Tensor | None
@@ -75,6 +80,14 @@ class GroupedEmbedding(CompressedEmbedding):
         self.register_buffer("starts", starts)
         self.register_buffer("group_of", remap[0])
         self.register_buffer("row_of", remap[1])
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Projections move more slowly: every row of a group feels their steps."""
+        slow = self.projection_rate * learning_rate
+        return [
+            {"params": list(self.tables), "lr": learning_rate},
+            {"params": list(self.projections.values()), "lr": slow},
+        ]
 
     def locate(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Group, and row within the group, of flat ids."""
@@ -146,15 +159,23 @@ def draw(rng: np.random.Generator, shape: tuple[int, ...], std: float) -> Tensor
     return torch.from_numpy(rng.standard_normal(shape, np.float32) * np.float32(std))
 
 
-def draw_projection(rng: np.random.Generator, width: int, dim: int) -> Tensor:
-    """A random matrix (width, dim) that keeps the spread of what it projects.
+def draw_basis(rng: np.random.Generator, dim: int) -> np.ndarray:
+    """A random orthogonal matrix (dim, dim); its rows are directions."""
+    basis, triangle = np.linalg.qr(rng.standard_normal((dim, dim)))
+    # Signs that do not depend on how the factors were found.
+    return np.asarray((basis * np.sign(np.diag(triangle))).T)
 
-    Its squares add up to `dim`: a short row of independent entries with variance
-    v becomes a row whose entries have variance v on average.
+
+def start_projection(basis: np.ndarray, width: int) -> Tensor:
+    """The first directions of a basis as a projection, shape (width, dim).
+
+    All groups begin in the same space, so that inner products between their rows
+    mean something from the start.  The factor sqrt(dim / width) keeps the spread:
+    a short row of independent entries with variance v becomes a row whose entries
+    have variance v on average.
     """
-    matrix = rng.standard_normal((width, dim))
-    matrix *= np.sqrt(dim / np.square(matrix).sum())
-    return torch.from_numpy(matrix.astype(np.float32))
+    scale = np.sqrt(len(basis) / width)
+    return torch.from_numpy((scale * basis[:width]).astype(np.float32))
 
 
 def check_widths(widths: Sequence[int], dim: int) -> list[int]:
