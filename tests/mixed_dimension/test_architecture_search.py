@@ -667,15 +667,17 @@ def test_the_policy_learns_whom_growing_helps(task):
     table = growing(task.spec, 1, policy_rate=0.02).train()
     table.advance(1.0)
     rng = np.random.default_rng(0)
-    for _ in range(400):
+    popular = torch.arange(task.spec.num_embeddings) < 100
+    for _ in range(80):
         ids = torch.from_numpy(rng.permutation(200)[:100, None])
         table.sizes.zero_()
-        table.past[:, 0].clamp_(max=0)
-        popular = ids[:, 0] < 100
-        table.counts[:100], table.counts[100:200] = 1000.0, 1.0
+        # The last decision was at 1000 reads or at 1; now it is due again.
+        reads = torch.where(popular, 1000.0, 1.0)
+        table.past[:, 0] = torch.where(table.past[:, 0] < 0, -1.0, reads)
+        table.counts.copy_(2 * reads)
         wished = table.past[ids[:, 0], 2] == 1
         # What popular ids gain counts 30 times, for their thousand reads.
-        helped = torch.where(popular, 1.0, -30.0) * wished.float()
+        helped = torch.where(popular[ids[:, 0]], 1.0, -30.0) * wished.float()
         # The last wish decides how much lower than usual the loss is now.
         table.last_ids = ids
         losses = 1.0 - 0.5 * helped

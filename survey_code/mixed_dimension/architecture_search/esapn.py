@@ -17,7 +17,7 @@ from survey_code.mixed_dimension.architecture_search.choices import (
     powers_up_to,
 )
 from survey_code.mixed_dimension.architecture_search.mixed import split_by
-from survey_code.mixed_dimension.grouped import as_array
+from survey_code.mixed_dimension.grouped import GroupedEmbedding, as_array
 from survey_code.spec import TableSpec
 
 # Neurons of the policy.
@@ -167,8 +167,12 @@ class GrowingEmbedding(CompressedEmbedding):
         return full
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Rows and chain; the policy learns from rewards."""
-        return [{"params": [self.weight, *self.chain], "lr": learning_rate}]
+        """Rows, and the slower chain; the policy learns from rewards."""
+        slow = GroupedEmbedding.projection_rate * learning_rate
+        return [
+            {"params": [self.weight], "lr": learning_rate},
+            {"params": list(self.chain), "lr": slow},
+        ]
 
     # -- growing ------------------------------------------------------------
 
