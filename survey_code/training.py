@@ -363,15 +363,23 @@ class Trainer:
     def _run_step(self, batch: Any) -> Tensor:
         progress = self._progress(self.steps_done)
         self.table.advance(progress)
+        drawn: list[Any] = []
+
+        def validation_loss() -> Tensor:
+            if not drawn:  # only now: most methods need none
+                drawn.append(next(self.validation))
+            return self.objective.loss(self.network, drawn[0])
+
         step = TrainingStep(
             loss=lambda: self.objective.loss(self.network, batch),
-            validation_loss=lambda: self.objective.loss(
-                self.network, next(self.validation)
-            ),
+            validation_loss=validation_loss,
             network=self.network,
             learning_rate=self.rate,
             progress=progress,
         )
+        if hasattr(self.objective, "row_losses"):
+            rows = self.objective.row_losses
+            step.row_losses = lambda: rows(self.network, batch)
         if self.searches:
             self.table.validation_step(step)
         for optimizer in self.optimizers:

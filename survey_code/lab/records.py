@@ -235,6 +235,22 @@ def movietweetings_drift() -> list[Cell]:
     ]
 
 
+def movietweetings_search() -> list[Cell]:
+    """FM on MovieTweetings in time order: the searches made for streams.
+
+    Asked for at most half of the table's bytes, weights per id included: with ten
+    columns the narrowest rows take a fifth.
+    """
+    trial = TRIALS["movietweetings", "fm"]
+    asked: list[tuple[str, float]] = [("full", 1)]
+    asked += [(key, r) for key in ("uniform", "esapn", "autoemb") for r in (2, 3)]
+    return [
+        StreamCell(key, "movietweetings", ratio, seed, trial)
+        for key, ratio in asked
+        for seed in SEEDS
+    ]
+
+
 FAMILY_RATIOS = (4, 10, 30)
 
 
@@ -290,6 +306,7 @@ RECORDS: dict[str, Callable[[], list[Cell]]] = {
     "gowalla_mf": lambda: gowalla_full("mf"),
     "gowalla_lightgcn": lambda: gowalla_full("lightgcn"),
     "movietweetings_drift": movietweetings_drift,
+    "movietweetings_search": movietweetings_search,
     **_by_category("mixed dimension"),
     **_by_category("weight sharing"),
 }

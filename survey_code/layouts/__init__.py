@@ -7,6 +7,7 @@ import os
 from survey_code.layouts.binary import BinaryLayout
 from survey_code.layouts.dense import DenseLayout
 from survey_code.layouts.files import header_bytes, read_file
+from survey_code.layouts.grouped import GroupedLayout
 from survey_code.layouts.hashed import HashedLayout
 from survey_code.layouts.layout import Layout
 from survey_code.layouts.rowwise import RowwiseLayout
@@ -19,6 +20,7 @@ LAYOUTS: dict[str, type[Layout]] = {
         RowwiseLayout,
         TieredLayout,
         BinaryLayout,
+        GroupedLayout,
         HashedLayout,
     )
 }
@@ -52,6 +54,7 @@ __all__ = [
     "LAYOUTS",
     "BinaryLayout",
     "DenseLayout",
+    "GroupedLayout",
     "HashedLayout",
     "Layout",
     "RowwiseLayout",

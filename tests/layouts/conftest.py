@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from survey_code import TableSpec, compress
-from survey_code.layouts import BinaryLayout, DenseLayout, RowwiseLayout, TieredLayout
+from survey_code.layouts import (
+    BinaryLayout,
+    DenseLayout,
+    GroupedLayout,
+    RowwiseLayout,
+    TieredLayout,
+)
 from survey_code.weight_sharing.hashing import (
     HashingEmbedding,
     QuotientRemainderEmbedding,
@@ -48,6 +54,21 @@ def tiered(dim, format="float32", **tiers):
     return TieredLayout.from_parts(dim, parts)
 
 
+def grouped(dim, widths, assignment=None, rows=None, **options):
+    """Groups of given widths; `project=True` draws their projections."""
+    if assignment is not None:
+        rows = np.bincount(assignment, minlength=len(widths))
+    rng = np.random.default_rng(dim)
+    tables = [rng.normal(size=(n, w)) for n, w in zip(rows, widths)]
+    project = options.pop("project", False)
+    matrices = [
+        rng.normal(size=(w, dim)) if project and 0 < w < dim else None for w in widths
+    ]
+    return GroupedLayout.from_tables(tables, matrices, dim, assignment, **options)
+
+
+MIXED = np.array([2, 0, 0, 1, 2, 1, 1, 0, 2, 2, 2])
+
 EXAMPLES = {
     "dense-float32": lambda: DenseLayout.from_weight(draw_table(5)),
     "dense-float16": lambda: DenseLayout.from_weight(draw_table(3), "float16"),
@@ -66,6 +87,14 @@ EXAMPLES = {
     "binary-row-scales": lambda: binary(6, scales=draw_table(1).astype(np.float16)),
     "binary-blocks": lambda: binary(6, scales=draw_table(3), blocks=3),
     "binary-magnitudes": lambda: compress(draw_table(9), "bccf", rule="pph"),
+    "grouped-fields": lambda: grouped(5, [5, 2, 1], rows=[2, 3, 6], project=True),
+    "grouped-one": lambda: grouped(6, [2], rows=[11], project=True),
+    "grouped-remap": lambda: grouped(5, [5, 3, 1], MIXED, project=True),
+    "grouped-zeros": lambda: grouped(4, [0, 4, 0], MIXED),
+    "grouped-padded": lambda: grouped(6, [6, 0, 2], MIXED),
+    "grouped-columns": lambda: grouped(
+        4, [1, 2], rows=[5, 6], columns=[np.array([3]), np.array([2, 0])]
+    ),
     "hashed": lambda: hashed(rows=4),
     "hashed-signed": lambda: hashed(rows=4, signed=True),
     "hashed-open": lambda: hashed(rows=4, open_ids=True),
