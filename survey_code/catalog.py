@@ -222,6 +222,21 @@ CATALOG: tuple[Method, ...] = (
     Method("quotient_remainder", "Quotient-remainder", "weight sharing", "hashing",
            2020, "shi2020", (DURING,), BOTH_TASKS,
            "weight_sharing.hashing:QuotientRemainderEmbedding"),
+    Method("low_rank", "Low rank", "weight sharing", "decomposition", 2009,
+           "koren2009", (DURING, AFTER), BOTH_TASKS,
+           "weight_sharing.decomposition:LowRankEmbedding"),
+    Method("mlet", "Multi-layer embedding", "weight sharing", "decomposition", 2020,
+           "ghaemmaghami2020mlet", (DURING,), BOTH_TASKS,
+           "weight_sharing.decomposition:CollapsedEmbedding"),
+    Method("tt_rec", "Tensor train", "weight sharing", "decomposition", 2021,
+           "yin2021ttrec", (DURING, AFTER), BOTH_TASKS,
+           "weight_sharing.decomposition:TensorTrainEmbedding"),
+    Method("sttd", "Semi-tensor train", "weight sharing", "decomposition", 2022,
+           "xia2022sttd", (DURING,), BOTH_TASKS,
+           "weight_sharing.decomposition:SemiTensorEmbedding"),
+    Method("ant", "Anchor and transform", "weight sharing", "decomposition", 2021,
+           "liang2021ant", (DURING,), BOTH_TASKS,
+           "weight_sharing.decomposition:AnchorEmbedding"),
 )  # fmt: skip
 
 

@@ -2,14 +2,20 @@
 
 import numpy as np
 import pytest
+import torch
 
 from survey_code import TableSpec, compress
 from survey_code.layouts import (
+    AnchorLayout,
     BinaryLayout,
     DenseLayout,
     GroupedLayout,
     RowwiseLayout,
     TieredLayout,
+)
+from survey_code.weight_sharing.decomposition import (
+    SemiTensorEmbedding,
+    TensorTrainEmbedding,
 )
 from survey_code.weight_sharing.hashing import (
     HashingEmbedding,
@@ -69,7 +75,28 @@ def grouped(dim, widths, assignment=None, rows=None, **options):
 
 MIXED = np.array([2, 0, 0, 1, 2, 1, 1, 0, 2, 2, 2])
 
+
+def train(**options):
+    table = TensorTrainEmbedding(TableSpec.of_shape(ROWS, 6), seed=3, **options)
+    if options.get("slots"):
+        table(torch.tensor([3, 3, 8, 1]))
+        table.fill_cache()
+    return table.freeze()
+
+
+def anchored(count):
+    mixture = draw_table(count).clip(min=0.3) - np.float32(0.3)
+    return AnchorLayout.from_dense(mixture, draw_table(5)[:count])
+
+
 EXAMPLES = {
+    "tensor-train": lambda: train(rank=3),
+    "tensor-train-cached": lambda: train(rank=2, slots=3),
+    "semi-tensor-train": lambda: SemiTensorEmbedding(
+        TableSpec.of_shape(ROWS, 8), rank=2, seed=1
+    ).freeze(),
+    "low-rank": lambda: compress(draw_table(7), "low_rank", rank=2),
+    "anchors": lambda: anchored(4),
     "dense-float32": lambda: DenseLayout.from_weight(draw_table(5)),
     "dense-float16": lambda: DenseLayout.from_weight(draw_table(3), "float16"),
     "dense-bfloat16": lambda: DenseLayout.from_weight(draw_table(4), "bfloat16"),
