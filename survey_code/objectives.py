@@ -94,6 +94,10 @@ def squared_length(network: ClickNetwork) -> Tensor:
     weights: list[Tensor] = list(network.table.parameters())
     if network.first_order is not None:
         weights.append(network.first_order.weight)
+    if not weights:
+        raise ValueError(
+            "table_l2 needs a table of parameters; this one keeps its rows otherwise"
+        )
     return torch.stack([weight.square().sum() for weight in weights]).sum()
 
 

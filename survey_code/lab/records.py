@@ -30,7 +30,7 @@ from survey_code.lab.results import (
 )
 from survey_code.lab.runs import is_run, reaches, run
 from survey_code.lab.stream import run_stream
-from survey_code.lab.task import TRIALS, Trial, is_ranking
+from survey_code.lab.task import TRIALS, Trial, is_ranking, open_data
 from survey_code.training import TrainingSettings
 
 SEEDS = (1, 2, 3)
@@ -50,8 +50,8 @@ class Cell:
     def matches(self, result: Result) -> bool:
         """Whether a result is this run."""
         return is_run(
-            result, self.method, self.data, self.ratio, self.seed, self.trial,
-            self.options,
+            result, self.method, open_data(self.data).name, self.ratio, self.seed,
+            self.trial, self.options,
         )  # fmt: skip
 
     def reaches(self) -> bool:
