@@ -25,13 +25,17 @@ class TrainingStep:
     loss : callable returning a scalar Tensor
         The loss of the batch just used, computed anew with the table as it is.
     validation_loss : callable returning a scalar Tensor
-        The loss of the next validation batch (for searches on two levels).
+        The loss of the step's validation batch, the same at every call (for
+        searches on two levels).
     network : Module
         The whole network, table included.
     learning_rate : float
         The table's learning rate in force.
     progress : float
         0 at the first step of training, 1 at the last.
+    row_losses : callable returning a Tensor of shape (batch,)
+        The loss of each row of the batch alone, where rows are what the task has
+        (clicks); for methods that judge single ids.
     """
 
     loss: Callable[[], Tensor]
@@ -39,6 +43,7 @@ class TrainingStep:
     network: nn.Module
     learning_rate: float
     progress: float
+    row_losses: Callable[[], Tensor] = lambda: torch.zeros(0)
 
 
 class CompressedEmbedding(nn.Module):

@@ -41,6 +41,8 @@ class ClickObjective:
         self, rng: np.random.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Validation rows in random order, again and again."""
+        if not len(self._valid[1]):
+            raise ValueError(f"{self.data.name} has no validation rows to search on")
         while True:
             yield from split_rows(self._valid, self.settings.batch_size, rng)
 
@@ -56,6 +58,14 @@ class ClickObjective:
         if self.settings.table_l2:
             loss = loss + self.settings.table_l2 / 2 * squared_length(network)
         return loss + network.table.penalty()
+
+    def row_losses(self, network: ClickNetwork, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Cross-entropy of each row, shape (batch,)."""
+        ids, labels = batch
+        logits = network.score(network.read(ids), ids)
+        return functional.binary_cross_entropy_with_logits(
+            logits, labels.to(logits.dtype), reduction="none"
+        )
 
     def validate(self, network: ClickNetwork) -> dict[str, float]:
         """AUC and log-loss on the validation rows."""
@@ -84,6 +94,10 @@ def squared_length(network: ClickNetwork) -> Tensor:
     weights: list[Tensor] = list(network.table.parameters())
     if network.first_order is not None:
         weights.append(network.first_order.weight)
+    if not weights:
+        raise ValueError(
+            "table_l2 needs a table of parameters; this one keeps its rows otherwise"
+        )
     return torch.stack([weight.square().sum() for weight in weights]).sum()
 
 

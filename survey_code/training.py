@@ -363,15 +363,23 @@ class Trainer:
     def _run_step(self, batch: Any) -> Tensor:
         progress = self._progress(self.steps_done)
         self.table.advance(progress)
+        drawn: list[Any] = []
+
+        def validation_loss() -> Tensor:
+            if not drawn:  # only now: most methods need none
+                drawn.append(next(self.validation))
+            return self.objective.loss(self.network, drawn[0])
+
         step = TrainingStep(
             loss=lambda: self.objective.loss(self.network, batch),
-            validation_loss=lambda: self.objective.loss(
-                self.network, next(self.validation)
-            ),
+            validation_loss=validation_loss,
             network=self.network,
             learning_rate=self.rate,
             progress=progress,
         )
+        if hasattr(self.objective, "row_losses"):
+            rows = self.objective.row_losses
+            step.row_losses = lambda: rows(self.network, batch)
         if self.searches:
             self.table.validation_step(step)
         for optimizer in self.optimizers:
@@ -406,6 +414,22 @@ class Trainer:
         self.rate = table_rate(self.settings) * factor
         for group, first in zip(self.groups, self.first_rates, strict=True):
             group["lr"] = first * factor
+
+
+@contextlib.contextmanager
+def leave_no_trace(network: Any) -> Iterator[None]:
+    """Run a network once more within a step: its own buffers (the running means of
+    batch norm) and the random numbers of dropout go on as if it had not been.
+    """
+    table = getattr(network, "table", network)
+    own = {id(buffer) for buffer in table.buffers()}
+    buffers = [b for b in network.buffers() if id(b) not in own]
+    kept = [buffer.clone() for buffer in buffers]
+    devices = [buffer.device.index for buffer in buffers if buffer.is_cuda][:1]
+    with torch.random.fork_rng(devices):
+        yield
+    for buffer, before in zip(buffers, kept, strict=True):
+        buffer.copy_(before)
 
 
 def set_precision(network: Any, kind: torch.dtype) -> None:

@@ -294,7 +294,8 @@ def test_forward_in_eval_mode_is_the_frozen_lookup(trained, spec):
 def test_rows_start_at_the_spread_of_the_full_table(trained):
     """No method starts ahead, and none starts dead."""
     table = some_table(trained, SPECS["5000 x 16"])
-    std = table.eval()(torch.arange(5000)).std().item()
+    # An anchor table stores only a part of its first, dense mixture.
+    std = table.train(trained.key == "ant")(torch.arange(5000)).std().item()
     assert std == pytest.approx(0.01, rel=0.25)
 
 
@@ -336,7 +337,8 @@ def rows_with_gradient(weight):
 def test_gradients_reach_the_rows_that_were_read_and_no_other(trained, sparse):
     """Rows without a gradient play no part: spoil them, and nothing changes."""
     table = some_table(trained, SPECS["5000 x 16"]).train()
-    if table.freeze().name not in ("dense", "hashed"):
+    shared = trained.family == "decomposition"
+    if shared or table.freeze().name not in ("dense", "hashed"):
         pytest.skip("shared cores move other rows as well")
     table.sparse_gradients = sparse
     ids = torch.tensor([4, 4, 1700, 4999])

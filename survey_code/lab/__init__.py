@@ -10,6 +10,7 @@ _HOMES = {
     "Result": "results",
     "Task": "task",
     "Trial": "task",
+    "compare_search_cost": "memory",
     "load_results": "results",
     "measure_lookup": "latency",
     "measure_training": "memory",

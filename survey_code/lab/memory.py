@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from survey_code.embedding import CompressedEmbedding, TrainingStep
-from survey_code.training import TrainingSettings, make_table_optimizer
+from survey_code.lab.results import Result
+from survey_code.training import TrainingSettings, make_table_optimizer, overrides
 
 
 class MemoryMeter(TorchDispatchMode):
@@ -95,7 +98,8 @@ def measure_training(
     dict
         ``"persistent"``: weights, buffers and optimiser state, which stay from
         step to step.  ``"peak"``: the most bytes alive at once, gradients and
-        the vectors read included.  The network around the table is not counted.
+        the vectors read and a step on validation rows included.  The network
+        around the table is not counted.
     """
     twin = copy.deepcopy(table).cpu().train()
     optimizer = make_table_optimizer(twin, settings)
@@ -103,12 +107,20 @@ def measure_training(
     def loss() -> Tensor:
         return twin(ids).square().sum() + twin.penalty()
 
-    step = TrainingStep(loss, loss, twin, settings.learning_rate, 0.0)
+    def row_losses() -> Tensor:
+        return twin(ids).square().flatten(1).sum(1)
+
+    step = TrainingStep(loss, loss, twin, settings.learning_rate, 0.0, row_losses)
+    searches = overrides(twin, "validation_step")
+    if searches:
+        twin.advance(1.0)  # some begin late
     with MemoryMeter() as meter:
         meter.add(*twin.parameters(), *twin.buffers())
         for _ in range(2):
             # The second step has the optimiser's state in place.
             meter.peak = meter.now
+            if searches:
+                twin.validation_step(step)
             if optimizer:
                 optimizer.zero_grad(set_to_none=True)
             value = loss()
@@ -119,6 +131,47 @@ def measure_training(
             del value
             twin.after_step(step)
     return {"persistent": persistent_bytes(twin, optimizer), "peak": meter.peak}
+
+
+def compare_search_cost(results: Iterable[Result]) -> pd.DataFrame:
+    """What searching costs, beside training the full table once.
+
+    Parameters
+    ----------
+    results : iterable of Result
+        Measured ones, on one data set; those of the key ``full`` are the measure.
+
+    Returns
+    -------
+    DataFrame
+        One row for each key: seconds of ``search`` and of ``train``, means over the
+        runs, ``times``, their sum over the full table's, and ``memory``, the peak
+        bytes of search or training, whichever is larger, over the full table's.
+
+    Raises
+    ------
+    ValueError
+        If no result is the full table's.
+    """
+    rows = [
+        {
+            "key": result.key,
+            "search": result.seconds["search"],
+            "train": result.seconds["train"],
+            "peak": max(
+                result.bytes.get("training_peak_in_search", 0),
+                result.bytes["training_peak"],
+            ),
+        }
+        for result in results
+    ]
+    if "full" not in {row["key"] for row in rows}:
+        raise ValueError("results must hold the key 'full', to compare with")
+    table = pd.DataFrame(rows).groupby("key", sort=False).mean()
+    full = table.loc["full"]
+    table["times"] = (table["search"] + table["train"]) / full["train"]
+    table["memory"] = table.pop("peak") / full["peak"]
+    return table
 
 
 def persistent_bytes(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import inspect
 import json
 import os
 import time
@@ -268,7 +270,11 @@ def is_run(
     trial: Trial,
     options: dict[str, Any],
 ) -> bool:
-    """Whether a result is this run; of data, the name or its beginning."""
+    """Whether a result is this run, on the data set of this name.
+
+    An option that was not asked for has its default; what a plan or a search chose
+    is not compared.
+    """
     result = Result.from_json(result.to_json())  # as a file holds it
     # A result made before a setting existed had its default.
     before = {f.name: f.default for f in dataclasses.fields(trial.settings)}
@@ -279,15 +285,25 @@ def is_run(
         for name, value in wanted.items()
         if name not in ("device", "progress")
     )
-    asked = json.loads(json.dumps(options))
+    asked = {**plan_defaults(method), **json.loads(json.dumps(options))}
     return (
         same_settings
-        and all(result.options.get(name) == value for name, value in asked.items())
-        and result.data.startswith(data)
+        and all(
+            result.options.get(name, plan_defaults(method).get(name)) == value
+            for name, value in asked.items()
+            if value is not None
+        )
+        and result.data == data
         and (result.key, result.requested_ratio, result.seed)
         == (method, float(ratio), seed)
         and (result.model, result.dim) == (trial.model, trial.dim)
     )
+
+
+def plan_defaults(method: str) -> dict[str, Any]:
+    """What a method's `plan` takes for options that nobody names; None: it chooses."""
+    parameters = inspect.signature(catalog.get_method(method).load().plan).parameters
+    return {p.name: p.default for p in parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
 def sweep(
@@ -346,17 +362,25 @@ def prepare(
 
 def describe_options(options: dict[str, Any]) -> dict[str, Any]:
     """Options as JSON can hold them: arrays by their shape."""
-    return {
-        name: f"array{tuple(value.shape)}"
-        if getattr(value, "ndim", 0)
-        else as_plain(value)
-        for name, value in options.items()
-    }
+    return {name: as_plain(value) for name, value in options.items()}
 
 
 def as_plain(value: Any) -> Any:
-    """A NumPy number as Python's own, all else as it is."""
-    return value.item() if isinstance(value, np.generic) else value
+    """As JSON can hold it: NumPy's numbers as Python's own, short arrays as lists,
+    long ones as their shape and the beginning of their SHA-256.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {name: as_plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_plain(part) for part in value]
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.size <= 64:
+        return value.tolist()
+    digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+    return f"array{value.shape} {digest[:16]}"
 
 
 def describe_call(

@@ -11,7 +11,7 @@ import pandas as pd
 from survey_code import catalog
 from survey_code.data.tasks import ClickData, ClickRows, StreamData, join_rows
 from survey_code.embedding import FullEmbedding
-from survey_code.lab.runs import adapt_trial
+from survey_code.lab.runs import adapt_trial, search
 from survey_code.lab.task import ClickTask, Trial, default_trial
 from survey_code.objectives import evaluate_clicks
 from survey_code.training import train
@@ -42,7 +42,8 @@ def run_stream(
     ----------
     method : str
         A key of `methods()`; methods that compress after training compress
-        anew before each test.
+        anew before each test, and those that search do so in the first `start`
+        windows, of which they choose by the last.
     data : str or StreamData
     ratio : float, default 1
     seed : int, default 0
@@ -81,6 +82,9 @@ def run_stream(
     trial = adapt_trial(trial, model, None, device, {"patience": 0, **(settings or {})})
     task = ClickTask(gather_windows(data, 0, start), trial, seed)
     planned = chosen.plan(task.spec, ratio, **options)
+    if chosen.stage == catalog.SEARCH:
+        held_out = ClickTask(hold_out_last(data, start), trial, seed)
+        planned, _ = search(chosen, held_out, planned)
     after = chosen.stage == catalog.AFTER
     table = (
         FullEmbedding(task.spec, seed=seed)
@@ -122,6 +126,12 @@ def gather_windows(data: StreamData, start: int, stop: int) -> ClickData:
     return ClickData(
         data.name, data.field_names, data.field_starts, rows, none, none, data.source
     )
+
+
+def hold_out_last(data: StreamData, stop: int) -> ClickData:
+    """Windows 0 .. stop - 1, the last of them to choose by."""
+    known = gather_windows(data, 0, max(stop - 1, 1))
+    return dataclasses.replace(known, valid=data.windows[stop - 1])
 
 
 def new_share(data: StreamData, window: int) -> float:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 
+from survey_code.layouts.anchors import AnchorLayout
 from survey_code.layouts.binary import BinaryLayout
 from survey_code.layouts.dense import DenseLayout
 from survey_code.layouts.files import header_bytes, read_file
+from survey_code.layouts.grouped import GroupedLayout
 from survey_code.layouts.hashed import HashedLayout
 from survey_code.layouts.layout import Layout
 from survey_code.layouts.rowwise import RowwiseLayout
+from survey_code.layouts.tensor_train import TensorTrainLayout
 from survey_code.layouts.tiered import TieredLayout
 
 LAYOUTS: dict[str, type[Layout]] = {
@@ -19,7 +22,10 @@ LAYOUTS: dict[str, type[Layout]] = {
         RowwiseLayout,
         TieredLayout,
         BinaryLayout,
+        GroupedLayout,
         HashedLayout,
+        TensorTrainLayout,
+        AnchorLayout,
     )
 }
 
@@ -50,11 +56,14 @@ def load_layout(path: str | os.PathLike[str]) -> Layout:
 
 __all__ = [
     "LAYOUTS",
+    "AnchorLayout",
     "BinaryLayout",
     "DenseLayout",
+    "GroupedLayout",
     "HashedLayout",
     "Layout",
     "RowwiseLayout",
+    "TensorTrainLayout",
     "TieredLayout",
     "header_bytes",
     "load_layout",

@@ -57,7 +57,7 @@ def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
     rows, dim = codes.shape
     padded = np.zeros((rows, -(-dim // per_byte) * per_byte), dtype=np.uint8)
     padded[:, :dim] = codes
-    shifts = np.arange(per_byte, dtype=np.uint8) * bits
+    shifts = np.arange(per_byte, dtype=np.uint8) * np.uint8(bits)
     spread = padded.reshape(rows, -1, per_byte) << shifts  # (rows, bytes, per_byte)
     return np.bitwise_or.reduce(spread, axis=2)
 
@@ -111,7 +111,7 @@ class RowwiseLayout(Layout):
         starts: np.ndarray | None = None,
     ) -> None:
         self.rows = np.asarray(rows)
-        self.bits = bits
+        self.bits = int(bits)
         self.parameters = None if parameters is None else np.asarray(parameters)
         self.starts = None if starts is None else np.asarray(starts)
         super().__init__(len(self.rows) if self.rows.ndim else 0, embedding_dim)

@@ -29,7 +29,10 @@ CELLS = [
 def tiny_record(monkeypatch):
     """A record of six small runs."""
     tiny = make_clicks(rows=(1000, 300, 300), field_sizes=(40, 30))
-    monkeypatch.setattr(data, "load", lambda name: tiny)
+    other = dataclasses.replace(tiny, name="another")
+    monkeypatch.setattr(
+        data, "load", lambda name: tiny if name == "synthetic" else other
+    )
     monkeypatch.setitem(RECORDS, "tiny", lambda: CELLS)
 
 

@@ -1,5 +1,6 @@
 """`run`, whole: from a name to a result, and from the shell."""
 
+import dataclasses
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from survey_code.cli import main
 from survey_code.data.synthetic import make_clicks, make_stream
 from survey_code.data.tasks import InteractionData
 from survey_code.lab import Result, Trial, load_results, run, runs, sweep
-from survey_code.lab.runs import reaches, train_full
+from survey_code.lab.runs import reaches, run_once, train_full
 from survey_code.lab.task import make_task
 from survey_code.layouts import DenseLayout, load_layout
 from survey_code.objectives import evaluate_clicks, evaluate_ranking
@@ -385,3 +386,18 @@ def test_gowalla_runs_by_the_same_call():
     assert result.bytes["inference"] == 70_839 * (4 + 4)
     assert result.reached_ratio == 4
     assert result.test["recall@20"] > 0.005
+
+
+def test_an_option_is_not_taken_for_its_default(tmp_path):
+    """A run with an option does not stand for the run without it."""
+    out = tmp_path / "runs.jsonl"
+    data = make_clicks(rows=(600, 100, 100), field_sizes=(30, 20))
+    arguments = {"trial": TINY, "measure": False}
+    for _ in range(2):
+        run_once(out, "rowwise", data, 2, 1, symmetric=True, **arguments)
+        run_once(out, "rowwise", data, 2, 1, **arguments)
+    found = load_results(out)
+    assert len(found) == 2
+    other = dataclasses.replace(data, name=data.name + "-v2")
+    run_once(out, "rowwise", other, 2, 1, **arguments)
+    assert len(load_results(out)) == 3

@@ -2,9 +2,21 @@
 
 import numpy as np
 import pytest
+import torch
 
 from survey_code import TableSpec, compress
-from survey_code.layouts import BinaryLayout, DenseLayout, RowwiseLayout, TieredLayout
+from survey_code.layouts import (
+    AnchorLayout,
+    BinaryLayout,
+    DenseLayout,
+    GroupedLayout,
+    RowwiseLayout,
+    TieredLayout,
+)
+from survey_code.weight_sharing.decomposition import (
+    SemiTensorEmbedding,
+    TensorTrainEmbedding,
+)
 from survey_code.weight_sharing.hashing import (
     HashingEmbedding,
     QuotientRemainderEmbedding,
@@ -48,7 +60,43 @@ def tiered(dim, format="float32", **tiers):
     return TieredLayout.from_parts(dim, parts)
 
 
+def grouped(dim, widths, assignment=None, rows=None, **options):
+    """Groups of given widths; `project=True` draws their projections."""
+    if assignment is not None:
+        rows = np.bincount(assignment, minlength=len(widths))
+    rng = np.random.default_rng(dim)
+    tables = [rng.normal(size=(n, w)) for n, w in zip(rows, widths)]
+    project = options.pop("project", False)
+    matrices = [
+        rng.normal(size=(w, dim)) if project and 0 < w < dim else None for w in widths
+    ]
+    return GroupedLayout.from_tables(tables, matrices, dim, assignment, **options)
+
+
+MIXED = np.array([2, 0, 0, 1, 2, 1, 1, 0, 2, 2, 2])
+
+
+def train(**options):
+    table = TensorTrainEmbedding(TableSpec.of_shape(ROWS, 6), seed=3, **options)
+    if options.get("slots"):
+        table(torch.tensor([3, 3, 8, 1]))
+        table.fill_cache()
+    return table.freeze()
+
+
+def anchored(count):
+    mixture = draw_table(count).clip(min=0.3) - np.float32(0.3)
+    return AnchorLayout.from_dense(mixture, draw_table(5)[:count])
+
+
 EXAMPLES = {
+    "tensor-train": lambda: train(rank=3),
+    "tensor-train-cached": lambda: train(rank=2, slots=3),
+    "semi-tensor-train": lambda: SemiTensorEmbedding(
+        TableSpec.of_shape(ROWS, 8), rank=2, seed=1
+    ).freeze(),
+    "low-rank": lambda: compress(draw_table(7), "low_rank", rank=2),
+    "anchors": lambda: anchored(4),
     "dense-float32": lambda: DenseLayout.from_weight(draw_table(5)),
     "dense-float16": lambda: DenseLayout.from_weight(draw_table(3), "float16"),
     "dense-bfloat16": lambda: DenseLayout.from_weight(draw_table(4), "bfloat16"),
@@ -66,6 +114,14 @@ EXAMPLES = {
     "binary-row-scales": lambda: binary(6, scales=draw_table(1).astype(np.float16)),
     "binary-blocks": lambda: binary(6, scales=draw_table(3), blocks=3),
     "binary-magnitudes": lambda: compress(draw_table(9), "bccf", rule="pph"),
+    "grouped-fields": lambda: grouped(5, [5, 2, 1], rows=[2, 3, 6], project=True),
+    "grouped-one": lambda: grouped(6, [2], rows=[11], project=True),
+    "grouped-remap": lambda: grouped(5, [5, 3, 1], MIXED, project=True),
+    "grouped-zeros": lambda: grouped(4, [0, 4, 0], MIXED),
+    "grouped-padded": lambda: grouped(6, [6, 0, 2], MIXED),
+    "grouped-columns": lambda: grouped(
+        4, [1, 2], rows=[5, 6], columns=[np.array([3]), np.array([2, 0])]
+    ),
     "hashed": lambda: hashed(rows=4),
     "hashed-signed": lambda: hashed(rows=4, signed=True),
     "hashed-open": lambda: hashed(rows=4, open_ids=True),

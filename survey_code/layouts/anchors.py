@@ -1,0 +1,116 @@
+"""The anchor layout: each row is a sparse mixture of a few anchor vectors."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from survey_code.layouts.layout import Array, Layout, array_module, pool_rows
+
+
+class AnchorLayout(Layout):
+    """``row = sum of weight * anchor`` over the entries that are stored for it.
+
+    Parameters
+    ----------
+    anchors : ndarray of float32, shape (a, embedding_dim)
+    weights : ndarray of float32, shape (entries,)
+        Row after row.
+    columns : ndarray of uint8 or uint16, shape (entries,)
+        Each entry's anchor.
+    offsets : ndarray of uint32, shape (num_embeddings + 1,)
+        Where each row's entries start; the number of entries at the end.
+
+    Raises
+    ------
+    ValueError
+        If the shapes contradict each other.
+    """
+
+    name: ClassVar[str] = "anchors"
+    array_names: ClassVar[tuple[str, ...]] = (
+        "anchors",
+        "weights",
+        "columns",
+        "offsets",
+    )
+
+    def __init__(
+        self,
+        anchors: np.ndarray,
+        weights: np.ndarray,
+        columns: np.ndarray,
+        offsets: np.ndarray,
+    ) -> None:
+        super().__init__(len(offsets) - 1, anchors.shape[1])
+        self.anchors = np.ascontiguousarray(anchors)
+        self.weights = np.ascontiguousarray(weights)
+        self.columns = np.ascontiguousarray(columns)
+        self.offsets = np.ascontiguousarray(offsets)
+        self.validate()
+
+    @classmethod
+    def from_dense(cls, mixture: np.ndarray, anchors: np.ndarray) -> AnchorLayout:
+        """Keep the entries of a mixture (rows, a) that are not 0."""
+        rows, columns = np.nonzero(mixture)
+        counts = np.bincount(rows, minlength=len(mixture))
+        kind = np.uint8 if len(anchors) <= 256 else np.uint16
+        return cls(
+            anchors.astype(np.float32, copy=False),
+            mixture[rows, columns].astype(np.float32, copy=False),
+            columns.astype(kind),
+            np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32),
+        )
+
+    def validate(self) -> None:
+        """Raise ValueError if entries, rows and anchors contradict."""
+        anchors, offsets, columns = self.anchors, self.offsets, self.columns
+        if (
+            anchors is None
+            or anchors.dtype != np.float32
+            or anchors.shape[1:] != (self.embedding_dim,)
+            or not 1 <= len(anchors) <= 2**16
+        ):
+            raise ValueError(
+                f"anchors must be float32 of shape (1 to 65536, {self.embedding_dim})"
+            )
+        entries = 0 if self.weights is None else len(self.weights)
+        if (
+            offsets is None
+            or offsets.dtype != np.uint32
+            or offsets.shape != (self.num_embeddings + 1,)
+            or offsets[0] != 0
+            or offsets[-1] != entries
+            or (np.diff(offsets.astype(np.int64)) < 0).any()
+        ):
+            raise ValueError(
+                f"offsets must be uint32, rising from 0 to {entries}, "
+                f"for {self.num_embeddings} rows"
+            )
+        if (
+            self.weights is None
+            or self.weights.dtype != np.float32
+            or columns is None
+            or columns.dtype not in (np.uint8, np.uint16)
+            or columns.shape != self.weights.shape
+            or (entries and int(columns.max()) >= len(anchors))
+        ):
+            raise ValueError(
+                f"columns must be uint8 or uint16 numbers of {len(anchors)} anchors, "
+                "one for each float32 weight"
+            )
+
+    def read_rows(self, ids: Array) -> Array:
+        """Weight the anchors of each row's entries, and add them up."""
+        xp = array_module(ids)
+        starts = self.offsets[ids].astype(np.int64)
+        counts = self.offsets[ids + 1].astype(np.int64) - starts
+        ends = xp.cumsum(counts)
+        entries = int(ends[-1]) if len(ids) else 0
+        # Entry e belongs to the first row that ends after it.
+        row = xp.searchsorted(ends, xp.arange(entries), side="right")
+        place = xp.arange(entries) - (ends - counts)[row] + starts[row]
+        parts = self.anchors[self.columns[place]] * self.weights[place][:, None]
+        bounds = xp.concatenate([xp.zeros(1, dtype=np.int64), ends])
+        return pool_rows(parts, bounds, "sum", xp)

@@ -1,0 +1,474 @@
+"""The grouped layout: groups of rows, each with a width and a projection of its own.
+
+A group of n rows and width w keeps n short rows of w numbers, one after another in
+`values`.  A short row becomes a full one by the group's projection, a matrix of
+(w, embedding_dim); a group as wide as the full row needs none, and a group of width 0
+is all zeros.  Instead of being projected, short rows can be spread over some of the
+columns, with zeros in the others.
+
+Where the groups are ranges of ids, as fields are, their sizes say who belongs where.
+Otherwise a remap does, in about log2(groups) bits per id instead of a number: see
+`pack_assignment`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from survey_code.layouts.binary import count_ones
+from survey_code.layouts.layout import (
+    Array,
+    Layout,
+    array_module,
+    check_offsets,
+    check_weights,
+    pool_rows,
+)
+
+# Ids of one block of the remap: eight words of 64 bits, a cache line per bit plane.
+WORDS = 8
+BLOCK = 64 * WORDS
+MAX_GROUPS = 256
+
+
+def count_planes(groups: int) -> int:
+    """Bits that tell so many groups apart."""
+    return max(int(groups) - 1, 1).bit_length()
+
+
+def pack_assignment(assignment: np.ndarray, groups: int) -> tuple[Array, Array]:
+    """Who belongs to which group, bit plane by bit plane, with running counts.
+
+    The ids are cut into blocks of 512.  Plane p of a block holds bit p of its ids'
+    group numbers; `before` counts, for each block and group, the group's ids in all
+    earlier blocks.  The row of an id within its group is that count, plus the
+    group's ids that stand before it in its own block.
+
+    Parameters
+    ----------
+    assignment : ndarray of integers, shape (n,)
+        Group of each id, 0 to groups - 1.
+    groups : int
+        At most 256.
+
+    Returns
+    -------
+    planes : ndarray of uint64, shape (blocks, bits, 8)
+    before : ndarray of uint32, shape (blocks, groups)
+
+    Examples
+    --------
+    >>> planes, before = pack_assignment(np.array([0, 1, 1, 0, 1]), groups=2)
+    >>> bin(planes[0, 0, 0])
+    '0b10110'
+    """
+    codes = np.asarray(assignment).astype(np.uint8)
+    blocks, bits = -(-len(codes) // BLOCK), count_planes(groups)
+    padded = np.zeros(blocks * BLOCK, dtype=np.uint8)
+    padded[: len(codes)] = codes
+    planes = np.stack(
+        [
+            np.packbits((padded >> p) & 1, bitorder="little").view("<u8")
+            for p in range(bits)
+        ]
+    )  # (bits, blocks * 8)
+    planes = planes.reshape(bits, blocks, WORDS).transpose(1, 0, 2)
+    flat = np.arange(len(codes)) // BLOCK * groups + codes
+    inside = np.bincount(flat, minlength=blocks * groups).reshape(blocks, groups)
+    before = np.cumsum(inside, axis=0) - inside
+    return np.ascontiguousarray(planes).astype(np.uint64), before.astype(np.uint32)
+
+
+def remap_bytes(num_embeddings: int, groups: int) -> int:
+    """Bytes of what `pack_assignment` returns."""
+    blocks = -(-num_embeddings // BLOCK)
+    return blocks * (8 * WORDS * count_planes(groups) + 4 * groups)
+
+
+def grouped_bytes(
+    rows: Sequence[int],
+    widths: Sequence[int],
+    dim: int,
+    ranges: bool = True,
+    pad: bool = False,
+) -> int:
+    """Bytes of a grouped layout, before there is one.
+
+    Parameters
+    ----------
+    rows, widths : sequences of int, one per group
+    dim : int
+    ranges : bool, default True
+        Whether the groups are ranges of ids; otherwise there is a remap.
+    pad : bool, default False
+        Whether short rows are filled up with zeros instead of projected.
+    """
+    numbers = sum(n * w for n, w in zip(rows, widths, strict=True))
+    short = [w for w in widths if 0 < w < dim]
+    total = 4 * numbers + 8 * len(widths)
+    total += 2 * sum(widths) * bool(short) if pad else 4 * dim * sum(short)
+    if not ranges:
+        total += remap_bytes(sum(rows), len(rows))
+    return int(total)
+
+
+class GroupedLayout(Layout):
+    """Short rows group by group, and what makes them long.
+
+    Parameters
+    ----------
+    values : ndarray of float32, shape (sum of rows * width,)
+        The groups' short rows, one group after another; within a group in the
+        order of their ids.
+    groups : ndarray of int32, shape (groups, 2)
+        Rows and width of each group.
+    embedding_dim : int
+    projections : ndarray of float32, shape (sum of width * embedding_dim,), optional
+        Matrices of the groups with 0 < width < embedding_dim, one after another.
+    columns : ndarray of uint16, shape (sum of widths,), optional
+        Instead of projections: the columns that a group's numbers go to.
+    planes : ndarray of uint64, shape (blocks, bits, 8), optional
+        From `pack_assignment`; left out where the groups are ranges of ids.
+    before : ndarray of uint32, shape (blocks, groups), optional
+
+    Raises
+    ------
+    ValueError
+        If the arrays contradict each other.
+    """
+
+    name: ClassVar[str] = "grouped"
+    array_names: ClassVar[tuple[str, ...]] = (
+        "values",
+        "groups",
+        "projections",
+        "columns",
+        "planes",
+        "before",
+    )
+
+    def __init__(
+        self,
+        values: np.ndarray,
+        groups: np.ndarray,
+        embedding_dim: int,
+        projections: np.ndarray | None = None,
+        columns: np.ndarray | None = None,
+        planes: np.ndarray | None = None,
+        before: np.ndarray | None = None,
+    ) -> None:
+        def optional(array: Any) -> Any:
+            return None if array is None else np.asarray(array)
+
+        self.values = np.asarray(values)
+        self.groups = np.asarray(groups)
+        self.projections = optional(projections)
+        self.columns = optional(columns)
+        self.planes = optional(planes)
+        self.before = optional(before)
+        self._check_groups()
+        super().__init__(int(self.groups[:, 0].sum(dtype=np.int64)), embedding_dim)
+        self.validate()
+
+    @classmethod
+    def from_tables(
+        cls,
+        tables: Sequence[np.ndarray],
+        projections: Sequence[np.ndarray | None],
+        embedding_dim: int,
+        assignment: np.ndarray | None = None,
+        columns: Sequence[np.ndarray] | None = None,
+    ) -> GroupedLayout:
+        """Put the groups' tables together.
+
+        Parameters
+        ----------
+        tables : sequence of ndarray, shapes (rows, width)
+            The short rows of each group, in the order of their ids.
+        projections : sequence of ndarray, shapes (width, embedding_dim), or None
+            None for groups of width 0 or `embedding_dim`.  All None: the short
+            rows are filled up with zeros.
+        embedding_dim : int
+        assignment : ndarray of integers, shape (ids,), optional
+            Group of each id; by default the groups are ranges of ids.
+        columns : sequence of ndarray of integers, optional
+            Where short rows are not projected: the columns of each group's
+            numbers; by default the first ones.
+        """
+        groups = np.array([table.shape for table in tables], dtype=np.int32)
+        groups = groups.reshape(-1, 2)
+        widths = [int(width) for width in groups[:, 1]]
+        matrices = [np.ravel(matrix) for matrix in projections if matrix is not None]
+        if columns is None and not matrices:
+            columns = [np.arange(width) for width in widths]
+        if not any(0 < width < embedding_dim for width in widths):
+            columns = None
+        remap: tuple[Any, Any] = (None, None)
+        if assignment is not None and not is_ranges(assignment, groups[:, 0]):
+            remap = pack_assignment(assignment, len(groups))
+        return cls(
+            join([np.ravel(table) for table in tables], np.float32),
+            groups,
+            embedding_dim,
+            join(matrices, np.float32) if matrices else None,
+            None if matrices or columns is None else join(columns, np.uint16),
+            *remap,
+        )
+
+    # -- what is stored ------------------------------------------------------
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Rows and width of each group."""
+        return [(int(rows), int(width)) for rows, width in self.groups.tolist()]
+
+    def tables(self) -> list[Array]:
+        """The short rows of each group, shapes (rows, width)."""
+        ends = np.cumsum([rows * width for rows, width in self.sizes()]).tolist()
+        starts = [0, *ends]
+        return [
+            self.values[start:stop].reshape(size)
+            for start, stop, size in zip(starts, ends, self.sizes())
+        ]
+
+    def matrices(self) -> list[Array | None]:
+        """The projection of each group, shape (width, embedding_dim), or None."""
+        found: list[Array | None] = []
+        start, dim = 0, self.embedding_dim
+        for _, width in self.sizes():
+            if self.projections is None or not 0 < width < dim:
+                found.append(None)
+                continue
+            stop = start + width * dim
+            found.append(self.projections[start:stop].reshape(width, dim))
+            start = stop
+        return found
+
+    def places(self) -> list[Array | None]:
+        """The columns of each group's numbers, or None where there are all."""
+        if self.columns is None:
+            return [None] * len(self.groups)
+        ends = np.cumsum([width for _, width in self.sizes()]).tolist()
+        return [self.columns[a:b] for a, b in zip([0, *ends], ends)]
+
+    # -- checks --------------------------------------------------------------
+
+    def _check_groups(self) -> None:
+        groups = self.groups
+        if groups is None or groups.dtype != np.int32 or groups.shape[1:] != (2,):
+            raise ValueError("groups must be int32 of shape (groups, 2)")
+        if not len(groups) or int(groups.min()) < 0:
+            raise ValueError("groups needs a group, and sizes from 0 up")
+
+    def validate(self) -> None:
+        """Raise ValueError if sizes, values, projections and remap contradict."""
+        self._check_groups()
+        dim, sizes = self.embedding_dim, self.sizes()
+        if sum(rows for rows, _ in sizes) != self.num_embeddings:
+            raise ValueError(f"groups must hold {self.num_embeddings} rows together")
+        widths = [width for _, width in sizes]
+        if max(widths) > dim:
+            raise ValueError(f"a group is {max(widths)} wide, a full row only {dim}")
+        check_vector("values", self.values, sum(n * w for n, w in sizes), np.float32)
+        short = [width for width in widths if 0 < width < dim]
+        if bool(short) != (self.projections is not None or self.columns is not None):
+            raise ValueError("short rows, and only they, need projections or columns")
+        if self.projections is not None:
+            check_vector("projections", self.projections, sum(short) * dim, np.float32)
+        if self.columns is not None:
+            if self.projections is not None:
+                raise ValueError("projections and columns exclude each other")
+            check_vector("columns", self.columns, sum(widths), np.uint16)
+            for place, width in zip(self.places(), widths):
+                some = place.tolist()  # type: ignore[union-attr]
+                if len(set(some)) != width or max(some, default=0) >= dim:
+                    raise ValueError("columns must be different columns of a row")
+        self._check_remap()
+
+    def _check_remap(self) -> None:
+        planes, before = self.planes, self.before
+        if planes is None and before is None:
+            return
+        if planes is None or before is None:
+            raise ValueError("planes and before belong together")
+        blocks, groups = -(-self.num_embeddings // BLOCK), len(self.groups)
+        shapes = (blocks, count_planes(groups), WORDS), (blocks, groups)
+        if planes.dtype != np.uint64 or planes.shape != shapes[0]:
+            raise ValueError(f"planes must be uint64 of shape {shapes[0]}")
+        if before.dtype != np.uint32 or before.shape != shapes[1]:
+            raise ValueError(f"before must be uint32 of shape {shapes[1]}")
+        if groups > MAX_GROUPS:
+            raise ValueError(f"a remap tells {MAX_GROUPS} groups apart, got {groups}")
+        codes = self.read_assignment()
+        counts = np.bincount(codes, minlength=groups)
+        if (
+            len(counts) != groups
+            or (counts != self.groups[:, 0]).any()
+            or (pack_assignment(codes, groups)[1] != before).any()
+        ):
+            raise ValueError("planes and before do not fit the groups' sizes")
+
+    def read_assignment(self) -> np.ndarray:
+        """Group of every id, uint8 (or int64 where groups are ranges of ids)."""
+        if self.planes is None:
+            return np.repeat(np.arange(len(self.groups)), self.groups[:, 0])
+        codes = np.zeros(len(self.planes) * BLOCK, dtype=np.uint8)
+        for p in range(self.planes.shape[1]):
+            words = np.ascontiguousarray(self.planes[:, p]).view(np.uint8).ravel()
+            codes |= np.unpackbits(words, bitorder="little") << np.uint8(p)
+        return codes[: self.num_embeddings]
+
+    # -- reading -------------------------------------------------------------
+
+    def locate(self, ids: Array) -> tuple[Array, Array]:
+        """Group, and row within the group, of checked ids; both int64 (m,)."""
+        xp = array_module(ids)
+        if self.planes is None:
+            ends = np.cumsum(self.groups_on_cpu()[:, 0], dtype=np.int64)
+            starts = xp.asarray(ends - self.groups_on_cpu()[:, 0])
+            group = xp.searchsorted(xp.asarray(ends), ids, side="right")
+            return group, ids - starts[group]
+        block, word = ids // BLOCK, ids // 64 % WORDS
+        bit = (ids % 64).astype(np.uint64)
+        one = np.uint64(1)
+        # Bits of the block's ids that come before this one.
+        order = xp.arange(WORDS)[None, :]
+        below = ((xp.ones_like(bit) << bit) - one)[:, None]
+        every = np.uint64(2**64 - 1)
+        same = xp.where(order == word[:, None], below, np.uint64(0))
+        same = xp.where(order < word[:, None], every, same)  # (m, 8)
+        group = xp.zeros(len(ids), dtype=np.int64)
+        rows = xp.arange(len(ids))
+        for p in range(self.planes.shape[1]):
+            plane = self.planes[block, p]  # (m, 8)
+            own = (plane[rows, word] >> bit) & one
+            group |= own.astype(np.int64) << p
+            # Keep the ids whose bit p is that of this id.
+            same = same & xp.where(own[:, None] == one, plane, ~plane)
+        inside = count_ones(xp.ascontiguousarray(same)).sum(axis=1, dtype=np.int64)
+        return group, self.before[block, group].astype(np.int64) + inside  # type: ignore[index]
+
+    def groups_on_cpu(self) -> np.ndarray:
+        """Rows and widths as a NumPy array."""
+        return np.array(self.sizes(), dtype=np.int64)
+
+    def widen(self, short: Array, group: int) -> Array:
+        """Short rows of one group -> full rows: (m, width) -> (m, embedding_dim)."""
+        xp = array_module(short)
+        matrix, place = self.matrices()[group], self.places()[group]
+        if matrix is not None:
+            # Unlike a matrix product of BLAS, einsum gives a row the same digits
+            # whatever other rows are read along with it.
+            return xp.einsum("mw,wd->md", short, matrix)
+        if short.shape[1] == self.embedding_dim:
+            return short
+        rows = xp.zeros((len(short), self.embedding_dim), dtype=np.float32)
+        if place is not None:
+            rows[:, place.astype(np.int64)] = short
+        return rows
+
+    def read_rows(self, ids: Array) -> Array:
+        """Gather short rows group by group, then project them."""
+        xp = array_module(ids)
+        full = xp.zeros((len(ids), self.embedding_dim), dtype=np.float32)
+        groups, rows = self.locate(ids)
+        for g, table in enumerate(self.tables()):
+            here = xp.flatnonzero(groups == g)
+            if len(here) and table.shape[1]:
+                full[here] = self.widen(table[rows[here]], g)
+        return full
+
+    def bag(
+        self,
+        ids: Array,
+        offsets: Array | None = None,
+        per_sample_weights: Array | None = None,
+        mode: str = "sum",
+        check: bool = True,
+    ) -> Array:
+        """Pool rows bag by bag; sums and means are taken before the projection.
+
+        Projecting is linear, so that a bag needs one projection per group, however
+        many ids it holds.  See `Layout.bag`.
+        """
+        ids = self.check_ids(ids)
+        xp = array_module(ids)
+        starts = check_offsets(ids, offsets, xp)
+        weights = check_weights(ids, per_sample_weights, mode, xp)
+        odd = weights is not None and not bool(xp.isfinite(weights).all())
+        if mode == "max" or odd:  # 0 times infinity must show
+            return super().bag(ids, offsets, per_sample_weights, mode, check)
+        bags, counts = len(starts) - 1, xp.diff(starts)
+        pooled = xp.zeros((bags, self.embedding_dim), dtype=np.float32)
+        groups, rows = self.locate(ids.ravel())
+        for g, table in enumerate(self.tables()):
+            here = xp.flatnonzero(groups == g)
+            if not len(here) or not table.shape[1]:
+                continue
+            short = table[rows[here]]
+            if weights is not None:
+                short = short * weights.reshape(-1, 1)[here]
+            # Ids of this group before each border between bags.
+            part = pool_rows(short, xp.searchsorted(here, starts), "sum", xp)
+            pooled += self.widen(part, g)
+        if mode == "mean":
+            pooled /= xp.maximum(counts, 1).astype(np.float32)[:, None]
+        return pooled
+
+    def scores(self, queries: Array) -> Array:
+        """Inner products of full vectors with all rows, without making the rows.
+
+        Group by group (h P^T) W^T: the query is brought down to the group's width
+        instead of the rows up to the query's.
+
+        Parameters
+        ----------
+        queries : array of float32, shape (m, embedding_dim)
+
+        Returns
+        -------
+        array of float32, shape (m, num_embeddings)
+
+        Raises
+        ------
+        ValueError
+            If the queries have another shape.
+        """
+        if queries.ndim != 2 or queries.shape[1] != self.embedding_dim:
+            raise ValueError(
+                f"queries must have shape (m, {self.embedding_dim}), "
+                f"got {tuple(queries.shape)}"
+            )
+        xp = array_module(self.values)
+        found = xp.zeros((len(queries), self.num_embeddings), dtype=np.float32)
+        members = xp.asarray(np.argsort(self.to_cpu().read_assignment(), kind="stable"))  # type: ignore[attr-defined]
+        start = 0
+        for g, table in enumerate(self.tables()):
+            ids = members[start : start + len(table)]
+            start += len(table)
+            matrix, place = self.matrices()[g], self.places()[g]
+            if matrix is not None:
+                small = queries @ matrix.T
+            else:
+                small = queries if place is None else queries[:, place.astype(np.int64)]
+            found[:, ids] = small[:, : table.shape[1]] @ table.T
+        return found
+
+
+def is_ranges(assignment: np.ndarray, rows: np.ndarray) -> bool:
+    """Whether the groups are ranges of ids, in their order."""
+    return bool(np.array_equal(assignment, np.repeat(np.arange(len(rows)), rows)))
+
+
+def join(parts: Sequence[np.ndarray], kind: Any) -> np.ndarray:
+    """Vectors, one after another."""
+    whole = np.concatenate([np.zeros(0, kind), *parts])
+    return np.ascontiguousarray(whole, dtype=kind)
+
+
+def check_vector(name: str, array: Any, size: int, kind: Any) -> None:
+    """Raise ValueError unless an array is a vector of a size and a type."""
+    if array is None or array.dtype != kind or array.shape != (size,):
+        raise ValueError(f"{name} must be {np.dtype(kind)} of shape ({size},)")

@@ -1,0 +1,185 @@
+"""The tensor-train layout: a row is a product of small matrices.
+
+The row number is written with a few digits, ``i = (i_1, i_2, ..., i_k)``; digit j
+picks one slice of core j, and the slices, multiplied from left to right, are the
+row.  Two cores, the first with all the digits and the second with none, are a
+low-rank table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from survey_code.layouts.layout import Array, Layout, array_module
+
+
+def take_mixed_digits(ids: Array, sizes: Sequence[int]) -> list[Array]:
+    """Digits of ids in a mixed radix, the most significant first.
+
+    Examples
+    --------
+    >>> [int(digit) for digit in take_mixed_digits(np.array(23), (2, 3, 4))]
+    [1, 2, 3]
+    """
+    digits = []
+    weight = math.prod(sizes)
+    for size in sizes:
+        weight //= size
+        digits.append((ids // weight) % size)
+    return digits
+
+
+def multiply_slices(state: Any, slices: Any, step: int) -> Any:
+    """One more core, for each row of a batch: a semi-tensor product.
+
+    Parameters
+    ----------
+    state : array or tensor, shape (m, columns so far, left rank)
+    slices : array or tensor, shape (m or 1, left rank / step, columns / step,
+        right rank)
+    step : int
+        1 is the matrix product.  With a step t, a slice B stands for the
+        Kronecker product of the t x t identity and B, which is never formed:
+        each of the t parts of the left rank meets the same B.
+
+    Returns
+    -------
+    array or tensor, shape (m, columns so far * columns, right rank)
+    """
+    many, width, _ = state.shape
+    _, inner, columns, right = slices.shape
+    parts = state.reshape(many, width * step, inner)
+    product = parts @ slices.reshape(len(slices), inner, columns * right)
+    return product.reshape(many, width * step * columns, right)
+
+
+class TensorTrainLayout(Layout):
+    """Cores, one after another in one array, and optionally some rows in full.
+
+    Parameters
+    ----------
+    values : ndarray of float32, shape (all entries,)
+        The cores; core j has the shape (rows_j, left_j / step_j,
+        columns_j / step_j, right_j).
+    shapes : ndarray of int64, shape (k, 5)
+        Columns: rows, columns, left rank, right rank, step.
+    num_embeddings, embedding_dim : int
+    cached_ids : ndarray of int32 or int64, shape (c,), rising, optional
+    cached_rows : ndarray of float32, shape (c, embedding_dim), optional
+        Rows that are read instead of the product.
+
+    Raises
+    ------
+    ValueError
+        If the shapes contradict each other.
+    """
+
+    name: ClassVar[str] = "tensor_train"
+    array_names: ClassVar[tuple[str, ...]] = (
+        "values",
+        "shapes",
+        "cached_ids",
+        "cached_rows",
+    )
+
+    def __init__(
+        self,
+        values: np.ndarray,
+        shapes: np.ndarray,
+        num_embeddings: int,
+        embedding_dim: int,
+        cached_ids: np.ndarray | None = None,
+        cached_rows: np.ndarray | None = None,
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim)
+        self.values = np.ascontiguousarray(values)
+        self.shapes = np.asarray(shapes)
+        self.cached_ids = cached_ids
+        self.cached_rows = cached_rows
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise ValueError if cores, dimension and cached rows contradict."""
+        shapes = self.shapes
+        if shapes is None or shapes.dtype != np.int64 or shapes.shape[1:] != (5,):
+            raise ValueError("shapes must be int64 of shape (cores, 5)")
+        if not len(shapes) or (shapes < 1).any():
+            raise ValueError("shapes needs a core, and sizes from 1 up")
+        rows, columns, left, right, step = shapes.T.tolist()
+        if (
+            math.prod(rows) < self.num_embeddings
+            or math.prod(columns) != self.embedding_dim
+            or [1, *right] != [*left, 1]
+            or any(a % t or c % t for a, c, t in zip(left, columns, step))
+        ):
+            raise ValueError(
+                f"cores of shapes {shapes.tolist()} do not make a table of "
+                f"{self.num_embeddings} x {self.embedding_dim}"
+            )
+        expected = sum(math.prod(shape) for shape in core_shapes(shapes))
+        values = self.values
+        if values is None or values.dtype != np.float32 or values.shape != (expected,):
+            raise ValueError(f"values must be float32 of shape ({expected},)")
+        self._validate_cache()
+        # Python's integers: reading them must never wait for a GPU.
+        self._plan = (core_shapes(shapes), rows, step)
+
+    def _validate_cache(self) -> None:
+        ids, cached = self.cached_ids, self.cached_rows
+        if (ids is None) != (cached is None):
+            raise ValueError("cached_ids and cached_rows go together")
+        if ids is None or cached is None:
+            return
+        if (
+            ids.ndim != 1
+            or not len(ids)
+            or ids.dtype.kind != "i"
+            or (np.diff(ids) < 1).any()
+            or ids[0] < 0
+            or ids[-1] >= self.num_embeddings
+        ):
+            raise ValueError("cached_ids must rise within the table's ids")
+        if cached.dtype != np.float32 or cached.shape != (len(ids), self.embedding_dim):
+            raise ValueError(
+                f"cached_rows must be float32 of shape {(len(ids), self.embedding_dim)}"
+            )
+
+    def cores(self) -> list[Array]:
+        """The cores, views of `values`."""
+        views, start = [], 0
+        for shape in self._plan[0]:
+            stop = start + math.prod(shape)
+            views.append(self.values[start:stop].reshape(shape))
+            start = stop
+        return views
+
+    def read_rows(self, ids: Array) -> Array:
+        """Digits, slices, products; then the cached rows over them."""
+        xp = array_module(ids)
+        _, rows, steps = self._plan
+        state = xp.ones((len(ids), 1, 1), dtype=np.float32)
+        for digits, core, size, step in zip(
+            take_mixed_digits(ids, rows), self.cores(), rows, steps
+        ):
+            # A core without a digit is one matrix for all.
+            slices = core if size == 1 else core[digits]
+            state = multiply_slices(state, slices, step)
+        found: Array = state.reshape(len(ids), self.embedding_dim)
+        held_ids, held_rows = self.cached_ids, self.cached_rows
+        if held_ids is None or held_rows is None:
+            return found
+        places = xp.searchsorted(held_ids, ids).clip(max=len(held_ids) - 1)
+        held = held_ids[places] == ids
+        return xp.where(held[:, None], held_rows[places], found)
+
+
+def core_shapes(shapes: np.ndarray) -> list[tuple[int, int, int, int]]:
+    """Shape of each core's array, from rows, columns, ranks and step."""
+    return [
+        (rows, left // step, columns // step, right)
+        for rows, columns, left, right, step in np.asarray(shapes).tolist()
+    ]

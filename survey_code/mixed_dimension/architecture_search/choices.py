@@ -1,0 +1,178 @@
+"""What every search needs: order by frequency, choices inside a budget, trials."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from survey_code.embedding import check_range
+from survey_code.spec import TableSpec
+from survey_code.training import set_precision
+
+# Choices are combined exactly as long as no more than this many stay in the race.
+WIDEST_FRONT = 20_000
+
+
+def fields_of(spec: TableSpec) -> np.ndarray:
+    """Field of each id."""
+    sizes = np.diff(spec.field_starts)
+    return np.repeat(np.arange(len(sizes)), sizes)
+
+
+def rank_by_frequency(spec: TableSpec) -> np.ndarray:
+    """Ids from the most to the least frequent; equal counts in the ids' order."""
+    return np.argsort(-spec.train_counts, kind="stable")
+
+
+def cut_by_frequency(spec: TableSpec, groups: int) -> np.ndarray:
+    """Group of each id: 0 for the most frequent, equal shares of the *reads*.
+
+    Returns
+    -------
+    ndarray of int64, shape (num_embeddings,)
+        No group is empty as long as there are as many ids as groups.
+    """
+    order = rank_by_frequency(spec)
+    # One read more for each id, so that ids that never occur have a place too.
+    reads = np.cumsum(spec.train_counts[order] + 1.0)
+    groups = min(groups, len(order))
+    ends = np.searchsorted(reads, reads[-1] * np.arange(1, groups) / groups)
+    # At least one id to each group, and one left for each that follows.
+    step = np.arange(groups - 1)
+    ends = np.maximum.accumulate(np.maximum(ends - step, 1)) + step
+    ends = np.minimum(ends, len(order) - groups + 1 + step)
+    group = np.empty(len(order), dtype=np.int64)
+    group[order] = np.searchsorted(ends, np.arange(len(order)), side="right")
+    return group
+
+
+def choose_within(scores: Any, costs: Any, budget: int) -> np.ndarray:
+    """One candidate per group: the best total score whose total cost fits.
+
+    Groups are added one after another; of the partial choices only those stay
+    that no cheaper one beats.  What the best choice leaves of the budget then goes
+    to the enlargements that lose the least score per unit of cost.
+
+    Parameters
+    ----------
+    scores : array, shape (groups, candidates)
+        Log-probabilities, say, which add up over independent groups.
+    costs : array of int, shape (groups, candidates)
+    budget : int
+
+    Returns
+    -------
+    ndarray of int64, shape (groups,)
+
+    Raises
+    ------
+    ValueError
+        If even the cheapest choice costs more than the budget.
+
+    Examples
+    --------
+    >>> choose_within([[1, 2], [5, 9]], [[1, 4], [1, 4]], budget=5).tolist()
+    [0, 1]
+    """
+    scores, costs = np.asarray(scores, float), np.asarray(costs, np.int64)
+    cheapest = costs.min(axis=1)
+    later = np.append(np.cumsum(cheapest[::-1])[::-1], 0)
+    if later[0] > budget:
+        raise ValueError(
+            f"the cheapest choice costs {later[0]:,}, more than the budget {budget:,}"
+        )
+    spent, gained = np.zeros(1, np.int64), np.zeros(1)
+    steps: list[tuple[np.ndarray, np.ndarray]] = []
+    for group, (score, cost) in enumerate(zip(scores, costs)):
+        total = (spent[:, None] + cost).ravel()
+        value = (gained[:, None] + score).ravel()
+        fits = np.flatnonzero(total <= budget - later[group + 1])
+        order = fits[np.lexsort((-value[fits], total[fits]))]
+        # Dearer partial choices stay only where they are better than all before.
+        best = np.maximum.accumulate(value[order])
+        kept = order[np.append(True, best[1:] > best[:-1])]
+        if len(kept) > WIDEST_FRONT:
+            # The cheapest stays, and so does the best.
+            picked = np.linspace(0, len(kept) - 1, WIDEST_FRONT).round()
+            kept = kept[picked.astype(np.int64)]
+        steps.append((kept // len(cost), kept % len(cost)))
+        spent, gained = total[kept], value[kept]
+    chosen = np.empty(len(costs), np.int64)
+    place = len(spent) - 1  # the last of a front has the highest score
+    for group in range(len(costs) - 1, -1, -1):
+        before, candidates = steps[group]
+        chosen[group] = candidates[place]
+        place = before[place]
+    return fill_up(chosen, scores, costs, budget)
+
+
+def fill_up(
+    chosen: np.ndarray, scores: np.ndarray, costs: np.ndarray, budget: int
+) -> np.ndarray:
+    """Spend what a choice leaves of the budget, at the least loss of score."""
+    chosen, rows = chosen.copy(), np.arange(len(costs))
+    while True:
+        extra = costs - costs[rows, chosen][:, None]
+        left = budget - costs[rows, chosen].sum()
+        lost = scores[rows, chosen][:, None] - scores
+        price = np.where((extra > 0) & (extra <= left), lost / extra.clip(1), np.inf)
+        group, candidate = np.unravel_index(int(price.argmin()), price.shape)
+        if not np.isfinite(price[group, candidate]):
+            return chosen
+        chosen[group] = candidate
+
+
+def powers_up_to(dim: int) -> tuple[int, ...]:
+    """1, 2, 4, 8 ... below `dim`, and `dim`.
+
+    Examples
+    --------
+    >>> powers_up_to(10)
+    (1, 2, 4, 8, 10)
+    """
+    return (*(1 << k for k in range(dim.bit_length()) if 1 << k < dim), dim)
+
+
+def search_epochs(task: Any, epochs: int | None) -> dict[str, int]:
+    """Training settings of a search: a third of the usual epochs unless told, all
+    of them used.
+    """
+    usual = task.trial.settings.epochs
+    if epochs is not None:
+        check_range("search_epochs", epochs, 1, 2**31 - 1)
+    return {"epochs": epochs or -(-usual // 3), "patience": 0}
+
+
+def check_positive(**options: Any) -> None:
+    """Raise ValueError unless each option is a positive, finite number."""
+    for name, value in options.items():
+        if not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be a positive number, got {value!r}")
+
+
+class Jury:
+    """Judges choices by their loss on the same few validation batches.
+
+    Parameters
+    ----------
+    task : Task
+    network : Module
+        Trained, with the table that tries the choices.
+    batches : int, default 8
+    """
+
+    def __init__(self, task: Any, network: Any, batches: int = 8) -> None:
+        # In the precision of training: a close call must not depend on the processor.
+        set_precision(network, getattr(torch, task.trial.settings.precision))
+        self.network = network.eval()
+        self.objective = task.build_objective(task.trial.settings)
+        drawn = self.objective.validation_batches(np.random.default_rng(task.seed))
+        self.batches = [next(drawn) for _ in range(batches)]
+
+    @torch.no_grad()
+    def loss(self) -> float:
+        """Mean loss with the table as it is."""
+        losses = [self.objective.loss(self.network, batch) for batch in self.batches]
+        return float(torch.stack(losses).mean())

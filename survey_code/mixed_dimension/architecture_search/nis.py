@@ -1,0 +1,261 @@
+"""NIS: a policy says how many of the most frequent ids get each block of columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from survey_code.embedding import (
+    CompressedEmbedding,
+    TrainingStep,
+    check_range,
+    draw_normal,
+)
+from survey_code.layouts.grouped import remap_bytes
+from survey_code.mixed_dimension.architecture_search.choices import (
+    check_positive,
+    choose_within,
+    rank_by_frequency,
+    search_epochs,
+)
+from survey_code.mixed_dimension.architecture_search.prefix import PrefixEmbedding
+from survey_code.spec import TableSpec
+
+SIZES = ("multi", "single")
+
+# Architectures that are compared on each validation batch.
+TRIED = 4
+
+# Share of the search in which the full table is trained alone.
+WARM_UP = 0.25
+
+
+def cut_blocks(spec: TableSpec, columns: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The table in blocks: rows by frequency, each end 1.4 times the last one's.
+
+    Returns
+    -------
+    block : ndarray of int64, shape (num_embeddings,)
+        Row block of each id, 0 for the most frequent.
+    parts : list of ndarray
+        Columns of each column block.
+    """
+    n = spec.num_embeddings
+    ends = np.unique(np.ceil(n * 2.0 ** -(np.arange(16) / 2)).astype(np.int64))
+    block = np.empty(n, dtype=np.int64)
+    block[rank_by_frequency(spec)] = np.searchsorted(ends, np.arange(n), side="right")
+    parts = np.array_split(np.arange(spec.embedding_dim), columns)
+    return block, [part for part in parts if len(part)]
+
+
+def list_candidates(blocks: int, parts: list[np.ndarray], sizes: str) -> np.ndarray:
+    """What each candidate of each decision keeps.
+
+    ``"multi"``: for each column block, how many row blocks keep it.  ``"single"``:
+    one decision, how many row blocks keep how many column blocks.
+
+    Returns
+    -------
+    ndarray of bool, shape (decisions, candidates, blocks, dim)
+    """
+    dim = sum(len(part) for part in parts)
+    reach = np.arange(blocks) < np.arange(blocks + 1)[:, None]  # (candidates, blocks)
+    if sizes == "multi":
+        owns = np.stack([np.isin(np.arange(dim), part) for part in parts])
+        return reach[None, :, :, None] & owns[:, None, None, :]
+    ends = np.cumsum([len(part) for part in parts])
+    wide = np.arange(dim) < ends[:, None]  # (widths, dim)
+    both = reach[1:, None, :, None] & wide[None, :, None, :]
+    return both.reshape(1, -1, blocks, dim)
+
+
+def reinforce(logits: Tensor, picks: Tensor, rewards: Tensor) -> Tensor:
+    """Estimate of the gradient of the mean reward, from a few draws.
+
+    The baseline of each draw is the mean reward of the *other* draws, which does not
+    depend on it: the estimate stays right on average.
+
+    Parameters
+    ----------
+    logits : Tensor, shape (decisions, candidates)
+    picks : Tensor of int64, shape (draws, decisions)
+    rewards : Tensor, shape (draws,)
+        Of at least two draws.
+
+    Returns
+    -------
+    Tensor, shape of `logits`
+    """
+    draws = len(rewards)
+    advantage = (rewards - rewards.mean()) * draws / (draws - 1)
+    score = functional.one_hot(picks, logits.shape[1]) - logits.softmax(1)
+    return (advantage[:, None, None] * score).mean(0)
+
+
+class BlockSupernet(CompressedEmbedding):
+    """A full table, read through the blocks that a policy keeps.
+
+    Each step trains the table under one drawn architecture, and moves the policy by
+    the rewards of a few more on a validation batch.
+
+    Parameters
+    ----------
+    spec : TableSpec
+    options : dict
+        From `BlockEmbedding.plan`.
+    seed : int
+    """
+
+    def __init__(self, spec: TableSpec, options: dict[str, Any], seed: int) -> None:
+        super().__init__(spec.num_embeddings, spec.embedding_dim)
+        block, parts = cut_blocks(spec, options["columns"])
+        self.block: Tensor
+        self.kept: Tensor
+        self.register_buffer("block", torch.from_numpy(block), persistent=False)
+        rows = np.bincount(block)
+        self.candidates = list_candidates(len(rows), parts, options["sizes"])
+        # Bytes of each candidate: (decisions, candidates).
+        self.costs = 4 * np.einsum("kcbd,b->kc", self.candidates, rows)
+        self.room = options["budget"] - overhead(spec, options["columns"])
+        self.price = options["price"]
+        shape = (spec.num_embeddings, spec.embedding_dim)
+        self.weight = nn.Parameter(draw_normal(shape, spec.init_std, [seed, 0]))
+        self.logits = nn.Parameter(torch.zeros(self.costs.shape))
+        self.policy_optimizer = torch.optim.Adam(
+            [self.logits], lr=options["policy_rate"]
+        )
+        kept = torch.ones(len(rows), spec.embedding_dim)
+        self.register_buffer("kept", kept, persistent=False)
+        self.rng = np.random.default_rng([seed, 5])
+        self.warm = False
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """The table; the policy learns from rewards."""
+        return [{"params": [self.weight], "lr": learning_rate}]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Rows without the blocks that are not kept."""
+        rows = functional.embedding(ids, self.weight, sparse=self.sparse_gradients)
+        kept = self.kept[self.block[ids]]
+        return rows * kept.to(rows.dtype)
+
+    def draw(self) -> np.ndarray:
+        """One candidate of each decision, from the policy: shape (decisions,)."""
+        logits = self.logits.detach().cpu().numpy()
+        return (logits + self.rng.gumbel(size=logits.shape)).argmax(1)
+
+    def keep(self, picks: np.ndarray) -> None:
+        """Read through these candidates' blocks from now on."""
+        chosen = self.candidates[np.arange(len(picks)), picks].any(0)
+        self.kept = torch.from_numpy(chosen.astype(np.float32)).to(self.block.device)
+
+    def advance(self, progress: float) -> None:
+        """After the warm-up, another architecture."""
+        self.warm = progress >= WARM_UP
+        if self.warm:
+            self.keep(self.draw())
+
+    @torch.no_grad()
+    def validation_step(self, step: TrainingStep) -> None:
+        """The policy learns from rewards on one validation batch."""
+        if not self.warm:
+            return
+        current, picks = self.kept, [self.draw() for _ in range(TRIED)]
+        rewards = []
+        for pick in picks:
+            self.keep(pick)
+            rewards.append(-float(step.validation_loss()) - self.overspent(pick))
+        self.kept = current
+        like = self.logits
+        self.logits.grad = -reinforce(
+            like,
+            torch.from_numpy(np.stack(picks)).to(like.device),
+            torch.tensor(rewards, dtype=like.dtype, device=like.device),
+        )
+        self.policy_optimizer.step()
+        self.policy_optimizer.zero_grad()
+
+    def overspent(self, picks: np.ndarray) -> float:
+        """Price of the bytes beyond the budget."""
+        cost = self.costs[np.arange(len(picks)), picks].sum()
+        return float(self.price * max(0.0, cost / self.room - 1))
+
+
+class BlockEmbedding(PrefixEmbedding):
+    """Blocks of columns for the most frequent ids only (key ``nis``).
+
+    Parameters
+    ----------
+    spec : TableSpec
+    lengths : ndarray of int64, shape (num_embeddings,)
+        What the search found: never longer for a rarer id.
+    seed : int, default 0
+
+    Notes
+    -----
+    Joglekar et al., "Neural Input Search for Large Scale Recommendation Models" (KDD
+    2020).  The paper projects each block to the full dimension; here a block fills
+    its own columns.
+    """
+
+    @classmethod
+    def plan(
+        cls,
+        spec: TableSpec,
+        ratio: float,
+        *,
+        sizes: str = "multi",
+        columns: int = 4,
+        policy_rate: float = 0.1,
+        price: float = 0.3,
+        search_epochs: int | None = None,
+    ) -> dict[str, Any]:
+        """The budget, and how to search."""
+        if sizes not in SIZES:
+            raise ValueError(f"sizes must be one of {SIZES}, got {sizes!r}")
+        check_range("columns", columns, 1, spec.embedding_dim)
+        check_positive(policy_rate=policy_rate, price=price)
+        block, parts = cut_blocks(spec, columns)
+        first = int((block == 0).sum()) * 4
+        narrowest = len(parts[-1] if sizes == "multi" else parts[0])
+        smallest = first * narrowest + overhead(spec, columns)
+        return {
+            "budget": spec.require(ratio, smallest=smallest),
+            "sizes": sizes,
+            "columns": columns,
+            "policy_rate": policy_rate,
+            "price": price,
+            "search_epochs": search_epochs,
+        }
+
+    @classmethod
+    def searching(
+        cls, spec: TableSpec, options: dict[str, Any], seed: int
+    ) -> BlockSupernet:
+        """The table of blocks with its policy."""
+        return BlockSupernet(spec, options, seed)
+
+    @classmethod
+    def search(
+        cls, task: Any, spec: TableSpec, options: dict[str, Any], seed: int
+    ) -> dict[str, Any]:
+        """The most probable architecture that fits the budget."""
+        table = cls.searching(spec, options, seed)
+        task.train(table, **search_epochs(task, options["search_epochs"]))
+        scores = table.logits.detach().log_softmax(1).cpu().numpy()
+        table.keep(choose_within(scores, table.costs, table.room))
+        # The kept columns of a row can be any: which ones makes no difference.
+        widths = table.kept.sum(1).cpu().numpy().astype(np.int64)
+        return {"lengths": widths[table.block.cpu().numpy()]}
+
+
+def overhead(spec: TableSpec, columns: int) -> int:
+    """Bytes besides the numbers, at most: there are as many lengths as column blocks,
+    and 0.
+    """
+    groups, dim = columns + 1, spec.embedding_dim
+    return 8 * groups + 2 * dim * groups + remap_bytes(spec.num_embeddings, groups)

@@ -1,0 +1,449 @@
+"""Decomposition: products of smaller tables, against their algebra and TensorLy."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorly
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.decomposition import TruncatedSVD
+from tensorly.decomposition import tensor_train
+
+import survey_code
+from survey_code import TableSpec
+from survey_code.embedding import TrainingStep, decode_layout
+from survey_code.layouts import AnchorLayout, TensorTrainLayout
+from survey_code.layouts.tensor_train import multiply_slices, take_mixed_digits
+from survey_code.weight_sharing.decomposition import (
+    AnchorEmbedding,
+    CollapsedEmbedding,
+    LowRankEmbedding,
+    SemiTensorEmbedding,
+    TensorTrainEmbedding,
+    decompose,
+    semi_tensor_product,
+    split_columns,
+    split_rows,
+    train_shapes,
+    truncate,
+)
+from survey_code.weight_sharing.decomposition.trains import stored_bytes
+
+RNG = np.random.default_rng(0)
+SPEC = TableSpec.of_shape(60, 8)
+
+
+def draw(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def step_at(table, progress, rate=0.1):
+    return TrainingStep(lambda: None, lambda: None, table, rate, progress)
+
+
+# -- low rank --------------------------------------------------------------
+
+
+def test_truncation_error_is_the_tail_of_singular_values():
+    """Eckart-Young: |W - W_r|^2 = sum of sigma_i^2 over i > r."""
+    table = draw(50, 12)
+    values = np.linalg.svd(table.astype(np.float64), compute_uv=False)
+    for rank in (1, 5, 11):
+        left, right = truncate(table, rank)
+        error = ((table - left.astype(np.float64) @ right) ** 2).sum()
+        assert error == pytest.approx((values[rank:] ** 2).sum(), rel=1e-5)
+
+
+def test_truncation_is_scikit_learns():
+    table = draw(50, 12)
+    layout = survey_code.compress(table, "low_rank", rank=4)
+    svd = TruncatedSVD(4, algorithm="arpack", random_state=0)
+    theirs = svd.inverse_transform(svd.fit_transform(table.astype(np.float64)))
+    np.testing.assert_allclose(decode_layout(layout), theirs, atol=1e-5)
+
+
+def test_no_product_of_the_rank_is_nearer():
+    table = draw(30, 6)
+    left, right = truncate(table, 2)
+    best = ((table - left @ right) ** 2).sum()
+    for _ in range(20):
+        other = (left + 0.05 * draw(30, 2)) @ (right + 0.05 * draw(2, 6))
+        assert ((table - other) ** 2).sum() > best
+
+
+def test_a_low_rank_table_has_the_rank():
+    table = LowRankEmbedding(SPEC, rank=3, seed=1)
+    assert np.linalg.matrix_rank(decode_layout(table.freeze())) == 3
+
+
+# -- digits and sizes ------------------------------------------------------
+
+
+@given(st.integers(1, 10**6), st.integers(2, 5))
+def test_row_sizes_hold_all_rows_and_digits_tell_them_apart(count, parts):
+    sizes = split_rows(count, parts)
+    assert math.prod(sizes) >= count and len(sizes) == parts
+    ids = np.unique(np.linspace(0, count - 1, 50).astype(np.int64))
+    digits = take_mixed_digits(ids, sizes)
+    weight = [math.prod(sizes[k + 1 :]) for k in range(parts)]
+    assert (sum(d * w for d, w in zip(digits, weight)) == ids).all()
+    assert all((d >= 0).all() and (d < s).all() for d, s in zip(digits, sizes))
+
+
+@given(st.integers(1, 5000), st.integers(1, 4))
+def test_column_sizes_multiply_to_the_dimension(count, parts):
+    sizes = split_columns(count, parts)
+    assert math.prod(sizes) == count and len(sizes) == parts
+
+
+# -- tensor trains ---------------------------------------------------------
+
+
+def exact_train(ranks, rows=(3, 4, 5), columns=(2, 2, 2)):
+    """A layout with random cores of given ranks."""
+    shapes = np.array(
+        [[n, c, a, b, 1] for n, c, a, b in zip(rows, columns, [1, *ranks], [*ranks, 1])]
+    )
+    cores = [draw(n, a, c, b) for n, c, a, b, _ in shapes]
+    flat = np.concatenate([core.ravel() for core in cores])
+    return TensorTrainLayout(flat, shapes, math.prod(rows), math.prod(columns)), cores
+
+
+def test_a_row_is_the_product_of_its_slices():
+    layout, cores = exact_train((3, 4))
+    for i in (0, 7, 33, 59):
+        a, b, c = np.unravel_index(i, (3, 4, 5))
+        slices = cores[0][a, 0], cores[1][b], cores[2][c, ..., 0]
+        row = np.einsum("xi,iyj,jz->xyz", *slices).ravel()
+        np.testing.assert_allclose(layout.lookup(np.array([i]))[0], row, rtol=1e-5)
+
+
+def test_tt_svd_recovers_a_table_of_its_ranks():
+    layout, _ = exact_train((3, 4))
+    table = decode_layout(layout)
+    cores, lost = decompose(table, layout.shapes)
+    flat = np.concatenate([core.ravel() for core in cores])
+    again = TensorTrainLayout(flat, layout.shapes, 60, 8)
+    error = np.linalg.norm(decode_layout(again) - table) / np.linalg.norm(table)
+    assert error < 1e-6
+    assert sum(lost) < 1e-10 * (table.astype(np.float64) ** 2).sum()
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_tt_svd_error_is_the_sum_of_what_each_cut_lost(rank):
+    """|W - TT(W)|^2 = sum of the discarded sigma^2 of all cuts, and at most the sum
+    of the best errors of the unfoldings.
+    """
+    table = draw(60, 8)
+    shapes = train_shapes(60, 8, rank)
+    cores, lost = decompose(table, shapes)
+    layout = TensorTrainLayout(
+        np.concatenate([c.ravel() for c in cores]), shapes, 60, 8
+    )
+    error = ((decode_layout(layout).astype(np.float64) - table) ** 2).sum()
+    rows, columns = shapes[:, 0], shapes[:, 1]
+    padded = np.zeros((rows.prod(), 8))
+    padded[:60] = table
+    tensor = padded.reshape(*rows, *columns).transpose(0, 3, 1, 4, 2, 5)
+    bound = 0.0
+    for cut in (1, 2):
+        left = int((rows[:cut] * columns[:cut]).prod())
+        values = np.linalg.svd(tensor.reshape(left, -1), compute_uv=False)
+        bound += (values[shapes[cut, 2] :] ** 2).sum()
+    # The padding's rows are part of what is approximated.
+    assert error <= sum(lost) * (1 + 1e-5)
+    assert sum(lost) <= bound * (1 + 1e-9)
+
+
+def test_tt_svd_is_tensorlys():
+    table = draw(60, 8)
+    shapes = np.array([[3, 2, 1, 4, 1], [4, 2, 4, 6, 1], [5, 2, 6, 1, 1]])
+    cores, _ = decompose(table, shapes)
+    ours = TensorTrainLayout(np.concatenate([c.ravel() for c in cores]), shapes, 60, 8)
+    tensor = table.reshape(3, 4, 5, 2, 2, 2).transpose(0, 3, 1, 4, 2, 5)
+    theirs = tensor_train(
+        tensorly.tensor(tensor.reshape(6, 8, 10).astype(np.float64)), rank=[1, 4, 6, 1]
+    )
+    rebuilt = np.asarray(theirs.to_tensor()).reshape(3, 2, 4, 2, 5, 2)
+    rebuilt = rebuilt.transpose(0, 2, 4, 1, 3, 5).reshape(60, 8)
+    np.testing.assert_allclose(decode_layout(ours), rebuilt, atol=1e-5)
+
+
+def test_inserting_a_matrix_and_its_inverse_changes_nothing():
+    """Gauge freedom: G1 M and M^-1 G2 give the same rows."""
+    layout, cores = exact_train((3, 4))
+    turn = np.linalg.qr(draw(3, 3))[0] * 2
+    first = cores[0] @ turn
+    second = np.einsum("ij,njcr->nicr", np.linalg.inv(turn), cores[1])
+    flat = np.concatenate([first.ravel(), second.ravel(), cores[2].ravel()])
+    turned = TensorTrainLayout(flat.astype(np.float32), layout.shapes, 60, 8)
+    np.testing.assert_allclose(decode_layout(turned), decode_layout(layout), atol=1e-4)
+
+
+def test_composed_entries_start_at_the_full_tables_spread():
+    """Var = r1 r2 sigma^6 for three cores."""
+    spec = TableSpec.of_shape(8000, 64)
+    for kind, options in (
+        (TensorTrainEmbedding, {"rank": 8}),
+        (SemiTensorEmbedding, {"rank": 8}),
+        (SemiTensorEmbedding, {"rank": 8, "step": 4}),
+        (LowRankEmbedding, {"rank": 8}),
+        (CollapsedEmbedding, {"dim": 32, "hidden": 64}),
+    ):
+        spreads = [
+            decode_layout(kind(spec, seed=seed, **options).freeze()).std()
+            for seed in range(4)
+        ]
+        assert np.mean(spreads) == pytest.approx(spec.init_std, rel=0.08), kind
+
+
+def test_the_published_start_has_another_variance():
+    spec = TableSpec.of_shape(8000, 64)
+    table = TensorTrainEmbedding(spec, rank=8, init="published", seed=0)
+    drawn = table.cores[1].detach().abs() / (1 / math.sqrt(3 * 8000)) ** (1 / 3)
+    assert drawn.min() > 2 - 1e-5  # only what lies beyond two deviations
+    variance = decode_layout(table.freeze()).var()
+    assert variance > 1000 / (3 * 8000)
+
+
+def test_gradients_of_the_cores_are_finite_differences():
+    table = TensorTrainEmbedding(TableSpec.of_shape(20, 8), rank=3, seed=1).double()
+    ids = torch.tensor([[3, 7], [19, 3]])
+    weights = torch.randn(2, 2, 8, dtype=torch.float64)
+    (table(ids) * weights).sum().backward()
+    for core in table.cores:
+        flat, grad = core.data.view(-1), core.grad.view(-1)
+        for place in (0, len(flat) // 2, len(flat) - 1):
+            before = flat[place].item()
+            values = []
+            for change in (1e-6, -1e-6):
+                flat[place] = before + change
+                values.append((table(ids) * weights).sum().item())
+            flat[place] = before
+            expected = (values[0] - values[1]) / 2e-6
+            assert grad[place].item() == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def test_the_cache_holds_the_most_read_rows_and_they_learn_alone():
+    table = TensorTrainEmbedding(SPEC, rank=2, slots=4, seed=1)
+    ids = torch.tensor([5] * 9 + [7] * 8 + [1] * 7 + [3] * 6 + [2] * 5)
+    table.train()(ids)
+    before = table(torch.arange(60)).detach()
+    table.after_step(step_at(table, 0.05))
+    assert (table.cached_ids < 0).all()  # not before a tenth of training
+    table.after_step(step_at(table, 0.2))
+    assert torch.nonzero(table.cached_ids >= 0).ravel().tolist() == [1, 3, 5, 7]
+    torch.testing.assert_close(table(torch.arange(60)).detach(), before)
+    with torch.no_grad():
+        table.cached += 1
+    moved = (table(torch.arange(60)).detach() - before).abs().sum(1) > 0
+    assert torch.nonzero(moved).ravel().tolist() == [1, 3, 5, 7]
+    layout = table.eval().freeze()
+    np.testing.assert_allclose(
+        decode_layout(layout), table(torch.arange(60)).detach().numpy(), atol=1e-6
+    )
+
+
+def test_rows_kept_in_full_after_training_are_exact():
+    weight = draw(60, 8)
+    counts = RNG.permutation(60)
+    layout = survey_code.compress(weight, "tt_rec", rank=2, slots=10, counts=counts)
+    busiest = np.argsort(-counts)[:10]
+    assert (layout.lookup(busiest) == weight[busiest]).all()
+
+
+@pytest.mark.parametrize("ratio", [2, 3])
+def test_the_plan_is_the_largest_train_inside_the_budget(ratio):
+    spec = TableSpec.of_shape(3000, 16)
+    for kind in (TensorTrainEmbedding, SemiTensorEmbedding):
+        held = {"slots": 0} if kind is TensorTrainEmbedding else {}
+        options = kind.plan(spec, ratio, **held)
+        size = kind(spec, **options).freeze().nbytes
+        assert size <= spec.budget(ratio)
+        more = {**options, "rank": options["rank"] + 1}
+        larger = kind(spec, **more).freeze().nbytes
+        assert larger > spec.budget(ratio) or larger == size
+
+
+# -- semi-tensor product ---------------------------------------------------
+
+
+def test_semi_tensor_product_is_the_matrix_product_where_sizes_agree():
+    a, b = RNG.normal(size=(2, 3)), RNG.normal(size=(3, 4))
+    assert (semi_tensor_product(a, b) == a @ b).all()
+
+
+@settings(max_examples=30)
+@given(*(st.integers(1, 4) for _ in range(6)))
+def test_semi_tensor_product_is_associative_and_bilinear(m, n, p, q, r, s):
+    rng = np.random.default_rng(m + 10 * n + 100 * p)
+    a, b, c = (rng.normal(size=size) for size in ((m, n), (p, q), (r, s)))
+    left = semi_tensor_product(semi_tensor_product(a, b), c)
+    right = semi_tensor_product(a, semi_tensor_product(b, c))
+    np.testing.assert_allclose(left, right, atol=1e-10)
+    d = rng.normal(size=(p, q))
+    np.testing.assert_allclose(
+        semi_tensor_product(a, b + 2 * d),
+        semi_tensor_product(a, b) + 2 * semi_tensor_product(a, d),
+        atol=1e-10,
+    )
+
+
+def test_transposed_semi_tensor_products_swap():
+    """(A x B)^T = B^T x A^T."""
+    a, b = RNG.normal(size=(3, 4)), RNG.normal(size=(2, 5))
+    np.testing.assert_allclose(
+        semi_tensor_product(a, b).T, semi_tensor_product(b.T, a.T), atol=1e-12
+    )
+
+
+def test_a_step_of_a_core_is_a_semi_tensor_product():
+    state, core = RNG.normal(size=(3, 4)), RNG.normal(size=(2, 5))
+    ours = multiply_slices(state[None], core[None, :, :, None], step=2)[0, :, 0]
+    np.testing.assert_allclose(
+        ours, semi_tensor_product(state, core).ravel(), atol=1e-12
+    )
+
+
+def test_a_step_saves_its_square():
+    train = stored_bytes(train_shapes(4096, 64, 16))
+    semi = stored_bytes(train_shapes(4096, 64, 16, step=2))
+    middle = 16 * 16 * 4 * 16 * 4  # rows x left x columns x right, in bytes
+    assert train - semi >= 0.7 * middle
+
+
+# -- MLET ------------------------------------------------------------------
+
+
+def test_collapsing_changes_no_vector():
+    table = CollapsedEmbedding(SPEC, dim=5, hidden=12, seed=2)
+    ids = torch.arange(60)
+    np.testing.assert_allclose(
+        decode_layout(table.freeze()), table(ids).detach().numpy(), rtol=1e-5, atol=1e-8
+    )
+
+
+def test_a_step_on_one_row_moves_all_rows():
+    table = CollapsedEmbedding(SPEC, dim=4, hidden=8, seed=0)
+    before = table(torch.arange(60)).detach()
+    optimizer = torch.optim.SGD(table.parameters(), lr=1.0)
+    table(torch.tensor([3])).sum().backward()
+    optimizer.step()
+    moved = (table(torch.arange(60)).detach() - before).abs().sum(1)
+    assert (moved > 0).all() and moved.argmax() == 3
+
+
+# -- ANT -------------------------------------------------------------------
+
+
+def test_the_proximal_step_is_that_of_the_l1_norm_on_positive_numbers():
+    """relu(t - eta lambda) minimises (x - t)^2 / 2 + eta lambda x over x >= 0."""
+    table = AnchorEmbedding(SPEC, anchors=4, entries=240, sparsity=0.5, seed=0)
+    with torch.no_grad():
+        table.mixture.copy_(torch.linspace(-0.2, 0.6, 240).view(60, 4))
+    before = table.mixture.detach().clone()
+    table.after_step(step_at(table, 0.0, rate=0.2))
+    grid = torch.linspace(0, 1, 2001)
+    cost = (grid - before.ravel()[:, None]) ** 2 / 2 + 0.1 * grid
+    best = grid[cost.argmin(1)].view(60, 4)
+    torch.testing.assert_close(table.mixture.detach(), best, atol=6e-4, rtol=0)
+
+
+def test_more_sparsity_leaves_fewer_weights():
+    spec = TableSpec.of_shape(200, 8)
+    kept = []
+    for sparsity in (0.0, 0.05, 0.5):
+        table = AnchorEmbedding(
+            spec, anchors=8, entries=1600, sparsity=sparsity, seed=0
+        )
+        for progress in np.linspace(0, 0.4, 20):
+            table.after_step(step_at(table, progress))
+        kept.append(len(table.freeze().weights))
+    assert kept[0] > kept[1] > kept[2] >= 0
+
+
+def test_the_budget_of_weights_is_kept_by_the_largest():
+    table = AnchorEmbedding(SPEC, anchors=6, entries=50, sparsity=0.0, seed=0)
+    before = table.mixture.detach().clone()
+    table.after_step(step_at(table, 0.5))
+    layout = table.freeze()
+    assert len(layout.weights) == 50
+    assert layout.weights.min() >= np.sort(before.numpy().ravel())[-50]
+    with torch.no_grad():
+        table.mixture += 1  # what was cut off stays off
+    table.after_step(step_at(table, 0.6))
+    assert len(table.freeze().weights) == 50
+
+
+def test_one_weight_of_one_for_each_row_is_a_clustering():
+    anchors, cluster = draw(5, 8), RNG.integers(5, size=60)
+    mixture = np.eye(5, dtype=np.float32)[cluster]
+    layout = AnchorLayout.from_dense(mixture, anchors)
+    assert (decode_layout(layout) == anchors[cluster]).all()
+
+
+def test_rows_without_weights_are_zeros():
+    mixture = np.zeros((4, 3), dtype=np.float32)
+    mixture[2, 1] = 2
+    layout = AnchorLayout.from_dense(mixture, draw(3, 5))
+    rows = layout.lookup(np.array([0, 2, 2, 3]))
+    assert not rows[[0, 3]].any() and (rows[1] == rows[2]).all() and rows[1].any()
+
+
+# -- errors ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "key, options, message",
+    [
+        ("low_rank", {"rank": 9}, "rank must be an integer from 1 to 8, got 9"),
+        ("tt_rec", {"rank": 0}, "rank must be an integer from 1"),
+        ("tt_rec", {"rank": 2, "slots": 61}, "slots must be an integer from 0 to 60"),
+    ],
+)
+def test_bad_options_of_compress_are_value_errors(key, options, message):
+    with pytest.raises(ValueError, match=message):
+        survey_code.compress(draw(60, 8), key, **options)
+
+
+@pytest.mark.parametrize(
+    "kind, options, message",
+    [
+        (TensorTrainEmbedding, {"rank": 2, "init": "zero"}, "init must be one of"),
+        (SemiTensorEmbedding, {"rank": 2, "step": 0}, "step must be an integer from 1"),
+        (
+            CollapsedEmbedding,
+            {"dim": 4, "hidden": 3},
+            "hidden must be an integer from 4",
+        ),
+        (AnchorEmbedding, {"anchors": 0, "entries": 1}, "anchors must be an integer"),
+        (
+            AnchorEmbedding,
+            {"anchors": 2, "entries": 1, "sparsity": -1},
+            "sparsity must be from 0 up, got -1",
+        ),
+    ],
+)
+def test_bad_options_of_tables_are_value_errors(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        kind(SPEC, **options)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"shapes": np.array([[60, 8, 1, 2, 1]])}, "do not make a table"),
+        ({"values": np.zeros(3, np.float32)}, "values must be float32 of shape"),
+        ({"cached_ids": np.array([1, 0])}, "go together"),
+    ],
+)
+def test_contradicting_cores_are_value_errors(change, message):
+    layout, _ = exact_train((3, 4))
+    given_arrays = {"values": layout.values, "shapes": layout.shapes, **change}
+    with pytest.raises(ValueError, match=message):
+        TensorTrainLayout(
+            given_arrays["values"], given_arrays["shapes"], 60, 8,
+            given_arrays.get("cached_ids"),
+        )  # fmt: skip
