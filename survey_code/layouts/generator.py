@@ -7,6 +7,7 @@ numbers, are the input of a small network whose output is the row.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -33,7 +34,7 @@ def hash_many(ids: Array, multipliers: Array, codes: int) -> list[Array]:
 def layer_sizes(codes: int, width: int, layers: int, dim: int) -> list[tuple[int, int]]:
     """Inputs and outputs of each layer: `layers` hidden ones, and the last."""
     sizes = [codes] + [width] * layers + [dim]
-    return list(zip(sizes, sizes[1:]))
+    return list(pairwise(sizes))
 
 
 def count_weights(codes: int, width: int, layers: int, dim: int) -> int:

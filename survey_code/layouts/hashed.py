@@ -238,9 +238,7 @@ class HashedLayout(Layout):
         if self.weight_index is not None:
             check_index("weight_index", self.weight_index)
             if self.weights is None or len(self.weight_index) != 1:
-                raise ValueError(
-                    "weight_index is one row, and says how to read weights"
-                )
+                raise ValueError("weight_index is one row, and belongs to weights")
         if self.weights is None:
             return
         if self.combine != "sum":

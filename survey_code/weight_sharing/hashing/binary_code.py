@@ -83,7 +83,7 @@ def bit_blocks(ids: int, bits: int) -> np.ndarray:
            [ 16,  16],
            [256,   3]])
     """
-    rows = []
+    rows: list[list[int]] = []
     divisor = 1
     while divisor < ids or not rows:
         rows.append([0, 0, divisor, min(1 << bits, -(-ids // divisor))])
