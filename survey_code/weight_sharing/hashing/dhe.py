@@ -44,6 +44,8 @@ class DeepHashEmbedding(CompressedEmbedding):
     distribution : {"uniform", "gaussian"}
         Of the hashes, as numbers.
     activation : {"mish", "relu"}
+    rate : float, default 0.1
+        Learning rate of the network over that of a table's rows.
     open_ids : bool, default False
         Serve ids beyond the table too.
     seed : int, default 0
@@ -69,14 +71,16 @@ class DeepHashEmbedding(CompressedEmbedding):
         layers: int = 2,
         distribution: str = "uniform",
         activation: str = "mish",
+        rate: float = 0.1,
         open_ids: bool = False,
         seed: int = 0,
     ) -> None:
+        check_rate(rate)
         check_network(codes, width, layers, distribution, activation)
         super().__init__(spec.num_embeddings, spec.embedding_dim)
         self.shape = {"codes": codes, "width": width, "layers": layers}
         self.distribution, self.activation = distribution, activation
-        self.open_ids = open_ids
+        self.open_ids, self.rate = open_ids, float(rate)
         pairs = draw_multipliers(np.random.default_rng([seed, 1]), 1)
         self.multipliers = pairs[0]
         sizes = layer_sizes(**self.shape, dim=spec.embedding_dim)
@@ -98,11 +102,13 @@ class DeepHashEmbedding(CompressedEmbedding):
         layers: int = 2,
         distribution: str = "uniform",
         activation: str = "mish",
+        rate: float = 0.1,
         open_ids: bool = False,
     ) -> dict[str, Any]:
         """The widest network that fits; by default twice as many codes as hidden
         units.
         """
+        check_rate(rate)
         check_network(codes or 2, 1, layers, distribution, activation)
         if codes is not None:
             check_range("codes", codes, 1, 65536)
@@ -121,6 +127,7 @@ class DeepHashEmbedding(CompressedEmbedding):
             "layers": layers,
             "distribution": distribution,
             "activation": activation,
+            "rate": rate,
             "open_ids": open_ids,
         }
 
@@ -131,6 +138,10 @@ class DeepHashEmbedding(CompressedEmbedding):
         ids = torch.arange(min(self.num_embeddings, SAMPLE))
         spread = self.generate(ids).std(unbiased=False)
         last *= std / spread.clamp(min=1e-12)
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """All weights; each step moves every row, so that steps are smaller."""
+        return [{"params": list(self.parameters()), "lr": learning_rate * self.rate}]
 
     def encode(self, ids: Tensor) -> Tensor:
         """The network's input: (m,) -> (m, codes)."""
@@ -181,3 +192,9 @@ class DeepHashEmbedding(CompressedEmbedding):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take the hash of a state dict."""
         self.multipliers = np.array(state["multipliers"], dtype=np.int64)
+
+
+def check_rate(rate: Any) -> None:
+    """Raise ValueError unless this is a positive number."""
+    if not isinstance(rate, int | float) or not 0 < rate < math.inf:
+        raise ValueError(f"rate must be a positive number, got {rate!r}")
