@@ -26,6 +26,8 @@ LAYOUTS: dict[str, type[Layout]] = {
         BinaryLayout,
         GroupedLayout,
         HashedLayout,
+        FlatLayout,
+        GeneratorLayout,
         TensorTrainLayout,
         AnchorLayout,
     )

@@ -103,7 +103,15 @@ def test_lookup_on_the_gpu_is_the_cpus(pair, cupy):
         for kind in (np.int32, np.int64):
             rows = device.lookup(cupy.asarray(ids.astype(kind)))
             assert isinstance(rows, cupy.ndarray) and rows.dtype == np.float32
-            np.testing.assert_allclose(rows.get(), host.lookup(ids), rtol=1e-6)
+            np.testing.assert_allclose(
+                rows.get(), host.lookup(ids), rtol=1e-4 if computes(host) else 1e-6,
+                atol=1e-7 if computes(host) else 0,
+            )  # fmt: skip
+
+
+def computes(layout):
+    """Whether rows are products of matrices, which round as they are cut."""
+    return layout.name == "generator" or getattr(layout, "combine", "") == "path"
 
 
 def allow_rounding(found, wanted, host, ids, offsets, weights=None):

@@ -25,6 +25,8 @@ from survey_code.weight_sharing.hashing.base import PAIR_BYTES, as_array
 
 # Ids on which the spread of fresh rows is measured.
 SAMPLE = 1000
+# Hashes for each hidden unit, and the most, by default.
+CODES_PER_UNIT, MOST_CODES = 8, 1024
 
 
 class DeepHashEmbedding(CompressedEmbedding):
@@ -39,12 +41,12 @@ class DeepHashEmbedding(CompressedEmbedding):
         Hidden units of each layer.
     codes : int
         Hashes of an id, the network's inputs.
-    layers : int, default 2
+    layers : int, default 1
         Hidden layers.
     distribution : {"uniform", "gaussian"}
         Of the hashes, as numbers.
     activation : {"mish", "relu"}
-    rate : float, default 0.1
+    rate : float, default 0.3
         Learning rate of the network over that of a table's rows.
     open_ids : bool, default False
         Serve ids beyond the table too.
@@ -68,10 +70,10 @@ class DeepHashEmbedding(CompressedEmbedding):
         *,
         width: int,
         codes: int,
-        layers: int = 2,
+        layers: int = 1,
         distribution: str = "uniform",
         activation: str = "mish",
-        rate: float = 0.1,
+        rate: float = 0.3,
         open_ids: bool = False,
         seed: int = 0,
     ) -> None:
@@ -99,31 +101,34 @@ class DeepHashEmbedding(CompressedEmbedding):
         ratio: float,
         *,
         codes: int | None = None,
-        layers: int = 2,
+        layers: int = 1,
         distribution: str = "uniform",
         activation: str = "mish",
-        rate: float = 0.1,
+        rate: float = 0.3,
         open_ids: bool = False,
     ) -> dict[str, Any]:
-        """The widest network that fits; by default twice as many codes as hidden
-        units.
+        """The widest network that fits; by default eight times as many codes as
+        hidden units, 1,024 at most.
         """
         check_rate(rate)
         check_network(codes or 2, 1, layers, distribution, activation)
         if codes is not None:
             check_range("codes", codes, 1, 65536)
 
+        def inputs(width: int) -> int:
+            return codes or min(CODES_PER_UNIT * width, MOST_CODES)
+
         def size(width: int) -> int:
-            count = count_weights(codes or 2 * width, width, layers, spec.embedding_dim)
+            count = count_weights(inputs(width), width, layers, spec.embedding_dim)
             return 4 * count + PAIR_BYTES
 
         budget = spec.require(ratio, smallest=size(1))
-        width = int(math.sqrt(budget / 4))  # two thirds would do for two layers
+        width = budget // (4 * (codes or CODES_PER_UNIT))
         while width > 1 and size(width) > budget:
             width -= 1
         return {
             "width": width,
-            "codes": codes or 2 * width,
+            "codes": inputs(width),
             "layers": layers,
             "distribution": distribution,
             "activation": activation,
