@@ -12,6 +12,7 @@ from torch.nn import functional
 from survey_code.embedding import CompressedEmbedding, TrainingStep, draw_normal
 from survey_code.layouts import GroupedLayout
 from survey_code.mixed_dimension.architecture_search.autoemb import overhead
+from survey_code.mixed_dimension.architecture_search.bilevel import step_once
 from survey_code.mixed_dimension.architecture_search.choices import (
     check_positive,
     powers_up_to,
@@ -224,7 +225,7 @@ class GrowingEmbedding(CompressedEmbedding):
         loss = -(merit * (wish - chance)).to(odds.dtype) @ odds / len(odds)
         self.optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step()
+        step_once(self.optimizer)
 
     @torch.no_grad()
     def grow(self, ids: Tensor) -> None:
