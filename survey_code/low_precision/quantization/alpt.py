@@ -18,7 +18,6 @@ from survey_code.low_precision.quantization.rounding import (
 from survey_code.low_precision.quantization.rowwise import check_choice, plan_bits
 from survey_code.low_precision.quantization.writeback import EPSILON, STEP_SHARES
 from survey_code.spec import TableSpec
-from survey_code.training import leave_no_trace
 
 # Reach of a fresh row's codes over its largest entry, chosen on validation.
 ROOM = 1.5
@@ -107,13 +106,16 @@ class AdaptiveLowPrecisionEmbedding(LowPrecisionEmbedding):
     def step_gradient(self, ids: Tensor, rows: Tensor, step: TrainingStep) -> Tensor:
         """Scaled gradient of the loss by the steps of rows, shape (m, 1).
 
+        The network is run a second time: batch norm's running means move twice a
+        step, and dropout draws another mask.
+
         The scale is 1 / sqrt(N q) for the N weights of the batch and the largest
         code q.
         """
         steps = self.read_steps(ids).clone().requires_grad_()
         self.trial = ids, rows, steps
         try:
-            with torch.enable_grad(), leave_no_trace(step.network):
+            with torch.enable_grad():
                 (gradient,) = torch.autograd.grad(step.loss(), steps)
         finally:
             self.trial = None
