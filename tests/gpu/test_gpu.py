@@ -13,6 +13,10 @@ from survey_code.low_precision.quantization import (
     LearnedStepEmbedding,
 )
 from survey_code.mixed_dimension.rule_based import FieldWidths, PopularityWidths
+from survey_code.weight_sharing.decomposition import (
+    AnchorEmbedding,
+    TensorTrainEmbedding,
+)
 from survey_code.weight_sharing.hashing import (
     HashingEmbedding,
     QuotientRemainderEmbedding,
@@ -48,6 +52,10 @@ EXAMPLES = {
     "grouped, remap": lambda: PopularityWidths(
         SPEC, sizes=[100, 400, 500], widths=[12, 5, 0]
     ).freeze(),
+    "low rank": lambda: compress(WEIGHT, "low_rank", rank=3),
+    "tensor train": lambda: TensorTrainEmbedding(SPEC, rank=4).freeze(),
+    "tensor train, cached": lambda: compress(WEIGHT, "tt_rec", rank=4, slots=50),
+    "anchors": lambda: AnchorEmbedding(SPEC, anchors=9, entries=2000).freeze(),
     "signed": lambda: HashingEmbedding(SPEC, rows=90, signed=True).freeze(),
     "open": lambda: HashingEmbedding(SPEC, rows=90, open_ids=True).freeze(),
     **{
@@ -84,7 +92,7 @@ def cupy():
 
 def closeness(host):
     """Layouts that multiply matrices add in another order on a GPU."""
-    product = host.name == "grouped"
+    product = host.name in ("grouped", "tensor_train", "anchors")
     return {"rtol": 1e-4, "atol": 1e-6} if product else {"rtol": 1e-6}
 
 
@@ -105,7 +113,7 @@ def allow_rounding(found, wanted, host, ids, offsets, weights=None):
     A code of b bits enters as 2^b + q times the scale, so that a term is at most
     three times the span of its row.
     """
-    if host.name == "grouped":
+    if host.name in ("grouped", "tensor_train", "anchors"):
         np.testing.assert_allclose(found, wanted, **closeness(host))
         return
     rows = host.lookup(ids)
