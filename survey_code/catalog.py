@@ -193,7 +193,7 @@ CATALOG: tuple[Method, ...] = (
            2020, "sun2020cprec", (DURING,), BOTH_TASKS,
            "mixed_dimension.rule_based:CompressedBlocks"),
     Method("dimension_rules", "Rules of thumb", "mixed dimension", "rule-based",
-           2017, "howard2020", (DURING,), BOTH_TASKS,
+           2017, "wang2017dcn", (DURING,), BOTH_TASKS,
            "mixed_dimension.rule_based:RuleOfThumb"),
     Method("nis", "NIS", "mixed dimension", "architecture search", 2020,
            "joglekar2020nis", (SEARCH,), BOTH_TASKS,

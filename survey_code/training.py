@@ -416,22 +416,6 @@ class Trainer:
             group["lr"] = first * factor
 
 
-@contextlib.contextmanager
-def leave_no_trace(network: Any) -> Iterator[None]:
-    """Run a network once more within a step: its own buffers (the running means of
-    batch norm) and the random numbers of dropout go on as if it had not been.
-    """
-    table = getattr(network, "table", network)
-    own = {id(buffer) for buffer in table.buffers()}
-    buffers = [b for b in network.buffers() if id(b) not in own]
-    kept = [buffer.clone() for buffer in buffers]
-    devices = [buffer.device.index for buffer in buffers if buffer.is_cuda][:1]
-    with torch.random.fork_rng(devices):
-        yield
-    for buffer, before in zip(buffers, kept, strict=True):
-        buffer.copy_(before)
-
-
 def set_precision(network: Any, kind: torch.dtype) -> None:
     """Make all weights float32 or float64, and the network's own buffers.
 

@@ -5,10 +5,7 @@ import pytest
 import torch
 
 from survey_code import CompressedEmbedding, FullEmbedding, TableSpec
-from survey_code.catalog import get_method
 from survey_code.data.tasks import ClickData, ClickRows, InteractionData
-from survey_code.lab import Trial
-from survey_code.lab.task import make_task
 from survey_code.models import build_click_network, build_ranking_network
 from survey_code.objectives import ClickObjective, RankingObjective
 from survey_code.training import (
@@ -573,21 +570,3 @@ def test_an_unknown_ranking_loss_is_a_value_error():
     data = InteractionData("pairs", 1, 1, pairs, pairs, pairs)
     with pytest.raises(ValueError, match="loss must be 'bpr' or 'softmax', got 'hinge"):
         RankingObjective(data, TrainingSettings(), "hinge")
-
-
-def test_a_second_look_leaves_no_trace():
-    """Batch norm's running means move once a step, also where the table looks
-    twice, and dropout's next mask is what it would have been.
-    """
-    counts = {}
-    for method in ("lpt", "alpt"):
-        trial = Trial(
-            "dcnv2", 8, TrainingSettings(epochs=1, batch_size=100, patience=0),
-            {"hidden": (4,), "batch_norm": True, "dropout": 0.5},
-        )  # fmt: skip
-        task = make_task(DATA, trial, seed=1)
-        options = get_method(method).plan(task.spec, 2, bits=8)
-        network = task.train(get_method(method).build(task.spec, options, seed=1))
-        norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm1d)]
-        counts[method] = [int(norm.num_batches_tracked) for norm in norms]
-    assert counts["lpt"] == counts["alpt"] == [6] * len(counts["lpt"])

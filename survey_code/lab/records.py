@@ -414,12 +414,22 @@ def make_cells(
             for cell in group:
                 yield cell.make(device, command)
         return
-    # Fresh processes: a forked one cannot use a GPU.
+    # Fresh processes, because a forked one cannot use a GPU, and one for each
+    # group: what goes wrong on a GPU spoils a process for all that follows.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (1,)) as pool:
-        made = [pool.submit(make_group, group, device, command) for group in groups]
+    failed = []
+    with ProcessPoolExecutor(
+        jobs, context, torch.set_num_threads, (1,), max_tasks_per_child=1
+    ) as pool:
+        made = {pool.submit(make_group, g, device, command): g for g in groups}
         for future in as_completed(made):
-            yield from future.result()
+            if error := future.exception():
+                cell = made[future][0]
+                failed.append(f"{cell.method} {cell.ratio:g} {cell.seed}: {error}")
+            else:
+                yield from future.result()
+    if failed:
+        raise RuntimeError(f"{len(failed)} groups of runs failed: {failed}")
 
 
 def make_group(group: list[Cell], device: str, command: str) -> list[Result]:

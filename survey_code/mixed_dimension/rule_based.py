@@ -393,13 +393,24 @@ def cut_by_share(counts: np.ndarray, shares: Any) -> np.ndarray:
     >>> cut_by_share(np.array([1, 60, 10, 20, 9]), [0.6, 0.9])
     array([1, 2, 2])
     """
-    n, blocks = len(counts), len(shares) + 1
+    return cut_sums(sum_reads(counts), shares)
+
+
+def sum_reads(counts: np.ndarray) -> np.ndarray:
+    """Reads of the most frequent id, of the two most frequent, and so on."""
     sums = np.cumsum(np.sort(np.asarray(counts))[::-1])
-    if not sums[-1]:  # nothing is known: all alike
-        sums = np.arange(1, n + 1)
+    # Where nothing is known, all are alike.
+    return sums if sums[-1] else np.arange(1, len(sums) + 1)
+
+
+def cut_sums(sums: np.ndarray, shares: Any) -> np.ndarray:
+    """`cut_by_share` from what `sum_reads` found."""
+    n, blocks = len(sums), len(shares) + 1
     # A hair less, for shares that are exact in decimals only.
     cuts = np.searchsorted(sums, np.asarray(shares) * sums[-1] * (1 - 1e-12)) + 1
     place = np.arange(1, blocks)
+    # Each border lies behind the one before, while there are rows.
+    cuts = np.maximum.accumulate(np.maximum(cuts, place) - place) + place
     cuts = np.clip(cuts, np.minimum(place, n), np.maximum(n - blocks + place, 0))
     return np.diff([0, *np.maximum.accumulate(cuts), n])
 
@@ -519,9 +530,10 @@ class CompressedBlocks(PopularityWidths):
         blocks = min(blocks, n)
         widths = [max(dim // quotient**b, 1) for b in range(blocks)]
 
+        sums = sum_reads(spec.train_counts)
+
         def sizes(t: float) -> np.ndarray:
-            shares = 1 - t ** np.arange(1, blocks)
-            return cut_by_share(spec.train_counts, shares)
+            return cut_sums(sums, 1 - t ** np.arange(1, blocks))
 
         def cost(t: float) -> int:
             return grouped_bytes(sizes(t).tolist(), widths, dim, blocks == 1)

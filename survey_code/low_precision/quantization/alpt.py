@@ -1,4 +1,8 @@
-"""Adaptive low-precision training: the steps are learned beside the integers."""
+"""Adaptive low-precision training: the steps are learned beside the integers.
+
+The steps' gradient runs the network a second time: where it has batch norm or
+dropout, running means move twice a step, and another mask is drawn.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,6 @@ from survey_code.low_precision.quantization.rounding import (
 from survey_code.low_precision.quantization.rowwise import check_choice, plan_bits
 from survey_code.low_precision.quantization.writeback import EPSILON, STEP_SHARES
 from survey_code.spec import TableSpec
-from survey_code.training import leave_no_trace
 
 # Reach of a fresh row's codes over its largest entry, chosen on validation.
 ROOM = 1.5
@@ -112,11 +115,9 @@ class AdaptiveLowPrecisionEmbedding(LowPrecisionEmbedding):
         """
         steps = self.read_steps(ids).clone().requires_grad_()
         self.trial = ids, rows, steps
-        try:
-            with torch.enable_grad(), leave_no_trace(step.network):
-                (gradient,) = torch.autograd.grad(step.loss(), steps)
-        finally:
-            self.trial = None
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(step.loss(), steps)
+        self.trial = None
         return gradient / math.sqrt(rows.numel() * (self.middle - 1))
 
     def step_direction(self, ids: Tensor, grads: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class BudgetedSampling(PrefixEmbedding):
         spec: TableSpec,
         ratio: float,
         *,
-        draws: int = 32,
+        draws: int = 24,
         search_epochs: int | None = None,
     ) -> dict[str, Any]:
         """The budget, and how many profiles to draw."""

@@ -123,5 +123,14 @@ class ChoiceStep:
         )
         for choice, gradient in zip(self.choices, gradients):
             choice.grad = gradient
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        step_once(self.optimizer)
+
+
+def step_once(optimizer: torch.optim.Optimizer) -> None:
+    """One step of an optimiser whose weights may have changed their precision."""
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.ndim:
+                state[name] = value.to(weight)
+    optimizer.step()
+    optimizer.zero_grad()

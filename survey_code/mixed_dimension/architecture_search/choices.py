@@ -160,10 +160,10 @@ class Jury:
     task : Task
     network : Module
         Trained, with the table that tries the choices.
-    batches : int, default 8
+    batches : int, default 4
     """
 
-    def __init__(self, task: Any, network: Any, batches: int = 8) -> None:
+    def __init__(self, task: Any, network: Any, batches: int = 4) -> None:
         # In the precision of training: a close call must not depend on the processor.
         set_precision(network, getattr(torch, task.trial.settings.precision))
         self.network = network.eval()

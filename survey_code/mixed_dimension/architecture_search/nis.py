@@ -16,6 +16,7 @@ from survey_code.embedding import (
     draw_normal,
 )
 from survey_code.layouts.grouped import remap_bytes
+from survey_code.mixed_dimension.architecture_search.bilevel import step_once
 from survey_code.mixed_dimension.architecture_search.choices import (
     check_positive,
     choose_within,
@@ -176,8 +177,7 @@ class BlockSupernet(CompressedEmbedding):
             torch.from_numpy(np.stack(picks)).to(like.device),
             torch.tensor(rewards, dtype=like.dtype, device=like.device),
         )
-        self.policy_optimizer.step()
-        self.policy_optimizer.zero_grad()
+        step_once(self.policy_optimizer)
 
     def overspent(self, picks: np.ndarray) -> float:
         """Price of the bytes beyond the budget."""

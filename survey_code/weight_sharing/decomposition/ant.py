@@ -109,6 +109,11 @@ class AnchorEmbedding(CompressedEmbedding):
         kept = self.choose_largest() if bool(self.kept.all()) else self.kept
         return self.mixture.clamp(min=0) * kept
 
+    def advance(self, progress: float) -> None:
+        """Nothing but the promise of `schedule_end`: epochs before the weights are
+        chosen cannot be the best one.
+        """
+
     @torch.no_grad()
     def after_step(self, step: TrainingStep) -> None:
         """The proximal step; from half of training on, the largest weights only."""

@@ -124,7 +124,7 @@ class TensorTrainEmbedding(TrainEmbedding):
     Models" (MLSys 2021).
     """
 
-    FILL_AT = 0.1
+    FILL_AT = schedule_end = 0.1
 
     def __init__(
         self,
@@ -249,6 +249,11 @@ class TensorTrainEmbedding(TrainEmbedding):
         return torch.where(
             (places >= 0)[..., None], self.cached[places.clamp(min=0)], rows
         )
+
+    def advance(self, progress: float) -> None:
+        """Nothing but the promise of `schedule_end`: epochs before the cache is full
+        cannot be the best one.
+        """
 
     def after_step(self, step: TrainingStep) -> None:
         """Fill the cache, once."""
