@@ -115,7 +115,8 @@ def run(
     speed = measure_lookup(layout, [256]).iloc[0] if measure else {}
     return Result(
         key=method,
-        options=describe_options(planned),
+        # A plan may keep less than it was asked: widths, but not the law they follow.
+        options=describe_options({**options, **planned}),
         data=data.name,
         model=trial.model,
         dim=trial.dim,
