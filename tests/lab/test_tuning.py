@@ -7,7 +7,7 @@ import pytest
 from survey_code import data
 from survey_code.catalog import get_method
 from survey_code.data.synthetic import make_clicks
-from survey_code.lab import Trial, record
+from survey_code.lab import Result, Trial, record, repeat, run
 from survey_code.lab.records import (
     RECORDS,
     apply_tuning,
@@ -108,3 +108,14 @@ def test_the_best_by_validation_wins_whatever_the_test_says(tmp_path):
 def test_a_missing_trial_leaves_its_method_out(tmp_path):
     trials = [r for r in record("tiny_tuning", tmp_path) if r.key == "uniform"]
     assert apply_tuning(RECORDS["tiny_tuned"](), trials[1:]) == []
+
+
+def test_a_recorded_run_can_be_repeated(tmp_path):
+    for method, options in (("mde_popularity", {"alpha": 0.6}), ("robe", {})):
+        result = run(method, "synthetic", 4, 1, trial=TRIAL, measure=False, **options)
+        line = Result.from_json(result.to_json())
+        assert repeat(line, "synthetic", measure=False).test == result.test
+        assert repeat(line, "synthetic", measure=False, seed=2).test != result.test
+    other = dataclasses.replace(line, data="another")
+    with pytest.raises(ValueError, match="the result was made on another"):
+        repeat(other, "synthetic")
