@@ -296,7 +296,7 @@ def repeat(result: Result, data: Any, **arguments: Any) -> Result:
     settings |= {"device": "cpu", "progress": False}
     trial = Trial(result.model, result.dim, TrainingSettings(**settings), **parts)
     asked = [n for n in plan_defaults(result.key) if n in result.options]
-    given = {"seed": result.seed, "trial": trial} | arguments
+    given: dict[str, Any] = {"seed": result.seed, "trial": trial, **arguments}
     given |= {name: result.options[name] for name in asked}
     return run(result.key, data, result.requested_ratio, **given)
 
