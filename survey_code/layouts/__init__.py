@@ -6,6 +6,7 @@ import os
 
 from survey_code.layouts.anchors import AnchorLayout
 from survey_code.layouts.binary import BinaryLayout
+from survey_code.layouts.codebook import CodebookLayout
 from survey_code.layouts.dense import DenseLayout
 from survey_code.layouts.files import header_bytes, read_file
 from survey_code.layouts.grouped import GroupedLayout
@@ -24,6 +25,7 @@ LAYOUTS: dict[str, type[Layout]] = {
         BinaryLayout,
         GroupedLayout,
         HashedLayout,
+        CodebookLayout,
         TensorTrainLayout,
         AnchorLayout,
     )
@@ -58,6 +60,7 @@ __all__ = [
     "LAYOUTS",
     "AnchorLayout",
     "BinaryLayout",
+    "CodebookLayout",
     "DenseLayout",
     "GroupedLayout",
     "HashedLayout",

@@ -1,0 +1,39 @@
+"""Vector quantisation: similar rows share codewords, and what is stored are codes.
+
+After training (`RowClustering`, `ProductQuantization`), on the way into the network
+while float vectors stay behind (`ProductEmbedding`, `GranularEmbedding`,
+`AdditiveEmbedding`), or from the first step on (`InteractionCodesEmbedding`,
+`ClusteredEmbedding`), which then needs no full table in training either.
+"""
+
+from survey_code.weight_sharing.vector_quantization.clustering import RowClustering
+from survey_code.weight_sharing.vector_quantization.dpq import (
+    ProductEmbedding,
+    count_perplexity,
+)
+from survey_code.weight_sharing.vector_quantization.lloyd import (
+    Clusters,
+    cluster_rows,
+    nearest_rows,
+)
+from survey_code.weight_sharing.vector_quantization.mgqe import GranularEmbedding
+from survey_code.weight_sharing.vector_quantization.pq import (
+    ProductCodes,
+    ProductQuantization,
+    quantize_product,
+    split_books,
+)
+
+__all__ = [
+    "Clusters",
+    "GranularEmbedding",
+    "ProductCodes",
+    "ProductEmbedding",
+    "ProductQuantization",
+    "RowClustering",
+    "cluster_rows",
+    "count_perplexity",
+    "nearest_rows",
+    "quantize_product",
+    "split_books",
+]
