@@ -76,8 +76,30 @@ class TableSpec:
                 f"train_counts must be {self.num_embeddings} numbers from 0 up, "
                 f"got shape {counts.shape}"
             )
+        self._check_extras()
         object.__setattr__(self, "field_starts", starts)
         object.__setattr__(self, "train_counts", counts)
+
+    def _check_extras(self) -> None:
+        pairs = self.interactions
+        if pairs is not None and (
+            not isinstance(pairs, np.ndarray)
+            or pairs.dtype.kind not in "iu"
+            or pairs.ndim != 2
+            or pairs.shape[1] != 2
+            or (pairs.size and (pairs.min() < 0 or pairs.max() >= self.num_embeddings))
+        ):
+            raise ValueError(
+                "interactions must be pairs of ids below "
+                f"{self.num_embeddings}, integers of shape (pairs, 2), got "
+                f"{getattr(pairs, 'shape', pairs)!r}"
+            )
+        if not 0 < self.init_std < math.inf:
+            raise ValueError(f"init_std must be above 0, got {self.init_std!r}")
+        if self.outside_bytes < 0:
+            raise ValueError(
+                f"outside_bytes must be from 0 up, got {self.outside_bytes!r}"
+            )
 
     @property
     def full_bytes(self) -> int:

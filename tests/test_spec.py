@@ -107,3 +107,19 @@ def test_weights_outside_the_table_count_on_both_sides_of_a_ratio():
     with pytest.raises(ValueError, match=r"highest ratio it can reach is 3\.846$"):
         spec.require(5, smallest=6)
     assert spec.require(3.846, smallest=6) == 6
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"interactions": np.ones((3, 3), dtype=int)}, "interactions must be pairs"),
+        ({"interactions": [[0, 1]]}, "interactions must be pairs"),
+        ({"interactions": np.array([[0, 99]])}, "interactions must be pairs"),
+        ({"init_std": -1.0}, "init_std must be above 0, got -1.0"),
+        ({"init_std": float("nan")}, "init_std must be above 0, got nan"),
+        ({"outside_bytes": -4}, "outside_bytes must be from 0 up, got -4"),
+    ],
+)
+def test_what_else_a_spec_holds_is_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TableSpec(5, 2, np.array([0, 2, 5]), np.zeros(5, dtype=int), **changes)

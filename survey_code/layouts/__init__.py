@@ -9,6 +9,8 @@ from survey_code.layouts.binary import BinaryLayout
 from survey_code.layouts.codebook import CodebookLayout
 from survey_code.layouts.dense import DenseLayout
 from survey_code.layouts.files import header_bytes, read_file
+from survey_code.layouts.flat import FlatLayout
+from survey_code.layouts.generator import GeneratorLayout
 from survey_code.layouts.grouped import GroupedLayout
 from survey_code.layouts.hashed import HashedLayout
 from survey_code.layouts.layout import Layout
@@ -62,6 +64,8 @@ __all__ = [
     "BinaryLayout",
     "CodebookLayout",
     "DenseLayout",
+    "FlatLayout",
+    "GeneratorLayout",
     "GroupedLayout",
     "HashedLayout",
     "Layout",

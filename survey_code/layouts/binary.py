@@ -301,6 +301,8 @@ class BinaryLayout(Layout):
         if not isinstance(k, int | np.integer) or not 1 <= k <= stop - first:
             raise ValueError(f"k must be from 1 to {stop - first}, got {k!r}")
         ids = (self if source is None else source).check_ids(queries)
+        if ids.ndim != 1:
+            raise ValueError(f"queries must have one axis, got shape {ids.shape}")
         xp = array_module(self.packed)
         if self.on_gpu and self._by_distance() and (source or self)._by_distance():
             from survey_code.gpu.hamming import nearest_codes
@@ -321,8 +323,9 @@ class BinaryLayout(Layout):
         return self.blocks == 1 and self.magnitudes is None and shared
 
     def _check_candidates(self, candidates: tuple[int, int] | None) -> tuple[int, int]:
-        first, stop = candidates or (0, self.num_embeddings)
-        if not 0 <= first < stop <= self.num_embeddings:
+        first, stop = (0, self.num_embeddings) if candidates is None else candidates
+        whole = int(first) == first and int(stop) == stop
+        if not (whole and 0 <= first < stop <= self.num_embeddings):
             raise ValueError(
                 f"candidates must be a range of ids within 0 to "
                 f"{self.num_embeddings}, got {candidates!r}"

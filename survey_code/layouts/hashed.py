@@ -6,7 +6,9 @@ Every scheme of the hashing family reads rows in the same three steps:
 3. combine the rows that the digits name.
 
 The hashing trick mixes and takes one digit; quotient-remainder takes two digits
-of the plain id; double hashing takes two digits of two mixtures.
+of the plain id; double hashing takes two digits of two mixtures.  Three things can
+be added: a sign, a few weights per id that multiply the rows read, and rows of
+their own for the ids that are listed in `keys`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 
 from survey_code.layouts.layout import Array, Layout, array_module
 
-COMBINE = ("sum", "product", "concat")
+COMBINE = ("sum", "product", "concat", "path")
 
 
 def mix_ids(ids: Array, multiplier: Array, second: Array) -> Array:
@@ -67,15 +69,45 @@ def take_digits(ids: Array, index: Array) -> list[Array]:
     return digits
 
 
-def table_starts(index: Array) -> list[int]:
-    """Row of `values` at which each of the k tables starts."""
-    return [0, *itertools.accumulate(row[3] for row in index.tolist()[:-1])]
+def table_starts(index: Array, shared: bool = False) -> list[int]:
+    """Row of `values` at which each of the k tables starts; all at 0 where the k
+    digits name rows of one shared table.
+    """
+    sizes = [row[3] for row in index.tolist()]
+    return [0] * len(sizes) if shared else [0, *itertools.accumulate(sizes[:-1])]
+
+
+def count_rows(index: Array, shared: bool = False) -> int:
+    """Rows of the k tables together."""
+    sizes = [row[3] for row in index.tolist()]  # Python's integers cannot overflow
+    return max(sizes) if shared else sum(sizes)
 
 
 def choose_signs(ids: Array, signs: Array) -> Array:
     """+1 or -1 of each id from one more hash, as int64: its bit 31."""
     first, second = signs.tolist()
     return 1 - 2 * ((mix_ids(ids, first, second) >> 31) & 1)
+
+
+def path_parameters(dim: int, hidden: int) -> int:
+    """Numbers of one path: two weight matrices and two biases."""
+    return hidden * (2 * dim + 1) + dim
+
+
+def split_paths(paths: Array, dim: int) -> tuple[Array, Array, Array, Array]:
+    """The weights of paths (m, parameters), read row by row.
+
+    Returns
+    -------
+    first, bias, second, shift : array
+        Shapes (m, dim, hidden), (m, 1, hidden), (m, hidden, dim) and (m, 1, dim).
+    """
+    hidden = (paths.shape[-1] - dim) // (2 * dim + 1)
+    cut = dim * hidden
+    first = paths[:, :cut].reshape(-1, dim, hidden)
+    bias = paths[:, None, cut : cut + hidden]
+    second = paths[:, cut + hidden : cut + hidden + cut].reshape(-1, hidden, dim)
+    return first, bias, second, paths[:, None, cut + hidden + cut :]
 
 
 class HashedLayout(Layout):
@@ -86,14 +118,30 @@ class HashedLayout(Layout):
     values : ndarray of float32, shape (all rows, width)
         The k tables below one another; table j has ``index[j, 3]`` rows.
         ``width`` is `embedding_dim`, or a k-th of it where rows are concatenated.
+        The rows of the ids in `keys` follow behind the tables.
     index : ndarray of int64, shape (k, 4)
         See `take_digits`.
     num_embeddings, embedding_dim : int
-    combine : {"sum", "product", "concat"}
+    combine : {"sum", "product", "concat", "path"}
+        ``"path"``: the first digit names a row of `values`, the second one of
+        `paths`, a small network that the row runs through.
     signs : ndarray of int64, shape (2,), optional
         Multipliers of a sign hash; each row read is multiplied by +1 or -1.
     open_ids : bool, default False
         Serve any id from 0 up, also those from `num_embeddings` on.
+    shared : bool, default False
+        All digits name rows of one table, so that `values` has as many rows as
+        the largest modulus says.
+    weights : ndarray of float32, shape (entries, k) or (entries, k + 1), optional
+        What the k rows of an id are multiplied by; one more column is added to
+        every entry of the sum.
+    weight_index : ndarray of int64, shape (1, 4), optional
+        Which row of `weights` an id uses, as in `index`; by default the row of
+        its own number.
+    keys : ndarray of int32, shape (own rows,), optional
+        Ids, rising, that have rows of their own, to which nothing else is added.
+    paths : ndarray of float32, shape (networks, parameters), optional
+        See `split_paths`.
 
     Raises
     ------
@@ -102,12 +150,21 @@ class HashedLayout(Layout):
     """
 
     name: ClassVar[str] = "hashed"
-    array_names: ClassVar[tuple[str, ...]] = ("values", "index", "signs")
+    array_names: ClassVar[tuple[str, ...]] = (
+        "values",
+        "index",
+        "signs",
+        "weights",
+        "weight_index",
+        "keys",
+        "paths",
+    )
     shape_names: ClassVar[tuple[str, ...]] = (
         "num_embeddings",
         "embedding_dim",
         "combine_code",
         "open_ids",
+        "shared",
     )
 
     def __init__(
@@ -119,6 +176,12 @@ class HashedLayout(Layout):
         combine: str = "sum",
         signs: np.ndarray | None = None,
         open_ids: bool = False,
+        *,
+        shared: bool = False,
+        weights: np.ndarray | None = None,
+        weight_index: np.ndarray | None = None,
+        keys: np.ndarray | None = None,
+        paths: np.ndarray | None = None,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim)
         if combine not in COMBINE:
@@ -126,59 +189,155 @@ class HashedLayout(Layout):
         self.values = np.asarray(values)
         self.index = np.asarray(index)
         self.signs = None if signs is None else np.asarray(signs)
+        self.weights = None if weights is None else np.asarray(weights)
+        self.weight_index = None if weight_index is None else np.asarray(weight_index)
+        self.keys = None if keys is None else np.asarray(keys)
+        self.paths = None if paths is None else np.asarray(paths)
         self.combine_code = COMBINE.index(combine)
         self.open_ids = int(open_ids)
+        self.shared = int(shared)
         self.validate()
 
     @property
     def combine(self) -> str:
-        """How the rows combine: "sum", "product" or "concat"."""
+        """How the rows combine: "sum", "product", "concat" or "path"."""
         return COMBINE[self.combine_code]
+
+    @property
+    def parts(self) -> int:
+        """Rows of `values` that one row of the table is put together from."""
+        return len(self.index) if self.combine == "concat" else 1
+
+    @property
+    def shared_rows(self) -> int:
+        """Rows of `values` that ids share."""
+        tables = self.index[:1] if self.combine == "path" else self.index
+        return count_rows(tables, bool(self.shared))
 
     def validate(self) -> None:
         """Raise ValueError if tables, index and dimension contradict."""
-        index, values = self.index, self.values
-        if (
-            index is None
-            or index.dtype != np.int64
-            or index.ndim != 2
-            or index.shape[1] != 4
-        ):
-            raise ValueError("index must be int64 of shape (tables, 4)")
-        if not len(index) or (index[:, 2:] < 1).any():
-            raise ValueError("index needs a table, and divisors and moduli from 1 up")
+        check_index("index", self.index)
         if not 0 <= self.combine_code < len(COMBINE):
-            raise ValueError(f"combine_code must be 0 to 2, got {self.combine_code}")
-        parts = len(index) if self.combine == "concat" else 1
-        # Python's integers: a sum of int64 could wrap around.
-        expected = (sum(index[:, 3].tolist()), self.embedding_dim // parts)
-        if (
-            values is None
-            or values.dtype != np.float32
-            or values.shape != expected
-            or self.embedding_dim % parts
-        ):
-            raise ValueError(f"values must be float32 of shape {expected}")
+            raise ValueError(f"combine_code must be 0 to 3, got {self.combine_code}")
+        if self.embedding_dim % self.parts:
+            raise ValueError(
+                f"{self.parts} rows cannot be put together to {self.embedding_dim}"
+            )
+        self._validate_paths()
+        self._validate_keys()
+        own = 0 if self.keys is None else len(self.keys) * self.parts
+        expected = (self.shared_rows + own, self.embedding_dim // self.parts)
+        check_floats("values", self.values, (expected,))
         if self.signs is not None and (
             self.signs.dtype != np.int64 or self.signs.shape != (2,)
         ):
             raise ValueError("signs must be int64 of shape (2,)")
+        self._validate_weights()
+
+    def _validate_weights(self) -> None:
+        if self.weight_index is not None:
+            check_index("weight_index", self.weight_index)
+            if self.weights is None or len(self.weight_index) != 1:
+                raise ValueError("weight_index is one row, and belongs to weights")
+        if self.weights is None:
+            return
+        if self.combine != "sum":
+            raise ValueError(f"weights go with sums, not with {self.combine!r}")
+        if self.open_ids and self.weight_index is None:
+            raise ValueError("weights of open ids need a weight_index")
+        entries = self.num_embeddings
+        if self.weight_index is not None:
+            entries = int(self.weight_index[0, 3])
+        tables = len(self.index)
+        check_floats(
+            "weights", self.weights, ((entries, tables), (entries, tables + 1))
+        )
+
+    def _validate_keys(self) -> None:
+        keys = self.keys
+        if keys is None:
+            return
+        if keys.dtype != np.int32 or keys.ndim != 1 or not len(keys):
+            raise ValueError("keys must be int32 of shape (own rows,)")
+        if int(keys[0]) < 0 or bool((keys[1:] <= keys[:-1]).any()):
+            raise ValueError("keys must be different ids, rising")
+        if int(keys[-1]) >= self.num_embeddings:
+            raise ValueError(f"keys must be ids of the table, got {int(keys[-1])}")
+
+    def _validate_paths(self) -> None:
+        if (self.paths is None) != (self.combine != "path"):
+            raise ValueError("paths belong to combine='path'")
+        if self.paths is None:
+            return
+        dim, parameters = self.embedding_dim, self.paths.shape[-1]
+        hidden = (parameters - dim) // (2 * dim + 1)
+        if len(self.index) != 2 or hidden < 1:
+            raise ValueError("paths need two digits, and hidden units")
+        expected = (int(self.index[1, 3]), path_parameters(dim, hidden))
+        check_floats("paths", self.paths, (expected,))
 
     def read_rows(self, ids: Array) -> Array:
-        """Digits, gathers, then sum, product or concatenation."""
-        xp = array_module(ids)
-        parts = [
-            self.values[digits + start]
-            for digits, start in zip(
-                take_digits(ids, self.index), table_starts(self.index)
-            )
-        ]
-        if self.combine == "concat":
-            rows = xp.concatenate(parts, axis=1)
-        else:
-            rows = parts[0]
-            for part in parts[1:]:
-                rows = rows + part if self.combine == "sum" else rows * part
+        """Digits and gathers, combined; then signs and the ids' own rows."""
+        digits = take_digits(ids, self.index)
+        rows = self.walk(digits) if self.combine == "path" else self.join(ids, digits)
         if self.signs is not None:
             rows = rows * choose_signs(ids, self.signs)[:, None].astype(np.float32)
+        if self.keys is not None:
+            xp = array_module(ids)
+            narrow = xp.minimum(ids, 2**31 - 1).astype(np.int32)  # as keys are
+            places = xp.minimum(xp.searchsorted(self.keys, narrow), len(self.keys) - 1)
+            found = self.keys[places] == ids
+            own = self.values[self.shared_rows :].reshape(-1, self.embedding_dim)
+            rows = xp.where(found[:, None], own[places], rows)
         return rows
+
+    def join(self, ids: Array, digits: list[Array]) -> Array:
+        """The rows that digits name, as a sum, a product or side by side."""
+        xp = array_module(ids)
+        starts = table_starts(self.index, bool(self.shared))
+        parts = [self.values[digit + start] for digit, start in zip(digits, starts)]
+        if self.combine == "concat":
+            return xp.concatenate(parts, axis=1)
+        weights = self.read_weights(ids)
+        if weights is not None:
+            parts = [part * weights[:, j, None] for j, part in enumerate(parts)]
+            parts += [weights[:, j, None] for j in range(len(digits), weights.shape[1])]
+        rows = parts[0]
+        for part in parts[1:]:
+            rows = rows + part if self.combine == "sum" else rows * part
+        return rows
+
+    def read_weights(self, ids: Array) -> Array | None:
+        """What an id's rows are multiplied by, shape (m, k or k + 1)."""
+        if self.weights is None:
+            return None
+        if self.weight_index is not None:
+            ids = take_digits(ids, self.weight_index)[0]
+        return self.weights[ids]
+
+    def walk(self, digits: list[Array]) -> Array:
+        """A row of `values`, through the network that the second digit names."""
+        xp = array_module(digits[0])
+        assert self.paths is not None
+        rows = self.values[digits[0]][:, None, :]  # (m, 1, dim)
+        weights = split_paths(self.paths[digits[1]], self.embedding_dim)
+        first, bias, second, shift = weights
+        hidden = xp.maximum(rows @ first + bias, 0)  # (m, 1, hidden)
+        return (hidden @ second + shift)[:, 0]
+
+
+def check_index(name: str, index: Array) -> None:
+    """Raise ValueError unless this is an index table as `take_digits` reads it."""
+    if index is None or index.dtype != np.int64 or index.ndim != 2:
+        raise ValueError(f"{name} must be int64 of shape (tables, 4)")
+    if index.shape[1] != 4:
+        raise ValueError(f"{name} must be int64 of shape (tables, 4)")
+    if not len(index) or (index[:, 2:] < 1).any():
+        raise ValueError(f"{name} needs a table, and divisors and moduli from 1 up")
+
+
+def check_floats(name: str, array: Array, shapes: tuple[tuple[int, ...], ...]) -> None:
+    """Raise ValueError unless an array is float32 and has one of the shapes."""
+    if array is None or array.dtype != np.float32 or array.shape not in shapes:
+        wanted = " or ".join(str(shape) for shape in shapes)
+        raise ValueError(f"{name} must be float32 of shape {wanted}")

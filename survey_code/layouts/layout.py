@@ -330,13 +330,16 @@ def check_weights(ids: Array, weights: Array | None, mode: str, xp: Any) -> Arra
         return None
     if mode != "sum":
         raise ValueError(f"per_sample_weights need mode='sum', got mode={mode!r}")
+    if hasattr(weights, "detach"):  # a tensor that requires a gradient is no array
+        weights = weights.detach()
     weights = xp.asarray(weights)
     if weights.shape != ids.shape or weights.dtype.kind not in "fiu":
         raise ValueError(
             f"per_sample_weights must be numbers of the ids' shape {ids.shape}, "
             f"got dtype {weights.dtype} and shape {weights.shape}"
         )
-    return weights.astype(np.float32, copy=False)
+    # Kernels read them by their address: side by side, whatever view was given.
+    return xp.ascontiguousarray(weights.astype(np.float32, copy=False))
 
 
 def pool_rows(rows: Array, starts: Array, mode: str, xp: Any) -> Array:

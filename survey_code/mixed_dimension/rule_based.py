@@ -409,6 +409,8 @@ def cut_sums(sums: np.ndarray, shares: Any) -> np.ndarray:
     # A hair less, for shares that are exact in decimals only.
     cuts = np.searchsorted(sums, np.asarray(shares) * sums[-1] * (1 - 1e-12)) + 1
     place = np.arange(1, blocks)
+    # Each border lies behind the one before, while there are rows.
+    cuts = np.maximum.accumulate(np.maximum(cuts, place) - place) + place
     cuts = np.clip(cuts, np.minimum(place, n), np.maximum(n - blocks + place, 0))
     return np.diff([0, *np.maximum.accumulate(cuts), n])
 

@@ -314,3 +314,13 @@ def test_a_saved_table_searches_alike(tmp_path):
     twin = load_layout(tmp_path / "table")
     assert twin.blocks == 3
     np.testing.assert_array_equal(twin.topk([1, 2], 5), layout.topk([1, 2], 5))
+
+
+def test_ranges_of_candidates_and_single_queries_are_checked():
+    layout = BinaryLayout.from_signs(np.ones((20, 8)))
+    with pytest.raises(ValueError, match="queries must have one axis"):
+        layout.topk(np.array(3), 2)
+    with pytest.raises(ValueError, match="candidates must be a range of ids"):
+        layout.topk(np.array([3]), 2, candidates=(0.5, 7.9))
+    given = layout.topk(np.array([3]), 2, candidates=np.array([0, 5]))
+    assert given.tolist() == [[0, 1]]

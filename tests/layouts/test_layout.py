@@ -12,7 +12,7 @@ from torch.nn.functional import embedding_bag
 
 from survey_code import FrozenEmbedding, compress
 from survey_code.embedding import decode_layout
-from survey_code.layouts import LAYOUTS, Layout
+from survey_code.layouts import LAYOUTS, DenseLayout, Layout
 from survey_code.layouts.layout import as_finite_table
 
 fuzz = settings(deadline=None, max_examples=150, derandomize=True, database=None)
@@ -364,3 +364,10 @@ def test_to_cpu_is_the_layout_itself_and_deepcopy_reads_the_same(layout):
 def test_to_gpu_without_a_gpu_says_so(layout):
     with pytest.raises(RuntimeError, match="the GPU look-up needs"):
         layout.to_gpu()
+
+
+def test_weights_may_be_views_and_may_want_gradients():
+    layout = DenseLayout.from_weight(np.eye(4, dtype=np.float32))
+    wide = torch.arange(8.0).requires_grad_()
+    pooled = layout.bag(np.array([[0, 1, 2, 3]]), per_sample_weights=wide[None, ::2])
+    assert pooled.tolist() == [[0, 2, 4, 6]]

@@ -225,13 +225,21 @@ def test_blocks_cover_their_shares_with_the_fewest_rows(counts, shares):
     assert len(sizes) == len(shares) + 1 and sizes.sum() == len(counts)
     assert (sizes >= 0).all() and (sizes >= 1).all() == (len(counts) >= len(sizes))
     ranked = np.sort(counts)[::-1]
+    before = 0
     for cut, share in zip(np.cumsum(sizes), shares):
         if 1e-6 < share < 1 - 1e-6 and counts.any():
             left = len(counts) - len(sizes)
             covered = ranked[:cut].sum() / counts.sum()
             assert covered >= share - 1e-9 or cut >= left
-            if cut > len(sizes):
+            if cut > before + 1:  # not only because a block needs a row
                 assert ranked[: cut - 1].sum() / counts.sum() < share + 1e-9
+        before = cut
+
+
+@pytest.mark.parametrize("shares", [[0.5, 0.5], [0, 0, 0], [1, 1], [0.1, 0.11]])
+def test_no_block_is_empty_while_there_are_rows(shares):
+    for counts in ([5, 4, 3, 2, 1, 0], [9, 0, 0, 0], [0, 0, 0, 0, 0]):
+        assert (cut_by_share(np.array(counts), shares) >= 1).all()
 
 
 def test_blocks_are_a_partition_and_ranks_a_permutation():

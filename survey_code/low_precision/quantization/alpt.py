@@ -1,4 +1,8 @@
-"""Adaptive low-precision training: the steps are learned beside the integers."""
+"""Adaptive low-precision training: the steps are learned beside the integers.
+
+The steps' gradient runs the network a second time: where it has batch norm or
+dropout, running means move twice a step, and another mask is drawn.
+"""
 
 from __future__ import annotations
 
@@ -106,19 +110,14 @@ class AdaptiveLowPrecisionEmbedding(LowPrecisionEmbedding):
     def step_gradient(self, ids: Tensor, rows: Tensor, step: TrainingStep) -> Tensor:
         """Scaled gradient of the loss by the steps of rows, shape (m, 1).
 
-        The network is run a second time: batch norm's running means move twice a
-        step, and dropout draws another mask.
-
         The scale is 1 / sqrt(N q) for the N weights of the batch and the largest
         code q.
         """
         steps = self.read_steps(ids).clone().requires_grad_()
         self.trial = ids, rows, steps
-        try:
-            with torch.enable_grad():
-                (gradient,) = torch.autograd.grad(step.loss(), steps)
-        finally:
-            self.trial = None
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(step.loss(), steps)
+        self.trial = None
         return gradient / math.sqrt(rows.numel() * (self.middle - 1))
 
     def step_direction(self, ids: Tensor, grads: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ from survey_code.mixed_dimension.architecture_search.optembed import (
 from survey_code.mixed_dimension.architecture_search.prefix import (
     PrefixEmbedding,
     PrefixSupernet,
+    cut_to_budget,
     prefix_bytes,
     prefix_mask,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "choice_gradient",
     "choose_within",
     "cut_by_frequency",
+    "cut_to_budget",
     "draw_curve",
     "draw_profile",
     "estimate_slope",

@@ -1,0 +1,249 @@
+"""CAFE: hashed rows, and own rows for ids that a sketch finds important."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from survey_code.embedding import TrainingStep, check_range
+from survey_code.layouts.hashed import draw_multipliers, mix_ids
+from survey_code.spec import TableSpec
+from survey_code.weight_sharing.hashing.base import (
+    INDEX_BYTES,
+    MOST_ROWS,
+    HashedEmbedding,
+    check_share,
+    mixed_index,
+)
+
+# Slots of a bucket of the sketch, and slots of the sketch for each own row.
+SLOTS, SLOTS_PER_ROW = 4, 2
+NOBODY = 2**31 - 1
+
+
+class HotSketch:
+    """Who received most of something, in a few slots (of CAFE).
+
+    An id belongs to one bucket of four slots.  Where it has a slot, its score
+    grows; else it takes the slot with the smallest score, and inherits that score.
+    So a score is never less than what its id received since it came.
+
+    Parameters
+    ----------
+    ids : Tensor of int32, shape (buckets, 4)
+        `NOBODY` marks a free slot; changed in place, as is `scores`.
+    scores : Tensor of float32, shape (buckets, 4)
+    multipliers : ndarray of int64, shape (2,)
+    """
+
+    def __init__(self, ids: Tensor, scores: Tensor, multipliers: np.ndarray) -> None:
+        self.ids, self.scores = ids, scores
+        self.multipliers = multipliers
+
+    def buckets_of(self, ids: Tensor) -> Tensor:
+        """The bucket of each id."""
+        first, second = self.multipliers.tolist()
+        return mix_ids(ids, first, second) % len(self.ids)
+
+    def add(self, ids: Tensor, amounts: Tensor) -> None:
+        """Count amounts, int64 and float of shape (m,); all ids are different.
+
+        Newcomers of one bucket come largest first, and no more than four of them:
+        a fifth would only replace a fourth.
+        """
+        buckets = self.buckets_of(ids)
+        known = self.ids[buckets] == ids[:, None]  # (m, slots)
+        hit = known.any(1)
+        slots = known.int().argmax(1)
+        amounts = amounts.to(self.scores.dtype)
+        self.scores[buckets[hit], slots[hit]] += amounts[hit]
+        ids, buckets, amounts = ids[~hit], buckets[~hit], amounts[~hit]
+        order = amounts.argsort(descending=True, stable=True)
+        order = order[buckets[order].argsort(stable=True)]
+        ids, buckets, amounts = ids[order], buckets[order], amounts[order]
+        ranks = torch.arange(len(ids), device=ids.device)
+        ranks -= torch.searchsorted(buckets, buckets)
+        for rank in range(SLOTS):
+            turn = ranks == rank  # at most one of each bucket
+            into = buckets[turn]
+            slots = self.scores[into].argmin(1)
+            self.ids[into, slots] = ids[turn].to(torch.int32)
+            self.scores[into, slots] += amounts[turn]
+
+    def largest(self, number: int) -> Tensor:
+        """The ids with the largest scores, int64 and rising; at most `number`."""
+        scores = self.scores.flatten()
+        order = scores.argsort(descending=True, stable=True)[:number]
+        ids = self.ids.flatten()[order[scores[order] > 0]].long()
+        return ids.sort().values
+
+
+class HotSketchEmbedding(HashedEmbedding):
+    """Hashed rows; own rows for what a sketch finds important (key ``cafe``).
+
+    Importance is the length of the gradient that an id receives, added up in a
+    sketch while training.  Every `period` steps the ids with the largest scores
+    are given own rows, which begin as copies of what they read before; ids that
+    fall behind go back to the shared rows.
+
+    Parameters
+    ----------
+    spec : TableSpec
+    rows : int
+        Rows of the shared table.
+    hot : int
+        Own rows; the sketch has two slots for each.
+    period : int, default 10
+        Steps between two assignments of own rows.
+    decay : float, default 0.98
+        What scores are multiplied by at each assignment.
+    seed : int, default 0
+
+    Raises
+    ------
+    ValueError
+        If an option is out of its range.
+
+    Notes
+    -----
+    Zhang et al., "CAFE: Towards Compact, Adaptive, and Fast Embedding for
+    Large-scale Recommendation Models" (SIGMOD 2024).  The paper promotes ids
+    beyond a threshold; here the threshold is the score that fills the own rows.
+    The sketch, 8 bytes per slot, is needed in training only.
+    """
+
+    sketch_ids: Tensor
+    scores: Tensor
+    hot_ids: Tensor
+    hot_rows: Tensor
+
+    def __init__(
+        self,
+        spec: TableSpec,
+        *,
+        rows: int,
+        hot: int,
+        period: int = 10,
+        decay: float = 0.98,
+        seed: int = 0,
+    ) -> None:
+        check_range("rows", rows, 1, MOST_ROWS)
+        check_range("hot", hot, 0, spec.num_embeddings)
+        check_range("period", period, 1, 2**31)
+        check_share("decay", decay)
+        index = mixed_index([seed, 1], [rows])
+        # Who has an own row changes, so that the keys are made at the end.
+        places = np.arange(hot, dtype=np.int32) if hot else None
+        super().__init__(spec, index, "sum", [seed, 0], keys=places)
+        self.keys = None
+        self.hot, self.period, self.decay = hot, period, decay
+        self.steps_done = 0
+        self.pairs = draw_multipliers(np.random.default_rng([seed, 2]), 1)
+        buckets = max(SLOTS_PER_ROW * hot // SLOTS, 1)
+        nobody = torch.full((buckets, SLOTS), NOBODY, dtype=torch.int32)
+        self.register_buffer("sketch_ids", nobody)
+        self.register_buffer("scores", torch.zeros(buckets, SLOTS))
+        # Ids with own rows, rising and filled up with nobody, and their rows.
+        self.register_buffer("hot_ids", torch.full((hot,), NOBODY, dtype=torch.int32))
+        self.register_buffer("hot_rows", torch.arange(hot, dtype=torch.int32))
+        # Ids and gradients of each look-up since the last step.
+        self.batch: list[tuple[Tensor, Tensor]] = []
+
+    @classmethod
+    def plan(
+        cls,
+        spec: TableSpec,
+        ratio: float,
+        *,
+        share: float = 0.5,
+        period: int = 10,
+        decay: float = 0.98,
+    ) -> dict[str, Any]:
+        """Own rows for a `share` of the budget, shared rows for the rest."""
+        check_share("share", share)
+        row = 4 * spec.embedding_dim
+        budget = spec.require(ratio, smallest=row + INDEX_BYTES) - INDEX_BYTES
+        hot = min(int(share * budget), budget - row) // (row + 4)
+        hot = min(hot, spec.num_embeddings)
+        rows = min((budget - hot * (row + 4)) // row, MOST_ROWS)
+        return {"rows": rows, "hot": hot, "period": period, "decay": decay}
+
+    @property
+    def sketch(self) -> HotSketch:
+        """The sketch, on the table's device."""
+        return HotSketch(self.sketch_ids, self.scores, self.pairs[0])
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Own rows where there are such; in training, gradients are noted."""
+        rows = super().embed(ids)
+        if self.hot:
+            rows = self.prefer_own(ids, rows)
+        if self.training and rows.requires_grad:
+            flat = ids.flatten()
+            rows.register_hook(lambda grad: self.note(flat, grad))
+        return rows
+
+    def find_own(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The own row of each id, and whether it has one."""
+        places = torch.searchsorted(self.hot_ids, ids.to(torch.int32))
+        places = places.clamp(max=self.hot - 1)
+        return self.hot_rows[places].long(), self.hot_ids[places] == ids
+
+    def note(self, ids: Tensor, grad: Tensor) -> None:
+        """Keep the gradient of a look-up until the step is done."""
+        self.batch.append((ids, grad.detach().reshape(len(ids), -1)))
+
+    def advance(self, progress: float) -> None:
+        """Forget look-ups that no step followed."""
+        self.batch.clear()
+
+    # There is no schedule to wait for.
+    schedule_end = 0.0
+
+    @torch.no_grad()
+    def after_step(self, step: TrainingStep) -> None:
+        """Count the gradients, and from time to time assign own rows anew."""
+        if not self.batch or not self.hot:
+            return
+        ids = torch.cat([ids for ids, _ in self.batch])
+        grads = torch.cat([grad for _, grad in self.batch])
+        self.batch.clear()
+        distinct, places = torch.unique(ids, return_inverse=True)
+        sums = grads.new_zeros(len(distinct), grads.shape[1])
+        sums.index_add_(0, places, grads)
+        self.sketch.add(distinct, sums.norm(dim=1))
+        self.steps_done += 1
+        if self.steps_done % self.period == 0:
+            self.assign(self.sketch.largest(self.hot))
+            self.scores *= self.decay
+
+    def assign(self, wanted: Tensor) -> None:
+        """Give own rows to these ids, int64 and rising, and to no others."""
+        old = self.hot_ids.long()
+        stays = torch.isin(old, wanted)
+        entering = wanted[~torch.isin(wanted, old)]
+        free = self.hot_rows[~stays].long()[: len(entering)]
+        # A copy of what the id read so far.
+        copies = super().embed(entering)
+        self.values.data[self.shared_rows + free] = copies
+        ids = torch.cat([old[stays], entering])
+        rows = torch.cat([self.hot_rows[stays].long(), free])
+        order = ids.argsort()
+        left = self.hot_rows[~stays][len(entering) :]
+        self.hot_ids.fill_(NOBODY)
+        self.hot_ids[: len(ids)] = ids[order].to(torch.int32)
+        self.hot_rows.copy_(torch.cat([rows[order].to(torch.int32), left]))
+
+    def stored(self) -> dict[str, np.ndarray]:
+        """The ids with own rows, if there are any."""
+        keys = self.hot_ids[self.hot_ids != NOBODY].cpu().numpy().copy()
+        return {"keys": keys} if len(keys) else {}
+
+    def stored_values(self) -> Tensor:
+        """Shared rows, then own rows in the order of their ids."""
+        filled = self.hot_rows[self.hot_ids != NOBODY].long()
+        shared, own = self.values[: self.shared_rows], self.values[self.shared_rows :]
+        return torch.cat([shared, own[filled]])
