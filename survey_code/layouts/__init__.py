@@ -28,6 +28,8 @@ LAYOUTS: dict[str, type[Layout]] = {
         GroupedLayout,
         HashedLayout,
         CodebookLayout,
+        FlatLayout,
+        GeneratorLayout,
         TensorTrainLayout,
         AnchorLayout,
     )
