@@ -8,7 +8,7 @@ book begins.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -199,6 +199,15 @@ class CodebookLayout(Layout):
         "combine_code",
     )
 
+    starts: Any
+    rotation: Any
+    marks: Any
+    ranks: Any
+    head_codes: Any
+    head_values: Any
+    hashed: Any
+    index: Any
+
     def __init__(
         self,
         codes: np.ndarray,
@@ -354,9 +363,7 @@ class CodebookLayout(Layout):
         words = -(-self.num_embeddings // 64)
         if self.marks.dtype != np.uint64 or self.marks.shape != (words,):
             raise ValueError(f"marks must be uint64 of shape {(words,)}")
-        bits = np.unpackbits(
-            self.marks.astype("<u8").view(np.uint8), bitorder="little"
-        )
+        bits = np.unpackbits(self.marks.astype("<u8").view(np.uint8), bitorder="little")
         if bits[self.num_embeddings :].any():
             raise ValueError("marks beyond the last id must be 0")
         heads = np.flatnonzero(bits)

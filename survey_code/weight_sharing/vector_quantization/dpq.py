@@ -226,9 +226,7 @@ class ProductEmbedding(CompressedEmbedding):
 
     def embed_trained(self, ids: Tensor) -> Tensor:
         """Rows of different ids, with gradients."""
-        queries = functional.embedding(
-            ids, self.queries, sparse=self.sparse_gradients
-        )
+        queries = functional.embedding(ids, self.queries, sparse=self.sparse_gradients)
         if self.kind == "sx":
             return self.mix_values(queries, ids)
         rows = self.decode(self.choose(ids))
