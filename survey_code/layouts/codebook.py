@@ -453,6 +453,27 @@ class CodebookLayout(Layout):
         groups = xp.searchsorted(self.starts, ids, side="right") - 1
         return codes + self.firsts[groups]
 
+    def fuse(self) -> Any:
+        """Codes and codewords; arrays' own code reads turned or hashed parts."""
+        from survey_code.gpu.composed import place_codebook
+
+        if self.rotation is not None or self.hashed is not None:
+            return None
+        return place_codebook(
+            (self.num_embeddings, self.embedding_dim),
+            self.combine,
+            self.codes,
+            self.bits,
+            self.codewords,
+            self.firsts,
+            starts=self.starts,
+            marks=self.marks,
+            ranks=self.ranks,
+            head_codes=self.head_codes,
+            head_bits=self.head_bits,
+            head_values=self.head_values,
+        )
+
     def read_rows(self, ids: Array) -> Array:
         """Codes, codewords, then concatenation or sum."""
         xp = array_module(ids)
@@ -506,6 +527,8 @@ class CodebookLayout(Layout):
         """
         first, stop = self._check_candidates(candidates)
         queries = self._check_queries(queries)
+        if self._fits_shared_memory():
+            return self._score_fused(queries, first, stop)
         xp = array_module(self.codes)
         total = xp.zeros((len(queries), stop - first), dtype=np.float32)
         everyone = xp.arange(first, stop)
@@ -528,6 +551,30 @@ class CodebookLayout(Layout):
             values = self.head_values[ranks[head]].astype(np.float32)
             total[:, xp.flatnonzero(head)] = queries @ values.T
         return total
+
+    def _fits_shared_memory(self) -> bool:
+        """Whether one kernel adds up scores: on a GPU, books of one size, no heads
+        with rows, and tables of a query that fit beside a processor.
+        """
+        words, books = len(self.codewords), self.books
+        evenly = np.arange(books) * (words // books)
+        return (
+            self.device is not None
+            and self.head_values is None
+            and self.firsts.shape[0] == 1
+            and self.firsts[0].tolist() == evenly.tolist()
+            and 4 * words <= 48 * 1024
+        )
+
+    def _score_fused(self, queries: Array, first: int, stop: int) -> Array:
+        """Scores by `survey_code.gpu.codes.score_codes`."""
+        from survey_code.gpu.codes import score_codes
+
+        size = len(self.codewords) // self.books
+        words = self.codewords.astype(np.float32).reshape(self.books, size, -1)
+        parts = [self._part(queries, j) @ words[j].T for j in range(self.books)]
+        tables = array_module(queries).stack(parts, axis=1)  # (m, books, K)
+        return score_codes(self.device, tables, first, stop)
 
     def _part(self, queries: Array, j: int) -> Array:
         """The part of each query that meets codewords of book j."""

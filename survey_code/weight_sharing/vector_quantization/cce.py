@@ -118,7 +118,7 @@ class ClusteredEmbedding(CompressedEmbedding):
         rounds: int = 2,
         schedule_end: float = 0.7,
     ) -> dict[str, Any]:
-        """The most bits per row that fit beside codewords and helpers."""
+        """The largest books that fit beside the codes; of equal ones the most."""
         check_rounds(rounds, schedule_end)
         dim = spec.embedding_dim
 
@@ -126,7 +126,10 @@ class ClusteredEmbedding(CompressedEmbedding):
             codes = codebook_bytes(spec.num_embeddings, m, b, m << b, dim // m)
             return codes + 4 * (m << b) * (dim // m) + 32 * m
 
-        books, bits = plan_books(spec, ratio, size, books=books, bits=bits)
+        books, bits = plan_books(
+            spec, ratio, size, books=books, bits=bits, top=16, large=True,
+            choices=None if books else [m for m in (1, 2, 4) if dim % m == 0],
+        )  # fmt: skip
         return {
             "books": books, "bits": bits, "rounds": rounds, "schedule_end": schedule_end
         }  # fmt: skip

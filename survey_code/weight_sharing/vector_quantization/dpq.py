@@ -125,7 +125,7 @@ class ProductEmbedding(CompressedEmbedding):
         self.values = nn.Parameter(draw_normal(words, spec.init_std, [seed, 1]))
         if kind == "sx":
             self.keys = nn.Parameter(draw_normal(words, spec.init_std, [seed, 2]))
-        if normalize:
+        if self.normalize:
             # Parameters without a gradient: in the precision of the others.
             self.mean = fixed(torch.zeros(self.books, 1, self.clusters))
             self.variance = fixed(torch.ones(self.books, 1, self.clusters))
@@ -190,7 +190,8 @@ class ProductEmbedding(CompressedEmbedding):
         """Batch normalisation; in eval mode by the running statistics."""
         if not self.normalize:
             return responses
-        mean, variance = self.mean, self.variance
+        mean: Tensor = self.mean
+        variance: Tensor = self.variance
         if self.training and responses.shape[1] > 1:
             with torch.no_grad():
                 self.update_statistics(responses, MOMENTUM)

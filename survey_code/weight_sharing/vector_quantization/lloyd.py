@@ -187,6 +187,7 @@ def plan_books(
     choices: list[int] | None = None,
     top: int = 8,
     rows: int | None = None,
+    large: bool = False,
 ) -> tuple[int, int]:
     """Books and bits with the most bits per row inside a budget.
 
@@ -206,6 +207,8 @@ def plan_books(
         Most bits of a code.
     rows : int, optional
         Rows that share a book, where these are fewer than the table's.
+    large : bool, default False
+        Prefer the most bits of a *code* instead: large books rather than many.
 
     Returns
     -------
@@ -224,4 +227,6 @@ def plan_books(
     sizes = {pair: size(*pair) for pair in found}
     budget = spec.require(ratio, smallest=min(sizes.values()))
     fitting = [pair for pair in found if sizes[pair] <= budget]
+    if large:
+        return max(fitting, key=lambda pair: (pair[1], pair[0]))
     return max(fitting, key=lambda pair: (pair[0] * pair[1], -pair[0]))
