@@ -497,7 +497,10 @@ class CodebookLayout(Layout):
             rows = parts[:, 0]
             for j in range(1, self.books):
                 rows = rows + parts[:, j]
-        return rows if self.rotation is None else rows @ self.rotation
+        if self.rotation is None:
+            return rows
+        # Unlike BLAS, einsum gives a row the same digits whatever is read with it.
+        return array_module(rows).einsum("mi,ij->mj", rows, self.rotation)
 
     # -- search without decoding ----------------------------------------------
 

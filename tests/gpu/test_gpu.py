@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from layout_examples import EXAMPLES, ROWS
+from layout_examples import EXAMPLES, ROWS, SPEC
 
 from survey_code import FrozenEmbedding, compress, load_layout, run
 from survey_code.embedding import decode_layout
