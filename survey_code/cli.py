@@ -107,7 +107,10 @@ def make_parser() -> argparse.ArgumentParser:
         "rates", help="measure the GPU kernels beside the ceilings of the same run"
     )
     rating.add_argument(
-        "what", nargs="?", default="rows", choices=("rows", "scans", "writes")
+        "what",
+        nargs="?",
+        default="rows",
+        choices=("rows", "composed", "scans", "writes"),
     )
     rating.add_argument("--kind", action="append", help="of rows, e.g. '4 bits'")
     rating.add_argument("--seed", type=int, default=1)
@@ -188,6 +191,9 @@ def measure_gpu(given: argparse.Namespace) -> None:
     origin = {"seed": given.seed, "command": command}
     if given.what == "rows":
         made = rates.measure_rates(tuple(given.kind or rates.KINDS), **origin)
+    elif given.what == "composed":
+        kinds = tuple(given.kind or rates.COMPOSED)
+        made = rates.measure_composed(kinds, **origin)
     elif given.what == "scans":
         made = rates.measure_scans(**origin)
     else:

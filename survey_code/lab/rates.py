@@ -8,40 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from survey_code.lab.random_layouts import COMPOSED, random_composed, random_layout
 from survey_code.lab.results import find_versions, name_device, today
-from survey_code.layouts import BinaryLayout, DenseLayout, Layout, RowwiseLayout
-from survey_code.layouts.rowwise import code_bytes, parameter_type
+from survey_code.layouts import Layout
 
 ROWS, DIM = 20_000_000, 64
 # (bags, ids a bag): pooled reads, and one id a bag.
 SHAPES = ((65_536, 32), (1_048_576, 1))
 KINDS = ("8 bits", "4 bits", "2 bits", "1 bit", "float16", "float32")
 SETS = 12  # of ids; together far larger than the second-level cache
-
-
-def random_layout(kind: str, rows: int, dim: int, seed: int) -> Layout:
-    """A layout of random content, made without a float32 table in between.
-
-    Parameters
-    ----------
-    kind : {"8 bits", "4 bits", "2 bits", "1 bit", "float16", "float32"}
-        Codes have a scale for each row.
-    rows, dim, seed : int
-    """
-    rng = np.random.default_rng(seed)
-    if kind.startswith("float"):
-        values = rng.random((rows, dim), dtype=np.float32)
-        return DenseLayout(values.astype(kind, copy=False))
-    bits = int(kind.split()[0])
-    if bits == 1:
-        codes = np.frombuffer(rng.bytes(rows * dim // 8), np.uint8)
-        scales = rng.random((rows, 1), dtype=np.float32)
-        return BinaryLayout(codes.reshape(rows, 1, dim // 8), dim, scales)
-    width, parameters = code_bytes(dim, bits), parameter_type(bits)
-    codes = np.frombuffer(rng.bytes(rows * width), np.uint8).reshape(rows, width)
-    tail = rng.random((rows, 2), dtype=np.float32).astype(parameters)
-    packed = np.concatenate([codes, tail.view(np.uint8)], axis=1)
-    return RowwiseLayout(packed, dim, bits)
 
 
 def measure_rates(
@@ -105,6 +80,65 @@ def measure_rates(
                     "slowest_rows_per_s": bags
                     * length
                     / float(np.percentile(seconds, 99)),
+                    **origin,
+                }
+        del device, table, cases
+        cupy.get_default_memory_pool().free_all_blocks()
+
+
+def measure_composed(
+    kinds: tuple[str, ...] = tuple(COMPOSED),
+    rows: int = ROWS,
+    dim: int = DIM,
+    shapes: tuple[tuple[int, int], ...] = SHAPES,
+    seed: int = 1,
+    command: str = "",
+) -> Iterator[dict[str, Any]]:
+    """Time look-ups of layouts whose rows several arrays make together.
+
+    Beside each, in the same run: the plain gather of as many bytes as one look-up
+    touches (whole sectors of 32), from an array as large as the layout; and torch's
+    ``embedding_bag`` on the uncompressed table.
+
+    Yields
+    ------
+    dict
+        As `measure_rates`; ``touched`` are a look-up's bytes.
+    """
+    from survey_code.gpu import load_cupy
+    from survey_code.gpu.rows import gather_ceiling
+
+    cupy = load_cupy()
+    origin = describe_origin(seed, command, rows=rows, dim=dim)
+    plain = cupy.random.default_rng(seed).random((rows, dim), dtype=np.float32)
+    for kind in kinds:
+        layout, touched = random_composed(kind, rows, dim, seed)
+        device = layout.to_gpu()
+        del layout
+        stride = -(-touched // 32) * 32
+        least = max(device.nbytes // stride, 1)
+        table = cupy.zeros((least, stride), dtype=np.uint8)
+        for bags, length in shapes:
+            offsets = cupy.arange(bags, dtype=np.int64) * length
+            ids = draw_ids(cupy, rows, bags, length, seed)
+            cases: dict[str, tuple[Callable[[Any], Any], Any]] = {
+                "bag": (partial(read_bags, device, offsets), ids),
+                "gather": (partial(gather_ceiling, table), ids % least),
+                "torch": (torch_bag(plain.view(np.uint8), dim, offsets), ids),
+            }
+            if length == 1:
+                cases["lookup"] = (partial(device.lookup, check=False), ids)
+            for what, (call, own) in cases.items():
+                seconds = time_events(call, own)
+                yield {
+                    "what": what,
+                    "kind": kind,
+                    "bags": bags,
+                    "length": length,
+                    "ids": str(own.dtype),
+                    "touched": touched,
+                    "held_bytes": int(device.held_bytes),
+                    "rows_per_s": bags * length / float(np.median(seconds)),
                     **origin,
                 }
         del device, table, cases

@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 
 from survey_code import catalog, lab
 from survey_code.lab.plots import plot_taxonomy, plot_tradeoff
-from survey_code.lab.rates import random_layout
+from survey_code.lab.random_layouts import COMPOSED, random_composed, random_layout
 from survey_code.lab.results import Result
 
 
@@ -90,3 +90,11 @@ def test_rates_need_a_gpu():
             next(measure_rates())
         assert "GPU" in str(error)
     assert "run" in lab.__all__
+
+
+@pytest.mark.parametrize("kind", COMPOSED)
+def test_random_layouts_can_be_read(kind):
+    layout, touched = random_composed(kind, rows=1000, dim=64, seed=1)
+    assert layout.lookup([0, 999]).shape == (2, 64)
+    assert 0 < touched
+    assert layout.nbytes < 4 * 1000 * 64

@@ -1,0 +1,137 @@
+"""Layouts of random content, as large as one likes, for measuring their speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from survey_code.layouts import (
+    AnchorLayout,
+    BinaryLayout,
+    DenseLayout,
+    FlatLayout,
+    GroupedLayout,
+    HashedLayout,
+    Layout,
+    RowwiseLayout,
+    TensorTrainLayout,
+)
+from survey_code.layouts.hashed import draw_multipliers
+from survey_code.layouts.rowwise import code_bytes, parameter_type
+
+
+def random_layout(kind: str, rows: int, dim: int, seed: int) -> Layout:
+    """A layout of random content, made without a float32 table in between.
+
+    Parameters
+    ----------
+    kind : {"8 bits", "4 bits", "2 bits", "1 bit", "float16", "float32"}
+        Codes have a scale for each row.
+    rows, dim, seed : int
+    """
+    rng = np.random.default_rng(seed)
+    if kind.startswith("float"):
+        values = rng.random((rows, dim), dtype=np.float32)
+        return DenseLayout(values.astype(kind, copy=False))
+    bits = int(kind.split()[0])
+    if bits == 1:
+        codes = np.frombuffer(rng.bytes(rows * dim // 8), np.uint8)
+        scales = rng.random((rows, 1), dtype=np.float32)
+        return BinaryLayout(codes.reshape(rows, 1, dim // 8), dim, scales)
+    width, parameters = code_bytes(dim, bits), parameter_type(bits)
+    codes = np.frombuffer(rng.bytes(rows * width), np.uint8).reshape(rows, width)
+    tail = rng.random((rows, 2), dtype=np.float32).astype(parameters)
+    packed = np.concatenate([codes, tail.view(np.uint8)], axis=1)
+    return RowwiseLayout(packed, dim, bits)
+
+
+def random_hashed(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout, int]:
+    """One table of a tenth of the rows."""
+    first, second = draw_multipliers(rng, 1)[0].tolist()
+    index = np.array([[first, second, 1, rows // 10]], dtype=np.int64)
+    values = rng.random((rows // 10, dim), dtype=np.float32)
+    return HashedLayout(values, index, rows, dim), 4 * dim
+
+
+def random_quotients(
+    rng: np.random.Generator, rows: int, dim: int
+) -> tuple[Layout, int]:
+    """Quotient and remainder: two tables, a tenth of the rows together."""
+    modulus = rows // 10
+    index = np.array([[0, 0, 1, modulus], [0, 0, modulus, 10]], dtype=np.int64)
+    values = rng.random((modulus + 10, dim), dtype=np.float32)
+    return HashedLayout(values, index, rows, dim, "product"), 4 * dim
+
+
+def random_flat(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout, int]:
+    """ROBE, blocks of 16 numbers in an array of a tenth of the table."""
+    values = rng.random(rows // 10 * dim, dtype=np.float32)
+    return FlatLayout(values, draw_multipliers(rng, 1)[0], rows, dim, 16), 4 * dim
+
+
+def random_train(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout, int]:
+    """Three cores of rank 16."""
+    side, columns = round(rows ** (1 / 3)) + 1, round(dim ** (1 / 3))
+    shapes = np.array(
+        [
+            [side, columns, 1, 16, 1],
+            [side, columns, 16, 16, 1],
+            [side, dim // columns**2, 16, 1, 1],
+        ],
+        dtype=np.int64,
+    )
+    size = int((shapes[:, :4]).prod(axis=1).sum())
+    values = rng.random(size, dtype=np.float32)
+    touched = 4 * int(shapes[:, 1:4].prod(axis=1).sum())
+    return TensorTrainLayout(values, shapes, rows, dim), touched
+
+
+def random_anchors(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout, int]:
+    """Four of 256 anchors for each row."""
+    layout = AnchorLayout(
+        rng.random((256, dim), dtype=np.float32),
+        rng.random(4 * rows, dtype=np.float32),
+        np.frombuffer(rng.bytes(4 * rows), np.uint8),
+        np.arange(0, 4 * rows + 1, 4, dtype=np.uint32),
+    )
+    return layout, 4 * 5 + 8
+
+
+def random_groups(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout, int]:
+    """Three groups, scattered over the ids: widths 64, 8 and 1, with projections."""
+    assignment = rng.choice(3, size=rows, p=(0.05, 0.45, 0.5)).astype(np.uint8)
+    widths = (dim, 8, 1)
+    layout = GroupedLayout.from_tables(
+        [
+            rng.random((int((assignment == g).sum()), width), dtype=np.float32)
+            for g, width in enumerate(widths)
+        ],
+        [None, *(rng.random((w, dim), dtype=np.float32) for w in widths[1:])],
+        dim,
+        assignment,
+    )
+    return layout, round(4 * (0.05 * dim + 0.45 * 8 + 0.5)) + 2 * 64 + 4
+
+
+# A kind, and how to make it: a layout, and the bytes that one look-up touches.
+COMPOSED: dict[str, Callable[[np.random.Generator, int, int], tuple[Layout, int]]] = {
+    "hashing": random_hashed,
+    "quotient-remainder": random_quotients,
+    "ROBE": random_flat,
+    "tensor train": random_train,
+    "anchors": random_anchors,
+    "grouped": random_groups,
+}
+
+
+def random_composed(kind: str, rows: int, dim: int, seed: int) -> tuple[Layout, int]:
+    """A layout that puts rows together, and the bytes that one look-up touches.
+
+    Parameters
+    ----------
+    kind : str
+        A key of `COMPOSED`.
+    rows, dim, seed : int
+    """
+    return COMPOSED[kind](np.random.default_rng(seed), rows, dim)
