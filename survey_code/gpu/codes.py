@@ -100,7 +100,7 @@ def score_codes(rows: ComposedRows, tables: Any, first: int, stop: int) -> Any:
     count = stop - first
     with current_stream():
         scores = cupy.empty((queries, count), dtype=np.float32)
-        kernel = load_kernel("codebook.cu", "add_scores")
+        kernel = load_kernel("scores.cu", "add_scores")
         kernel(
             (min(-(-count // 256), 1024), queries), (256,),
             (

@@ -6,6 +6,7 @@ import os
 
 from survey_code.layouts.anchors import AnchorLayout
 from survey_code.layouts.binary import BinaryLayout
+from survey_code.layouts.codebook import CodebookLayout
 from survey_code.layouts.dense import DenseLayout
 from survey_code.layouts.files import header_bytes, read_file
 from survey_code.layouts.flat import FlatLayout
@@ -26,6 +27,7 @@ LAYOUTS: dict[str, type[Layout]] = {
         BinaryLayout,
         GroupedLayout,
         HashedLayout,
+        CodebookLayout,
         FlatLayout,
         GeneratorLayout,
         TensorTrainLayout,
@@ -62,6 +64,7 @@ __all__ = [
     "LAYOUTS",
     "AnchorLayout",
     "BinaryLayout",
+    "CodebookLayout",
     "DenseLayout",
     "FlatLayout",
     "GeneratorLayout",

@@ -25,6 +25,11 @@ from survey_code.weight_sharing.hashing import (
     QuotientRemainderEmbedding,
     RobeEmbedding,
 )
+from survey_code.weight_sharing.vector_quantization import (
+    AdditiveEmbedding,
+    ClusteredEmbedding,
+    GranularEmbedding,
+)
 
 ROWS = 1000
 SPEC = TableSpec.of_shape(ROWS, 12)
@@ -59,6 +64,22 @@ EXAMPLES = {
     "tensor train": lambda: TensorTrainEmbedding(SPEC, rank=4).freeze(),
     "tensor train, cached": lambda: compress(WEIGHT, "tt_rec", rank=4, slots=50),
     "anchors": lambda: AnchorEmbedding(SPEC, anchors=9, entries=2000).freeze(),
+    "codes": lambda: compress(WEIGHT, "pq", books=4, bits=5),
+    "codes, half": lambda: compress(WEIGHT, "pq", books=6, bits=3, half=True),
+    "codes, turned": lambda: compress(WEIGHT, "pq", books=4, bits=5, rotate=True),
+    "codes and rows": lambda: compress(
+        WEIGHT,
+        "clustering",
+        counts=np.arange(ROWS),
+        field_starts=[0, 300, ROWS],
+        clusters=50,
+        heads=70,
+    ),
+    "codes, two lengths": lambda: GranularEmbedding(
+        SPEC, books=3, bits=6, tail_bits=4
+    ).freeze(),
+    "added codes": lambda: AdditiveEmbedding(SPEC, books=3, bits=5).freeze(),
+    "codes and helpers": lambda: ClusteredEmbedding(SPEC, books=2, bits=5).freeze(),
     "signed": lambda: HashingEmbedding(SPEC, rows=90, signed=True).freeze(),
     "open": lambda: HashingEmbedding(SPEC, rows=90, open_ids=True).freeze(),
     **{

@@ -3,12 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from layout_examples import EXAMPLES, ROWS
+from layout_examples import EXAMPLES, ROWS, SPEC
 
 from survey_code import FrozenEmbedding, compress, load_layout, run
 from survey_code.embedding import decode_layout
 from survey_code.gpu import as_cupy, current_stream, load_cupy
+from survey_code.gpu.codes import assign_points
+from survey_code.gpu.scatter import scatter_blocks, scatter_cores
 from survey_code.layouts import LAYOUTS, BinaryLayout, DenseLayout
+from survey_code.weight_sharing.decomposition import TensorTrainEmbedding
+from survey_code.weight_sharing.hashing import RobeEmbedding
+from survey_code.weight_sharing.vector_quantization import nearest_rows
 
 try:
     load_cupy()
@@ -45,6 +50,7 @@ def closeness(host):
     """Layouts that multiply matrices add in another order on a GPU."""
     product = host.name in ("grouped", "tensor_train", "anchors", "generator")
     product = product or getattr(host, "combine", "") == "path"
+    product = product or getattr(host, "rotation", None) is not None
     return {"rtol": 1e-4, "atol": 1e-6} if product else {"rtol": 1e-6}
 
 
@@ -179,6 +185,49 @@ def test_binary_search_on_the_gpu_is_the_cpus(dim, scale):
     np.testing.assert_array_equal(
         found.get(), layout.topk(queries, 20, candidates=(50, 300))
     )
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["codes", "codes, half", "added codes"])
+def test_scores_by_table_lookup_on_the_gpu_are_the_cpus(cupy, name):
+    host = EXAMPLES[name]()
+    device = host.to_gpu()
+    assert device._fits_shared_memory()
+    queries = np.random.default_rng(6).normal(size=(5, 12)).astype(np.float32)
+    for first, stop in ((0, ROWS), (17, 900)):
+        found = device.scores(cupy.asarray(queries), (first, stop)).get()
+        wanted = host.scores(queries, (first, stop))
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dim", [1, 2, 8, 48])
+def test_points_are_assigned_on_the_gpu_as_on_the_cpu(cupy, dim):
+    rng = np.random.default_rng(7)
+    points = rng.normal(size=(5000, dim)).astype(np.float32)
+    centroids = rng.normal(size=(1500, dim)).astype(np.float32)
+    nearest, distances = assign_points(cupy.asarray(points), cupy.asarray(centroids))
+    wanted, errors = nearest_rows(points, centroids)
+    np.testing.assert_allclose(distances.get(), errors, rtol=1e-4, atol=1e-6)
+    # Of two centroids equally far but for rounding either may win.
+    assert (nearest.get() == wanted).mean() > 0.999
+
+
+@needs_gpu
+def test_gradients_are_scattered_on_the_gpu_as_by_autograd(cupy):
+    ids = np.random.default_rng(8).integers(ROWS, size=4000)
+    gradients = np.random.default_rng(9).normal(size=(4000, 12)).astype(np.float32)
+    robe = RobeEmbedding(SPEC, size=300, signed=True)
+    train = TensorTrainEmbedding(SPEC, rank=4)
+    for table, scatter in ((robe, scatter_blocks), (train, scatter_cores)):
+        rows = table.embed(torch.from_numpy(ids))
+        (rows * torch.from_numpy(gradients)).sum().backward()
+        device = table.freeze().to_gpu().fused
+        found = scatter(device, cupy.asarray(ids), cupy.asarray(gradients))
+        found = found if isinstance(found, list) else [found]
+        for ours, weight in zip(found, table.parameters(), strict=True):
+            wanted = weight.grad.numpy().reshape(ours.shape)
+            np.testing.assert_allclose(ours.get(), wanted, rtol=1e-3, atol=1e-4)
 
 
 @needs_gpu

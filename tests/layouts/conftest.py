@@ -27,6 +27,11 @@ from survey_code.weight_sharing.hashing import (
     QuotientRemainderEmbedding,
     RobeEmbedding,
 )
+from survey_code.weight_sharing.vector_quantization import (
+    AdditiveEmbedding,
+    ClusteredEmbedding,
+    GranularEmbedding,
+)
 
 ROWS = 11
 
@@ -149,6 +154,22 @@ EXAMPLES = {
         HashEmbedding, rows=4, entries=7, open_ids=True
     ),
     "hashed-bias": lambda: shared(MultiEmbedding, rows=4, bias=True),
+    "codebook": lambda: compress(draw_table(6), "pq", books=3, bits=2),
+    "codebook-half": lambda: compress(draw_table(4), "pq", books=2, bits=3, half=True),
+    "codebook-turned": lambda: compress(
+        draw_table(4), "pq", books=2, bits=2, rotate=True
+    ),
+    "codebook-groups": lambda: compress(
+        draw_table(5), "clustering", clusters=2, field_starts=[0, 4, 11]
+    ),
+    "codebook-heads": lambda: compress(
+        draw_table(5), "clustering", clusters=3, heads=2, counts=np.arange(11)
+    ),
+    "codebook-head-codes": lambda: shared(
+        GranularEmbedding, books=2, bits=3, tail_bits=1, head_share=0.3
+    ),
+    "codebook-sum": lambda: shared(AdditiveEmbedding, books=3, bits=2),
+    "codebook-hashed": lambda: shared(ClusteredEmbedding, books=2, bits=2),
     "flat": lambda: shared(RobeEmbedding, size=20, block_len=4),
     "flat-signed": lambda: shared(RobeEmbedding, size=20, block_len=1, signed=True),
     "flat-open": lambda: shared(RobeEmbedding, size=20, open_ids=True, block_len=9),

@@ -246,6 +246,25 @@ def test_the_cache_holds_the_most_read_rows_and_they_learn_alone():
     )
 
 
+def test_cached_rows_ask_for_no_product():
+    table = TensorTrainEmbedding(SPEC, rank=2, slots=60, seed=1)
+    table.train()(torch.arange(60))
+    table.after_step(step_at(table, 0.2))
+    (table(torch.tensor([[3, 7], [59, 3]])) ** 2).sum().backward()
+    assert all(core.grad is None or not core.grad.any() for core in table.cores)
+    assert torch.nonzero(table.cached.grad.any(1)).ravel().tolist() == [3, 7, 59]
+
+
+def test_beginnings_that_ids_share_are_multiplied_once():
+    """Rows of a batch are those of the layout, whatever digits the ids share."""
+    table = TensorTrainEmbedding(TableSpec.of_shape(60, 8), rank=3, seed=1)
+    layout = table.freeze()
+    for ids in ([0], [0, 1, 2, 3], [0, 20, 40], [7, 7, 59, 7], list(range(60))):
+        np.testing.assert_allclose(
+            table(torch.tensor(ids)).detach(), layout.lookup(np.array(ids)), atol=1e-6
+        )
+
+
 def test_rows_kept_in_full_after_training_are_exact():
     weight = draw(60, 8)
     counts = RNG.permutation(60)

@@ -12,11 +12,7 @@ from torch.nn import functional
 
 from survey_code.embedding import CompressedEmbedding, draw_normal
 from survey_code.layouts import TensorTrainLayout
-from survey_code.layouts.tensor_train import (
-    core_shapes,
-    multiply_slices,
-    take_mixed_digits,
-)
+from survey_code.layouts.tensor_train import core_shapes, multiply_slices
 from survey_code.spec import TableSpec
 
 INDEX_BYTES = 40  # of a core's row in `TensorTrainLayout.shapes`
@@ -53,13 +49,23 @@ class TrainEmbedding(CompressedEmbedding):
         return functional.embedding(places, self.compose(unique))
 
     def compose(self, flat: Tensor) -> Tensor:
-        """Rows of ids: int64 (m,) -> (m, embedding_dim)."""
-        state: Any = self.cores[0].new_ones(len(flat), 1, 1)
-        for digits, core, size, step in zip(
-            take_mixed_digits(flat, self.rows), self.cores, self.rows, self.steps
-        ):
-            slices = core if size == 1 else core[digits]
-            state = multiply_slices(state, slices, step)
+        """Rows of rising ids: int64 (m,) -> (m, embedding_dim).
+
+        Ids with the same leading digits share the products of these, so that a core
+        is multiplied once for each beginning that occurs.
+        """
+        state: Any = self.cores[0].new_ones(1, 1, 1)
+        place = torch.zeros_like(flat)  # of each id's beginning in `state`
+        weight = math.prod(self.rows)
+        for core, size, step in zip(self.cores, self.rows, self.steps):
+            weight //= size
+            begins, now = torch.unique_consecutive(flat // weight, return_inverse=True)
+            parent = torch.zeros_like(begins)
+            parent[now] = place
+            # A core without a digit is one matrix for all.
+            slices = core if size == 1 else core.index_select(0, begins % size)
+            state = multiply_slices(state[parent], slices, step)
+            place = now
         rows: Tensor = state.reshape(len(flat), self.embedding_dim)
         return rows
 

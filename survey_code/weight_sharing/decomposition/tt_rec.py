@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from survey_code.embedding import TrainingStep, check_range
 from survey_code.layouts import TensorTrainLayout
@@ -237,18 +238,19 @@ class TensorTrainEmbedding(TrainEmbedding):
         return TensorTrainLayout(flat, shapes, rows, dim, ids, held)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Products, and the cached rows over them."""
-        rows = super().embed(ids)
+        """Cached rows, and products for all other ids."""
         if not self.slots:
-            return rows
+            return super().embed(ids)
         if self.training:
             flat = ids.reshape(-1)
             ones = torch.ones_like(flat, dtype=self.reads.dtype)
             self.reads.index_add_(0, flat, ones)
         places = self.cached_ids[ids]
-        return torch.where(
-            (places >= 0)[..., None], self.cached[places.clamp(min=0)], rows
-        )
+        missing = places < 0
+        unique, others = torch.unique(ids[missing], return_inverse=True)
+        places[missing] = self.slots + others
+        rows = torch.cat([self.cached, self.compose(unique)])
+        return functional.embedding(places, rows)
 
     def advance(self, progress: float) -> None:
         """Nothing but the promise of `schedule_end`: epochs before the cache is full

@@ -1,0 +1,681 @@
+"""The codebook layout: a row is a few small integers that name shared codewords.
+
+The codes of all rows form one stream of bits in 32-bit words: code j of row i
+starts at bit ``(i * books + j) * bits`` and is found in at most two neighbouring
+words.  Codewords of all books stand below one another; ``firsts`` says where each
+book begins.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from survey_code.layouts.binary import choose_best, count_ones
+from survey_code.layouts.hashed import table_starts, take_digits
+from survey_code.layouts.layout import Array, Layout, array_module
+
+COMBINE = ("concat", "sum")
+MOST_BITS = 16
+
+
+def pack_stream(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Pack codes one behind the other, without regard to bytes or rows.
+
+    Parameters
+    ----------
+    codes : ndarray of integers, any shape, each from 0 to 2**bits - 1
+    bits : int, 1 to 16
+
+    Returns
+    -------
+    ndarray of uint32, shape (ceil(codes.size * bits / 32) + 1,)
+        Low bits first; the last word lets a reader always fetch two.
+
+    Examples
+    --------
+    >>> pack_stream(np.array([[1, 2], [3, 0]]), bits=3)
+    array([209,   0], dtype=uint32)
+    """
+    check_bits("bits", bits)
+    flat = np.asarray(codes).ravel().astype(np.uint64)
+    if flat.size and int(flat.max()) >> bits:
+        raise ValueError(f"codes must be from 0 to {2**bits - 1} at {bits} bits")
+    places = np.arange(flat.size, dtype=np.int64) * bits
+    shifted = flat << (places & 31).astype(np.uint64)
+    words = np.zeros(stream_words(flat.size, bits), dtype=np.uint64)
+    # Bits never overlap, so that or is addition, and sums of 32-bit numbers are
+    # exact in float64.
+    for part, offset in ((shifted & np.uint64(0xFFFFFFFF), 0), (shifted >> 32, 1)):
+        index = (places >> 5) + offset
+        sums = np.bincount(index, weights=part, minlength=len(words))
+        words += sums.astype(np.uint64)
+    return words.astype(np.uint32)
+
+
+def read_stream(words: Array, places: Array, bits: int) -> Array:
+    """Undo `pack_stream`: the codes at given places, as int64.
+
+    Parameters
+    ----------
+    words : array of uint32
+    places : array of int64, any shape
+        Which codes, counted from the start of the stream.
+    bits : int
+    """
+    starts = places * bits
+    word = starts >> 5
+    pair = words[word + 1].astype(np.int64) << 32 | words[word].astype(np.int64)
+    # An arithmetic shift copies the sign, but never into the bits that are kept:
+    # at most 31 + 16 of 64 are read.
+    return (pair >> (starts & 31)) & ((1 << bits) - 1)
+
+
+def stream_words(count: int, bits: int) -> int:
+    """32-bit words of a stream of `count` codes."""
+    return -(-count * bits // 32) + 1
+
+
+def mark_heads(heads: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """One bit per id, 1 for a head, and the number of heads below each 64 ids.
+
+    Parameters
+    ----------
+    heads : ndarray of int64, rising ids
+    rows : int
+
+    Returns
+    -------
+    marks : ndarray of uint64, shape (ceil(rows / 64),)
+    ranks : ndarray of uint32, same shape
+    """
+    words = -(-rows // 64)
+    bits = np.zeros(words * 64, dtype=np.uint8)
+    bits[heads] = 1
+    marks = np.packbits(bits, bitorder="little").view("<u8").astype(np.uint64)
+    per_word = bits.reshape(words, 64).sum(axis=1, dtype=np.int64)
+    ranks = np.cumsum(per_word) - per_word
+    return marks, ranks.astype(np.uint32)
+
+
+def codebook_bytes(
+    rows: int,
+    books: int,
+    bits: int,
+    codewords: int,
+    width: int,
+    *,
+    groups: int = 1,
+    heads: int = 0,
+    head_bits: int = 0,
+    head_width: int = 0,
+    number: int = 4,
+) -> int:
+    """Bytes of a codebook layout.
+
+    Parameters
+    ----------
+    rows, books, bits : int
+        Ids, codes of one id, bits of one code.
+    codewords, width : int
+        Codewords of all books together, numbers of one codeword.
+    groups : int, default 1
+        Ranges of ids with codebooks of their own.
+    heads : int, default 0
+        Ids that are stored apart, with codes of `head_bits` or as
+        `head_width` numbers.
+    number : {4, 2}
+        Bytes of a number.
+    """
+    size = 4 * stream_words((rows - heads) * books, bits)
+    size += codewords * width * number + 4 * groups * books
+    if groups > 1:
+        size += 8 * groups
+    if heads:
+        size += 12 * -(-rows // 64) + heads * head_width * number
+        if head_bits:
+            size += 4 * stream_words(heads * books, head_bits)
+    return size
+
+
+class CodebookLayout(Layout):
+    """Codes, codebooks, and how the codewords of a row combine.
+
+    Parameters
+    ----------
+    codes : ndarray of uint32
+        Stream of the codes of all ids that are no heads, id after id; see
+        `pack_stream`.
+    codewords : ndarray of float32 or float16, shape (codewords, width)
+        ``width`` is `embedding_dim` where codewords are added, and
+        ``embedding_dim / books`` where they are put side by side.
+    firsts : ndarray of int32, shape (groups, books)
+        Row of `codewords` at which each book starts.
+    num_embeddings, embedding_dim, bits : int
+        ``bits`` of one code, 1 to 16.
+    combine : {"concat", "sum"}
+    starts : ndarray of int64, shape (groups,), optional
+        First id of each group, rising from 0; left out for a single group.
+    rotation : ndarray of float32, shape (dim, dim), optional
+        Rows are multiplied by it, once decoded.
+    marks, ranks : ndarray of uint64 and uint32, optional
+        Which ids are heads; see `mark_heads`.
+    head_codes : ndarray of uint32, optional
+        Stream of the heads' codes, each of `head_bits` bits, for the same books.
+    head_values : ndarray of float32 or float16, shape (heads, dim), optional
+        Rows of the heads, where these have no codes.
+    hashed : ndarray of float32, shape (rows, width), optional
+        For ``combine="concat"``: one small table per book, below one another, whose
+        rows are added to the codewords.
+    index : ndarray of int64, shape (books, 4), optional
+        How an id picks a row of each; see `survey_code.layouts.hashed`.
+
+    Raises
+    ------
+    ValueError
+        If the arrays contradict each other, or a code names no codeword.
+    """
+
+    name: ClassVar[str] = "codebook"
+    array_names: ClassVar[tuple[str, ...]] = (
+        "codes",
+        "codewords",
+        "firsts",
+        "starts",
+        "rotation",
+        "marks",
+        "ranks",
+        "head_codes",
+        "head_values",
+        "hashed",
+        "index",
+    )
+    shape_names: ClassVar[tuple[str, ...]] = (
+        "num_embeddings",
+        "embedding_dim",
+        "bits",
+        "head_bits",
+        "combine_code",
+    )
+
+    starts: Any
+    rotation: Any
+    marks: Any
+    ranks: Any
+    head_codes: Any
+    head_values: Any
+    hashed: Any
+    index: Any
+
+    def __init__(
+        self,
+        codes: np.ndarray,
+        codewords: np.ndarray,
+        firsts: np.ndarray,
+        num_embeddings: int,
+        embedding_dim: int,
+        bits: int,
+        combine: str = "concat",
+        *,
+        head_bits: int = 0,
+        **optional: np.ndarray | None,
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim)
+        if combine not in COMBINE:
+            raise ValueError(f"combine must be one of {COMBINE}, got {combine!r}")
+        self.combine_code = COMBINE.index(combine)
+        self.bits, self.head_bits = int(bits), int(head_bits)
+        self.codes = np.asarray(codes)
+        self.codewords = np.asarray(codewords)
+        self.firsts = np.asarray(firsts)
+        unknown = sorted(set(optional) - set(self.array_names[3:]))
+        if unknown:
+            raise ValueError(f"unknown array {unknown[0]!r}")
+        for name in self.array_names[3:]:
+            array = optional.get(name)
+            setattr(self, name, None if array is None else np.asarray(array))
+        self.validate()
+
+    @classmethod
+    def from_codes(
+        cls,
+        codes: np.ndarray,
+        codewords: np.ndarray,
+        firsts: np.ndarray,
+        embedding_dim: int,
+        bits: int,
+        combine: str = "concat",
+        *,
+        heads: np.ndarray | None = None,
+        head_codes: np.ndarray | None = None,
+        head_bits: int = 0,
+        head_values: np.ndarray | None = None,
+        **optional: np.ndarray | None,
+    ) -> CodebookLayout:
+        """Pack codes, shape (rows, books), and heads, which are rising ids."""
+        rows = len(codes)
+        if heads is not None and len(heads):
+            rows += len(heads)
+            marks, ranks = mark_heads(heads, rows)
+            optional |= {"marks": marks, "ranks": ranks, "head_values": head_values}
+            if head_codes is not None:
+                optional["head_codes"] = pack_stream(head_codes, head_bits)
+        else:
+            head_bits = 0
+        firsts = np.atleast_2d(np.asarray(firsts, dtype=np.int32))
+        stream = pack_stream(codes, bits)
+        return cls(
+            stream,
+            np.ascontiguousarray(codewords),
+            firsts,
+            rows,
+            embedding_dim,
+            bits,
+            combine,
+            head_bits=head_bits,
+            **optional,
+        )
+
+    @property
+    def combine(self) -> str:
+        """How codewords combine: "concat" or "sum"."""
+        return COMBINE[self.combine_code]
+
+    @property
+    def books(self) -> int:
+        """Codes of one row."""
+        return int(self.firsts.shape[1])
+
+    @property
+    def width(self) -> int:
+        """Numbers of one codeword."""
+        parts = self.books if self.combine == "concat" else 1
+        return self.embedding_dim // parts
+
+    # -- checks ---------------------------------------------------------------
+
+    def validate(self) -> None:
+        """Raise ValueError if the arrays contradict each other."""
+        check_bits("bits", self.bits)
+        if not 0 <= self.combine_code < len(COMBINE):
+            raise ValueError(f"combine_code must be 0 or 1, got {self.combine_code}")
+        firsts = self.firsts
+        if firsts is None or firsts.dtype != np.int32 or firsts.ndim != 2:
+            raise ValueError("firsts must be int32 of shape (groups, books)")
+        if not firsts.size:
+            raise ValueError("firsts needs a group and a book")
+        if self.combine == "concat" and self.embedding_dim % self.books:
+            raise ValueError(
+                f"{self.books} books do not divide a row of {self.embedding_dim}"
+            )
+        words = self.codewords
+        if (
+            words is None
+            or words.dtype not in (np.float32, np.float16)
+            or words.ndim != 2
+            or words.shape[1] != self.width
+            or not len(words)
+        ):
+            raise ValueError(
+                f"codewords must be float32 or float16 of shape (codewords, "
+                f"{self.width})"
+            )
+        if firsts.min() < 0 or firsts.max() >= len(words):
+            raise ValueError(f"firsts must be from 0 to {len(words) - 1}")
+        self._validate_groups()
+        self._validate_rotation()
+        heads = self._validate_heads()
+        check_stream("codes", self.codes, (self.num_embeddings - heads), self)
+        self._validate_hashed()
+        self._validate_codes()
+
+    def _validate_groups(self) -> None:
+        groups, starts = len(self.firsts), self.starts
+        if groups == 1:
+            if starts is not None:
+                raise ValueError("a single group needs no starts")
+            return
+        if (
+            starts is None
+            or starts.dtype != np.int64
+            or starts.shape != (groups,)
+            or starts[0] != 0
+            or bool((starts[1:] <= starts[:-1]).any())
+            or starts[-1] >= self.num_embeddings
+        ):
+            raise ValueError(f"starts must be {groups} int64 ids that rise from 0")
+
+    def _validate_rotation(self) -> None:
+        shape = (self.embedding_dim, self.embedding_dim)
+        if self.rotation is not None and (
+            self.rotation.dtype != np.float32 or self.rotation.shape != shape
+        ):
+            raise ValueError(f"rotation must be float32 of shape {shape}")
+
+    def _validate_heads(self) -> int:
+        """The number of heads."""
+        given = [self.head_codes is not None, self.head_values is not None]
+        if self.marks is None:
+            if any(given) or self.ranks is not None or self.head_bits:
+                raise ValueError("heads need marks")
+            return 0
+        words = -(-self.num_embeddings // 64)
+        if self.marks.dtype != np.uint64 or self.marks.shape != (words,):
+            raise ValueError(f"marks must be uint64 of shape {(words,)}")
+        bits = np.unpackbits(self.marks.astype("<u8").view(np.uint8), bitorder="little")
+        if bits[self.num_embeddings :].any():
+            raise ValueError("marks beyond the last id must be 0")
+        heads = np.flatnonzero(bits)
+        _, ranks = mark_heads(heads, self.num_embeddings)
+        if self.ranks is None or not (
+            self.ranks.dtype == np.uint32 and np.array_equal(self.ranks, ranks)
+        ):
+            raise ValueError("ranks must count the marks below each word")
+        if sum(given) != 1:
+            raise ValueError("heads need either codes or values")
+        if self.head_codes is not None:
+            check_bits("head_bits", self.head_bits)
+            check_stream("head_codes", self.head_codes, len(heads), self)
+        else:
+            shape = (len(heads), self.embedding_dim)
+            values = self.head_values
+            if values.dtype not in (np.float32, np.float16) or values.shape != shape:
+                raise ValueError(
+                    f"head_values must be float32 or float16 of shape {shape}"
+                )
+        return len(heads)
+
+    def _validate_hashed(self) -> None:
+        if (self.hashed is None) != (self.index is None):
+            raise ValueError("hashed and index belong together")
+        if self.hashed is None:
+            return
+        index = self.index
+        if (
+            self.combine != "concat"
+            or index.dtype != np.int64
+            or index.shape != (self.books, 4)
+            or (index[:, 2:] < 1).any()
+        ):
+            raise ValueError(
+                "index must be int64 of shape (books, 4), with divisors and moduli "
+                "from 1 up, and combine 'concat'"
+            )
+        shape = (sum(index[:, 3].tolist()), self.width)
+        if self.hashed.dtype != np.float32 or self.hashed.shape != shape:
+            raise ValueError(f"hashed must be float32 of shape {shape}")
+
+    def _validate_codes(self, chunk: int = 1 << 18) -> None:
+        """No code names a codeword beyond the last one."""
+        for start in range(0, self.num_embeddings, chunk):
+            ids = np.arange(start, min(start + chunk, self.num_embeddings))
+            ids, codes = self.read_codes(ids)
+            if ids.size and int(self._add_firsts(ids, codes).max()) >= len(
+                self.codewords
+            ):
+                raise ValueError("a code names no codeword")
+
+    # -- look-up --------------------------------------------------------------
+
+    def find_heads(self, ids: Array) -> tuple[Array, Array]:
+        """Whether each id is a head, and its place among heads or the others."""
+        xp = array_module(ids)
+        if self.marks is None:
+            return xp.zeros(len(ids), dtype=bool), ids
+        word, bit = ids >> 6, (ids & 63).astype(np.uint64)
+        one = np.uint64(1)
+        marks = self.marks[word]
+        below = count_ones(marks & ((one << bit) - one)).astype(np.int64)
+        rank = self.ranks[word].astype(np.int64) + below
+        head = (marks >> bit & one).astype(bool)
+        return head, xp.where(head, rank, ids - rank)
+
+    def read_codes(self, ids: Array) -> tuple[Array, Array]:
+        """Of checked ids those that have codes, and their codes (m, books)."""
+        xp = array_module(ids)
+        head, places = self.find_heads(ids)
+        if self.head_values is not None:
+            ids, places = ids[~head], places[~head]
+        places = places[:, None] * self.books + xp.arange(self.books)
+        if self.head_codes is None:
+            return ids, read_stream(self.codes, places, self.bits)
+        codes = xp.empty(places.shape, dtype=np.int64)
+        codes[head] = read_stream(self.head_codes, places[head], self.head_bits)
+        codes[~head] = read_stream(self.codes, places[~head], self.bits)
+        return ids, codes
+
+    def _add_firsts(self, ids: Array, codes: Array) -> Array:
+        """Rows of `codewords` that the codes of ids name."""
+        if self.starts is None:
+            return codes + self.firsts[0]
+        xp = array_module(ids)
+        groups = xp.searchsorted(self.starts, ids, side="right") - 1
+        return codes + self.firsts[groups]
+
+    def fuse(self) -> Any:
+        """Codes and codewords; arrays' own code reads turned or hashed parts."""
+        from survey_code.gpu.composed import place_codebook
+
+        if self.rotation is not None or self.hashed is not None:
+            return None
+        return place_codebook(
+            (self.num_embeddings, self.embedding_dim),
+            self.combine,
+            self.codes,
+            self.bits,
+            self.codewords,
+            self.firsts,
+            starts=self.starts,
+            marks=self.marks,
+            ranks=self.ranks,
+            head_codes=self.head_codes,
+            head_bits=self.head_bits,
+            head_values=self.head_values,
+        )
+
+    def read_rows(self, ids: Array) -> Array:
+        """Codes, codewords, then concatenation or sum."""
+        xp = array_module(ids)
+        if self.head_values is None:
+            return self._decode(*self.read_codes(ids))
+        rows = xp.empty((len(ids), self.embedding_dim), dtype=np.float32)
+        head, places = self.find_heads(ids)
+        rows[head] = self.head_values[places[head]]
+        rows[~head] = self._decode(*self.read_codes(ids))
+        return rows
+
+    def _decode(self, ids: Array, codes: Array) -> Array:
+        parts = self.codewords[self._add_firsts(ids, codes)].astype(np.float32)
+        if self.hashed is not None:
+            starts = table_starts(self.index)
+            for j, digits in enumerate(take_digits(ids, self.index)):
+                parts[:, j] += self.hashed[digits + starts[j]]
+        if self.combine == "concat":
+            rows = parts.reshape(len(ids), self.embedding_dim)
+        else:
+            rows = parts[:, 0]
+            for j in range(1, self.books):
+                rows = rows + parts[:, j]
+        if self.rotation is None:
+            return rows
+        # Unlike BLAS, einsum gives a row the same digits whatever is read with it.
+        return array_module(rows).einsum("mi,ij->mj", rows, self.rotation)
+
+    # -- search without decoding ----------------------------------------------
+
+    def scores(
+        self, queries: Array, candidates: tuple[int, int] | None = None
+    ) -> Array:
+        """Inner products of vectors with rows, by table look-up.
+
+        The products of a query with all codewords form a table of ``books x K``
+        numbers; the score of a row is the sum of ``books`` of them.
+
+        Parameters
+        ----------
+        queries : array of float, shape (m, embedding_dim)
+        candidates : (first, stop), optional
+            Range of ids to compare with; by default all rows.
+
+        Returns
+        -------
+        array of float32, shape (m, stop - first)
+
+        Raises
+        ------
+        ValueError
+            If the queries have another shape, or the candidates are no range of
+            ids.
+        """
+        first, stop = self._check_candidates(candidates)
+        queries = self._check_queries(queries)
+        if self._fits_shared_memory():
+            return self._score_fused(queries, first, stop)
+        xp = array_module(self.codes)
+        total = xp.zeros((len(queries), stop - first), dtype=np.float32)
+        everyone = xp.arange(first, stop)
+        ids, codes = self.read_codes(everyone)
+        turned = queries if self.rotation is None else queries @ self.rotation.T
+        tables = self._score_codewords(turned)
+        places = ids - first
+        summed = xp.zeros((len(queries), len(ids)), dtype=np.float32)
+        rows = self._add_firsts(ids, codes)
+        for j, table in enumerate(tables):
+            summed += table[:, rows[:, j]]
+        if self.hashed is not None:
+            starts = table_starts(self.index)
+            for j, digits in enumerate(take_digits(ids, self.index)):
+                table = self._part(turned, j) @ self.hashed.T
+                summed += table[:, digits + starts[j]]
+        total[:, places] = summed
+        if self.head_values is not None:
+            head, ranks = self.find_heads(everyone)
+            values = self.head_values[ranks[head]].astype(np.float32)
+            total[:, xp.flatnonzero(head)] = queries @ values.T
+        return total
+
+    def _fits_shared_memory(self) -> bool:
+        """Whether one kernel adds up scores: on a GPU, books of one size, no heads
+        with rows, and tables of a query that fit beside a processor.
+        """
+        words, books = len(self.codewords), self.books
+        evenly = np.arange(books) * (words // books)
+        return (
+            self.device is not None
+            and self.head_values is None
+            and self.firsts.shape[0] == 1
+            and self.firsts[0].tolist() == evenly.tolist()
+            and 4 * words <= 48 * 1024
+        )
+
+    def _score_fused(self, queries: Array, first: int, stop: int) -> Array:
+        """Scores by `survey_code.gpu.codes.score_codes`."""
+        from survey_code.gpu.codes import score_codes
+
+        size = len(self.codewords) // self.books
+        words = self.codewords.astype(np.float32).reshape(self.books, size, -1)
+        parts = [self._part(queries, j) @ words[j].T for j in range(self.books)]
+        tables = array_module(queries).stack(parts, axis=1)  # (m, books, K)
+        return score_codes(self.device, tables, first, stop)
+
+    def _part(self, queries: Array, j: int) -> Array:
+        """The part of each query that meets codewords of book j."""
+        if self.combine == "sum":
+            return queries
+        return queries[:, j * self.width : (j + 1) * self.width]
+
+    def _score_codewords(self, queries: Array) -> list[Array]:
+        """For each book the products of queries with all codewords (m, codewords)."""
+        words = self.codewords.astype(np.float32)
+        if self.combine == "sum":
+            return [queries @ words.T] * self.books
+        xp = array_module(words)
+        # Only a book's own codewords are ever read: leave the others out.
+        firsts = np.unique(self.firsts.tolist()).tolist()
+        ends = dict(zip(firsts, [*firsts[1:], len(words)]))
+        tables = []
+        for j in range(self.books):
+            table = xp.zeros((len(queries), len(words)), dtype=np.float32)
+            for start in set(self.firsts[:, j].tolist()):
+                own = words[start : ends[start]]
+                table[:, start : ends[start]] = self._part(queries, j) @ own.T
+            tables.append(table)
+        return tables
+
+    def topk(
+        self,
+        queries: Array,
+        k: int,
+        candidates: tuple[int, int] | None = None,
+        chunk: int = 256,
+    ) -> Array:
+        """Ids of the k rows with the highest scores, the best first.
+
+        Of equal scores the lower id comes first.
+
+        Parameters
+        ----------
+        queries, candidates
+            As for `scores`.
+        k : int
+        chunk : int
+            Queries scored at once.
+
+        Returns
+        -------
+        array of int64, shape (m, k)
+
+        Raises
+        ------
+        ValueError
+            If k is not from 1 to the number of candidates.
+        """
+        first, stop = self._check_candidates(candidates)
+        if not isinstance(k, int | np.integer) or not 1 <= k <= stop - first:
+            raise ValueError(f"k must be from 1 to {stop - first}, got {k!r}")
+        queries = self._check_queries(queries)
+        best = array_module(self.codes).empty((len(queries), k), dtype=np.int64)
+        for start in range(0, len(queries), chunk):
+            part = self.scores(queries[start : start + chunk], (first, stop))
+            best[start : start + chunk] = first + choose_best(part, k)
+        return best
+
+    def _check_queries(self, queries: Array) -> Array:
+        xp = array_module(self.codes)
+        queries = xp.asarray(queries)
+        if (
+            queries.ndim != 2
+            or queries.shape[1] != self.embedding_dim
+            or queries.dtype.kind != "f"
+        ):
+            raise ValueError(
+                f"queries must be vectors of shape (m, {self.embedding_dim}), got "
+                f"dtype {queries.dtype} and shape {queries.shape}"
+            )
+        return queries.astype(np.float32, copy=False)
+
+    def _check_candidates(self, candidates: tuple[int, int] | None) -> tuple[int, int]:
+        first, stop = candidates or (0, self.num_embeddings)
+        if not 0 <= first < stop <= self.num_embeddings:
+            raise ValueError(
+                f"candidates must be a range of ids within 0 to "
+                f"{self.num_embeddings}, got {candidates!r}"
+            )
+        return int(first), int(stop)
+
+
+def check_bits(name: str, bits: int) -> None:
+    """Raise ValueError unless codes of so many bits can be stored."""
+    if not isinstance(bits, int | np.integer) or not 1 <= bits <= MOST_BITS:
+        raise ValueError(f"{name} must be an integer from 1 to 16, got {bits!r}")
+
+
+def check_stream(
+    name: str, words: np.ndarray | None, rows: int, layout: CodebookLayout
+) -> None:
+    """Raise ValueError unless a stream holds the codes of so many rows."""
+    bits = layout.bits if name == "codes" else layout.head_bits
+    shape = (stream_words(rows * layout.books, bits),)
+    if words is None or words.dtype != np.uint32 or words.shape != shape:
+        raise ValueError(f"{name} must be uint32 of shape {shape}")

@@ -1,0 +1,196 @@
+"""RecJPQ: codes from who read what, before training; only codewords are trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from survey_code.embedding import CompressedEmbedding, draw_normal
+from survey_code.layouts import CodebookLayout
+from survey_code.layouts.codebook import check_bits, codebook_bytes
+from survey_code.spec import TableSpec
+from survey_code.weight_sharing.vector_quantization.lloyd import (
+    check_books,
+    divisors,
+    plan_books,
+)
+
+NOISE = 1e-5  # of a component's spread, which separates equal values
+
+
+def rank_into_bins(values: np.ndarray, bins: int) -> np.ndarray:
+    """Bins of equal size, by rank: (n, components) -> codes of the same shape.
+
+    Examples
+    --------
+    >>> rank_into_bins(np.array([[0.1], [7.0], [0.3], [0.2]]), 2).ravel().tolist()
+    [0, 1, 1, 0]
+    """
+    ranks = values.argsort(axis=0, kind="stable").argsort(axis=0, kind="stable")
+    codes: np.ndarray = ranks * bins // len(values)
+    return codes
+
+
+def factor_interactions(
+    pairs: np.ndarray, split: int, rows: int, parts: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The leading singular vectors of the matrix of users and items.
+
+    Parameters
+    ----------
+    pairs : ndarray of int64, shape (m, 2)
+        A user's and an item's id; items are numbered from `split` on.
+    split, rows : int
+        Users, and ids in all.
+    parts : int
+        How many singular vectors.
+
+    Returns
+    -------
+    users, items : ndarray of float64, shapes (split, parts), (rows - split, parts)
+        The largest singular value first; of each pair of vectors the sign is that
+        for which the item's largest entry is positive.
+    """
+    from scipy import sparse
+    from scipy.sparse.linalg import svds
+
+    shape = (split, rows - split)
+    matrix = sparse.csr_array(
+        (np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1] - split)), shape=shape
+    )
+    if parts >= min(shape):
+        left, _, right = np.linalg.svd(matrix.toarray(), full_matrices=False)
+        left, right = left[:, :parts], right[:parts]
+    else:
+        # A fixed start: the same vectors each time.
+        left, _, right = svds(matrix, parts, v0=np.ones(min(shape)))
+        left, right = left[:, ::-1], right[::-1]
+    items = right.T
+    largest = np.abs(items).argmax(axis=0)
+    signs = np.where(items[largest, np.arange(items.shape[1])] < 0, -1.0, 1.0)
+    return left * signs, items * signs
+
+
+def code_interactions(spec: TableSpec, books: int, bits: int, seed: int) -> np.ndarray:
+    """Codes of users and of items from the interactions, int64 (ids, books).
+
+    Book j is the j-th singular vector, cut into bins of equally many ids.
+
+    Raises
+    ------
+    ValueError
+        If the spec has no interactions, or not two fields.
+    """
+    starts = spec.field_starts
+    if spec.interactions is None or len(starts) != 3:
+        raise ValueError(
+            "codes come from the interactions of users and items, which the spec "
+            "of this task does not have"
+        )
+    split, rows = int(starts[1]), spec.num_embeddings
+    factors = factor_interactions(spec.interactions, split, rows, books)
+    rng = np.random.default_rng([seed, 1])
+    codes = []
+    for vectors in factors:
+        spread = NOISE * vectors.std(axis=0) * rng.standard_normal(vectors.shape)
+        found = rank_into_bins(vectors + spread, 1 << bits)
+        # Where there are fewer singular vectors than books, the last ones repeat.
+        codes.append(found[:, np.arange(books) % found.shape[1]])
+    return np.concatenate(codes)
+
+
+class InteractionCodesEmbedding(CompressedEmbedding):
+    """Product codes from the interactions, fixed from the start (key ``recjpq``).
+
+    Users and items have books of their own.  Similar ids share codewords because
+    they share singular vectors; what is trained are the codewords alone, so that
+    training takes as little memory as serving.
+
+    Parameters
+    ----------
+    spec : TableSpec
+        Of a top-N task.
+    books : int
+        Parts of a row, a divisor of the dimension.
+    bits : int
+        Of a code.
+    seed : int, default 0
+
+    Raises
+    ------
+    ValueError
+        If an option does not fit, or the spec has no interactions.
+
+    Notes
+    -----
+    Petrov and Macdonald, "RecJPQ: Training Large-Catalogue Sequential
+    Recommenders" (WSDM 2024), with the codes by singular vectors.  The paper
+    codes the items of a sequence model; here users are coded alike.
+    """
+
+    codes: Tensor
+
+    def __init__(
+        self, spec: TableSpec, *, books: int, bits: int, seed: int = 0
+    ) -> None:
+        check_books(books, spec.embedding_dim)
+        check_bits("bits", bits)
+        super().__init__(spec.num_embeddings, spec.embedding_dim)
+        self.books, self.bits = int(books), int(bits)
+        self.split = int(spec.field_starts[1])
+        kind = np.uint8 if bits <= 8 else np.int32
+        codes = code_interactions(spec, books, bits, seed).astype(kind)
+        self.register_buffer("codes", torch.from_numpy(codes))
+        words = (2 * self.books << self.bits, spec.embedding_dim // self.books)
+        self.codewords = nn.Parameter(draw_normal(words, spec.init_std, [seed, 0]))
+
+    @classmethod
+    def plan(
+        cls,
+        spec: TableSpec,
+        ratio: float,
+        *,
+        books: int | None = None,
+        bits: int | None = None,
+    ) -> dict[str, Any]:
+        """The most bits per row that fit beside the codewords of both fields."""
+        dim, fields = spec.embedding_dim, np.diff(spec.field_starts)
+        if spec.interactions is None or len(fields) != 2:
+            spec.require(np.inf, smallest=spec.full_bytes)
+
+        def size(m: int, b: int) -> int:
+            words = 2 * m << b
+            return codebook_bytes(spec.num_embeddings, m, b, words, dim // m, groups=2)
+
+        fewest = int(fields.min())
+        books, bits = plan_books(
+            spec, ratio, size, books=books, bits=bits, rows=fewest,
+            choices=None if books else [m for m in divisors(dim) if m <= fewest],
+        )  # fmt: skip
+        return {"books": books, "bits": bits}
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """The codewords that the codes name, side by side."""
+        flat = ids.flatten()
+        group = (flat >= self.split).long()[:, None]
+        books = torch.arange(self.books, device=ids.device)
+        places = ((group * self.books + books) << self.bits) + self.codes[flat].long()
+        parts = nn.functional.embedding(
+            places, self.codewords, sparse=self.sparse_gradients
+        )
+        return parts.reshape(*ids.shape, self.embedding_dim)
+
+    def freeze(self) -> CodebookLayout:
+        """Codes, and the codewords of both fields."""
+        starts = np.arange(2 * self.books).reshape(2, self.books) << self.bits
+        return CodebookLayout.from_codes(
+            self.codes.cpu().numpy(),
+            self.codewords.detach().float().cpu().numpy().copy(),
+            starts,
+            self.embedding_dim,
+            self.bits,
+            starts=np.array([0, self.split]),
+        )

@@ -1,0 +1,356 @@
+"""Vector quantisation: Lloyd, products, sums, learned codes; each by its law."""
+
+import itertools
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans
+
+from survey_code import TableSpec, compress, data
+from survey_code.catalog import get_method
+from survey_code.embedding import decode_layout
+from survey_code.weight_sharing.vector_quantization import (
+    AdditiveEmbedding,
+    ClusteredEmbedding,
+    GranularEmbedding,
+    InteractionCodesEmbedding,
+    ProductEmbedding,
+    cluster_rows,
+    count_perplexity,
+    nearest_rows,
+    quantize_product,
+    quantize_residuals,
+    rank_into_bins,
+)
+
+SPEC = TableSpec.of_shape(400, 8)
+IDS = torch.arange(400)
+NORMAL = np.random.default_rng(0).normal(size=(2000, 16))
+MANY = np.random.default_rng(0).normal(size=(4000, 16)).astype(np.float32)
+
+
+def fresh():
+    return np.random.default_rng(1)
+
+
+# -- k-means -----------------------------------------------------------------
+
+
+def test_lloyds_loss_never_rises():
+    losses = cluster_rows(NORMAL, 30, fresh(), tolerance=0).losses
+    assert len(losses) > 5 and (np.diff(losses) <= 1e-9).all()
+
+
+def test_lloyd_is_as_good_as_scikit_learns():
+    ours = cluster_rows(NORMAL, 64, fresh(), iterations=100, tolerance=0).losses[-1]
+    theirs = KMeans(64, init="random", n_init=1, random_state=0).fit(NORMAL).inertia_
+    assert ours == pytest.approx(theirs, rel=0.02)
+
+
+def test_the_nearest_are_those_of_all_distances():
+    centroids = NORMAL[:37] + 0.1
+    gaps = ((NORMAL[:, None] - centroids) ** 2).sum(2)
+    codes, errors = nearest_rows(NORMAL, centroids)
+    np.testing.assert_array_equal(codes, gaps.argmin(1))
+    np.testing.assert_allclose(errors, gaps.min(1), rtol=1e-12)
+
+
+def test_energy_splits_at_a_fixed_point():
+    # |E|^2 = |E^|^2 + |E - E^|^2 where centroids are the means of their rows.
+    found = cluster_rows(NORMAL, 20, fresh(), iterations=500, tolerance=0)
+    rows = found.centroids[found.codes]
+    whole = (NORMAL**2).sum()
+    assert whole == pytest.approx((rows**2).sum() + ((NORMAL - rows) ** 2).sum())
+
+
+def test_as_many_clusters_as_rows_lose_nothing():
+    found = cluster_rows(NORMAL[:50], 50, fresh())
+    assert found.losses[-1] == 0
+
+
+def test_empty_clusters_move_and_leave_no_nan():
+    points = np.repeat([[0.0], [1.0], [5.0]], 10, axis=0)
+    found = cluster_rows(points, 3, np.random.default_rng(0), tolerance=0)
+    assert np.isfinite(found.centroids).all() and found.losses[-1] == 0
+
+
+def test_weights_count_like_repeated_rows():
+    points, counts = NORMAL[:40, :2], np.random.default_rng(2).integers(1, 6, 40)
+    first = points[:5]
+    repeated = np.repeat(points, counts, axis=0)
+    weighted = nearest_rows(points, first)[1] @ counts
+    assert weighted == pytest.approx(nearest_rows(repeated, first)[1].sum())
+
+
+@pytest.mark.parametrize("clusters", [0, 41, 2.5])
+def test_wrong_numbers_of_clusters_are_value_errors(clusters):
+    with pytest.raises(ValueError, match="clusters must be from 1 to 40"):
+        cluster_rows(NORMAL[:40], clusters, fresh())
+
+
+# -- products ----------------------------------------------------------------
+
+
+def test_distortion_falls_with_codewords_and_with_books():
+    def distortion(books, clusters):
+        return quantize_product(NORMAL, books, clusters, fresh()).losses[-1]
+
+    by_words = [distortion(1, k) for k in (4, 8, 16, 32, 64)]
+    by_books = [distortion(m, 16) for m in (1, 2, 4, 8)]
+    assert (np.diff(by_words) < 0).all() and (np.diff(by_books) < 0).all()
+
+
+def test_no_code_beats_shannons_bound():
+    # D(R) >= 2**(-2 R) for entries of variance 1 at R bits each.
+    for books, bits in ((2, 4), (4, 4), (8, 6), (16, 2)):
+        found = quantize_product(NORMAL, books, 1 << bits, fresh())
+        rate = books * bits / 16
+        assert found.losses[-1] / NORMAL.size > 0.99 * 2 ** (-2 * rate)
+
+
+def test_the_error_is_the_sum_over_the_books():
+    found = quantize_product(NORMAL, 4, 16, fresh())
+    gaps = (NORMAL - found.decode()).reshape(-1, 4, 4)
+    assert (gaps**2).sum() == pytest.approx(found.losses[-1])
+
+
+def test_product_quantisation_is_as_good_as_faisss():
+    table = MANY
+    index = faiss.ProductQuantizer(16, 4, 6)
+    index.train(table)
+    theirs = ((table - index.decode(index.compute_codes(table))) ** 2).sum()
+    ours = quantize_product(table, 4, 64, fresh()).losses[-1]
+    assert ours < 1.05 * theirs
+
+
+def test_residual_quantisation_is_as_good_as_faisss():
+    table = MANY
+    index = faiss.ResidualQuantizer(16, 4, 6)
+    index.max_beam_size = 1
+    index.train(table)
+    theirs = ((table - index.decode(index.compute_codes(table))) ** 2).sum()
+    ours = quantize_residuals(table, 4, 64, fresh()).losses[-1]
+    assert ours < 1.05 * theirs
+
+
+def test_every_book_of_residuals_lowers_the_error():
+    losses = quantize_residuals(NORMAL, 6, 16, fresh()).losses
+    assert (np.diff(losses) < 0).all()
+    assert losses[0] == pytest.approx((NORMAL**2).sum())
+
+
+def test_a_rotation_is_orthogonal_and_never_raises_the_error():
+    skewed = NORMAL @ np.random.default_rng(3).normal(size=(16, 16))
+    plain = quantize_product(skewed, 4, 16, fresh())
+    turned = quantize_product(skewed, 4, 16, fresh(), rotate=True)
+    assert turned.losses[-1] < 0.99 * plain.losses[-1]
+    assert (np.diff(turned.losses) <= 1e-6).all()
+    unit = turned.rotation @ turned.rotation.T
+    np.testing.assert_allclose(unit, np.eye(16), atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda w: compress(w, "pq", books=4, bits=5),
+        lambda w: compress(w, "pq", books=4, bits=5, rotate=True),
+        lambda w: compress(w, "pq", books=2, bits=4, half=True),
+        lambda w: compress(
+            w, "clustering", clusters=9, heads=20, counts=np.arange(400)
+        ),
+        lambda w: AdditiveEmbedding(SPEC, books=3, bits=4).freeze(),
+        lambda w: ClusteredEmbedding(SPEC, books=2, bits=4).freeze(),
+    ],
+)
+def test_scores_by_table_look_up_are_those_of_decoded_rows(make):
+    layout = make(NORMAL[:400, :8].astype(np.float32))
+    queries = np.random.default_rng(4).normal(size=(7, 8)).astype(np.float32)
+    wanted = queries @ decode_layout(layout).T
+    np.testing.assert_allclose(layout.scores(queries), wanted, rtol=1e-4, atol=1e-5)
+    best = np.argsort(-layout.scores(queries), axis=1, kind="stable")[:, :10]
+    np.testing.assert_array_equal(layout.topk(queries, 10), best)
+
+
+def test_heads_keep_their_rows_and_fields_their_own_clusters():
+    weight = NORMAL[:400, :8].astype(np.float32)
+    counts = np.arange(400)[::-1]
+    layout = compress(
+        weight, "clustering", clusters=8, heads=30, counts=counts,
+        field_starts=[0, 150, 400],
+    )  # fmt: skip
+    rows = decode_layout(layout)
+    np.testing.assert_array_equal(rows[:30], weight[:30])
+    assert len(np.unique(rows[30:150], axis=0)) == 8
+    assert len(np.unique(rows[150:], axis=0)) == 8
+
+
+# -- codes that are learned ----------------------------------------------------
+
+
+def product(kind="vq", **options):
+    return ProductEmbedding(SPEC, books=2, bits=3, kind=kind, **options).train()
+
+
+def test_dpqs_forward_is_the_nearest_codeword():
+    table = product()
+    queries = table.queries.detach().numpy().reshape(400, 2, 4)
+    words = table.values.detach().numpy()
+    parts = [words[j][nearest_rows(queries[:, j], words[j])[0]] for j in range(2)]
+    np.testing.assert_allclose(
+        table(IDS).detach().numpy(), np.concatenate(parts, 1), atol=1e-8
+    )
+
+
+def test_dpqs_gradient_goes_through_to_the_query():
+    # d out / d q is the identity, and nothing reaches the codewords.
+    table = product()
+    gradient = torch.randn(400, 8)
+    (table(IDS) * gradient).sum().backward()
+    assert torch.allclose(table.queries.grad, gradient)
+    assert table.values.grad is None
+
+
+def test_dpqs_penalty_moves_codewords_and_never_queries():
+    table = product()
+    table(IDS)
+    table.penalty().backward()
+    assert table.values.grad.abs().sum() > 0
+    assert table.queries.grad is None
+
+
+def test_dpqs_commitment_moves_queries():
+    table = product(commitment=0.5)
+    table(IDS)
+    table.penalty().backward()
+    assert table.queries.grad.abs().sum() > 0
+
+
+def test_dpq_sx_has_the_gradient_of_its_softmax():
+    table = product("sx", normalize=False, temperature=0.7)
+    gradient = torch.randn(400, 8)
+    (table(IDS) * gradient).sum().backward()
+    found = table.queries.grad.clone()
+    queries = table.queries.detach().clone().requires_grad_()
+    parts = queries.unflatten(1, (2, 4)).transpose(0, 1)
+    shares = (parts @ table.keys.detach().transpose(1, 2) / 0.7).softmax(2)
+    soft = (shares @ table.values.detach()).transpose(0, 1).flatten(1)
+    (soft * gradient).sum().backward()
+    assert torch.allclose(found, queries.grad, atol=1e-7)
+
+
+def test_normalised_responses_have_mean_0_and_variance_1():
+    table = product("sx")
+    responses = table.normalize_responses(table.respond(table.queries))
+    assert responses.mean(1).abs().max() < 1e-4
+    assert torch.allclose(responses.var(1, unbiased=False), torch.ones(2, 8), atol=1e-3)
+
+
+def test_perplexity_counts_codewords_in_use():
+    codes = np.stack([np.arange(64) % 8, np.zeros(64, int)], 1)
+    np.testing.assert_allclose(count_perplexity(codes, 8), [8, 1])
+
+
+@pytest.mark.parametrize("kind", ["vq", "sx"])
+def test_exported_codes_are_those_of_eval_mode(kind):
+    table = product(kind)
+    for _ in range(5):
+        table(IDS)  # moves running statistics
+    rows = table.eval()(IDS).detach().numpy()
+    np.testing.assert_allclose(decode_layout(table.freeze()), rows, rtol=1e-6)
+
+
+def test_tails_use_the_first_codewords_only():
+    counts = np.arange(400)
+    spec = TableSpec(400, 8, [0, 400], counts)
+    table = GranularEmbedding(spec, books=2, bits=5, tail_bits=2, head_share=0.25)
+    codes = table.all_codes()
+    assert codes[:300].max() < 4 <= codes[300:].max() < 32
+    whole = GranularEmbedding(spec, books=2, bits=5, tail_bits=5)
+    plain = ProductEmbedding(spec, books=2, bits=5)
+    np.testing.assert_array_equal(whole.all_codes(), plain.all_codes())
+
+
+def test_lightrec_starts_as_a_table_and_ends_as_sums():
+    table = AdditiveEmbedding(SPEC, books=3, bits=4).train()
+    assert torch.equal(table(IDS), table.queries)
+    table.advance(0.4)
+    assert not table.begun
+    table.advance(0.5)
+    assert table.begun
+    found = quantize_residuals(
+        table.queries.detach().numpy(), 3, 16, np.random.default_rng(2)
+    )
+    left = (table(IDS) - table.queries).square().sum().item()
+    assert left == pytest.approx(found.losses[-1], rel=0.1)
+    gradient = torch.randn(400, 8)
+    (table(IDS) * gradient).sum().backward()
+    assert torch.allclose(table.queries.grad, gradient)
+
+
+# -- codes from the start ------------------------------------------------------
+
+
+def test_bins_hold_equally_many():
+    codes = rank_into_bins(NORMAL[:, :3], 16)
+    for column in codes.T:
+        assert np.bincount(column).tolist() == [125] * 16
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return data.load("synthetic-interactions").spec(32, 0.1)
+
+
+def test_ids_that_are_read_alike_share_more_codes(pairs):
+    table = InteractionCodesEmbedding(pairs, books=4, bits=4)
+    codes = table.codes.numpy().astype(int)[pairs.field_starts[1] :]
+    matrix = np.zeros((pairs.field_starts[1], len(codes)))
+    matrix[pairs.interactions[:, 0], pairs.interactions[:, 1] - len(matrix)] = 1
+    unit = matrix / np.linalg.norm(matrix, axis=0).clip(1)
+    alike = unit.T @ unit
+    np.fill_diagonal(alike, 0)
+    nearest = alike.argmax(1)
+    gap = np.abs(codes - codes[nearest]).mean()
+    by_chance = np.abs(codes - np.random.default_rng(5).permutation(codes)).mean()
+    assert gap < 0.7 * by_chance
+
+
+def test_recjpq_trains_codewords_only(pairs):
+    table = InteractionCodesEmbedding(pairs, books=4, bits=4)
+    assert [p.shape for p in table.parameters()] == [(2 * 4 * 16, 8)]
+    assert sum(b.nbytes for b in table.buffers()) == 4 * pairs.num_embeddings
+
+
+def test_recjpq_says_what_it_needs():
+    with pytest.raises(ValueError, match="interactions of users and items"):
+        InteractionCodesEmbedding(SPEC, books=2, bits=3)
+    assert get_method("recjpq").tasks == ("top-n",)
+
+
+def test_clustering_again_keeps_the_rows_as_well_as_k_means_can():
+    table = ClusteredEmbedding(SPEC, books=2, bits=5)
+    before = table(IDS).detach().numpy().reshape(400, 2, 4)
+    table.cluster()
+    after = table(IDS).detach().numpy().reshape(400, 2, 4)
+    for book in range(2):
+        rows = before[:, book].astype(np.float64)
+        alone = cluster_rows(rows, 32, fresh()).losses[-1]
+        # Helpers make up for a part of what k-means leaves.
+        assert ((after[:, book] - rows) ** 2).sum() < 1.05 * alone
+
+
+def test_clustering_draws_every_hash_once_and_divides_by_no_empty_bucket():
+    table = ClusteredEmbedding(SPEC, books=2, bits=7)  # more buckets than needed
+    seen = [table.index.clone()]
+    for _ in range(3):
+        table.cluster()
+        seen.append(table.index.clone())
+        assert torch.isfinite(table.values).all()
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(seen))
+
+
+def test_cce_trains_far_less_than_a_table():
+    table = ClusteredEmbedding(TableSpec.of_shape(10_000, 16), books=2, bits=6)
+    assert sum(p.numel() for p in table.parameters()) == 2 * 2 * 64 * 8
