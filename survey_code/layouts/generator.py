@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from survey_code.layouts.flat import shift_ids
+from survey_code.layouts.flat import GOLDEN, shift_ids
 from survey_code.layouts.hashed import mix_ids
 from survey_code.layouts.layout import Array, Layout, array_module
 
@@ -29,6 +29,12 @@ def hash_many(ids: Array, multipliers: Array, codes: int) -> list[Array]:
     return [
         mix_ids(shift_ids(ids, code), first, second) % BUCKETS for code in range(codes)
     ]
+
+
+def code_steps(codes: int) -> np.ndarray:
+    """What `hash_many` adds to an id for each hash: int64 of shape (codes,)."""
+    steps = np.arange(codes, dtype=np.uint64) * np.uint64(GOLDEN % 2**64)
+    return steps.view(np.int64)
 
 
 def layer_sizes(codes: int, width: int, layers: int, dim: int) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ blocks (`RobeEmbedding`), by a network that reads the hashes
 from survey_code.weight_sharing.hashing.base import HashedEmbedding
 from survey_code.weight_sharing.hashing.binary_code import BinaryCodeEmbedding
 from survey_code.weight_sharing.hashing.bloom import BloomEmbedding
-from survey_code.weight_sharing.hashing.cafe import HotSketchEmbedding
+from survey_code.weight_sharing.hashing.cafe import HotSketch, HotSketchEmbedding
 from survey_code.weight_sharing.hashing.dhe import DeepHashEmbedding
 from survey_code.weight_sharing.hashing.double import DoubleHashingEmbedding
 from survey_code.weight_sharing.hashing.quotient_remainder import (
@@ -30,6 +30,7 @@ __all__ = [
     "HashEmbedding",
     "HashedEmbedding",
     "HashingEmbedding",
+    "HotSketch",
     "HotSketchEmbedding",
     "MultiEmbedding",
     "QuotientRemainderEmbedding",

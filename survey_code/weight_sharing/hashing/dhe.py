@@ -15,11 +15,11 @@ from survey_code.layouts.generator import (
     BUCKETS,
     GeneratorLayout,
     check_network,
+    code_steps,
     count_weights,
-    hash_many,
     layer_sizes,
 )
-from survey_code.layouts.hashed import draw_multipliers
+from survey_code.layouts.hashed import draw_multipliers, mix_ids
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.hashing.base import PAIR_BYTES, as_array
 
@@ -27,6 +27,8 @@ from survey_code.weight_sharing.hashing.base import PAIR_BYTES, as_array
 SAMPLE = 1000
 # Hashes for each hidden unit, and the most, by default.
 CODES_PER_UNIT, MOST_CODES = 8, 1024
+# Hashes that are computed at once.
+PIECE = 2**17
 
 
 class DeepHashEmbedding(CompressedEmbedding):
@@ -151,7 +153,16 @@ class DeepHashEmbedding(CompressedEmbedding):
     def encode(self, ids: Tensor) -> Tensor:
         """The network's input: (m,) -> (m, codes)."""
         codes = self.shape["codes"]
-        hashes = torch.stack(hash_many(ids, self.multipliers, codes), dim=1)
+        steps = torch.from_numpy(code_steps(codes)).to(ids.device)
+        first, second = self.multipliers.tolist()
+        # In pieces that stay in the processor's cache; a GPU wants one.
+        size = max(PIECE // codes, 1) if ids.device.type == "cpu" else max(len(ids), 1)
+        hashes = torch.cat(
+            [
+                mix_ids(piece[:, None] + steps, first, second) % BUCKETS
+                for piece in ids.split(size)
+            ]
+        )
         kind = self.weights[0].dtype
         if self.distribution == "uniform":
             return (hashes.double() * (2 / (BUCKETS - 1)) - 1).to(kind)
