@@ -7,7 +7,13 @@ import torch
 from survey_code import FrozenEmbedding, TableSpec, compress, load_layout, run
 from survey_code.embedding import decode_layout
 from survey_code.gpu import as_cupy, current_stream, load_cupy
-from survey_code.layouts import LAYOUTS, BinaryLayout, DenseLayout
+from survey_code.layouts import (
+    LAYOUTS,
+    BinaryLayout,
+    DenseLayout,
+    RaggedLayout,
+    SparseLayout,
+)
 from survey_code.low_precision.quantization import (
     CachedEmbedding,
     LearnedStepEmbedding,
@@ -52,6 +58,11 @@ EXAMPLES = {
     "grouped, remap": lambda: PopularityWidths(
         SPEC, sizes=[100, 400, 500], widths=[12, 5, 0]
     ).freeze(),
+    "sparse": lambda: SparseLayout.from_dense(WEIGHT * (WEIGHT > 1)),
+    "sparse, rows": lambda: SparseLayout.from_dense(
+        WEIGHT * (WEIGHT > 1), "float16", block_rows=1
+    ),
+    "ragged": lambda: RaggedLayout.from_dense(WEIGHT, np.arange(ROWS) % 13),
     "low rank": lambda: compress(WEIGHT, "low_rank", rank=3),
     "tensor train": lambda: TensorTrainEmbedding(SPEC, rank=4).freeze(),
     "tensor train, cached": lambda: compress(WEIGHT, "tt_rec", rank=4, slots=50),
