@@ -87,9 +87,7 @@ class TableSpec:
             or pairs.dtype.kind not in "iu"
             or pairs.ndim != 2
             or pairs.shape[1] != 2
-            or (
-                pairs.size and not 0 <= pairs.min() <= pairs.max() < self.num_embeddings
-            )
+            or (pairs.size and (pairs.min() < 0 or pairs.max() >= self.num_embeddings))
         ):
             raise ValueError(
                 "interactions must be pairs of ids below "

@@ -324,11 +324,8 @@ class BinaryLayout(Layout):
 
     def _check_candidates(self, candidates: tuple[int, int] | None) -> tuple[int, int]:
         first, stop = (0, self.num_embeddings) if candidates is None else candidates
-        if (
-            int(first) != first
-            or int(stop) != stop
-            or not 0 <= first < stop <= self.num_embeddings
-        ):
+        whole = int(first) == first and int(stop) == stop
+        if not (whole and 0 <= first < stop <= self.num_embeddings):
             raise ValueError(
                 f"candidates must be a range of ids within 0 to "
                 f"{self.num_embeddings}, got {candidates!r}"

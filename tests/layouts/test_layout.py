@@ -12,7 +12,7 @@ from torch.nn.functional import embedding_bag
 
 from survey_code import FrozenEmbedding, compress
 from survey_code.embedding import decode_layout
-from survey_code.layouts import LAYOUTS, Layout
+from survey_code.layouts import LAYOUTS, DenseLayout, Layout
 from survey_code.layouts.layout import as_finite_table
 
 fuzz = settings(deadline=None, max_examples=150, derandomize=True, database=None)

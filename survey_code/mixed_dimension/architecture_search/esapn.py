@@ -17,7 +17,7 @@ from survey_code.mixed_dimension.architecture_search.choices import (
     check_positive,
     powers_up_to,
 )
-from survey_code.mixed_dimension.architecture_search.mixed import split_by
+from survey_code.mixed_dimension.architecture_search.mixed import sort_by
 from survey_code.mixed_dimension.grouped import GroupedEmbedding, as_array
 from survey_code.spec import TableSpec
 
@@ -142,13 +142,15 @@ class GrowingEmbedding(CompressedEmbedding):
         if self.training:
             self.last_ids = ids
         flat = ids.flatten()
-        places = split_by(self.sizes[flat].long(), len(self.widths))
-        rows = functional.embedding(flat, self.weight, sparse=self.sparse_gradients)
+        order, counts, back = sort_by(self.sizes[flat].long(), len(self.widths))
+        rows = functional.embedding(
+            flat[order], self.weight, sparse=self.sparse_gradients
+        )
         matrices = self.projections()
-        parts = [self.widen(rows[own], k, matrices) for k, own in enumerate(places)]
-        order = torch.cat(places)
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
+        parts = [
+            self.widen(own, size, matrices)
+            for size, own in enumerate(rows.split(counts))
+        ]
         full = torch.cat(parts).index_select(0, back)
         return full.view(*ids.shape, self.embedding_dim)
 

@@ -46,35 +46,38 @@ class MixedWidths(CompressedEmbedding):
         )
         owner = torch.repeat_interleave(torch.tensor(widths))  # candidate of a column
         owns = functional.one_hot(owner, len(widths)).to(torch.float32)
-        self.register_buffer("owner", owns[..., None], persistent=False)
+        self.register_buffer("owner", owns, persistent=False)
 
     def weights_of(self, ids: Tensor, group: Tensor) -> Tensor:
         """Weights of the candidates: ids (m,) of groups (m,) -> (m, candidates)."""
         raise NotImplementedError
 
     def embed(self, ids: Tensor) -> Tensor:
-        """The weighted sum of the candidates."""
+        """The weighted sum of the candidates, group by group."""
         flat = ids.flatten()
-        group = self.group[flat]
-        weights = self.weights_of(flat, group)
-        rows = functional.embedding(flat, self.weight)
-        places = split_by(group, self.groups)
-        parts = [self.mix_group(rows[p], weights[p], g) for g, p in enumerate(places)]
-        order = torch.cat(places)
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
+        order, sizes, back = sort_by(self.group[flat], self.groups)
+        flat = flat[order]
+        rows = functional.embedding(flat, self.weight).split(sizes)
+        weights = self.weights_of(flat, self.group[flat]).split(sizes)
+        parts = [self.mix_group(*both, g) for g, both in enumerate(zip(rows, weights))]
         mixed = torch.cat(parts).index_select(0, back)
         return mixed.view(*ids.shape, self.embedding_dim)
 
     def mix_group(self, rows: Tensor, weights: Tensor, group: int) -> Tensor:
         """Candidates of one group's rows, normalised and summed up with weights:
         (m, columns) and (m, candidates) -> (m, dim).
+
+        A candidate is a matrix product, so that its mean and spread over the batch
+        follow from those of the columns, and no candidate has to be made by itself.
         """
-        # A matrix of blocks: each column feeds its candidate only.
-        blocks = self.owner.to(rows.dtype) * self.mix[group][:, None]
-        found = standardise(rows @ blocks.flatten(1))
-        found = found.view(len(rows), len(self.widths), self.embedding_dim)
-        return (found * weights[..., None]).sum(1)
+        owner, matrix = self.owner.to(rows.dtype), self.mix[group]
+        means = rows.mean(0)
+        centred = rows - means
+        # Products of columns of one candidate; of a single row, there are none.
+        products = centred.T @ centred / max(len(rows), 1) * (owner @ owner.T)
+        spread = owner.T @ (matrix * (products @ matrix))  # (candidates, dim)
+        matrix = matrix / (owner @ (spread + 1e-5).sqrt())
+        return (centred * (weights @ owner.T)) @ matrix
 
     # -- two levels ----------------------------------------------------------
 
@@ -83,14 +86,14 @@ class MixedWidths(CompressedEmbedding):
         return [{"params": [self.weight, self.mix], "lr": learning_rate}]
 
 
-def standardise(rows: Tensor) -> Tensor:
-    """Batch normalisation without scale and shift: (m, columns), m rows alike."""
-    if len(rows) < 2:
-        return rows * 0.0
-    return functional.batch_norm(rows, None, None, training=True)
+def sort_by(group: Tensor, groups: int) -> tuple[Tensor, list[int], Tensor]:
+    """Places in the order of their groups: the order (m,), the size of each group,
+    and where each place went.
 
-
-def split_by(group: Tensor, groups: int) -> tuple[Tensor, ...]:
-    """Places of the members of each group: (m,) -> one tensor for each group."""
+    One gather in this order, and its parts: a gather for each group would fill a
+    gradient of the whole batch with zeros each time.
+    """
     order = group.argsort(stable=True)
-    return order.split(torch.bincount(group, minlength=groups).tolist())
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    return order, torch.bincount(group, minlength=groups).tolist(), back

@@ -125,9 +125,12 @@ def cut_to_budget(
 
     Examples
     --------
-    >>> cut_to_budget(np.array([2, 2, 2]), np.array([0.5, -1, 3]), 108, 4).tolist()
-    [2, 0, 2]
+    >>> kept = cut_to_budget(np.full(100, 2), np.arange(100), 500, dim=4)
+    >>> int((kept > 0).sum()), kept[-3:].tolist()
+    (51, [2, 2, 2])
     """
+    if prefix_bytes(lengths, dim) <= budget:
+        return lengths
     order = np.argsort(-margins, kind="stable")
 
     def cut(rows: int) -> np.ndarray:
