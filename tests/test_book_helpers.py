@@ -74,7 +74,9 @@ def test_threads_that_are_no_number_are_a_value_error(text, monkeypatch):
 
 
 def test_colours_and_markers_tell_as_many_lines_apart():
-    assert len(set(book.COLORS)) == len(book.COLORS) == len(set(book.MARKERS)) == 7
+    assert len(set(book.COLORS)) == len(book.COLORS) == 7
+    # One marker more: lines of the same colour differ in their marker.
+    assert len(set(book.MARKERS)) == len(book.MARKERS) == 8
 
 
 # -- numbers as text --------------------------------------------------------------

@@ -30,7 +30,8 @@ from survey_code.spec import TableSpec
 class StepThrough(torch.autograd.Function):
     """1 where x > 0, else 0; backward the long-tailed estimator of the slope.
 
-    Its slope is 2 - 4|x| up to |x| = 0.4, then 0.4 up to |x| = 1, then 0.
+    Its slope is ``2 - 4 |x|`` up to ``|x| = 0.4``, then 0.4 up to ``|x| = 1``,
+    then 0.
     """
 
     @staticmethod

@@ -76,7 +76,7 @@ class PrefixSupernet(CompressedEmbedding):
 
 
 def prefix_mask(lengths: Tensor, dim: int) -> Tensor:
-    """True for the first entries: lengths (*shape) -> bool (*shape, dim).
+    """True for the first entries: lengths of any shape -> bool with one more axis.
 
     Examples
     --------

@@ -105,7 +105,7 @@ class HashedEmbedding(CompressedEmbedding):
         return rows
 
     def read_parts(self, ids: Tensor, digits: list[Tensor]) -> list[Tensor]:
-        """One row of each table, shapes (*ids.shape, width)."""
+        """One row of each table: the shape of the ids with an axis of the width."""
         starts = table_starts(self.index, self.shared)
         return [
             functional.embedding(
