@@ -272,6 +272,36 @@ def compare_category(category: str, data: str, trial: Trial) -> list[Cell]:
     ]
 
 
+class LargeCell(Cell):
+    """A run on the synthetic clicks of more than a million ids."""
+
+    def matches(self, result: Result) -> bool:
+        """Whether a result is this run: the data set's own name is longer."""
+        return dataclasses.replace(self, data="synthetic (large").matches_name(result)
+
+    def matches_name(self, result: Result) -> bool:
+        """As of any cell."""
+        return Cell.matches(self, result)
+
+
+def synthetic_large_weight_sharing() -> list[Cell]:
+    """DCN-V2, d = 16, 1.1 million ids, one epoch: how far sharing can go."""
+    trial = shorten(TRIALS["synthetic", "dcnv2"], 1, batch_size=4096)
+    keys = (
+        "hashing", "double_hashing", "hash_embeddings", "quotient_remainder",
+        "robe", "dhe", "cafe",
+    )  # fmt: skip
+    asked: list[tuple[str, float, dict[str, Any]]] = [("full", 1, {})]
+    asked += [(key, ratio, {}) for key in keys for ratio in (10, 100, 1000)]
+    # Two digits end at 500x.
+    asked += [("quotient_remainder", 1000, {"parts": 3})]
+    return [
+        LargeCell(key, "synthetic-large", ratio, seed, trial, options)
+        for key, ratio, options in asked
+        for seed in SEEDS
+    ]
+
+
 # Gowalla in a tenth of the time that the full trial takes: smaller batches, fewer
 # negatives for each, and a rate that falls to nothing in 30 epochs.
 QUICK_GOWALLA = shorten(
@@ -306,6 +336,7 @@ RECORDS: dict[str, Callable[[], list[Cell]]] = {
     "gowalla_mf": lambda: gowalla_full("mf"),
     "gowalla_lightgcn": lambda: gowalla_full("lightgcn"),
     "movietweetings_drift": movietweetings_drift,
+    "synthetic_large_weight_sharing": synthetic_large_weight_sharing,
     "movietweetings_search": movietweetings_search,
     **_by_category("mixed dimension"),
     **_by_category("weight sharing"),

@@ -30,6 +30,8 @@ LAYOUTS: dict[str, type[Layout]] = {
         RaggedLayout,
         SparseLayout,
         HashedLayout,
+        FlatLayout,
+        GeneratorLayout,
         TensorTrainLayout,
         AnchorLayout,
     )

@@ -24,8 +24,14 @@ from survey_code.weight_sharing.decomposition import (
     TensorTrainEmbedding,
 )
 from survey_code.weight_sharing.hashing import (
+    BloomEmbedding,
+    DeepHashEmbedding,
+    DoubleHashingEmbedding,
+    HashEmbedding,
     HashingEmbedding,
+    MultiEmbedding,
     QuotientRemainderEmbedding,
+    RobeEmbedding,
 )
 
 try:
@@ -75,6 +81,18 @@ EXAMPLES = {
         ).freeze()
         for combine in ("sum", "product", "concat")
     },
+    "path": lambda: QuotientRemainderEmbedding(
+        SPEC, modulus=30, combine="path"
+    ).freeze(),
+    "one table": lambda: BloomEmbedding(SPEC, rows=40).freeze(),
+    "own rows": lambda: DoubleHashingEmbedding(SPEC, rows=40, frequent=60).freeze(),
+    "weights": lambda: HashEmbedding(SPEC, rows=40, entries=300).freeze(),
+    "weight and bias": lambda: MultiEmbedding(SPEC, rows=40, bias=True).freeze(),
+    "flat": lambda: RobeEmbedding(SPEC, size=300, signed=True).freeze(),
+    "generator": lambda: DeepHashEmbedding(SPEC, width=20, codes=24).freeze(),
+    "generator, normal": lambda: DeepHashEmbedding(
+        SPEC, width=20, codes=24, distribution="gaussian"
+    ).freeze(),
 }
 
 
@@ -103,7 +121,8 @@ def cupy():
 
 def closeness(host):
     """Layouts that multiply matrices add in another order on a GPU."""
-    product = host.name in ("grouped", "tensor_train", "anchors")
+    product = host.name in ("grouped", "tensor_train", "anchors", "generator")
+    product = product or getattr(host, "combine", "") == "path"
     return {"rtol": 1e-4, "atol": 1e-6} if product else {"rtol": 1e-6}
 
 

@@ -20,8 +20,14 @@ from survey_code.weight_sharing.decomposition import (
     TensorTrainEmbedding,
 )
 from survey_code.weight_sharing.hashing import (
+    BloomEmbedding,
+    DeepHashEmbedding,
+    DoubleHashingEmbedding,
+    HashEmbedding,
     HashingEmbedding,
+    MultiEmbedding,
     QuotientRemainderEmbedding,
+    RobeEmbedding,
 )
 
 ROWS = 11
@@ -35,6 +41,10 @@ def hashed(dim=6, **options):
     spec = TableSpec.of_shape(ROWS, dim)
     kind = QuotientRemainderEmbedding if "modulus" in options else HashingEmbedding
     return kind(spec, seed=3, **options).freeze()
+
+
+def shared(kind, dim=6, **options):
+    return kind(TableSpec.of_shape(ROWS, dim), seed=3, **options).freeze()
 
 
 def binary(dim, **options):
@@ -149,6 +159,30 @@ EXAMPLES = {
     "hashed-sum": lambda: hashed(modulus=4, combine="sum"),
     "hashed-product": lambda: hashed(modulus=4, combine="product"),
     "hashed-concat": lambda: hashed(modulus=4, combine="concat"),
+    "hashed-path": lambda: hashed(modulus=4, combine="path", hidden=3),
+    "hashed-one-table": lambda: shared(BloomEmbedding, rows=5, hashes=3),
+    "hashed-keys": lambda: shared(DoubleHashingEmbedding, rows=4, frequent=3),
+    "hashed-keys-concat": lambda: shared(
+        DoubleHashingEmbedding, rows=4, frequent=3, combine="concat"
+    ),
+    "hashed-weights": lambda: shared(HashEmbedding, rows=4, entries=11),
+    "hashed-weights-open": lambda: shared(
+        HashEmbedding, rows=4, entries=7, open_ids=True
+    ),
+    "hashed-bias": lambda: shared(MultiEmbedding, rows=4, bias=True),
+    "flat": lambda: shared(RobeEmbedding, size=20, block_len=4),
+    "flat-signed": lambda: shared(RobeEmbedding, size=20, block_len=1, signed=True),
+    "flat-open": lambda: shared(RobeEmbedding, size=20, open_ids=True, block_len=9),
+    "generator": lambda: shared(DeepHashEmbedding, width=5, codes=8),
+    "generator-open": lambda: shared(
+        DeepHashEmbedding,
+        width=5,
+        codes=8,
+        layers=1,
+        activation="relu",
+        distribution="gaussian",
+        open_ids=True,
+    ),
 }
 
 

@@ -45,6 +45,7 @@ class BinaryCodeEmbedding(HashedEmbedding):
         self, spec: TableSpec, *, bits: int, combine: str = "sum", seed: int = 0
     ) -> None:
         check_range("bits", bits, 1, 31)
+        check_combine(combine)
         super().__init__(
             spec, bit_blocks(spec.num_embeddings, bits), combine, [seed, 0]
         )

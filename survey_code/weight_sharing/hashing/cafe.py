@@ -19,9 +19,11 @@ from survey_code.weight_sharing.hashing.base import (
     mixed_index,
 )
 
-# Slots of a bucket of the sketch, and slots of the sketch for each own row.
-SLOTS, SLOTS_PER_ROW = 4, 2
+# Slots of a bucket of the sketch.
+SLOTS = 4
 NOBODY = 2**31 - 1
+# An id takes the row of another only where it received this many times as much.
+HOLDING = 2.0
 
 
 class HotSketch:
@@ -29,18 +31,21 @@ class HotSketch:
 
     An id belongs to one bucket of four slots.  Where it has a slot, its score
     grows; else it takes the slot with the smallest score, and inherits that score.
-    So a score is never less than what its id received since it came.
+    So a score is never less than what its id received since it came, and never
+    less than that plus what was inherited.
 
     Parameters
     ----------
     ids : Tensor of int32, shape (buckets, 4)
-        `NOBODY` marks a free slot; changed in place, as is `scores`.
-    scores : Tensor of float32, shape (buckets, 4)
+        `NOBODY` marks a free slot; changed in place, as are the others.
+    scores, inherited : Tensor of float32, shape (buckets, 4)
     multipliers : ndarray of int64, shape (2,)
     """
 
-    def __init__(self, ids: Tensor, scores: Tensor, multipliers: np.ndarray) -> None:
-        self.ids, self.scores = ids, scores
+    def __init__(
+        self, ids: Tensor, scores: Tensor, inherited: Tensor, multipliers: np.ndarray
+    ) -> None:
+        self.ids, self.scores, self.inherited = ids, scores, inherited
         self.multipliers = multipliers
 
     def buckets_of(self, ids: Tensor) -> Tensor:
@@ -71,11 +76,18 @@ class HotSketch:
             into = buckets[turn]
             slots = self.scores[into].argmin(1)
             self.ids[into, slots] = ids[turn].to(torch.int32)
+            self.inherited[into, slots] = self.scores[into, slots]
             self.scores[into, slots] += amounts[turn]
 
-    def largest(self, number: int) -> Tensor:
-        """The ids with the largest scores, int64 and rising; at most `number`."""
-        scores = self.scores.flatten()
+    def largest(self, number: int, holders: Tensor) -> Tensor:
+        """The ids that received most for certain, int64 and rising; at most `number`.
+
+        Of each score, only what was not inherited counts, and that of `holders`
+        counts several times.
+        """
+        scores = self.scores - self.inherited
+        held = torch.isin(self.ids, holders)
+        scores = torch.where(held, HOLDING * scores, scores).flatten()
         order = scores.argsort(descending=True, stable=True)[:number]
         ids = self.ids.flatten()[order[scores[order] > 0]].long()
         return ids.sort().values
@@ -95,7 +107,10 @@ class HotSketchEmbedding(HashedEmbedding):
     rows : int
         Rows of the shared table.
     hot : int
-        Own rows; the sketch has two slots for each.
+        Own rows; the sketch has `slots` slots for each.
+    slots : int, default 8
+        Slots of the sketch for each own row.  Where there are few, rare ids push
+        frequent ones out, and rows change their owners all the time.
     period : int, default 10
         Steps between two assignments of own rows.
     decay : float, default 0.98
@@ -112,11 +127,12 @@ class HotSketchEmbedding(HashedEmbedding):
     Zhang et al., "CAFE: Towards Compact, Adaptive, and Fast Embedding for
     Large-scale Recommendation Models" (SIGMOD 2024).  The paper promotes ids
     beyond a threshold; here the threshold is the score that fills the own rows.
-    The sketch, 8 bytes per slot, is needed in training only.
+    The sketch, 12 bytes per slot, is needed in training only.
     """
 
     sketch_ids: Tensor
     scores: Tensor
+    inherited: Tensor
     hot_ids: Tensor
     hot_rows: Tensor
 
@@ -126,12 +142,14 @@ class HotSketchEmbedding(HashedEmbedding):
         *,
         rows: int,
         hot: int,
+        slots: int = 8,
         period: int = 10,
         decay: float = 0.98,
         seed: int = 0,
     ) -> None:
         check_range("rows", rows, 1, MOST_ROWS)
         check_range("hot", hot, 0, spec.num_embeddings)
+        check_range("slots", slots, 1, 1024)
         check_range("period", period, 1, 2**31)
         check_share("decay", decay)
         index = mixed_index([seed, 1], [rows])
@@ -142,10 +160,11 @@ class HotSketchEmbedding(HashedEmbedding):
         self.hot, self.period, self.decay = hot, period, decay
         self.steps_done = 0
         self.pairs = draw_multipliers(np.random.default_rng([seed, 2]), 1)
-        buckets = max(SLOTS_PER_ROW * hot // SLOTS, 1)
+        buckets = max(slots * hot // SLOTS, 1)
         nobody = torch.full((buckets, SLOTS), NOBODY, dtype=torch.int32)
         self.register_buffer("sketch_ids", nobody)
         self.register_buffer("scores", torch.zeros(buckets, SLOTS))
+        self.register_buffer("inherited", torch.zeros(buckets, SLOTS))
         # Ids with own rows, rising and filled up with nobody, and their rows.
         self.register_buffer("hot_ids", torch.full((hot,), NOBODY, dtype=torch.int32))
         self.register_buffer("hot_rows", torch.arange(hot, dtype=torch.int32))
@@ -159,6 +178,7 @@ class HotSketchEmbedding(HashedEmbedding):
         ratio: float,
         *,
         share: float = 0.5,
+        slots: int = 8,
         period: int = 10,
         decay: float = 0.98,
     ) -> dict[str, Any]:
@@ -169,12 +189,14 @@ class HotSketchEmbedding(HashedEmbedding):
         hot = min(int(share * budget), budget - row) // (row + 4)
         hot = min(hot, spec.num_embeddings)
         rows = min((budget - hot * (row + 4)) // row, MOST_ROWS)
-        return {"rows": rows, "hot": hot, "period": period, "decay": decay}
+        return {
+            "rows": rows, "hot": hot, "slots": slots, "period": period, "decay": decay
+        }  # fmt: skip
 
     @property
     def sketch(self) -> HotSketch:
         """The sketch, on the table's device."""
-        return HotSketch(self.sketch_ids, self.scores, self.pairs[0])
+        return HotSketch(self.sketch_ids, self.scores, self.inherited, self.pairs[0])
 
     def embed(self, ids: Tensor) -> Tensor:
         """Own rows where there are such; in training, gradients are noted."""
@@ -217,8 +239,9 @@ class HotSketchEmbedding(HashedEmbedding):
         self.sketch.add(distinct, sums.norm(dim=1))
         self.steps_done += 1
         if self.steps_done % self.period == 0:
-            self.assign(self.sketch.largest(self.hot))
+            self.assign(self.sketch.largest(self.hot, self.hot_ids))
             self.scores *= self.decay
+            self.inherited *= self.decay
 
     def assign(self, wanted: Tensor) -> None:
         """Give own rows to these ids, int64 and rising, and to no others."""

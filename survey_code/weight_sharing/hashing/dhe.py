@@ -25,6 +25,8 @@ from survey_code.weight_sharing.hashing.base import PAIR_BYTES, as_array
 
 # Ids on which the spread of fresh rows is measured.
 SAMPLE = 1000
+# Hashes for each hidden unit, and the most, by default.
+CODES_PER_UNIT, MOST_CODES = 8, 1024
 
 
 class DeepHashEmbedding(CompressedEmbedding):
@@ -39,11 +41,13 @@ class DeepHashEmbedding(CompressedEmbedding):
         Hidden units of each layer.
     codes : int
         Hashes of an id, the network's inputs.
-    layers : int, default 2
+    layers : int, default 1
         Hidden layers.
     distribution : {"uniform", "gaussian"}
         Of the hashes, as numbers.
     activation : {"mish", "relu"}
+    rate : float, default 0.3
+        Learning rate of the network over that of a table's rows.
     open_ids : bool, default False
         Serve ids beyond the table too.
     seed : int, default 0
@@ -66,17 +70,19 @@ class DeepHashEmbedding(CompressedEmbedding):
         *,
         width: int,
         codes: int,
-        layers: int = 2,
+        layers: int = 1,
         distribution: str = "uniform",
         activation: str = "mish",
+        rate: float = 0.3,
         open_ids: bool = False,
         seed: int = 0,
     ) -> None:
+        check_rate(rate)
         check_network(codes, width, layers, distribution, activation)
         super().__init__(spec.num_embeddings, spec.embedding_dim)
         self.shape = {"codes": codes, "width": width, "layers": layers}
         self.distribution, self.activation = distribution, activation
-        self.open_ids = open_ids
+        self.open_ids, self.rate = open_ids, float(rate)
         pairs = draw_multipliers(np.random.default_rng([seed, 1]), 1)
         self.multipliers = pairs[0]
         sizes = layer_sizes(**self.shape, dim=spec.embedding_dim)
@@ -95,32 +101,38 @@ class DeepHashEmbedding(CompressedEmbedding):
         ratio: float,
         *,
         codes: int | None = None,
-        layers: int = 2,
+        layers: int = 1,
         distribution: str = "uniform",
         activation: str = "mish",
+        rate: float = 0.3,
         open_ids: bool = False,
     ) -> dict[str, Any]:
-        """The widest network that fits; by default twice as many codes as hidden
-        units.
+        """The widest network that fits; by default eight times as many codes as
+        hidden units, 1,024 at most.
         """
+        check_rate(rate)
         check_network(codes or 2, 1, layers, distribution, activation)
         if codes is not None:
             check_range("codes", codes, 1, 65536)
 
+        def inputs(width: int) -> int:
+            return codes or min(CODES_PER_UNIT * width, MOST_CODES)
+
         def size(width: int) -> int:
-            count = count_weights(codes or 2 * width, width, layers, spec.embedding_dim)
+            count = count_weights(inputs(width), width, layers, spec.embedding_dim)
             return 4 * count + PAIR_BYTES
 
         budget = spec.require(ratio, smallest=size(1))
-        width = int(math.sqrt(budget / 4))  # two thirds would do for two layers
+        width = budget // (4 * (codes or CODES_PER_UNIT))
         while width > 1 and size(width) > budget:
             width -= 1
         return {
             "width": width,
-            "codes": codes or 2 * width,
+            "codes": inputs(width),
             "layers": layers,
             "distribution": distribution,
             "activation": activation,
+            "rate": rate,
             "open_ids": open_ids,
         }
 
@@ -131,6 +143,10 @@ class DeepHashEmbedding(CompressedEmbedding):
         ids = torch.arange(min(self.num_embeddings, SAMPLE))
         spread = self.generate(ids).std(unbiased=False)
         last *= std / spread.clamp(min=1e-12)
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """All weights; each step moves every row, so that steps are smaller."""
+        return [{"params": list(self.parameters()), "lr": learning_rate * self.rate}]
 
     def encode(self, ids: Tensor) -> Tensor:
         """The network's input: (m,) -> (m, codes)."""
@@ -181,3 +197,9 @@ class DeepHashEmbedding(CompressedEmbedding):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take the hash of a state dict."""
         self.multipliers = np.array(state["multipliers"], dtype=np.int64)
+
+
+def check_rate(rate: Any) -> None:
+    """Raise ValueError unless this is a positive number."""
+    if not isinstance(rate, int | float) or not 0 < rate < math.inf:
+        raise ValueError(f"rate must be a positive number, got {rate!r}")

@@ -145,7 +145,7 @@ class HashEmbedding(WeightedEmbedding):
         ratio: float,
         *,
         hashes: int = 2,
-        share: float = 0.5,
+        share: float = 0.2,
         open_ids: bool = False,
     ) -> dict[str, Any]:
         """Weights for a `share` of the budget, rows for the rest."""
