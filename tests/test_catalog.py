@@ -395,6 +395,17 @@ def test_compress_takes_any_table(key):
 
 
 @pytest.mark.parametrize("key", COMPRESSED)
+def test_a_trained_table_can_be_compressed_as_planned(key, spec):
+    method = get_method(key)
+    highest = reach(method, spec)
+    if highest is None:
+        pytest.skip(f"{key} cannot compress such a table")
+    ratio = min(4.0, highest)
+    layout = method.compress(FullEmbedding(spec).weight, method.plan(spec, ratio), spec)
+    assert layout.nbytes <= spec.full_bytes / ratio
+
+
+@pytest.mark.parametrize("key", COMPRESSED)
 def test_compressing_leaves_the_table_alone(key):
     weight = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
     before = weight.copy()

@@ -1,14 +1,7 @@
 // Rows of numbers: float32, float16 or bfloat16.
 
+#include "numbers.cuh"
 #include "pooling.cuh"
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-__device__ __forceinline__ float widen(float value) { return value; }
-__device__ __forceinline__ float widen(__half value) { return __half2float(value); }
-__device__ __forceinline__ float widen(__nv_bfloat16 value) {
-  return __bfloat162float(value);
-}
 
 template <typename Number, int E, int ROWS_AHEAD = 8> struct Dense {
   static constexpr int ENTRIES = E, AHEAD = ROWS_AHEAD;

@@ -28,8 +28,94 @@ def load_kernel(file: str, expression: str) -> Any:
     return module.get_function(expression)
 
 
+class FusedRows:
+    """Rows on a GPU that one kernel finds, decodes and pools.
+
+    A subclass has `dim` and `rows` (ids are below), and starts its kernels.
+    """
+
+    dim: int
+    rows: int
+
+    def start_read(self, ids: Any, out: Any, flag: Any) -> None:
+        """Start the kernel of a look-up; ids have one axis, at least one of them."""
+        raise NotImplementedError
+
+    def start_pool(
+        self, ids: Any, offsets: Any, weights: Any, mode: str, out: Any, flag: Any
+    ) -> None:
+        """Start the kernel of a bag; there is at least one."""
+        raise NotImplementedError
+
+    @cached_property
+    def unread(self) -> Any:
+        """Where a kernel reports bad ids that nobody asks about."""
+        return load_cupy().zeros(1, dtype=np.uint32)
+
+    def read(self, ids: Any, check: bool = True) -> Any:
+        """One row per id.
+
+        Parameters
+        ----------
+        ids : CuPy array of int32 or int64, any shape
+        check : bool, default True
+            Wait for the kernel and raise for a bad id; without it the row of a
+            bad id is not written.
+
+        Returns
+        -------
+        CuPy array of float32, shape (*ids.shape, dim)
+        """
+        cupy = load_cupy()
+        shape, ids = ids.shape, as_ids(ids).ravel()
+        with current_stream():
+            out = cupy.empty((ids.size, self.dim), dtype=np.float32)
+            flag = cupy.zeros(1, dtype=np.uint32) if check else self.unread
+            if ids.size:
+                self.start_read(ids, out, flag)
+            if check:
+                self.raise_if(flag, ids)
+        return out.reshape(*shape, self.dim)
+
+    def pool(
+        self,
+        ids: Any,
+        offsets: Any = None,
+        weights: Any = None,
+        mode: str = "sum",
+        check: bool = True,
+    ) -> Any:
+        """One pooled row per bag; see `survey_code.layouts.Layout.bag`."""
+        cupy = load_cupy()
+        ids = as_ids(ids)
+        with current_stream():
+            offsets = as_offsets(ids, offsets)
+            out = cupy.empty((offsets.size, self.dim), dtype=np.float32)
+            flag = cupy.zeros(1, dtype=np.uint32) if check else self.unread
+            if offsets.size:
+                self.start_pool(ids, offsets, weights, mode, out, flag)
+            if check:
+                self.raise_if(flag, ids)
+        return out
+
+    def raise_if(self, flag: Any, ids: Any) -> None:
+        """Raise what a kernel reported."""
+        found = int(flag[0])
+        if found & 1:
+            low, high = int(ids.min()), int(ids.max())
+            raise IndexError(
+                f"id {low if low < 0 else high} is out of range for a table of "
+                f"{self.rows} rows (ids are 0 to {self.rows - 1})"
+            )
+        if found & 2:
+            raise ValueError(
+                "offsets must start at 0, never fall, and not exceed the number of "
+                f"ids ({ids.size})"
+            )
+
+
 @dataclass
-class DeviceRows:
+class DeviceRows(FusedRows):
     """A table on a GPU, laid out for its kernels.
 
     Parameters
@@ -65,10 +151,10 @@ class DeviceRows:
     kind: np.dtype
     least: int = 4  # entries that a thread reads of a short row
 
-    @cached_property
-    def unread(self) -> Any:
-        """Where a kernel reports bad ids that nobody asks about."""
-        return load_cupy().zeros(1, dtype=np.uint32)
+    @property
+    def rows(self) -> int:  # type: ignore[override]
+        """Rows of the table."""
+        return len(self.table)
 
     @property
     def held_bytes(self) -> int:
@@ -81,73 +167,37 @@ class DeviceRows:
         stored = [table[:, first:last] for first, last in self.parts]
         return np.ascontiguousarray(np.concatenate(stored, axis=1)).view(self.kind)
 
-    def read(self, ids: Any, check: bool = True) -> Any:
-        """One row per id.
+    def start_read(self, ids: Any, out: Any, flag: Any) -> None:
+        """One row per id."""
+        kernel, lanes, rows = self._kernel("read_rows", self.single, ids)
+        kernel(
+            (-(-ids.size // (4 * rows)),),
+            (lanes, rows),
+            (*self._arguments(ids), out, flag),
+        )
 
-        Parameters
-        ----------
-        ids : CuPy array of int32 or int64, any shape
-        check : bool, default True
-            Wait for the kernel and raise for a bad id; without it the row of a
-            bad id is not written.
-
-        Returns
-        -------
-        CuPy array of float32, shape (*ids.shape, dim)
-        """
-        cupy = load_cupy()
-        shape, ids = ids.shape, as_ids(ids)
-        with current_stream():
-            out = cupy.empty((ids.size, self.dim), dtype=np.float32)
-            flag = cupy.zeros(1, dtype=np.uint32) if check else self.unread
-            if ids.size:
-                kernel, lanes, rows = self._kernel("read_rows", self.single, ids)
-                kernel(
-                    (-(-ids.size // (4 * rows)),),
-                    (lanes, rows),
-                    (*self._arguments(ids), out, flag),
-                )
-            if check:
-                self._raise_if(flag, ids)
-        return out.reshape(*shape, self.dim)
-
-    def pool(
-        self,
-        ids: Any,
-        offsets: Any = None,
-        weights: Any = None,
-        mode: str = "sum",
-        check: bool = True,
-    ) -> Any:
-        """One pooled row per bag; see `survey_code.layouts.Layout.bag`."""
-        cupy = load_cupy()
-        ids = as_ids(ids)
-        with current_stream():
-            offsets = as_offsets(ids, offsets)
-            out = cupy.empty((offsets.size, self.dim), dtype=np.float32)
-            flag = cupy.zeros(1, dtype=np.uint32) if check else self.unread
-            if offsets.size:
-                long = ids.size >= 4 * offsets.size
-                name = "max_rows" if mode == "max" else "pool_rows"
-                how = () if mode == "max" else (weights, np.int32(mode == "mean"))
-                kernel, lanes, bags = self._kernel(
-                    name, self.pooled if long else self.short, ids
-                )
-                kernel(
-                    (-(-offsets.size // bags),),
-                    (lanes, bags),
-                    (
-                        *self._arguments(ids),
-                        offsets,
-                        np.int64(offsets.size),
-                        *(np.uint64(0) if part is None else part for part in how),
-                        out,
-                        flag,
-                    ),
-                )
-            if check:
-                self._raise_if(flag, ids)
-        return out
+    def start_pool(
+        self, ids: Any, offsets: Any, weights: Any, mode: str, out: Any, flag: Any
+    ) -> None:
+        """One pooled row per bag."""
+        long = ids.size >= 4 * offsets.size
+        name = "max_rows" if mode == "max" else "pool_rows"
+        how = () if mode == "max" else (weights, np.int32(mode == "mean"))
+        kernel, lanes, bags = self._kernel(
+            name, self.pooled if long else self.short, ids
+        )
+        kernel(
+            (-(-offsets.size // bags),),
+            (lanes, bags),
+            (
+                *self._arguments(ids),
+                offsets,
+                np.int64(offsets.size),
+                *(np.uint64(0) if part is None else part for part in how),
+                out,
+                flag,
+            ),
+        )
 
     def _kernel(
         self, name: str, shape: tuple[int, int], ids: Any
@@ -171,21 +221,6 @@ class DeviceRows:
             ids,
             np.int64(ids.size),
         )
-
-    def _raise_if(self, flag: Any, ids: Any) -> None:
-        found = int(flag[0])
-        rows = len(self.table)
-        if found & 1:
-            low, high = int(ids.min()), int(ids.max())
-            raise IndexError(
-                f"id {low if low < 0 else high} is out of range for a table of "
-                f"{rows} rows (ids are 0 to {rows - 1})"
-            )
-        if found & 2:
-            raise ValueError(
-                "offsets must start at 0, never fall, and not exceed the number of "
-                f"ids ({ids.size})"
-            )
 
 
 def share_threads(dim: int, entries: int) -> tuple[int, int]:

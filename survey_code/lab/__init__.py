@@ -16,6 +16,7 @@ _HOMES = {
     "measure_training": "memory",
     "plot_tradeoff": "plots",
     "record": "records",
+    "repeat": "runs",
     "run": "runs",
     "run_stream": "stream",
     "summarize": "results",

@@ -31,6 +31,7 @@ from survey_code.lab.results import (
 from survey_code.lab.runs import is_run, reaches, run
 from survey_code.lab.stream import run_stream
 from survey_code.lab.task import TRIALS, Trial, is_ranking, open_data
+from survey_code.lab.tuning import TUNING_SEED, name_metric, propose
 from survey_code.training import TrainingSettings
 
 SEEDS = (1, 2, 3)
@@ -272,6 +273,58 @@ def compare_category(category: str, data: str, trial: Trial) -> list[Cell]:
     ]
 
 
+def tune_category(category: str, data: str, trial: Trial) -> list[Cell]:
+    """Eight trials of each of these methods, one seed, at 10x or near it."""
+    cells: list[Cell] = []
+    for key in dict.fromkeys(c.method for c in compare_category(category, data, trial)):
+        for ratio in (1,) if key == "full" else (10, 4):
+            trials = [
+                Cell(key, data, ratio, TUNING_SEED, *p) for p in propose(key, trial)
+            ]
+            if trials[0].reaches():
+                cells += trials
+                break
+    return cells
+
+
+def apply_tuning(cells: list[Cell], trials: list[Result]) -> list[Cell]:
+    """The cells of methods all of whose trials are made, as the best was trained.
+
+    A trial is better by its validation metric.
+    """
+    best: dict[str, tuple[Trial, dict[str, Any]] | None] = {}
+    for cell in cells:
+        if cell.method not in best:
+            best[cell.method] = choose_best(cell, trials)
+    return [
+        dataclasses.replace(cell, trial=chosen[0], options=chosen[1])
+        for cell in cells
+        if (chosen := best[cell.method])
+    ]
+
+
+def choose_best(
+    cell: Cell, trials: list[Result]
+) -> tuple[Trial, dict[str, Any]] | None:
+    """How the best trial of a cell's method was trained; None if one is missing."""
+    marks = []
+    for proposal in propose(cell.method, cell.trial):
+        asked = dataclasses.replace(
+            cell, seed=TUNING_SEED, trial=proposal[0], options=proposal[1]
+        )
+        found = [
+            result
+            for result in trials
+            if result.key == cell.method
+            and dataclasses.replace(asked, ratio=result.requested_ratio).matches(result)
+        ]
+        if not found:
+            return None
+        validation = found[0].validation
+        marks.append((validation[name_metric(validation)], proposal))
+    return max(marks, key=lambda mark: mark[0])[1]
+
+
 class LargeCell(Cell):
     """A run on the synthetic clicks of more than a million ids."""
 
@@ -316,22 +369,29 @@ QUICK_GOWALLA = shorten(
 )
 
 
+TUNING, TUNED = "_tuning", "_tuned"
+
+
 def _by_category(category: str) -> dict[str, Callable[[], list[Cell]]]:
-    name = category.replace(" ", "_")
-    return {
-        f"frappe_{name}": partial(
-            compare_category, category, "frappe", TRIALS["frappe", "dcnv2"]
-        ),
-        f"gowalla_{name}": partial(
-            compare_category, category, "gowalla", QUICK_GOWALLA
-        ),
-    }
+    found: dict[str, Callable[[], list[Cell]]] = {}
+    for data, trial in (
+        ("synthetic", TRIALS["synthetic", "dcnv2"]),
+        ("frappe", TRIALS["frappe", "dcnv2"]),
+        ("gowalla", QUICK_GOWALLA),
+    ):
+        name = f"{data}_{category.replace(' ', '_')}"
+        found[name] = partial(compare_category, category, data, trial)
+        found[name + TUNING] = partial(tune_category, category, data, trial)
+        # What `record` replaces by how the best of those trials was trained.
+        found[name + TUNED] = found[name]
+    return found
 
 
 RECORDS: dict[str, Callable[[], list[Cell]]] = {
+    **_by_category("low precision"),
     "frappe_bars": frappe_bars,
     "frappe_first": frappe_first,
-    "frappe_low_precision": frappe_low_precision,
+    "frappe_low_precision": frappe_low_precision,  # by bits, not by ratio
     "gowalla_binarisation": gowalla_binarisation,
     "gowalla_mf": lambda: gowalla_full("mf"),
     "gowalla_lightgcn": lambda: gowalla_full("lightgcn"),
@@ -380,9 +440,13 @@ def record(
         raise ValueError(f"unknown record {name!r}; records: {sorted(RECORDS)}")
     path = Path(folder) / f"{name}.jsonl"
     known = load_results(path) if path.exists() else []
+    cells = RECORDS[name]()
+    if name.endswith(TUNED):
+        trials = Path(folder) / f"{name.removesuffix(TUNED)}{TUNING}.jsonl"
+        cells = apply_tuning(cells, load_results(trials))
     wanted = [
         cell
-        for cell in RECORDS[name]()
+        for cell in cells
         if seed in (None, cell.seed)
         and cell.method in (methods or [cell.method])
         and not any(cell.matches(result) for result in known)

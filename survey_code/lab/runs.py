@@ -29,6 +29,7 @@ from survey_code.lab.results import (
 )
 from survey_code.lab.task import Task, Trial, default_trial, make_task, open_data
 from survey_code.layouts import Layout
+from survey_code.training import TrainingSettings
 
 # Full tables trained lately, shared by the methods that compress after training.
 _TRAINED: OrderedDict[Any, tuple[Any, float]] = OrderedDict()
@@ -115,7 +116,8 @@ def run(
     speed = measure_lookup(layout, [256]).iloc[0] if measure else {}
     return Result(
         key=method,
-        options=describe_options(planned),
+        # A plan may keep less than it was asked: widths, but not the law they follow.
+        options=describe_options({**options, **planned}),
         data=data.name,
         model=trial.model,
         dim=trial.dim,
@@ -259,6 +261,44 @@ def run_once(
     result = run(method, data, ratio, seed, **arguments)
     append_result(out, result)
     return result
+
+
+def repeat(result: Result, data: Any, **arguments: Any) -> Result:
+    """Make a recorded run again, trained as it was then.
+
+    Parameters
+    ----------
+    result : Result
+        For example a line of the book's records.
+    data : str or data set
+        What it was made on.
+    **arguments
+        Of `run`, where they are to differ: ``seed=4``, ``device="cuda"``.
+
+    Returns
+    -------
+    Result
+        On the CPU and in float64 the same metrics, on any processor.
+
+    Raises
+    ------
+    ValueError
+        If the data set is not the result's.
+    """
+    data = open_data(data)
+    if data.name != result.data:
+        raise ValueError(f"the result was made on {result.data}, got {data.name}")
+    known = [f.name for f in dataclasses.fields(TrainingSettings)]
+    settings = {name: result.settings[name] for name in known}
+    parts = {
+        name: result.settings[name] for name in ("layers", "objective", "init_std")
+    }
+    settings |= {"device": "cpu", "progress": False}
+    trial = Trial(result.model, result.dim, TrainingSettings(**settings), **parts)
+    asked = [n for n in plan_defaults(result.key) if n in result.options]
+    given = {"seed": result.seed, "trial": trial} | arguments
+    given |= {name: result.options[name] for name in asked}
+    return run(result.key, data, result.requested_ratio, **given)
 
 
 def is_run(

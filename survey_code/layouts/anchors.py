@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -100,6 +100,15 @@ class AnchorLayout(Layout):
                 f"columns must be uint8 or uint16 numbers of {len(anchors)} anchors, "
                 "one for each float32 weight"
             )
+
+    def fuse(self) -> Any:
+        """Each row's entries, and the anchors they name."""
+        from survey_code.gpu.composed import place_anchors
+
+        shape = (self.num_embeddings, self.embedding_dim)
+        return place_anchors(
+            shape, self.anchors, self.weights, self.columns, self.offsets
+        )
 
     def read_rows(self, ids: Array) -> Array:
         """Weight the anchors of each row's entries, and add them up."""

@@ -6,7 +6,7 @@ begins; the runs of different blocks overlap as chance will have it.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -125,6 +125,18 @@ class FlatLayout(Layout):
             raise ValueError(
                 f"a block of {self.block_len} does not fit into {len(values)} values"
             )
+
+    def fuse(self) -> Any:
+        """Blocks of a row, each read where it begins."""
+        from survey_code.gpu.composed import OPEN, place_flat
+
+        return place_flat(
+            (OPEN if self.open_ids else self.num_embeddings, self.embedding_dim),
+            self.values,
+            self.block_len,
+            self.multipliers.tolist(),
+            None if self.signs is None else self.signs.tolist(),
+        )
 
     def read_rows(self, ids: Array) -> Array:
         """The runs that the blocks' starts name, side by side."""

@@ -322,6 +322,23 @@ class GroupedLayout(Layout):
 
     # -- reading -------------------------------------------------------------
 
+    def fuse(self) -> Any:
+        """Short rows, projected or spread as they are read."""
+        from survey_code.gpu.composed import place_grouped
+
+        return place_grouped(
+            (self.num_embeddings, self.embedding_dim),
+            self.values,
+            self.sizes(),
+            self.matrices(),
+            [
+                None if place is None else np.array(place.tolist(), dtype=np.int64)
+                for place in self.places()
+            ],
+            self.planes,
+            self.before,
+        )
+
     def locate(self, ids: Array) -> tuple[Array, Array]:
         """Group, and row within the group, of checked ids; both int64 (m,)."""
         xp = array_module(ids)
@@ -393,6 +410,8 @@ class GroupedLayout(Layout):
         Projecting is linear, so that a bag needs one projection per group, however
         many ids it holds.  See `Layout.bag`.
         """
+        if self.fused is not None:
+            return super().bag(ids, offsets, per_sample_weights, mode, check)
         ids = self.check_ids(ids)
         xp = array_module(ids)
         starts = check_offsets(ids, offsets, xp)

@@ -14,7 +14,7 @@ their own for the ids that are listed in `keys`.
 from __future__ import annotations
 
 import itertools
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -290,6 +290,27 @@ class HashedLayout(Layout):
             own = self.values[self.shared_rows :].reshape(-1, self.embedding_dim)
             rows = xp.where(found[:, None], own[places], rows)
         return rows
+
+    def fuse(self) -> Any:
+        """Up to four tables; paths are read by the code for arrays."""
+        from survey_code.gpu.composed import OPEN, place_hashed
+
+        if self.combine == "path" or len(self.index) > 4:
+            return None
+        return place_hashed(
+            (OPEN if self.open_ids else self.num_embeddings, self.embedding_dim),
+            self.combine,
+            self.values,
+            self.index.tolist(),
+            table_starts(self.index, bool(self.shared)),
+            self.shared_rows,
+            signs=None if self.signs is None else self.signs.tolist(),
+            weights=self.weights,
+            weight_index=(
+                None if self.weight_index is None else self.weight_index.tolist()[0]
+            ),
+            keys=self.keys,
+        )
 
     def join(self, ids: Array, digits: list[Array]) -> Array:
         """The rows that digits name, as a sum, a product or side by side."""

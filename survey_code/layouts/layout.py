@@ -59,6 +59,13 @@ class Layout:
         """Rows of checked ids: int64 (m,) -> float32 (m, embedding_dim)."""
         raise NotImplementedError
 
+    def fuse(self) -> Any:
+        """Rows for a kernel that finds, decodes and pools them; the arrays are CuPy's.
+
+        None where no kernel reads this layout: the code for arrays does then.
+        """
+        return None
+
     def validate(self) -> None:
         """Raise ValueError if arrays and integers contradict each other."""
 
@@ -180,8 +187,11 @@ class Layout:
         """
         from survey_code.gpu import load_cupy
 
-        cupy = load_cupy()
-        return self if self.on_gpu else self._converted(cupy.asarray)
+        if self.on_gpu:
+            return self
+        twin = self._converted(load_cupy().asarray)
+        twin.device = twin.fuse()
+        return twin
 
     def to_cpu(self) -> Layout:
         """A copy whose arrays are NumPy's; the layout itself where they are."""

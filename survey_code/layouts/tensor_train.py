@@ -157,6 +157,20 @@ class TensorTrainLayout(Layout):
             start = stop
         return views
 
+    def fuse(self) -> Any:
+        """Up to three cores, of a table whose ids have 32 bits."""
+        from survey_code.gpu.composed import place_tensor_train
+
+        if len(self.shapes) > 3 or self.num_embeddings >= 2**32:
+            return None
+        return place_tensor_train(
+            (self.num_embeddings, self.embedding_dim),
+            self.cores(),
+            self._plan[2],
+            self.cached_ids,
+            self.cached_rows,
+        )
+
     def read_rows(self, ids: Array) -> Array:
         """Digits, slices, products; then the cached rows over them."""
         xp = array_module(ids)

@@ -3,36 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from layout_examples import EXAMPLES, ROWS
 
-from survey_code import FrozenEmbedding, TableSpec, compress, load_layout, run
+from survey_code import FrozenEmbedding, compress, load_layout, run
 from survey_code.embedding import decode_layout
 from survey_code.gpu import as_cupy, current_stream, load_cupy
-from survey_code.layouts import (
-    LAYOUTS,
-    BinaryLayout,
-    DenseLayout,
-    RaggedLayout,
-    SparseLayout,
-)
-from survey_code.low_precision.quantization import (
-    CachedEmbedding,
-    LearnedStepEmbedding,
-)
-from survey_code.mixed_dimension.rule_based import FieldWidths, PopularityWidths
-from survey_code.weight_sharing.decomposition import (
-    AnchorEmbedding,
-    TensorTrainEmbedding,
-)
-from survey_code.weight_sharing.hashing import (
-    BloomEmbedding,
-    DeepHashEmbedding,
-    DoubleHashingEmbedding,
-    HashEmbedding,
-    HashingEmbedding,
-    MultiEmbedding,
-    QuotientRemainderEmbedding,
-    RobeEmbedding,
-)
+from survey_code.layouts import LAYOUTS, BinaryLayout, DenseLayout
 
 try:
     load_cupy()
@@ -40,60 +16,6 @@ try:
 except RuntimeError:
     HAS_GPU = False
 needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="no GPU, or no CuPy")
-
-ROWS = 1000
-SPEC = TableSpec.of_shape(ROWS, 12)
-FIELDS = TableSpec(ROWS, 11, np.array([0, 1, 400, ROWS]), np.zeros(ROWS, np.int64))
-WEIGHT = np.random.default_rng(0).normal(size=(ROWS, 12)).astype(np.float32)
-EXAMPLES = {
-    "float32": lambda: DenseLayout.from_weight(WEIGHT),
-    "float16": lambda: DenseLayout.from_weight(WEIGHT, "float16"),
-    "bfloat16": lambda: DenseLayout.from_weight(WEIGHT, "bfloat16"),
-    "8 bits": lambda: compress(WEIGHT, "rowwise", bits=8),
-    "4 bits, odd": lambda: compress(WEIGHT[:, :11], "rowwise", bits=4),
-    "2 bits, odd": lambda: compress(WEIGHT[:, :11], "rowwise", bits=2),
-    "8 bits, per table": lambda: compress(WEIGHT, "rowwise", per="table"),
-    "4 bits, per field": lambda: LearnedStepEmbedding(
-        FIELDS, bits=4, per="field"
-    ).freeze(),
-    "tiered": lambda: CachedEmbedding(SPEC, slots=64, bits=4).freeze(),
-    "binary": lambda: compress(WEIGHT, "bccf"),
-    "binary, row scales": lambda: compress(WEIGHT[:, :11], "bccf", scale="row"),
-    "binary, magnitudes": lambda: compress(WEIGHT, "bccf", rule="pph"),
-    "grouped, ranges": lambda: FieldWidths(FIELDS, widths=[11, 3, 1]).freeze(),
-    "grouped, remap": lambda: PopularityWidths(
-        SPEC, sizes=[100, 400, 500], widths=[12, 5, 0]
-    ).freeze(),
-    "sparse": lambda: SparseLayout.from_dense(WEIGHT * (WEIGHT > 1)),
-    "sparse, rows": lambda: SparseLayout.from_dense(
-        WEIGHT * (WEIGHT > 1), "float16", block_rows=1
-    ),
-    "ragged": lambda: RaggedLayout.from_dense(WEIGHT, np.arange(ROWS) % 13),
-    "low rank": lambda: compress(WEIGHT, "low_rank", rank=3),
-    "tensor train": lambda: TensorTrainEmbedding(SPEC, rank=4).freeze(),
-    "tensor train, cached": lambda: compress(WEIGHT, "tt_rec", rank=4, slots=50),
-    "anchors": lambda: AnchorEmbedding(SPEC, anchors=9, entries=2000).freeze(),
-    "signed": lambda: HashingEmbedding(SPEC, rows=90, signed=True).freeze(),
-    "open": lambda: HashingEmbedding(SPEC, rows=90, open_ids=True).freeze(),
-    **{
-        combine: lambda combine=combine: QuotientRemainderEmbedding(
-            SPEC, modulus=30, combine=combine
-        ).freeze()
-        for combine in ("sum", "product", "concat")
-    },
-    "path": lambda: QuotientRemainderEmbedding(
-        SPEC, modulus=30, combine="path"
-    ).freeze(),
-    "one table": lambda: BloomEmbedding(SPEC, rows=40).freeze(),
-    "own rows": lambda: DoubleHashingEmbedding(SPEC, rows=40, frequent=60).freeze(),
-    "weights": lambda: HashEmbedding(SPEC, rows=40, entries=300).freeze(),
-    "weight and bias": lambda: MultiEmbedding(SPEC, rows=40, bias=True).freeze(),
-    "flat": lambda: RobeEmbedding(SPEC, size=300, signed=True).freeze(),
-    "generator": lambda: DeepHashEmbedding(SPEC, width=20, codes=24).freeze(),
-    "generator, normal": lambda: DeepHashEmbedding(
-        SPEC, width=20, codes=24, distribution="gaussian"
-    ).freeze(),
-}
 
 
 @pytest.mark.skipif(HAS_GPU, reason="a GPU is present")

@@ -97,7 +97,9 @@ def test_a_cell_knows_its_result(tmp_path):
 
 
 def test_every_record_names_runs_that_differ():
-    for cells in RECORDS.values():
+    for name, cells in RECORDS.items():
+        if name.endswith("_tuning"):
+            continue  # these look at the data: see test_tuning.py
         made = cells()
         keys = [(c.method, c.ratio, c.seed, c.options, repr(c.trial)) for c in made]
         assert made and all(keys.count(key) == 1 for key in keys)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from survey_code.embedding import draw_normal
 from survey_code.layouts import DenseLayout
+from survey_code.layouts.layout import as_finite_table
 from survey_code.low_precision.quantization.rounding import ROUNDINGS, round_values
 from survey_code.low_precision.quantization.rowwise import check_choice
 from survey_code.low_precision.quantization.writeback import WriteBackEmbedding
@@ -107,11 +108,22 @@ class HalfEmbedding(WriteBackEmbedding):
 
     @classmethod
     def compress(
-        cls, weight: Any, *, dtype: str = "float16", spec: TableSpec | None = None
+        cls,
+        weight: Any,
+        *,
+        dtype: str = "float16",
+        rounding: str = "nearest",
+        spec: TableSpec | None = None,
     ) -> DenseLayout:
-        """A trained table in 16 bits, each entry rounded to the nearest."""
+        """A trained table in 16 bits; rounding by chance, it is always the same."""
         check_choice("dtype", dtype, tuple(FORMATS))
-        return DenseLayout.from_weight(weight, dtype)
+        check_choice("rounding", rounding, ROUNDINGS)
+        table = as_finite_table(weight)
+        if rounding == "stochastic":
+            rng = np.random.default_rng(0)
+            rounded = round_to_format(torch.from_numpy(table), dtype, rounding, rng)
+            return DenseLayout.from_weight(rounded, dtype)
+        return DenseLayout.from_weight(table, dtype)
 
     def load_rows(self, ids: Tensor) -> Tensor:
         """Widen rows to float32."""

@@ -1,0 +1,300 @@
+"""Fused look-ups of rows that several arrays make together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from survey_code.gpu import load_cupy
+from survey_code.gpu.rows import ID_TYPES, FusedRows, load_kernel, share_threads
+
+MODES = {"sum": 0, "mean": 1, "max": 2}
+OPEN = 2**63 - 1  # ids of a layout that serves any
+NUMBERS = {
+    "float32": "float", "float16": "__half", "uint8": "unsigned char",
+    "uint16": "unsigned short", "int32": "int", "int64": "long long",
+}  # fmt: skip
+
+
+@dataclass
+class ComposedRows(FusedRows):
+    """Rows on a GPU, and the kernel that puts them together.
+
+    Parameters
+    ----------
+    rows, dim : int
+    file : str
+        The ``.cu`` file that reads them.
+    format : str
+        Its C++ type, with the entries that a thread reads of a row left open:
+        ``"Hashed<{}, 2, 0>"``.
+    entries : int
+        These entries.
+    fields : CuPy array of int64
+        Addresses and sizes; the file says in which order.
+    kept : tuple of arrays
+        What the addresses point to.
+    """
+
+    rows: int
+    dim: int
+    file: str
+    format: str
+    entries: int
+    fields: Any
+    kept: tuple[Any, ...]
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes beyond the layout's own arrays."""
+        return int(self.fields.nbytes)
+
+    def start_read(self, ids: Any, out: Any, flag: Any) -> None:
+        """One row per id."""
+        kernel, lanes, rows = self.kernel("read_composed", ids)
+        kernel(
+            (-(-ids.size // rows),), (lanes, rows), (*self.arguments(ids), out, flag)
+        )
+
+    def start_pool(
+        self, ids: Any, offsets: Any, weights: Any, mode: str, out: Any, flag: Any
+    ) -> None:
+        """One pooled row per bag."""
+        kernel, lanes, bags = self.kernel("pool_composed", ids)
+        how = (np.uint64(0) if weights is None else weights, np.int32(MODES[mode]))
+        kernel(
+            (-(-offsets.size // bags),),
+            (lanes, bags),
+            (*self.arguments(ids), offsets, np.int64(offsets.size), *how, out, flag),
+        )
+
+    def kernel(self, name: str, ids: Any) -> tuple[Any, int, int]:
+        """A kernel, the threads that share a row, and the rows of a block."""
+        form, kind = self.format.format(self.entries), ID_TYPES[str(ids.dtype)]
+        kernel = load_kernel(self.file, f"{name}<{form}, {kind}>")
+        return kernel, *share_threads(self.dim, self.entries)
+
+    def arguments(self, ids: Any) -> tuple[Any, ...]:
+        """What every kernel is told first."""
+        sizes = (np.int64(self.rows), np.int32(self.dim), ids, np.int64(ids.size))
+        return self.fields, *sizes
+
+
+def compose(
+    file: str, form: str, entries: int, shape: tuple[int, int], fields: Sequence[Any]
+) -> ComposedRows:
+    """Rows of a shape from their fields: arrays, integers, or None for 0."""
+    cupy = load_cupy()
+    arrays = [
+        cupy.ascontiguousarray(value) if hasattr(value, "dtype") else None
+        for value in fields
+    ]
+    numbers = [
+        wrap(value or 0)
+        if array is None
+        else array.__cuda_array_interface__["data"][0] * bool(array.size)
+        for value, array in zip(fields, arrays)
+    ]
+    listed = cupy.asarray(np.array(numbers, dtype=np.int64))
+    kept = tuple(array for array in arrays if array is not None)
+    return ComposedRows(*shape, file, form, entries, listed, kept)
+
+
+def wrap(number: int) -> int:
+    """An integer below 2**64 as the int64 of the same bits."""
+    return (int(number) + 2**63) % 2**64 - 2**63
+
+
+def invert(number: int) -> int:
+    """floor(2**64 / number), by which a kernel divides; the largest there is for 1."""
+    return min(2**64 // int(number), 2**64 - 1)
+
+
+def choose_entries(*widths: int) -> int:
+    """Entries that a thread reads at once: 4, 2 or 1, and all widths a multiple."""
+    return next(e for e in (4, 2, 1) if not any(width % e for width in widths))
+
+
+def digit_fields(index_row: Sequence[int]) -> list[int]:
+    """Six fields of a digit: multipliers, divisor, modulus, and their inverses."""
+    first, second, divisor, modulus = index_row
+    return [first, second, divisor, invert(divisor), modulus, invert(modulus)]
+
+
+def place_hashed(
+    shape: tuple[int, int],
+    combine: str,
+    values: Any,
+    index: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    own_row: int,
+    *,
+    signs: Sequence[int] | None = None,
+    weights: Any = None,
+    weight_index: Sequence[int] | None = None,
+    keys: Any = None,
+) -> ComposedRows:
+    """Rows of a few tables, named by digits of the id; see `HashedLayout`.
+
+    Parameters
+    ----------
+    shape : (ids, dim)
+    combine : {"sum", "product", "concat"}
+    values, weights, keys : CuPy arrays
+    index, weight_index, signs : lists of integers
+    starts : first row of each table in `values`
+    own_row : first row of the ids in `keys`
+    """
+    fields = [
+        values, own_row, *(signs or (0, 0)), weights,
+        0 if weights is None else weights.shape[1],
+        keys, 0 if keys is None else keys.size,
+        # A modulus of 0: an id's weights stand in the row of its own number.
+        *([0] * 6 if weight_index is None else digit_fields(weight_index)),
+    ]  # fmt: skip
+    for row, start in zip(index, starts):
+        fields += [*digit_fields(row), start]
+    code = ("sum", "product", "concat").index(combine)
+    form = f"Hashed<{{}}, {len(index)}, {code}>"
+    entries = choose_entries(values.shape[1], shape[1])
+    return compose("hashed.cu", form, entries, shape, fields)
+
+
+def place_flat(
+    shape: tuple[int, int],
+    values: Any,
+    block_len: int,
+    multipliers: Sequence[int],
+    signs: Sequence[int] | None,
+) -> ComposedRows:
+    """Blocks of rows anywhere in one array; see `FlatLayout`."""
+    length = min(block_len, shape[1])
+    places = values.size - length + 1
+    fields = [values, places, invert(places), length, *multipliers, *(signs or (0, 0))]
+    return compose("flat.cu", "Flat<{}>", choose_entries(length), shape, fields)
+
+
+def place_tensor_train(
+    shape: tuple[int, int],
+    cores: Sequence[Any],
+    steps: Sequence[int],
+    cached_ids: Any = None,
+    cached_rows: Any = None,
+) -> ComposedRows:
+    """Up to three cores of shape (rows, left / step, columns / step, right)."""
+    ones = load_cupy().ones((1, 1, 1, 1), dtype=np.float32)
+    padded = [ones] * (3 - len(cores)) + list(cores)
+    fields: list[Any] = []
+    for core, step in zip(padded, [1] * (3 - len(cores)) + list(steps)):
+        rows, left, columns, right = core.shape
+        fields += [core, rows, columns, left, right, step]
+    fields += [cached_rows, cached_ids, 0 if cached_ids is None else cached_ids.size]
+    key = "int" if cached_ids is None else NUMBERS[str(cached_ids.dtype)]
+    entries = choose_entries(padded[2].shape[2] * ([1, 1, *steps][-1]))
+    return compose(
+        "tensor_train.cu", f"TensorTrain<{{}}, {key}>", entries, shape, fields
+    )
+
+
+def place_ragged(
+    shape: tuple[int, int], values: Any, lengths: Any, starts: Any
+) -> ComposedRows:
+    """Prefixes of rows; see `RaggedLayout`."""
+    kinds = f"{NUMBERS[str(values.dtype)]}, {NUMBERS[str(lengths.dtype)]}"
+    return compose(
+        "ragged.cu", f"Ragged<{{}}, {kinds}>", choose_entries(shape[1]), shape,
+        [values, lengths, starts],
+    )  # fmt: skip
+
+
+def place_sparse(
+    shape: tuple[int, int], values: Any, columns: Any, offsets: Any, block_rows: int
+) -> ComposedRows:
+    """Entries that are not zero; see `SparseLayout`."""
+    kinds = f"{NUMBERS[str(values.dtype)]}, {NUMBERS[str(columns.dtype)]}"
+    return compose(
+        "ragged.cu", f"Sparse<{{}}, {kinds}>", choose_entries(shape[1]), shape,
+        [values, columns, offsets, block_rows],
+    )  # fmt: skip
+
+
+def place_anchors(
+    shape: tuple[int, int], anchors: Any, weights: Any, columns: Any, offsets: Any
+) -> ComposedRows:
+    """Weighted sums of anchors; see `AnchorLayout`."""
+    kind = NUMBERS[str(columns.dtype)]
+    return compose(
+        "ragged.cu", f"Anchors<{{}}, {kind}>", choose_entries(shape[1]), shape,
+        [anchors, weights, columns, offsets],
+    )  # fmt: skip
+
+
+def place_grouped(
+    shape: tuple[int, int],
+    values: Any,
+    sizes: Sequence[tuple[int, int]],
+    projections: Sequence[Any],
+    columns: Sequence[Any],
+    planes: Any = None,
+    before: Any = None,
+) -> ComposedRows:
+    """Short rows, projected or spread; see `GroupedLayout`.
+
+    Parameters
+    ----------
+    shape : (ids, dim)
+    values : CuPy array of float32
+    sizes : rows and width of each group
+    projections : CuPy arrays, shapes (width, dim), or None
+    columns : NumPy arrays of the columns of each group's numbers, or None
+    planes, before : CuPy arrays, or None where groups are ranges of ids
+    """
+    cupy = load_cupy()
+    fields = [
+        values, planes, 0 if planes is None else planes.shape[1], before, len(sizes),
+    ]  # fmt: skip
+    number = row = 0
+    for (rows, width), projection, column in zip(sizes, projections, columns):
+        places = None
+        if column is not None and 0 < width < shape[1]:
+            places = np.full(shape[1], -1, dtype=np.int16)
+            places[column] = np.arange(width)
+            places = cupy.asarray(places)
+        fields += [number, width, projection, places, row]
+        number, row = number + rows * width, row + rows
+    return compose("grouped.cu", "Grouped<{}>", choose_entries(shape[1]), shape, fields)
+
+
+def place_codebook(
+    shape: tuple[int, int],
+    combine: str,
+    codes: Any,
+    bits: int,
+    codewords: Any,
+    firsts: Any,
+    *,
+    starts: Any = None,
+    marks: Any = None,
+    ranks: Any = None,
+    head_codes: Any = None,
+    head_bits: int = 0,
+    head_values: Any = None,
+) -> ComposedRows:
+    """Rows that are named by codes; see `CodebookLayout`."""
+    groups, books = firsts.shape
+    if head_values is not None:
+        head_values = head_values.astype(codewords.dtype, copy=False)
+    width = codewords.shape[1]
+    fields = [
+        codes, bits, codewords, books, width, firsts, groups, starts, marks, ranks,
+        head_codes, head_bits, head_values,
+    ]  # fmt: skip
+    kind = NUMBERS[str(codewords.dtype)]
+    added = "true" if combine == "sum" else "false"
+    return compose(
+        "codebook.cu", f"Codebook<{{}}, {kind}, {added}>",
+        choose_entries(width, shape[1]), shape, fields,
+    )  # fmt: skip

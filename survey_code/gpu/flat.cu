@@ -1,0 +1,76 @@
+// ROBE: blocks of a row lie anywhere in one array; and the way back, which adds the
+// rows' gradients up where they were read.
+
+#include "composed.cuh"
+
+// Fields: values, places where a block may begin and their inverse, block length,
+// two multipliers of the places, two of the signs (0: none).
+struct Blocks {
+  const long long* fields;
+  int length;
+
+  __device__ __forceinline__ explicit Blocks(const long long* f)
+      : fields(f), length(field(f, 3)) {}
+
+  static __device__ __forceinline__ unsigned long long shift(long long id, int block) {
+    return id + block * 0x9E3779B97F4A7C15ull;
+  }
+
+  __device__ __forceinline__ long long start(long long id, int block) const {
+    const unsigned long long mixed =
+        mix(shift(id, block), field(fields, 4), field(fields, 5));
+    const unsigned long long places = field(fields, 1);
+    return mixed - divide(mixed, places, field(fields, 2)) * places;
+  }
+
+  __device__ __forceinline__ float sign(long long id, int block) const {
+    const unsigned long long first = field(fields, 6);
+    if (!first) return 1.0f;
+    return mix(shift(id, block), first, field(fields, 7)) >> 31 & 1 ? -1.0f : 1.0f;
+  }
+};
+
+template <int E> struct Flat {
+  static constexpr int ENTRIES = E;
+  const float* values;
+  Blocks blocks;
+  int dim;
+
+  __device__ __forceinline__ Flat(const long long* f, int dim)
+      : values(array<float>(f, 0)), blocks(f), dim(dim) {}
+
+  __device__ __forceinline__ long long find(long long id) const { return id; }
+
+  __device__ __forceinline__ void read(long long id, int first,
+                                       float (&entries)[E]) const {
+    // Blocks are a multiple of E long, so that a thread's entries lie in one.
+    const int block = first / blocks.length;
+    const float* place =
+        values + blocks.start(id, block) + first - block * blocks.length;
+    const float sign = blocks.sign(id, block);
+#pragma unroll
+    for (int j = 0; j < E; ++j)
+      entries[j] = first + j < dim ? sign * __ldg(place + j) : 0.0f;
+  }
+};
+
+// gradient[start(id, block) + j] += sign * rows[., block * length + j]
+template <typename Id>
+__global__ void scatter_blocks(const long long* fields, long long rows, int dim,
+                               const Id* __restrict__ ids, long long count,
+                               const float* __restrict__ gradients,
+                               float* __restrict__ out, unsigned* flag) {
+  const long long place = (long long)blockIdx.x * blockDim.y + threadIdx.y;
+  if (place >= count) return;
+  const long long id = ids[place];
+  if (!is_row(id, rows)) {
+    report(flag, BAD_ID);
+    return;
+  }
+  const Blocks blocks(fields);
+  for (int column = threadIdx.x; column < dim; column += blockDim.x) {
+    const int block = column / blocks.length;
+    const long long target = blocks.start(id, block) + column - block * blocks.length;
+    atomicAdd(out + target, blocks.sign(id, block) * gradients[place * dim + column]);
+  }
+}

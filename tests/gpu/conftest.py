@@ -1,0 +1,138 @@
+"""Kernels run on the processor: what they compute is checked without a GPU.
+
+`FakeCupy` stands in for CuPy.  Its arrays are NumPy's, and its modules are compiled
+by g++ with a header that spells CUDA's words in C++; a launch calls the kernel once
+for each thread, one after another.  Kernels whose threads wait for each other
+(`__syncthreads`, warps) cannot be run this way.
+"""
+
+import ctypes
+import hashlib
+import itertools
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+COMPILER = shutil.which("g++")
+FOLDER = Path(tempfile.gettempdir()) / "survey_code_kernels"
+C_TYPES = {
+    np.dtype(np.int32): ctypes.c_int32,
+    np.dtype(np.int64): ctypes.c_int64,
+    np.dtype(np.uint32): ctypes.c_uint32,
+    np.dtype(np.uint64): ctypes.c_uint64,
+    np.dtype(np.float32): ctypes.c_float,
+}
+
+
+class DeviceArray(np.ndarray):
+    """An array of NumPy with the words of CuPy."""
+
+    @property
+    def __cuda_array_interface__(self):
+        return {"data": (self.ctypes.data, False)}
+
+    def get(self):
+        return np.asarray(self)
+
+
+class FakeCupy:
+    """The part of CuPy that the package's kernels need."""
+
+    ndarray = DeviceArray
+
+    def __getattr__(self, name):
+        made = getattr(np, name)
+        if not callable(made) or isinstance(made, type):
+            return made
+        return lambda *args, **kwargs: as_device(made(*args, **kwargs))
+
+    @staticmethod
+    def RawModule(code, options, name_expressions):
+        (expression,) = name_expressions
+        folder = next(o[2:] for o in options if o.startswith("-I"))
+        return FakeModule(code, folder, expression)
+
+
+def as_device(made):
+    """An array as the fake's own; anything else as it is."""
+    return made.view(DeviceArray) if type(made) is np.ndarray else made
+
+
+class FakeModule:
+    """One instance of a kernel, compiled for the processor."""
+
+    def __init__(self, code, folder, expression):
+        self.library = ctypes.CDLL(str(build(code, folder, expression)))
+
+    def get_function(self, expression):
+        self.library.launch_address.restype = ctypes.c_void_p
+        address = self.library.launch_address()
+
+        def launch(grid, block, arguments):
+            values = [as_argument(a) for a in arguments]
+            sizes = [ctypes.c_int(s) for s in ([*grid, 1, 1][:3] + [*block, 1, 1][:3])]
+            kinds = [type(value) for value in sizes + values]
+            ctypes.CFUNCTYPE(None, *kinds)(address)(*sizes, *values)
+
+        return launch
+
+
+def as_argument(value):
+    """A launch's argument as C has it: an address, or a number of its size."""
+    if isinstance(value, np.ndarray):
+        return ctypes.c_void_p(value.ctypes.data)
+    return C_TYPES[value.dtype](value.item())
+
+
+@cache
+def build(code, folder, expression):
+    """Compile a kernel with a function that calls it thread by thread."""
+    source = f'#include "{HERE}/cuda_words.h"\n{code}\nLAUNCHER(({expression}))\n'
+    headers = (
+        "".join(path.read_text() for path in sorted(Path(folder).glob("*.cuh")))
+        + (HERE / "cuda_words.h").read_text()
+    )
+    name = hashlib.sha256((source + headers).encode()).hexdigest()[:24]
+    FOLDER.mkdir(exist_ok=True)
+    library = FOLDER / f"{name}.so"
+    if not library.exists():
+        place = FOLDER / f"{name}.cpp"
+        place.write_text(source)
+        beside = library.with_suffix(f".{next(COUNTER)}.{id(source)}")
+        subprocess.run(
+            [COMPILER, "-std=c++17", "-O1", "-mfma", "-ffp-contract=off", "-shared",
+             "-fPIC", "-w", f"-I{HERE}/words", f"-I{folder}", str(place), "-o",
+             str(beside)],
+            check=True,
+        )  # fmt: skip
+        beside.rename(library)
+    return library
+
+
+COUNTER = itertools.count()
+
+
+@pytest.fixture
+def fake_cupy(monkeypatch):
+    """CuPy's stand-in, wherever the package asks for CuPy."""
+    if COMPILER is None:
+        pytest.skip("kernels are compiled by g++, which is not installed")
+    from contextlib import nullcontext
+
+    from survey_code import gpu
+    from survey_code.gpu import composed, rows, scatter
+
+    fake = FakeCupy()
+    for module in (gpu, composed, rows, scatter):
+        monkeypatch.setattr(module, "load_cupy", lambda: fake)
+    for module in (rows, scatter):
+        monkeypatch.setattr(module, "current_stream", nullcontext)
+    rows.load_kernel.cache_clear()
+    yield fake
+    rows.load_kernel.cache_clear()

@@ -1,0 +1,1 @@
+// Defined in cuda_words.h.

@@ -1,0 +1,121 @@
+"""Equal tuning: eight trials for every method, the best by validation."""
+
+import dataclasses
+
+import pytest
+
+from survey_code import data
+from survey_code.catalog import get_method
+from survey_code.data.synthetic import make_clicks
+from survey_code.lab import Result, Trial, record, repeat, run
+from survey_code.lab.records import (
+    RECORDS,
+    apply_tuning,
+    compare_category,
+    tune_category,
+)
+from survey_code.lab.runs import plan_defaults
+from survey_code.lab.tuning import KNOBS, TRIALS_EACH, propose
+from survey_code.training import TrainingSettings
+
+TRIAL = Trial(
+    "dcnv2", 16, TrainingSettings(epochs=1, batch_size=500, patience=0),
+    {"hidden": (4,), "cross_layers": 1},
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def tiny_data(monkeypatch):
+    """Two fields, as the data set called synthetic."""
+    tiny = make_clicks(rows=(1000, 300, 300), field_sizes=(400, 30))
+    monkeypatch.setattr(data, "load", lambda name: tiny)
+    for name in ("tuning", "tuned"):
+        cells = tune_category if name == "tuning" else compare_category
+        monkeypatch.setitem(
+            RECORDS, f"tiny_{name}",
+            lambda cells=cells: [
+                c for c in cells("mixed dimension", "synthetic", TRIAL)
+                if c.method in ("uniform", "mde_popularity") and c.ratio < 30
+            ],
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["full", "robe", *KNOBS])
+def test_every_method_has_eight_trials_the_defaults_first(key):
+    proposals = propose(key, TRIAL)
+    assert proposals[0] == (TRIAL, {})
+    assert len(proposals) == TRIALS_EACH
+    assert len({repr(p) for p in proposals}) == TRIALS_EACH
+    assert propose(key, TRIAL) == proposals
+
+
+@pytest.mark.parametrize("key", KNOBS)
+def test_knobs_begin_with_the_methods_defaults(key):
+    defaults = plan_defaults(get_method(key).key)
+    assert {n: v[0] for n, v in KNOBS[key].items()} == {
+        n: defaults[n] for n in KNOBS[key]
+    }
+
+
+def test_methods_without_options_share_their_draws():
+    assert propose("rowwise", TRIAL) == propose("full", TRIAL)
+
+
+def test_trials_are_made_at_ten_or_the_nearest_ratio_in_reach():
+    cells = tune_category("mixed dimension", "synthetic", TRIAL)
+    ratios = {cell.method: cell.ratio for cell in cells}
+    assert ratios["full"] == 1 and ratios["uniform"] == 10
+    # An assignment for each id: 30x is out of reach, and 10x on so small a table.
+    assert {cell.seed for cell in cells} == {0}
+    assert len(cells) == TRIALS_EACH * len(ratios)
+
+
+def test_the_record_is_made_as_the_best_trial_was(tmp_path):
+    trials = list(record("tiny_tuning", tmp_path))
+    made = list(record("tiny_tuned", tmp_path))
+    assert {r.key for r in made} == {"uniform", "mde_popularity"}
+    for key in ("uniform", "mde_popularity"):
+        mine = [r for r in trials if r.key == key]
+        best = max(mine, key=lambda r: r.validation["auc"])
+        for result in made:
+            if result.key == key:
+                assert result.seed in (1, 2, 3)
+                assert (
+                    result.settings["learning_rate"] == best.settings["learning_rate"]
+                )
+                assert (
+                    result.settings["table_learning_rate"]
+                    == best.settings["table_learning_rate"]
+                )
+    assert list(record("tiny_tuned", tmp_path)) == []
+
+
+def test_the_best_by_validation_wins_whatever_the_test_says(tmp_path):
+    trials = [
+        dataclasses.replace(
+            result, validation={"auc": 0.5 + 0.01 * (place == 3)},
+            test={"auc": 0.9 * (place != 3)},
+        )
+        for place, result in enumerate(record("tiny_tuning", tmp_path))
+        if result.key == "uniform"
+    ]  # fmt: skip
+    cells = RECORDS["tiny_tuned"]()
+    chosen = apply_tuning(cells, trials)
+    assert {c.method for c in chosen} == {"uniform"}, "untuned methods are left out"
+    assert (chosen[0].trial, chosen[0].options) == propose("uniform", TRIAL)[3]
+
+
+def test_a_missing_trial_leaves_its_method_out(tmp_path):
+    trials = [r for r in record("tiny_tuning", tmp_path) if r.key == "uniform"]
+    assert apply_tuning(RECORDS["tiny_tuned"](), trials[1:]) == []
+
+
+def test_a_recorded_run_can_be_repeated(tmp_path):
+    for method, options in (("mde_popularity", {"alpha": 0.6}), ("robe", {})):
+        result = run(method, "synthetic", 4, 1, trial=TRIAL, measure=False, **options)
+        line = Result.from_json(result.to_json())
+        assert repeat(line, "synthetic", measure=False).test == result.test
+        assert repeat(line, "synthetic", measure=False, seed=2).test != result.test
+    other = dataclasses.replace(line, data="another")
+    with pytest.raises(ValueError, match="the result was made on another"):
+        repeat(other, "synthetic")
