@@ -76,6 +76,7 @@ class ThresholdTable(CompressedEmbedding):
         self.s = nn.Parameter(torch.full((rows, columns), start))
         self.decay, self.travel, self.keep = decay, travel, keep
         self.steps = 1000  # of the search, which sets it
+        self.ends = False  # whether to raise at the budget; the search does
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Table and thresholds; with Adam, s moves by up to one rate a step."""
@@ -98,7 +99,7 @@ class ThresholdTable(CompressedEmbedding):
 
     def after_step(self, step: TrainingStep) -> None:
         """End the search once the budget is reached."""
-        if self.training and int((self.margins() > 0).sum()) <= self.keep:
+        if self.ends and int((self.margins() > 0).sum()) <= self.keep:
             raise BudgetReached
 
 
@@ -169,7 +170,7 @@ class ThresholdEmbedding(TicketEmbedding):
         table = cls.searching(spec, options, seed)
         epochs = search_epochs(task, options["search_epochs"])
         objective = task.build_objective(task.trial.settings)
-        table.steps = epochs["epochs"] * objective.steps
+        table.steps, table.ends = epochs["epochs"] * objective.steps, True
         try:
             task.train(table, **epochs)
         except BudgetReached:

@@ -143,16 +143,18 @@ class PrefixTicket(PrefixEmbedding):
     spec : TableSpec
     lengths : ndarray of integers, shape (num_embeddings,)
         Entries that each id keeps, 0 to embedding_dim.
+    rewind : bool, default True
+        Begin with the entries of `draw_original`, as the search did; otherwise
+        with others.
     seed : int, default 0
     """
 
-    def __init__(self, spec: TableSpec, *, lengths: Any, seed: int = 0) -> None:
+    def __init__(
+        self, spec: TableSpec, *, lengths: Any, rewind: bool = True, seed: int = 0
+    ) -> None:
         super().__init__(spec, lengths=lengths, seed=seed)
-        original = draw_original(spec, seed)
-        for ids, table in zip(self.members(), self.tables):
-            table.data = original[ids, : table.shape[1]].clone()
-
-    def members(self) -> list[Tensor]:
-        """The ids of each group, in their order."""
-        group, _ = self.locate(torch.arange(self.num_embeddings))
-        return [torch.nonzero(group == g)[:, 0] for g in range(len(self.widths))]
+        if rewind:
+            group, _ = self.locate(torch.arange(self.num_embeddings))
+            original = draw_original(spec, seed)
+            for g, table in enumerate(self.tables):
+                table.data = original[group == g, : table.shape[1]].clone()
