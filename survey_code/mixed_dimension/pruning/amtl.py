@@ -31,7 +31,7 @@ class TwinMasks(CompressedEmbedding):
     hidden : int
         Units of each network's hidden layer.
     rate : float
-        Learning rate of the networks, over that of the table.
+        Learning rate of the networks.
     price : float
         Factor of the penalty, the mean length of all rows over the full length.
     seed : int
@@ -70,7 +70,7 @@ class TwinMasks(CompressedEmbedding):
         """The table, and the networks."""
         return [
             {"params": [self.weight], "lr": learning_rate},
-            {"params": [self.first, self.last], "lr": self.rate * learning_rate},
+            {"params": [self.first, self.last], "lr": self.rate},
         ]
 
     def advance(self, progress: float) -> None:
@@ -199,7 +199,7 @@ class TwinLengths(PrefixTicket):
         ratio: float,
         *,
         hidden: int = 16,
-        twin_rate: float = 0.5,
+        twin_rate: float = 0.002,
         price: float = 0.01,
         rewind: bool = True,
         search_epochs: int | None = None,
@@ -224,8 +224,9 @@ class TwinLengths(PrefixTicket):
         cls, spec: TableSpec, options: dict[str, Any], seed: int
     ) -> TwinMasks:
         """The table behind masks."""
-        names = ("hidden", "twin_rate", "price")
-        return TwinMasks(spec, *(options[n] for n in names), seed)
+        return TwinMasks(
+            spec, options["hidden"], options["twin_rate"], options["price"], seed
+        )
 
     @classmethod
     @torch.no_grad()

@@ -13,6 +13,7 @@ from survey_code.embedding import CompressedEmbedding, TrainingStep, check_range
 from survey_code.layouts import SparseLayout
 from survey_code.layouts.sparse import check_format
 from survey_code.mixed_dimension.pruning.tickets import (
+    check_decay,
     draw_original,
     keep_largest,
     plan_entries,
@@ -71,6 +72,9 @@ class DeepLightEmbedding(CompressedEmbedding):
     warm, end : float
         Progress of training, 0 to 1, at which pruning begins, and at which the
         target is reached.
+    decay : float, default 1e-5
+        Weight decay of the whole table.  Without it the rows of rare ids stay as
+        large as they were drawn, and no pruning by size finds them.
     seed : int, default 0
 
     Notes
@@ -89,6 +93,7 @@ class DeepLightEmbedding(CompressedEmbedding):
         every: int = 10,
         warm: float = 0.1,
         end: float = 0.6,
+        decay: float = 1e-5,
         seed: int = 0,
     ) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
@@ -98,7 +103,8 @@ class DeepLightEmbedding(CompressedEmbedding):
         check_format(format)
         if not 0 <= warm < end <= 1:
             raise ValueError(f"need 0 <= warm < end <= 1, got {warm!r} and {end!r}")
-        self.keep, self.format, self.every = keep, format, every
+        check_decay(decay)
+        self.keep, self.format, self.every, self.decay = keep, format, every, decay
         self.warm, self.schedule_end = warm, end
         self.progress, self.steps = 0.0, 0
 
@@ -112,12 +118,22 @@ class DeepLightEmbedding(CompressedEmbedding):
         every: int = 10,
         warm: float = 0.1,
         end: float = 0.6,
+        decay: float = 1e-5,
     ) -> dict[str, Any]:
         """As many entries as the budget pays for, and when to prune."""
-        keep = plan_entries(spec, ratio, format)
         return {
-            "keep": keep, "format": format, "every": every, "warm": warm, "end": end
-        }  # fmt: skip
+            "keep": plan_entries(spec, ratio, format),
+            "format": format,
+            "every": every,
+            "warm": warm,
+            "end": end,
+            "decay": decay,
+        }
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """The table, with its decay."""
+        table = [self.weight]
+        return [{"params": table, "lr": learning_rate, "weight_decay": self.decay}]
 
     def sparsity(self) -> float:
         """Share of zeros that the schedule asks for now."""

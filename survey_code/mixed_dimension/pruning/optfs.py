@@ -119,7 +119,7 @@ class SelectedRows(PrefixTicket):
         start: float = 0.5,
         hardness: float = 100.0,
         travel: float = 2.0,
-        price: float = 1e-6,
+        price: float = 1e-4,
         rewind: bool = True,
         search_epochs: int | None = None,
     ) -> dict[str, Any]:
@@ -142,8 +142,14 @@ class SelectedRows(PrefixTicket):
         cls, spec: TableSpec, options: dict[str, Any], seed: int
     ) -> GatedRows:
         """The table behind soft gates."""
-        names = ("start", "hardness", "travel", "price")
-        return GatedRows(spec, *(options[n] for n in names), seed)
+        return GatedRows(
+            spec,
+            options["start"],
+            options["hardness"],
+            options["travel"],
+            options["price"],
+            seed,
+        )
 
     @classmethod
     def search(

@@ -16,6 +16,7 @@ from survey_code.mixed_dimension.architecture_search.choices import (
 )
 from survey_code.mixed_dimension.pruning.tickets import (
     TicketEmbedding,
+    check_decay,
     draw_original,
     keep_largest,
     plan_entries,
@@ -136,8 +137,7 @@ class ThresholdEmbedding(TicketEmbedding):
         check_positive(travel=travel)
         if not (isinstance(start, int | float) and -745 < start < 0):
             raise ValueError(f"start must be a number below 0, got {start!r}")
-        if not (isinstance(decay, int | float) and 0 <= decay < 1):
-            raise ValueError(f"decay must be a number from 0 to 1, got {decay!r}")
+        check_decay(decay)
         plan_entries(spec, ratio, format)
         return {
             "budget": spec.budget(ratio),
@@ -159,8 +159,15 @@ class ThresholdEmbedding(TicketEmbedding):
         keep = most_entries(
             options["budget"], rows, dim, options["format"], default_block(dim)
         )
-        names = ("granularity", "start", "decay", "travel")
-        return ThresholdTable(spec, *(options[n] for n in names), keep, seed)
+        return ThresholdTable(
+            spec,
+            options["granularity"],
+            options["start"],
+            options["decay"],
+            options["travel"],
+            keep,
+            seed,
+        )
 
     @classmethod
     def search(

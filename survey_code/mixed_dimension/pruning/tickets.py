@@ -75,6 +75,12 @@ def keep_largest(scores: Tensor, keep: int) -> Tensor:
     return (kept | (ties & (ties.cumsum(0) <= missing))).reshape(scores.shape)
 
 
+def check_decay(decay: Any) -> None:
+    """Raise ValueError unless a weight decay is a number from 0 up to 1."""
+    if not (isinstance(decay, int | float) and 0 <= decay < 1):
+        raise ValueError(f"decay must be a number from 0 to 1, got {decay!r}")
+
+
 class TicketEmbedding(CompressedEmbedding):
     """A table in which only the entries under a mask exist; the others are zero.
 
