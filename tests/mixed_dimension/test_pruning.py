@@ -1,5 +1,6 @@
 """Pruning: what is kept, when, and what the searches leave to be retrained."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -453,9 +454,12 @@ def test_at_its_price_no_other_lengths_score_more():
             assert total == pytest.approx(best)
 
 
-def test_frequent_ids_get_longer_rows(task):
+def test_frequent_ids_get_longer_rows():
     method = get_method("amtl")
-    asked = method.plan(task.spec, 4, twin_rate=0.02, search_epochs=8)
+    data = make_clicks(field_sizes=(900, 400, 100, 10), rows=(40_000, 1000, 1000))
+    settings = dataclasses.replace(TRIAL.settings, table_learning_rate=0.02)
+    task = make_task(data, dataclasses.replace(TRIAL, settings=settings), seed=1)
+    asked = method.plan(task.spec, 4, twin_rate=0.01, search_epochs=2)
     found = method.search(task, task.spec, asked, 1)
     counts, lengths = task.spec.train_counts, found["lengths"]
     often = np.argsort(-counts, kind="stable")[:100]
