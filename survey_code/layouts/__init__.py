@@ -14,7 +14,9 @@ from survey_code.layouts.generator import GeneratorLayout
 from survey_code.layouts.grouped import GroupedLayout
 from survey_code.layouts.hashed import HashedLayout
 from survey_code.layouts.layout import Layout
+from survey_code.layouts.ragged import RaggedLayout
 from survey_code.layouts.rowwise import RowwiseLayout
+from survey_code.layouts.sparse import SparseLayout
 from survey_code.layouts.tensor_train import TensorTrainLayout
 from survey_code.layouts.tiered import TieredLayout
 
@@ -26,6 +28,8 @@ LAYOUTS: dict[str, type[Layout]] = {
         TieredLayout,
         BinaryLayout,
         GroupedLayout,
+        RaggedLayout,
+        SparseLayout,
         HashedLayout,
         CodebookLayout,
         FlatLayout,
@@ -71,7 +75,9 @@ __all__ = [
     "GroupedLayout",
     "HashedLayout",
     "Layout",
+    "RaggedLayout",
     "RowwiseLayout",
+    "SparseLayout",
     "TensorTrainLayout",
     "TieredLayout",
     "header_bytes",

@@ -10,7 +10,9 @@ from survey_code.layouts import (
     BinaryLayout,
     DenseLayout,
     GroupedLayout,
+    RaggedLayout,
     RowwiseLayout,
+    SparseLayout,
     TieredLayout,
 )
 from survey_code.weight_sharing.decomposition import (
@@ -104,6 +106,17 @@ def anchored(count):
     return AnchorLayout.from_dense(mixture, draw_table(5)[:count])
 
 
+def sparse(dim, share, **options):
+    weight = draw_table(dim)
+    weight[np.random.default_rng(1).random(weight.shape) >= share] = 0
+    return SparseLayout.from_dense(weight, **options)
+
+
+def ragged(dim, **options):
+    lengths = np.arange(ROWS) * 7 % (dim + 1)
+    return RaggedLayout.from_dense(draw_table(dim), lengths, **options)
+
+
 EXAMPLES = {
     "tensor-train": lambda: train(rank=3),
     "tensor-train-cached": lambda: train(rank=2, slots=3),
@@ -137,6 +150,14 @@ EXAMPLES = {
     "grouped-columns": lambda: grouped(
         4, [1, 2], rows=[5, 6], columns=[np.array([3]), np.array([2, 0])]
     ),
+    "sparse": lambda: sparse(16, 0.2),
+    "sparse-rows": lambda: sparse(5, 0.5, block_rows=1),
+    "sparse-half": lambda: sparse(7, 0.3, format="float16", block_rows=3),
+    "sparse-wide": lambda: sparse(300, 0.1),
+    "sparse-empty": lambda: sparse(4, 0.0),
+    "ragged": lambda: ragged(6),
+    "ragged-half": lambda: ragged(3, format="float16"),
+    "ragged-empty": lambda: RaggedLayout.from_dense(draw_table(2), [0] * ROWS),
     "hashed": lambda: hashed(rows=4),
     "hashed-signed": lambda: hashed(rows=4, signed=True),
     "hashed-open": lambda: hashed(rows=4, open_ids=True),

@@ -1,0 +1,267 @@
+"""The sparse layout: the entries that are not zero, and where they stand.
+
+Compressed sparse rows, with one freedom: an offset may serve a block of rows instead
+of one.  A column index of 8 bits tells 256 places apart, so that 16 rows of 16
+entries can share an offset, and a row costs a quarter byte instead of four.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from survey_code.layouts.layout import Array, Layout, array_module, as_finite_table
+
+FORMATS = ("float32", "float16")
+OFFSET_BYTES = 4
+
+
+def default_block(dim: int) -> int:
+    """Rows that share an offset: as many as 8 bits can tell apart, at least one.
+
+    Examples
+    --------
+    >>> default_block(16), default_block(64), default_block(300)
+    (16, 4, 1)
+    """
+    return max(256 // dim, 1)
+
+
+def column_type(places: int) -> np.dtype:
+    """The smallest unsigned integers that number so many places of a block."""
+    if places > 65_536:
+        raise ValueError(f"a block holds at most 65,536 entries, got {places:,}")
+    return np.dtype(np.uint8 if places <= 256 else np.uint16)
+
+
+def entry_bytes(dim: int, format: str = "float32", block_rows: int = 1) -> int:
+    """Bytes of one kept entry: its value and its column index."""
+    check_format(format)
+    return np.dtype(format).itemsize + column_type(dim * block_rows).itemsize
+
+
+def sparse_bytes(
+    kept: int, rows: int, dim: int, format: str = "float32", block_rows: int = 1
+) -> int:
+    """Bytes of a sparse layout with so many entries, before there is one.
+
+    Examples
+    --------
+    >>> sparse_bytes(kept=100, rows=32, dim=16)
+    632
+    >>> sparse_bytes(kept=100, rows=32, dim=16, block_rows=16)
+    512
+    """
+    offsets = -(-rows // block_rows) + 1
+    return kept * entry_bytes(dim, format, block_rows) + OFFSET_BYTES * offsets
+
+
+def most_entries(
+    budget: int, rows: int, dim: int, format: str = "float32", block_rows: int = 1
+) -> int:
+    """How many entries fit into a budget of bytes; at most all, below 0 none."""
+    left = budget - sparse_bytes(0, rows, dim, format, block_rows)
+    return min(left // entry_bytes(dim, format, block_rows), rows * dim)
+
+
+def check_format(format: str) -> None:
+    """Raise ValueError for a format that is not in `FORMATS`."""
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {FORMATS}, got {format!r}")
+
+
+def round_values(values: np.ndarray, format: str) -> np.ndarray:
+    """Values in a format, or ValueError where float16 cannot hold one."""
+    check_format(format)
+    with np.errstate(over="ignore"):
+        rounded: np.ndarray = values.astype(format)
+    if np.isinf(rounded).any():
+        raise ValueError(
+            f"float16 holds values up to 65504, got {np.abs(values).max():.6g}"
+        )
+    return rounded
+
+
+def search_blocks(columns: Array, low: Array, high: Array, wanted: Array) -> Array:
+    """First place in columns[low:high], which rise, that is not below `wanted`.
+
+    One binary search per id, all at once.
+    """
+    if not len(columns):
+        return low
+    longest = int((high - low).max()) if len(low) else 0
+    for _ in range(longest.bit_length()):
+        middle = (low + high) // 2
+        # Where low = high the search is over; the clip keeps the read in range.
+        below = columns[middle.clip(max=len(columns) - 1)] < wanted
+        below &= low < high
+        xp = array_module(low)
+        low = xp.where(below, middle + 1, low)
+        high = xp.where(below, high, middle)
+    return low
+
+
+class SparseLayout(Layout):
+    """Values that are not zero, their columns, and where each block of rows starts.
+
+    Parameters
+    ----------
+    values : ndarray of float32 or float16, shape (kept,)
+    columns : ndarray of uint8 or uint16, shape (kept,)
+        Place in the block: row within the block times `embedding_dim`, plus the
+        column; rising within a block.
+    offsets : ndarray of uint32, shape (blocks + 1,)
+        Where each block starts in `values`, and at the end their number.
+    num_embeddings, embedding_dim : int
+    block_rows : int, default 1
+        Rows of a block; 1 is the usual CSR.
+
+    Raises
+    ------
+    ValueError
+        If the arrays contradict each other.
+    """
+
+    name: ClassVar[str] = "sparse"
+    array_names: ClassVar[tuple[str, ...]] = ("values", "columns", "offsets")
+    shape_names: ClassVar[tuple[str, ...]] = (
+        "num_embeddings",
+        "embedding_dim",
+        "block_rows",
+    )
+
+    def __init__(
+        self,
+        values: np.ndarray,
+        columns: np.ndarray,
+        offsets: np.ndarray,
+        num_embeddings: int,
+        embedding_dim: int,
+        block_rows: int = 1,
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim)
+        self.values = np.asarray(values)
+        self.columns = np.asarray(columns)
+        self.offsets = np.asarray(offsets)
+        self.block_rows = int(block_rows)
+        self.validate()
+
+    @classmethod
+    def from_dense(
+        cls, weight: Any, format: str = "float32", block_rows: int | None = None
+    ) -> SparseLayout:
+        """Keep what is not zero.
+
+        Parameters
+        ----------
+        weight : array or tensor, shape (n, dim)
+        format : {"float32", "float16"}
+        block_rows : int, optional
+            By default `default_block(dim)`.
+
+        Examples
+        --------
+        >>> layout = SparseLayout.from_dense([[0, 2, 0], [3, 0, 4]], block_rows=1)
+        >>> layout.values.tolist(), layout.columns.tolist(), layout.offsets.tolist()
+        ([2.0, 3.0, 4.0], [1, 0, 2], [0, 1, 3])
+        """
+        table = round_values(as_finite_table(weight), format)
+        rows, dim = table.shape
+        height = default_block(dim) if block_rows is None else check_block(block_rows)
+        # Row-major order is the order of blocks, and of places within a block.
+        places = np.flatnonzero(table)
+        width = height * dim
+        kind = column_type(width)
+        counts = np.bincount(places // width, minlength=-(-rows // height))
+        ends = np.cumsum(counts)
+        if ends[-1] >= 2**32:
+            raise ValueError(f"at most 2**32 - 1 entries can be kept, got {ends[-1]:,}")
+        offsets = np.concatenate([[0], ends]).astype(np.uint32)
+        values, columns = table.ravel()[places], (places % width).astype(kind)
+        return cls(values, columns, offsets, rows, dim, height)
+
+    def validate(self) -> None:
+        """Raise ValueError if values, columns and offsets contradict each other."""
+        check_block(self.block_rows)
+        values, columns, offsets = self.values, self.columns, self.offsets
+        width = self.block_rows * self.embedding_dim
+        kind = column_type(width)
+        if values is None or values.ndim != 1 or values.dtype not in FORMATS:
+            raise ValueError(f"values must be a vector of one of {FORMATS}")
+        if columns is None or columns.dtype != kind or columns.shape != values.shape:
+            raise ValueError(f"columns must be {kind} of shape {values.shape}")
+        blocks = -(-self.num_embeddings // self.block_rows)
+        if (
+            offsets is None
+            or offsets.dtype != np.uint32
+            or offsets.shape != (blocks + 1,)
+            or int(offsets[0]) != 0
+            or int(offsets[-1]) != len(values)
+            or bool((offsets[1:] < offsets[:-1]).any())
+        ):
+            raise ValueError(
+                f"offsets must be {blocks + 1} numbers of uint32 that rise from 0 to "
+                f"{len(values)}"
+            )
+        if not len(values):
+            return
+        xp = array_module(columns)
+        block = xp.searchsorted(offsets, xp.arange(len(values)), side="right") - 1
+        place = block * width + columns
+        if int(place[-1]) >= self.num_embeddings * self.embedding_dim or bool(
+            (place[1:] <= place[:-1]).any() | (columns >= width).any()
+        ):
+            raise ValueError("columns must rise within each block and lie in the table")
+
+    @property
+    def density(self) -> float:
+        """Share of the table's entries that is kept."""
+        return len(self.values) / (self.num_embeddings * self.embedding_dim)
+
+    def fuse(self) -> Any:
+        """Entries of a row, found in its block."""
+        from survey_code.gpu.composed import place_sparse
+
+        return place_sparse(
+            (self.num_embeddings, self.embedding_dim),
+            self.values,
+            self.columns,
+            self.offsets,
+            self.block_rows,
+        )
+
+    def locate(self, ids: Array) -> tuple[Array, Array]:
+        """First and last-plus-one place of each row in `values`; int64 (m,)."""
+        block, row = ids // self.block_rows, ids % self.block_rows
+        low = self.offsets[block].astype(np.int64)
+        high = self.offsets[block + 1].astype(np.int64)
+        if self.block_rows == 1:
+            return low, high
+        first = row * self.embedding_dim
+        start = search_blocks(self.columns, low, high, first)
+        return start, search_blocks(
+            self.columns, start, high, first + self.embedding_dim
+        )
+
+    def read_rows(self, ids: Array) -> Array:
+        """Find each row's entries, then scatter them into zeros."""
+        xp = array_module(ids)
+        rows = xp.zeros((len(ids), self.embedding_dim), dtype=np.float32)
+        start, stop = self.locate(ids)
+        ends = xp.cumsum(stop - start)
+        kept = int(ends[-1]) if len(ids) else 0
+        if kept:
+            order = xp.arange(kept)
+            owner = xp.searchsorted(ends, order, side="right")
+            place = stop[owner] - ends[owner] + order
+            column = self.columns[place].astype(np.int64) % self.embedding_dim
+            rows[owner, column] = self.values[place]
+        return rows
+
+
+def check_block(block_rows: Any) -> int:
+    """Rows of a block, or one clear ValueError."""
+    if not isinstance(block_rows, int | np.integer) or block_rows < 1:
+        raise ValueError(f"block_rows must be an integer from 1 up, got {block_rows!r}")
+    return int(block_rows)

@@ -1,0 +1,257 @@
+"""AMTL: two small networks read an id's frequency and say how long its row is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from survey_code.embedding import CompressedEmbedding, check_range, draw_normal
+from survey_code.layouts import RaggedLayout
+from survey_code.layouts.ragged import ragged_bytes
+from survey_code.mixed_dimension.architecture_search.choices import (
+    check_positive,
+    rank_by_frequency,
+    search_epochs,
+)
+from survey_code.mixed_dimension.grouped import as_array
+from survey_code.mixed_dimension.pruning.tickets import PrefixTicket, draw_original
+from survey_code.spec import TableSpec
+
+
+class TwinMasks(CompressedEmbedding):
+    """A full table behind prefix masks that two networks choose.
+
+    Parameters
+    ----------
+    spec : TableSpec
+    hidden : int
+        Units of each network's hidden layer.
+    rate : float
+        Learning rate of the networks.
+    price : float
+        Factor of the penalty, the mean length of all rows over the full length.
+    seed : int
+    """
+
+    level: Tensor
+    share: Tensor
+    frequency: Tensor
+
+    def __init__(
+        self, spec: TableSpec, hidden: int, rate: float, price: float, seed: int
+    ) -> None:
+        super().__init__(spec.num_embeddings, spec.embedding_dim)
+        self.weight = nn.Parameter(draw_original(spec, seed))
+        self.rate, self.price, self.temperature = rate, price, 1.0
+        # Ids of one count share a mask: the networks see nothing else.
+        counts, level, rows = np.unique(
+            spec.train_counts, return_inverse=True, return_counts=True
+        )
+        logs, share = np.log1p(counts), rows / rows.sum()
+        middle = (share * logs).sum()
+        spread = np.sqrt((share * (logs - middle) ** 2).sum()) or 1.0
+        for name, value in (
+            ("level", level),
+            ("share", share),
+            ("frequency", (logs - middle) / spread),
+        ):
+            self.register_buffer(name, torch.from_numpy(value), persistent=False)
+        # Both networks side by side; the second layer starts at "full length".
+        self.first = nn.Parameter(draw_normal((2, 2, hidden), 1.0, [seed, 1]))
+        last = torch.zeros(2, hidden + 1, spec.embedding_dim + 1)
+        last[:, -1, -1] = 1.0
+        self.last = nn.Parameter(last)
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """The table, and the networks."""
+        return [
+            {"params": [self.weight], "lr": learning_rate},
+            {"params": [self.first, self.last], "lr": self.rate},
+        ]
+
+    def advance(self, progress: float) -> None:
+        """Cool down, from 1 to a tenth."""
+        self.temperature = 1 - 0.9 * progress
+
+    def logits(self) -> Tensor:
+        """Of every length, for every frequency: (levels, dim + 1)."""
+        x = self.frequency.to(self.first.dtype)
+        ones = torch.ones_like(x)
+        hidden = (torch.stack([x, ones], 1) @ self.first).relu()  # (2, levels, hidden)
+        padded = functional.pad(hidden, (0, 1), value=1.0)
+        frequent, rare = padded @ self.last
+        gate = torch.sigmoid(x)[:, None]
+        return gate * frequent + (1 - gate) * rare
+
+    def masks(self) -> Tensor:
+        """The prefix mask of every frequency: (levels, dim)."""
+        return prefix_of(choose_hard(self.logits() / self.temperature))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Rows behind the masks of their frequencies."""
+        rows = functional.embedding(ids, self.weight)
+        return rows * functional.embedding(self.level[ids], self.masks())
+
+    def penalty(self) -> Tensor:
+        """The price of the mean length."""
+        soft = self.logits().softmax(1)
+        lengths = soft @ torch.arange(soft.shape[1], dtype=soft.dtype).to(soft.device)
+        return self.price * (self.share @ lengths.to(self.share)) / self.embedding_dim
+
+
+def choose_hard(logits: Tensor) -> Tensor:
+    """One-hot of the largest logit, with the gradient of the softmax.
+
+    Examples
+    --------
+    >>> choose_hard(torch.tensor([1.0, 3.0, 2.0])).tolist()
+    [0.0, 1.0, 0.0]
+    """
+    soft = logits.softmax(-1)
+    hard = functional.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
+    return hard + (soft - soft.detach())
+
+
+def prefix_of(choice: Tensor) -> Tensor:
+    """Mask of a (soft) choice among lengths 0 to d: (..., d + 1) -> (..., d).
+
+    Entry j is kept by all lengths above j.
+
+    Examples
+    --------
+    >>> prefix_of(torch.tensor([0.0, 0.0, 1.0, 0.0])).tolist()
+    [1.0, 1.0, 0.0]
+    """
+    return choice.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+
+
+def lengths_within(scores: np.ndarray, spec: TableSpec, numbers: int) -> np.ndarray:
+    r"""Lengths of the best scores whose sum fits.
+
+    Each id takes the length c of the largest :math:`s_{ic} - \mu c`; the price
+    :math:`\mu` is the lowest at which the lengths fit.  What is then left goes to
+    the most frequent ids that would take more at a slightly lower price.
+
+    Parameters
+    ----------
+    scores : ndarray, shape (n, d + 1)
+        Of each id and length 0 to d.
+    spec : TableSpec
+    numbers : int
+        Largest sum of the lengths.
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+    """
+    size = np.arange(scores.shape[1])
+
+    def take(price: float) -> np.ndarray:
+        # Of equal scores the shorter: argmax takes the first.
+        return (scores - price * size).argmax(1)
+
+    low, high = -1.0, 1.0
+    while take(low).sum() <= numbers:
+        if take(low).min() == size[-1]:
+            return take(low)
+        low *= 2
+    while take(high).sum() > numbers:
+        high *= 2
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if take(middle).sum() <= numbers else (middle, high)
+    lengths = take(high)
+    order = rank_by_frequency(spec)
+    extra = (take(low) - lengths)[order].clip(min=0)
+    before = np.cumsum(extra) - extra
+    lengths[order] += np.clip(numbers - lengths.sum() - before, 0, extra)
+    return lengths
+
+
+class TwinLengths(PrefixTicket):
+    """Rows as long as their frequency deserves (key ``amtl``).
+
+    Parameters
+    ----------
+    spec : TableSpec
+    lengths : ndarray of integers, shape (num_embeddings,)
+        What the search found.
+    rewind : bool, default True
+        Begin with the entries with which the search began.
+    seed : int, default 0
+
+    Notes
+    -----
+    Yan et al., "Learning Effective and Efficient Embedding via an Adaptively-Masked
+    Twins-based Layer" (CIKM 2021).  The paper trains once and takes each id's most
+    probable length; here the most probable lengths *that fit the budget together*,
+    and a retraining.
+    """
+
+    @classmethod
+    def plan(
+        cls,
+        spec: TableSpec,
+        ratio: float,
+        *,
+        hidden: int = 16,
+        twin_rate: float = 0.002,
+        price: float = 0.01,
+        rewind: bool = True,
+        search_epochs: int | None = None,
+    ) -> dict[str, Any]:
+        """The budget, and how to search."""
+        check_range("hidden", hidden, 1, 4096)
+        check_positive(twin_rate=twin_rate)
+        if not (isinstance(price, int | float) and 0 <= price < float("inf")):
+            raise ValueError(f"price must be a number from 0 up, got {price!r}")
+        rows, dim = spec.num_embeddings, spec.embedding_dim
+        return {
+            "budget": spec.require(ratio, smallest=ragged_bytes(1, rows, dim)),
+            "hidden": hidden,
+            "twin_rate": twin_rate,
+            "price": price,
+            "rewind": rewind,
+            "search_epochs": search_epochs,
+        }
+
+    @classmethod
+    def searching(
+        cls, spec: TableSpec, options: dict[str, Any], seed: int
+    ) -> TwinMasks:
+        """The table behind masks."""
+        return TwinMasks(
+            spec, options["hidden"], options["twin_rate"], options["price"], seed
+        )
+
+    @classmethod
+    @torch.no_grad()
+    def choose(cls, table: TwinMasks, spec: TableSpec, budget: int) -> np.ndarray:
+        """The most probable lengths that fit."""
+        scores = table.logits().log_softmax(1)[table.level].double().cpu().numpy()
+        overhead = ragged_bytes(0, spec.num_embeddings, spec.embedding_dim)
+        return lengths_within(scores, spec, (budget - overhead) // 4)
+
+    @classmethod
+    def search(
+        cls, task: Any, spec: TableSpec, options: dict[str, Any], seed: int
+    ) -> dict[str, Any]:
+        """Train table and masks together."""
+        table = cls.searching(spec, options, seed)
+        task.train(table, **search_epochs(task, options["search_epochs"]))
+        lengths = cls.choose(table, spec, options["budget"])
+        return {"lengths": lengths, "rewind": options["rewind"]}
+
+    def freeze(self) -> RaggedLayout:  # type: ignore[override]
+        """The rows one after another, and their lengths."""
+        shape = (self.num_embeddings, self.embedding_dim)
+        full = np.zeros(shape, dtype=np.float32)
+        group, _ = self.locate(torch.arange(self.num_embeddings))
+        groups = group.cpu().numpy()
+        for g, table in enumerate(self.tables):
+            full[groups == g, : table.shape[1]] = as_array(table)
+        return RaggedLayout.from_dense(full, np.array(self.widths)[groups])

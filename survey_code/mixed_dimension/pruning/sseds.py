@@ -1,0 +1,169 @@
+"""SSEDS: one backward pass says which columns of which field matter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from survey_code.embedding import CompressedEmbedding, check_range
+from survey_code.mixed_dimension.architecture_search.autodim import field_costs
+from survey_code.mixed_dimension.architecture_search.choices import (
+    fields_of,
+    search_epochs,
+)
+from survey_code.mixed_dimension.grouped import GroupedEmbedding
+from survey_code.mixed_dimension.pruning.tickets import draw_original
+from survey_code.spec import TableSpec
+from survey_code.training import set_precision
+
+
+class GatedColumns(CompressedEmbedding):
+    """A full table with a gate, always 1, before each column of each field.
+
+    Nothing moves the gates; their gradient is what is wanted.
+
+    Parameters
+    ----------
+    spec : TableSpec
+    seed : int
+    """
+
+    field: Tensor
+
+    def __init__(self, spec: TableSpec, seed: int) -> None:
+        super().__init__(spec.num_embeddings, spec.embedding_dim)
+        self.weight = nn.Parameter(draw_original(spec, seed))
+        field = torch.from_numpy(fields_of(spec))
+        self.register_buffer("field", field, persistent=False)
+        fields = len(spec.field_starts) - 1
+        self.gates = nn.Parameter(torch.ones(fields, spec.embedding_dim))
+        self.gated = False  # the plain table, until saliencies are asked for
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """The table alone."""
+        return [{"params": [self.weight], "lr": learning_rate}]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Rows, times gates of 1 once saliencies are asked for."""
+        rows = functional.embedding(ids, self.weight, sparse=self.sparse_gradients)
+        if self.gated:
+            rows = rows * functional.embedding(self.field[ids], self.gates)
+        return rows
+
+
+def column_saliencies(network: Any, loss: Any, batches: list[Any]) -> np.ndarray:
+    """How much the loss would feel each column of each field.
+
+    Parameters
+    ----------
+    network : Module
+        With a `GatedColumns` as its table.
+    loss : callable (network, batch) -> scalar Tensor
+    batches : list
+        The gradients of their losses are averaged.
+
+    Returns
+    -------
+    ndarray of float, shape (fields, dim)
+        Absolute values of the gates' gradients, divided by their sum.
+    """
+    table: GatedColumns = network.table
+    table.gated = True
+    try:
+        total = torch.stack([loss(network, batch) for batch in batches]).mean()
+        (slope,) = torch.autograd.grad(total, [table.gates])
+    finally:
+        table.gated = False
+    size = slope.abs()
+    return np.asarray((size / size.sum().clamp(min=1e-300)).cpu())
+
+
+def widths_within(saliency: np.ndarray, spec: TableSpec, budget: int) -> np.ndarray:
+    """Columns of each field: the most salient for their bytes that fit.
+
+    A column that no longer fits is passed over, and cheaper ones after it may fit.
+
+    Parameters
+    ----------
+    saliency : ndarray, shape (fields, dim)
+    spec : TableSpec
+    budget : int
+
+    Returns
+    -------
+    ndarray of int64, shape (fields,)
+    """
+    fields, dim = saliency.shape
+    costs = field_costs(spec, tuple(range(dim + 1)))  # (fields, dim + 1)
+    widths = np.zeros(fields, dtype=np.int64)
+    spent = int(costs[:, 0].sum())
+    worth = saliency / np.diff(spec.field_starts)[:, None]
+    for place in np.argsort(-worth, axis=None, kind="stable").tolist():
+        field = place // dim
+        more = int(costs[field, widths[field] + 1] - costs[field, widths[field]])
+        if spent + more <= budget:
+            widths[field] += 1
+            spent += more
+    return widths
+
+
+class SalientColumns(GroupedEmbedding):
+    """Each field its most salient columns, and a matrix back (key ``sseds``).
+
+    Parameters
+    ----------
+    spec : TableSpec
+    widths : ndarray of integers, shape (fields,)
+        What the search found.
+    seed : int, default 0
+
+    Notes
+    -----
+    Qu et al., "Single-Shot Embedding Dimension Search in Recommender System" (SIGIR
+    2022).  We divide a column's saliency by its bytes, since a column of a large
+    field costs more, and average the gradient of a few batches.
+    """
+
+    def __init__(self, spec: TableSpec, *, widths: Any, seed: int = 0) -> None:
+        super().__init__(spec, fields_of(spec), widths, [seed, 0])
+
+    @classmethod
+    def plan(
+        cls,
+        spec: TableSpec,
+        ratio: float,
+        *,
+        batches: int = 8,
+        search_epochs: int | None = None,
+    ) -> dict[str, Any]:
+        """The budget, and how to search."""
+        check_range("batches", batches, 1, 10_000)
+        costs = field_costs(spec, (0, 1))
+        smallest = int(costs[:, 0].sum() + (costs[:, 1] - costs[:, 0]).min())
+        budget = spec.require(ratio, smallest=smallest)
+        return {"budget": budget, "batches": batches, "search_epochs": search_epochs}
+
+    @classmethod
+    def searching(
+        cls, spec: TableSpec, options: dict[str, Any], seed: int
+    ) -> GatedColumns:
+        """The full table, with its gates."""
+        return GatedColumns(spec, seed)
+
+    @classmethod
+    def search(
+        cls, task: Any, spec: TableSpec, options: dict[str, Any], seed: int
+    ) -> dict[str, Any]:
+        """Train the full table, then ask once what its columns are worth."""
+        table = cls.searching(spec, options, seed)
+        network = task.train(table, **search_epochs(task, options["search_epochs"]))
+        set_precision(network, getattr(torch, task.trial.settings.precision))
+        objective = task.build_objective(task.trial.settings)
+        drawn = objective.batches(np.random.default_rng([seed, 6]))
+        batches = [batch for batch, _ in zip(drawn, range(options["batches"]))]
+        saliency = column_saliencies(network.eval(), objective.loss, batches)
+        return {"widths": widths_within(saliency, spec, options["budget"])}

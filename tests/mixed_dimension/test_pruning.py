@@ -1,0 +1,541 @@
+"""Pruning: what is kept, when, and what the searches leave to be retrained."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from survey_code import TableSpec, compress
+from survey_code.catalog import SEARCH, get_method, methods
+from survey_code.data.synthetic import make_clicks
+from survey_code.embedding import TrainingStep, decode_layout
+from survey_code.lab import Trial, measure_training, run
+from survey_code.lab.task import make_task
+from survey_code.layouts import load_layout
+from survey_code.layouts.sparse import default_block, sparse_bytes
+from survey_code.mixed_dimension.pruning import (
+    DeepLightEmbedding,
+    GatedColumns,
+    GatedRows,
+    PrefixTicket,
+    TicketEmbedding,
+    TwinMasks,
+    choose_hard,
+    column_saliencies,
+    draw_original,
+    keep_largest,
+    lengths_within,
+    open_gates,
+    plan_entries,
+    prefix_of,
+    rescale_constant,
+    scheduled_sparsity,
+    soft_threshold,
+    widths_within,
+)
+from survey_code.mixed_dimension.pruning.pep import GRANULARITIES, ThresholdTable
+from survey_code.mixed_dimension.pruning.sseds import field_costs
+from survey_code.training import TrainingSettings
+
+FAMILY = [m.key for m in methods() if m.family == "pruning"]
+SEARCHED = [key for key in FAMILY if SEARCH in get_method(key).stages]
+TRIAL = Trial(
+    "dcnv2", 8,
+    TrainingSettings(epochs=1, batch_size=256, patience=0, precision="float64"),
+    {"hidden": (8,), "cross_layers": 1}, init_std=0.2,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_clicks(field_sizes=(900, 400, 100, 10), rows=(4000, 1000, 1000))
+
+
+@pytest.fixture(scope="module")
+def task(data):
+    return make_task(data, TRIAL, seed=1)
+
+
+def zipf_spec(rows=3000, dim=16, seed=0):
+    rng = np.random.default_rng(seed)
+    counts = np.floor(5 * rows / (1 + rng.permutation(rows))).astype(np.int64)
+    return TableSpec(rows, dim, [0, rows // 3, rows], counts)
+
+
+def a_step(progress):
+    zero = torch.zeros(())
+    return TrainingStep(
+        lambda: zero, lambda: zero, torch.nn.Linear(1, 1), 0.1, progress
+    )
+
+
+# -- every method of the family ------------------------------------------------
+
+
+@pytest.mark.parametrize("key", FAMILY)
+@pytest.mark.parametrize("ratio", [2, 5])
+def test_what_is_found_fits_the_budget_and_nearly_fills_it(key, ratio, data):
+    result = run(key, data, ratio, seed=1, trial=TRIAL, measure=False)
+    # A column of a field is a large step; the others spend what they have.
+    slack = 1.3 if key == "sseds" else 1.05
+    assert ratio <= result.reached_ratio < slack * ratio
+
+
+@pytest.mark.parametrize("key", SEARCHED)
+def test_search_then_retrain_keeps_the_contract(key, task, tmp_path):
+    """Same seed, same find; forward is look-up; nbytes is the file; ids checked."""
+    method, spec = get_method(key), task.spec
+    asked = method.plan(spec, 4)
+    found, again = (method.search(task, spec, asked, 1) for _ in range(2))
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, again[name])
+    table = method.build(spec, found, 1).eval()
+    layout = table.freeze()
+    assert layout.nbytes <= asked["budget"]
+    ids = np.random.default_rng(0).permutation(spec.num_embeddings)
+    rows = table(torch.from_numpy(ids)).detach().numpy()
+    np.testing.assert_allclose(rows, layout.lookup(ids), rtol=1e-4, atol=1e-6)
+    layout.save(tmp_path / "t.safetensors")
+    loaded = load_layout(tmp_path / "t.safetensors")
+    np.testing.assert_array_equal(decode_layout(loaded), decode_layout(layout))
+    for read in (table, lambda x: layout.lookup(x.numpy())):
+        for wrong in (-1, spec.num_embeddings):
+            with pytest.raises(IndexError):
+                read(torch.tensor([wrong]))
+    twin = method.build(spec, found, 2).eval()
+    twin.load_state_dict(table.state_dict())
+    assert torch.equal(twin(torch.from_numpy(ids)), table(torch.from_numpy(ids)))
+    if key == "pep":  # the largest entries are kept, and were larger when drawn
+        return
+    kept = rows[rows != 0]
+    assert np.sqrt((kept**2).mean()) == pytest.approx(0.2, rel=0.25)
+
+
+@pytest.mark.parametrize("key", SEARCHED)
+def test_the_search_and_the_retraining_are_measured(key, data):
+    result = run(key, data, 4, seed=1, trial=TRIAL)
+    assert result.seconds["search"] > 0
+    full = 4 * 8 * data.num_embeddings
+    assert result.bytes["training_persistent_in_search"] >= 3 * full
+
+
+@pytest.mark.parametrize("key", SEARCHED)
+def test_measuring_a_search_leaves_its_table_alone(key, task):
+    method = get_method(key)
+    for ratio in (1, 4):
+        table = method.load().searching(task.spec, method.plan(task.spec, ratio), 1)
+        before = {k: v.clone() for k, v in table.state_dict().items()}
+        measure_training(table, task.sample_ids(), TRIAL.settings)
+        for name, value in table.state_dict().items():
+            assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        ("magnitude", {"format": "int8"}),
+        ("deeplight", {"format": "int8"}),
+        ("pep", {"granularity": "row"}),
+        ("pep", {"start": 0.5}),
+        ("pep", {"decay": -1}),
+        ("pep", {"travel": 0}),
+        ("pep", {"search_epochs": 0}),
+        ("sseds", {"batches": 0}),
+        ("amtl", {"hidden": 0}),
+        ("amtl", {"price": -1}),
+        ("amtl", {"twin_rate": 0}),
+        ("optfs", {"hardness": 0.5}),
+        ("optfs", {"start": -1}),
+        ("optfs", {"price": 0}),
+    ],
+)
+def test_wrong_options_are_value_errors(key, wrong, task):
+    method, name = get_method(key), next(iter(wrong))
+    with pytest.raises(ValueError, match=name):
+        options = method.plan(task.spec, 2, **wrong)
+        if name == "search_epochs":
+            method.search(task, task.spec, options, 1)
+
+
+@pytest.mark.parametrize("key", ["magnitude", "deeplight", "pep", "optfs"])
+def test_a_hundredfold_is_in_reach_where_rows_can_be_dropped(key):
+    get_method(key).plan(zipf_spec(20_000), 100)
+
+
+# -- the largest entries ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_keep_largest_is_a_stable_sort(seed):
+    """The k largest; of equal ones the first."""
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 6, size=(7, 5)).astype(float)
+    for keep in (0, 1, 4, 17, 34, 35, 99):
+        wanted = np.zeros(35, bool)
+        wanted[np.argsort(-scores, axis=None, kind="stable")[:keep]] = True
+        found = keep_largest(torch.from_numpy(scores), keep).numpy()
+        np.testing.assert_array_equal(found.ravel(), wanted)
+
+
+@pytest.mark.parametrize("keep", range(7))
+def test_magnitude_pruning_is_the_nearest_sparse_table(keep):
+    """min ||W - W'||_F over all W' with k entries: tried one by one."""
+    weight = np.random.default_rng(keep).normal(size=(2, 3)).astype(np.float32)
+    layout = compress(weight, "magnitude", keep=keep)
+    error = np.square(decode_layout(layout) - weight).sum()
+    best = min(
+        np.square(np.delete(weight.ravel(), list(kept))).sum()
+        for kept in itertools.combinations(range(6), keep)
+    )
+    assert error == pytest.approx(best, rel=1e-5)
+    assert len(layout.values) == keep
+
+
+@pytest.mark.parametrize("format", ["float32", "float16"])
+@pytest.mark.parametrize("ratio", [1.3, 4, 10, 30])
+def test_one_more_entry_would_not_fit(format, ratio):
+    spec = zipf_spec()
+    keep = plan_entries(spec, ratio, format)
+    block = default_block(16)
+    sizes = [sparse_bytes(k, 3000, 16, format, block) for k in (keep, keep + 1)]
+    assert sizes[0] <= spec.budget(ratio)
+    assert keep == 3000 * 16 or spec.budget(ratio) < sizes[1]
+
+
+def test_halves_keep_more_entries_for_the_same_bytes():
+    spec = zipf_spec()
+    assert plan_entries(spec, 10, "float16") > 1.6 * plan_entries(spec, 10)
+
+
+@pytest.mark.parametrize("keep", [-1, 1.5, 33])
+def test_a_wrong_number_to_keep_is_a_value_error(keep):
+    with pytest.raises(ValueError, match="keep"):
+        compress(np.ones((4, 8)), "magnitude", keep=keep)
+
+
+# -- DeepLight ---------------------------------------------------------------------
+
+
+def test_the_schedule_is_the_published_formula():
+    """S_t = S (1 - 0.99**(t / 100)): slow, 68,732 steps to come within 0.001."""
+    for step in (0, 100, 1000, 3000):
+        formula = 0.8 * (1 - 0.99 ** (step / 100))
+        assert scheduled_sparsity(step, 0.8) == pytest.approx(formula, abs=1e-12)
+    assert scheduled_sparsity(68_731, 1.0) < 0.999 <= scheduled_sparsity(68_732, 1.0)
+    constant = rescale_constant(500)
+    assert scheduled_sparsity(500, 0.8, constant) == pytest.approx(0.8 * 0.999)
+
+
+def test_the_table_is_as_sparse_as_the_schedule_says():
+    spec = zipf_spec()
+    table = DeepLightEmbedding(spec, keep=4800, every=1, warm=0.1, end=0.6)
+    total = 3000 * 16
+    for progress in (0.0, 0.1, 0.2, 0.35, 0.59, 0.6, 1.0):
+        table.advance(progress)
+        table.after_step(a_step(progress))
+        target = 0.9 * (
+            1
+            if progress >= 0.6
+            else 1 - 0.001 ** (max(progress - 0.1, 0) / 0.5)  # the rescaled formula
+        )
+        zeros = int((table.weight == 0).sum())
+        assert zeros / total == pytest.approx(target, abs=1e-4)
+    assert total - zeros == 4800 == len(table.freeze().values)
+
+
+def test_a_zeroed_entry_may_grow_back():
+    table = DeepLightEmbedding(zipf_spec(), keep=100, every=1)
+    table.advance(1.0)
+    table.after_step(a_step(1.0))
+    dead = int((table.weight.abs().sum(1) == 0).nonzero()[0])
+    table.train()(torch.tensor([dead])).sum().backward()
+    assert (table.weight.grad[dead] == 1).all()
+
+
+def test_pruning_waits_its_steps():
+    table = DeepLightEmbedding(zipf_spec(), keep=100, every=3)
+    table.advance(1.0)
+    zeros = []
+    for _ in range(3):
+        table.after_step(a_step(1.0))
+        zeros.append(int((table.weight == 0).sum()))
+    assert zeros[:2] == [0, 0] and zeros[2] == 3000 * 16 - 100
+
+
+# -- PEP -----------------------------------------------------------------------------
+
+
+def test_the_soft_threshold_is_the_prox_of_the_absolute_value():
+    """argmin_x (x - v)**2 / 2 + t |x|, on a fine grid."""
+    grid = np.linspace(-4, 4, 80_001)
+    for v in (-2.5, -0.3, 0.0, 0.7, 3.1):
+        for t in (0.0, 0.5, 1.2):
+            best = grid[np.argmin((grid - v) ** 2 / 2 + t * abs(grid))]
+            found = soft_threshold(torch.tensor(v), torch.tensor(t)).item()
+            assert found == pytest.approx(best, abs=1e-4)
+
+
+def test_the_gradient_of_the_threshold():
+    """d v' / d s = -sign(v) g'(s) where v survives, 0 elsewhere."""
+    v = torch.tensor([-2.0, 0.1, 3.0], dtype=torch.float64)
+    s = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    slope = torch.sigmoid(s).item() * (1 - torch.sigmoid(s).item())
+    for k, wanted in enumerate((slope, 0.0, -slope)):
+        kept = soft_threshold(v, torch.sigmoid(s))[k]
+        (found,) = torch.autograd.grad(kept, [s])
+        assert found.item() == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_four_granularities(granularity):
+    table = ThresholdTable(zipf_spec(90, 4), granularity, -15.0, 1e-5, 20.0, 50, 0)
+    shapes = {
+        "global": (1, 1), "dimension": (1, 4), "feature": (90, 1),
+        "feature_dimension": (90, 4),
+    }  # fmt: skip
+    assert tuple(table.s.shape) == shapes[granularity]
+    left = []
+    for s in (-15.0, -3.0, -2.0, 0.0, 3.0):
+        table.s.data.fill_(s)
+        ids = torch.tensor([[3, 0], [89, 3]])
+        rows = soft_threshold(table.weight[ids], torch.sigmoid(torch.tensor(s)))
+        assert torch.allclose(table(ids), rows)
+        left.append(int((table.margins() > 0).sum()))
+    assert left == sorted(left, reverse=True)  # sparsity does not fall with s
+
+
+def test_a_threshold_that_starts_at_minus_150_cannot_learn():
+    """sigmoid(-150) is 7e-66, which float32 does not hold: no gradient at all."""
+    for start, learns in ((-150.0, False), (-15.0, True)):
+        s = torch.tensor(start, requires_grad=True)
+        soft_threshold(torch.tensor([1.0, -2.0]), torch.sigmoid(s))[0].backward()
+        assert bool(s.grad != 0) == learns
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_the_mask_is_exactly_as_large_as_the_budget_pays_for(granularity, task):
+    method = get_method("pep")
+    asked = method.plan(task.spec, 5, granularity=granularity)
+    found = method.search(task, task.spec, asked, 1)
+    assert found["mask"].sum() == plan_entries(task.spec, 5)
+
+
+def test_the_search_ends_at_the_budget(task):
+    asked = get_method("pep").plan(task.spec, 5, travel=100.0)
+    calls = []
+    searching = get_method("pep").load().searching
+
+    class Counting(get_method("pep").load()):
+        @classmethod
+        def searching(cls, *given):
+            table = searching(*given)
+            own = table.after_step
+            table.after_step = lambda step: (calls.append(1), own(step))
+            return table
+
+    Counting.search(task, task.spec, asked, 1)
+    assert 0 < len(calls) < 8  # of 16 steps
+
+
+# -- SSEDS ---------------------------------------------------------------------------
+
+
+def test_saliency_identity(task):
+    """dL / d gate[f, j] = sum over the batch of dL / d e[f, j] * e[f, j]."""
+    table = GatedColumns(task.spec, 1)
+    network = task.build_network(table).double()
+    objective = task.build_objective(TRIAL.settings)
+    ids, labels = next(iter(objective.batches(np.random.default_rng(0))))
+    found = column_saliencies(network, objective.loss, [(ids, labels)])
+    assert found.sum() == pytest.approx(1) and (found >= 0).all()
+    assert found.shape == (4, 8)
+    held = []
+    network.table.register_forward_hook(lambda *a: held.append(a[2]))
+    loss = objective.loss(network, (ids, labels))
+    (slope,) = torch.autograd.grad(loss, held)
+    identity = (slope * held[0]).sum(0).abs().detach().numpy()
+    np.testing.assert_allclose(found, identity / identity.sum(), rtol=1e-9)
+    # and finite differences of one gate
+    table.gated, sizes = True, []
+    for step in (1e-5, -1e-5):
+        with torch.no_grad():
+            table.gates[2, 3] = 1 + step
+            sizes.append(float(objective.loss(network, (ids, labels))))
+    quotient = abs(sizes[0] - sizes[1]) / 2e-5
+    assert quotient == pytest.approx(identity[2, 3], rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("ratio", [2, 5, 20])
+def test_widths_fit_the_budget(seed, ratio):
+    rng = np.random.default_rng(seed)
+    spec = TableSpec(4000, 16, [0, 3000, 3900, 3990, 4000], np.zeros(4000, np.int64))
+    widths = widths_within(rng.random((4, 16)), spec, spec.budget(ratio))
+    costs = field_costs(spec, tuple(range(17)))
+    spent = costs[np.arange(4), widths].sum()
+    assert spent <= spec.budget(ratio)
+    for f in range(4):  # no field has room for a column more
+        if widths[f] < 16:
+            more = costs[f, widths[f] + 1] - costs[f, widths[f]]
+            assert spent + more > spec.budget(ratio)
+
+
+# -- AMTL ----------------------------------------------------------------------------
+
+
+def test_masks_are_prefixes_and_the_gradient_is_the_soft_one():
+    table = TwinMasks(zipf_spec(), 8, 0.1, 0.01, 0)
+    table.last.data = torch.randn(
+        table.last.shape, generator=torch.Generator().manual_seed(0)
+    )
+    masks = table.masks().detach()
+    hard = masks.round()
+    assert torch.allclose(masks, hard, atol=1e-6)
+    assert (hard[:, 1:] <= hard[:, :-1]).all()
+    lengths = table.logits().argmax(1)
+    assert torch.equal(hard.sum(1).long(), lengths) and len(lengths.unique()) > 1
+    logits = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, 3, dtype=torch.float64)
+    (ours,) = torch.autograd.grad(
+        (prefix_of(choose_hard(logits)) * weight).sum(), logits
+    )
+    (soft,) = torch.autograd.grad(
+        (prefix_of(logits.softmax(-1)) * weight).sum(), logits
+    )
+    assert torch.allclose(ours, soft)
+
+
+def test_prefix_of_is_a_product_with_a_triangle():
+    choice = torch.rand(6, 5)
+    lengths, entries = torch.arange(5)[:, None], torch.arange(4)
+    triangle = (entries < lengths).float()  # length c keeps the entries below c
+    assert torch.allclose(prefix_of(choice), choice @ triangle)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_lengths_spend_the_numbers_and_no_more(seed):
+    rng = np.random.default_rng(seed)
+    spec = zipf_spec(500, 6, seed)
+    scores = np.log(rng.dirichlet(np.ones(7), size=500))
+    for numbers in (0, 1, 77, 1500, 2999, 3000):
+        lengths = lengths_within(scores, spec, numbers)
+        assert lengths.min() >= 0 and lengths.max() <= 6
+        # Of concave or not: what is left is less than one id's next step.
+        assert numbers - 6 <= lengths.sum() <= numbers
+
+
+def test_at_its_price_no_other_lengths_score_more():
+    """Lagrange: the lengths at a price are the best of all with their sum."""
+    rng = np.random.default_rng(0)
+    spec = TableSpec(4, 3, [0, 4], np.arange(4))
+    scores = np.log(rng.dirichlet(np.ones(4), size=4))
+    for numbers in range(13):
+        lengths = lengths_within(scores, spec, numbers)
+        total = scores[np.arange(4), lengths].sum()
+        best = max(
+            scores[np.arange(4), list(p)].sum()
+            for p in itertools.product(range(4), repeat=4)
+            if sum(p) == lengths.sum()
+        )
+        if any(
+            np.array_equal((scores - m * np.arange(4)).argmax(1), lengths)
+            for m in np.linspace(-5, 5, 2001)
+        ):
+            assert total == pytest.approx(best)
+
+
+def test_frequent_ids_get_longer_rows():
+    method = get_method("amtl")
+    data = make_clicks(field_sizes=(900, 400, 100, 10), rows=(40_000, 1000, 1000))
+    settings = dataclasses.replace(TRIAL.settings, table_learning_rate=0.02)
+    task = make_task(data, dataclasses.replace(TRIAL, settings=settings), seed=1)
+    asked = method.plan(task.spec, 4, twin_rate=0.01, search_epochs=2)
+    found = method.search(task, task.spec, asked, 1)
+    counts, lengths = task.spec.train_counts, found["lengths"]
+    often = np.argsort(-counts, kind="stable")[:100]
+    assert lengths[often].mean() > 1.5 * lengths.mean()
+
+
+# -- OptFS ---------------------------------------------------------------------------
+
+
+def test_gates_harden_to_a_step():
+    """sigmoid(tau w) / sigmoid(w0) -> 1[w > 0] / sigmoid(w0)."""
+    w = torch.tensor([-1.0, -0.01, 0.01, 1.0], dtype=torch.float64)
+    step = open_gates(w, None, 0.5)
+    scale = 1 / (1 / (1 + np.exp(-0.5)))
+    assert step.tolist() == pytest.approx([0, 0, scale, scale])
+    gaps = [abs(open_gates(w, tau, 0.5) - step).max() for tau in (1.0, 1e2, 1e4)]
+    assert gaps[0] > gaps[1] > gaps[2] and gaps[2] < 1e-12
+    assert open_gates(w.new_tensor([0.5]), 1.0, 0.5).item() == pytest.approx(1)
+
+
+def test_the_ticket_reads_rows_or_zeros():
+    spec = zipf_spec(50, 4)
+    table = GatedRows(spec, 0.5, 100.0, 2.0, 1e-4, 3)
+    assert torch.allclose(table.train()(torch.arange(50)), table.weight)
+    table.gates.data[::2] = -0.2
+    rows = table.eval()(torch.arange(50))
+    assert (rows[::2] == 0).all()
+    scale = torch.sigmoid(torch.tensor(0.5))
+    assert torch.allclose(rows[1::2], table.weight[1::2] / scale)
+    for progress, tau in ((0, 1.0), (0.5, 10.0), (1, 100.0)):
+        table.advance(progress)
+        assert table.tau == pytest.approx(tau)
+
+
+def test_rows_without_a_gate_that_opens_are_exactly_zero(task):
+    method = get_method("optfs")
+    found = method.search(task, task.spec, method.plan(task.spec, 5), 1)
+    assert set(np.unique(found["lengths"])) == {0, 8}
+    rows = decode_layout(method.build(task.spec, found, 1).freeze())
+    np.testing.assert_array_equal((rows != 0).all(1), found["lengths"] == 8)
+    np.testing.assert_array_equal((rows == 0).all(1), found["lengths"] == 0)
+
+
+# -- tickets -------------------------------------------------------------------------
+
+
+def test_a_ticket_is_the_original_draw_under_its_mask():
+    spec = zipf_spec(200, 8)
+    rng = np.random.default_rng(0)
+    mask, lengths = rng.random((200, 8)) < 0.3, rng.integers(0, 9, size=200)
+    prefix = np.arange(8) < lengths[:, None]
+    original = draw_original(spec, 5).numpy()
+    ids = torch.arange(200)
+    for table, kept in (
+        (TicketEmbedding(spec, mask=mask, seed=5), mask),
+        (PrefixTicket(spec, lengths=lengths, seed=5), prefix),
+    ):
+        rows = table(ids).detach().numpy()
+        np.testing.assert_array_equal(rows, np.where(kept, original, 0))
+    for table in (
+        TicketEmbedding(spec, mask=mask, rewind=False, seed=5),
+        PrefixTicket(spec, lengths=lengths, rewind=False, seed=5),
+    ):
+        same = table(ids).detach().numpy() == original
+        assert same.mean() < 0.01
+
+
+def test_only_the_mask_learns():
+    spec = zipf_spec(200, 8)
+    mask = np.random.default_rng(0).random((200, 8)) < 0.3
+    table = TicketEmbedding(spec, mask=mask)
+    table(torch.arange(200)).square().sum().backward()
+    np.testing.assert_array_equal((table.weight.grad != 0).numpy(), mask)
+
+
+@pytest.mark.parametrize("mask", [np.ones((200, 8)), np.ones((8, 200), bool)])
+def test_a_wrong_mask_is_a_value_error(mask):
+    with pytest.raises(ValueError, match="mask"):
+        TicketEmbedding(zipf_spec(200, 8), mask=mask)
