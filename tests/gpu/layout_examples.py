@@ -3,7 +3,7 @@
 import numpy as np
 
 from survey_code import TableSpec, compress
-from survey_code.layouts import DenseLayout
+from survey_code.layouts import DenseLayout, RaggedLayout, SparseLayout
 from survey_code.low_precision.quantization import (
     CachedEmbedding,
     LearnedStepEmbedding,
@@ -80,6 +80,14 @@ EXAMPLES = {
     ).freeze(),
     "added codes": lambda: AdditiveEmbedding(SPEC, books=3, bits=5).freeze(),
     "codes and helpers": lambda: ClusteredEmbedding(SPEC, books=2, bits=5).freeze(),
+    "ragged": lambda: RaggedLayout.from_dense(WEIGHT, np.arange(ROWS) % 13),
+    "ragged, half": lambda: RaggedLayout.from_dense(
+        WEIGHT[:, :7], np.arange(ROWS) % 8, "float16"
+    ),
+    "sparse": lambda: SparseLayout.from_dense(WEIGHT * (WEIGHT > 0.8), block_rows=1),
+    "sparse, blocks": lambda: SparseLayout.from_dense(
+        WEIGHT * (WEIGHT > 0.8), "float16", block_rows=16
+    ),
     "signed": lambda: HashingEmbedding(SPEC, rows=90, signed=True).freeze(),
     "open": lambda: HashingEmbedding(SPEC, rows=90, open_ids=True).freeze(),
     **{
