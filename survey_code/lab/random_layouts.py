@@ -9,15 +9,20 @@ import numpy as np
 from survey_code.layouts import (
     AnchorLayout,
     BinaryLayout,
+    CodebookLayout,
     DenseLayout,
     FlatLayout,
     GroupedLayout,
     HashedLayout,
     Layout,
+    RaggedLayout,
     RowwiseLayout,
+    SparseLayout,
     TensorTrainLayout,
 )
+from survey_code.layouts.codebook import stream_words
 from survey_code.layouts.hashed import draw_multipliers
+from survey_code.layouts.ragged import BLOCK as ROWS_A_START
 from survey_code.layouts.rowwise import code_bytes, parameter_type
 
 
@@ -114,6 +119,48 @@ def random_groups(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout
     return layout, round(4 * (0.05 * dim + 0.45 * 8 + 0.5)) + 2 * 64 + 4
 
 
+def random_prefixes(
+    rng: np.random.Generator, rows: int, dim: int
+) -> tuple[Layout, int]:
+    """Prefixes of 0 to 16 numbers."""
+    lengths = rng.integers(0, 17, size=rows, dtype=np.uint8)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    starts = (ends - lengths)[::ROWS_A_START].astype(np.uint32)
+    values = rng.random(int(ends[-1]), dtype=np.float32)
+    # Half of a block's lengths, a start, and eight numbers.
+    return RaggedLayout(values, lengths, starts, dim), 16 + 4 + 4 * 8
+
+
+def random_entries(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout, int]:
+    """Four of the numbers of each row, each with its column."""
+    columns = np.sort(rng.integers(0, dim // 4, size=(rows, 4), dtype=np.uint8), axis=1)
+    columns += np.arange(4, dtype=np.uint8) * np.uint8(dim // 4)
+    layout = SparseLayout(
+        rng.random(4 * rows, dtype=np.float32),
+        columns.ravel(),
+        np.arange(0, 4 * rows + 1, 4, dtype=np.uint32),
+        rows,
+        dim,
+    )
+    return layout, 2 * 4 + 4 * 5
+
+
+def random_products(
+    rng: np.random.Generator, rows: int, dim: int
+) -> tuple[Layout, int]:
+    """Product codes: 8 parts of 256 codewords."""
+    stream = np.frombuffer(rng.bytes(4 * stream_words(8 * rows, 8)), np.uint32)
+    layout = CodebookLayout(
+        stream,
+        rng.random((8 * 256, dim // 8), dtype=np.float32),
+        np.arange(0, 8 * 256, 256, dtype=np.int32)[None],
+        rows,
+        dim,
+        8,
+    )
+    return layout, 8
+
+
 # A kind, and how to make it: a layout, and the bytes that one look-up touches.
 COMPOSED: dict[str, Callable[[np.random.Generator, int, int], tuple[Layout, int]]] = {
     "hashing": random_hashed,
@@ -122,6 +169,9 @@ COMPOSED: dict[str, Callable[[np.random.Generator, int, int], tuple[Layout, int]
     "tensor train": random_train,
     "anchors": random_anchors,
     "grouped": random_groups,
+    "ragged": random_prefixes,
+    "sparse": random_entries,
+    "product codes": random_products,
 }
 
 
