@@ -27,7 +27,9 @@ GRANULARITIES = ("global", "dimension", "feature", "feature_dimension")
 
 
 def soft_threshold(values: Tensor, threshold: Tensor) -> Tensor:
-    """Shrink values towards zero, and stop there: sign(v) max(|v| - t, 0).
+    r"""Shrink values towards zero by a threshold t, and stop there.
+
+    The result is :math:`\operatorname{sign}(v) \max(|v| - t, 0)`.
 
     Examples
     --------
