@@ -210,6 +210,11 @@ def table_rate(settings: TrainingSettings) -> float:
     return settings.table_learning_rate or settings.learning_rate
 
 
+def moves(weight: Tensor) -> bool:
+    """Whether an optimiser has anything to do with a parameter."""
+    return bool(weight.requires_grad and weight.numel())
+
+
 def make_table_optimizer(
     table: CompressedEmbedding, settings: TrainingSettings
 ) -> torch.optim.Optimizer | None:
@@ -218,8 +223,9 @@ def make_table_optimizer(
     parts = [p for p in table.modules() if isinstance(p, CompressedEmbedding)]
     for part in parts:  # a table may hold others
         part.row_optimizer = settings.optimizer
+    # A group of width 0 has a parameter without entries: nothing to move there.
     groups = [
-        {**group, "params": [p for p in group["params"] if p.requires_grad]}
+        {**group, "params": [p for p in group["params"] if moves(p)]}
         for group in table.parameter_groups(rate)
     ]
     groups = [group for group in groups if group["params"]]
