@@ -236,7 +236,8 @@ class FrozenEmbedding(CompressedEmbedding):
         self.layout = layout
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Vectors read from the layout, without gradients."""
+        """Vectors read from the layout, without gradients; ids as for any table."""
+        ids = torch.as_tensor(ids)
         if ids.is_cuda:
             return torch.from_dlpack(self.layout.lookup(ids))
         return torch.from_numpy(self.layout.lookup(ids.numpy()))

@@ -164,3 +164,12 @@ def test_check_range_wants_an_integer_in_range(value):
     with pytest.raises(ValueError, match="bits must be an integer from 1 to 3"):
         check_range("bits", value, 1, 3)
     check_range("bits", np.int32(2), 1, 3)
+
+
+def test_a_frozen_table_takes_ids_as_any_table_does():
+    weight = np.arange(12, dtype=np.float32).reshape(4, 3)
+    frozen = FrozenEmbedding(DenseLayout.from_weight(weight))
+    for ids in ([3, 1], np.array([3, 1]), torch.tensor([3, 1], dtype=torch.int32)):
+        assert torch.equal(frozen(ids), torch.from_numpy(weight[[3, 1]]))
+    with pytest.raises(IndexError, match="id 4 is out of range"):
+        frozen([4])
