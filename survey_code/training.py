@@ -303,7 +303,10 @@ class Trainer:
         table_optimizer = make_table_optimizer(self.table, settings)
         self.optimizers = [table_optimizer] if table_optimizer else []
         if rest:
-            self.optimizers.append(torch.optim.Adam(rest, lr=settings.learning_rate))
+            fused = settings.device == "cuda"
+            self.optimizers.append(
+                torch.optim.Adam(rest, lr=settings.learning_rate, fused=fused)
+            )
         self.groups = [g for o in self.optimizers for g in o.param_groups]
         self.first_rates = [group["lr"] for group in self.groups]
         self.rate = table_rate(settings)

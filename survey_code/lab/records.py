@@ -452,6 +452,8 @@ def record(
         and not any(cell.matches(result) for result in known)
         and cell.reaches()
     ]
+    # Seed by seed: a record that was interrupted has all methods of the first ones.
+    wanted.sort(key=lambda cell: cell.seed)
     command = f"survey-code record {name} --device {device}"
     for result in make_cells(group_cells(wanted), device, command, jobs):
         append_result(path, result)
@@ -469,6 +471,11 @@ def group_cells(cells: Iterable[Cell]) -> list[list[Cell]]:
     return list(groups.values())
 
 
+# A process takes seconds to load a GPU's libraries, but after an error on the GPU
+# all that it does fails.
+GROUPS_PER_PROCESS = 16
+
+
 def make_cells(
     groups: list[list[Cell]], device: str, command: str, jobs: int
 ) -> Iterator[Result]:
@@ -478,12 +485,16 @@ def make_cells(
             for cell in group:
                 yield cell.make(device, command)
         return
-    # Fresh processes, because a forked one cannot use a GPU, and one for each
-    # group: what goes wrong on a GPU spoils a process for all that follows.
-    context = multiprocessing.get_context("spawn")
+    # Forked from a process that has read the modules but not touched the GPU.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     failed = []
     with ProcessPoolExecutor(
-        jobs, context, torch.set_num_threads, (1,), max_tasks_per_child=1
+        jobs,
+        context,
+        torch.set_num_threads,
+        (1,),
+        max_tasks_per_child=GROUPS_PER_PROCESS,
     ) as pool:
         made = {pool.submit(make_group, g, device, command): g for g in groups}
         for future in as_completed(made):

@@ -96,7 +96,10 @@ class Layout:
         """Bytes in memory: `nbytes`, or more where a GPU pads rows for speed."""
         arrays = list(self.arrays().values())
         arrays += [] if self.device is None else [self.device]
-        return sum(int(getattr(array, "held_bytes", array.nbytes)) for array in arrays)
+        return sum(
+            int(array.held_bytes if hasattr(array, "held_bytes") else array.nbytes)
+            for array in arrays
+        )
 
     @property
     def fused(self) -> Any:

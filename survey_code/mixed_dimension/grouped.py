@@ -115,9 +115,11 @@ class GroupedEmbedding(CompressedEmbedding):
 
     def read(self, group: int, rows: Tensor) -> Tensor:
         """Short rows of one group: int64 (m,) -> (m, width)."""
-        return functional.embedding(
-            rows, self.tables[group], sparse=self.sparse_gradients
-        )
+        table = self.tables[group]
+        if not self.widths[group]:
+            # Nothing to read; torch's backward kernel would write there on a GPU.
+            return table.new_empty(len(rows), 0)
+        return functional.embedding(rows, table, sparse=self.sparse_gradients)
 
     def widen(self, short: Tensor, group: int) -> Tensor:
         """Short rows of one group -> full rows: (m, width) -> (m, embedding_dim)."""
