@@ -471,11 +471,6 @@ def group_cells(cells: Iterable[Cell]) -> list[list[Cell]]:
     return list(groups.values())
 
 
-# A process takes seconds to load a GPU's libraries, but after an error on the GPU
-# all that it does fails.
-GROUPS_PER_PROCESS = 16
-
-
 def make_cells(
     groups: list[list[Cell]], device: str, command: str, jobs: int
 ) -> Iterator[Result]:
@@ -485,17 +480,12 @@ def make_cells(
             for cell in group:
                 yield cell.make(device, command)
         return
-    # Forked from a process that has read the modules but not touched the GPU.
+    # Forked from a process that has read the modules but not touched the GPU.  They
+    # serve many groups: loading a GPU's libraries takes as long as a short run.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     failed = []
-    with ProcessPoolExecutor(
-        jobs,
-        context,
-        torch.set_num_threads,
-        (1,),
-        max_tasks_per_child=GROUPS_PER_PROCESS,
-    ) as pool:
+    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (1,)) as pool:
         made = {pool.submit(make_group, g, device, command): g for g in groups}
         for future in as_completed(made):
             if error := future.exception():
