@@ -21,6 +21,8 @@ _HOMES = {
     "run_stream": "stream",
     "summarize": "results",
     "sweep": "runs",
+    "tabulate": "results",
+    "tabulate_rates": "rates",
 }
 
 __all__ = sorted(_HOMES)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from survey_code.lab.random_layouts import COMPOSED, random_composed, random_layout
 from survey_code.lab.results import find_versions, name_device, today
@@ -143,6 +145,40 @@ def measure_composed(
                 }
         del device, table, cases
         cupy.get_default_memory_pool().free_all_blocks()
+
+
+def tabulate_rates(path: str | os.PathLike[str], kinds: Sequence[str]) -> pd.DataFrame:
+    """Recorded rates of composed layouts, in billions of rows a second.
+
+    Parameters
+    ----------
+    path : path
+        A file that `measure_composed` made.
+    kinds : sequence of str
+        Layouts, in the order to show them.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by ``kind``.  ``bags``: our kernel, 32 ids a bag; ``torch``: its
+        ``embedding_bag`` on the full table, the same bags; ``gather``: plain reading of
+        as many bytes; ``single rows``: our kernel, one row written for each id.
+
+    Raises
+    ------
+    ValueError
+        If the file lacks a kind.
+    """
+    lines = pd.read_json(path, lines=True)
+    missing = set(kinds) - set(lines["kind"])
+    if missing:
+        raise ValueError(f"no rates of {sorted(missing)}, only {set(lines['kind'])}")
+    bags, single = (
+        part.pivot(index="kind", columns="what", values="rows_per_s") / 1e9
+        for part in (lines[lines["length"] > 1], lines[lines["length"] == 1])
+    )
+    shown = bags[["bag", "torch", "gather"]].rename(columns={"bag": "bags"})
+    return shown.assign(**{"single rows": single["lookup"]}).loc[list(kinds)]
 
 
 def describe_origin(seed: int, command: str, **sizes: int) -> dict[str, Any]:
