@@ -325,18 +325,6 @@ def choose_best(
     return max(marks, key=lambda mark: mark[0])[1]
 
 
-class LargeCell(Cell):
-    """A run on the synthetic clicks of more than a million ids."""
-
-    def matches(self, result: Result) -> bool:
-        """Whether a result is this run: the data set's own name is longer."""
-        return dataclasses.replace(self, data="synthetic (large").matches_name(result)
-
-    def matches_name(self, result: Result) -> bool:
-        """As of any cell."""
-        return Cell.matches(self, result)
-
-
 def synthetic_large_weight_sharing() -> list[Cell]:
     """DCN-V2, d = 16, 1.1 million ids, one epoch: how far sharing can go."""
     trial = shorten(TRIALS["synthetic", "dcnv2"], 1, batch_size=4096)
@@ -349,7 +337,7 @@ def synthetic_large_weight_sharing() -> list[Cell]:
     # Two digits end at 500x.
     asked += [("quotient_remainder", 1000, {"parts": 3})]
     return [
-        LargeCell(key, "synthetic-large", ratio, seed, trial, options)
+        Cell(key, "synthetic-large", ratio, seed, trial, options)
         for key, ratio, options in asked
         for seed in SEEDS
     ]
