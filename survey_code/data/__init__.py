@@ -17,6 +17,7 @@ LOADERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "synthetic-interactions": ("synthetic", "make_interactions", {}),
     "frappe": ("frappe", "load_frappe", {}),
     "gowalla": ("gowalla", "load_gowalla", {}),
+    "gowalla-renumbered": ("gowalla", "load_gowalla", {"renumber": 0}),
     "movietweetings": ("movietweetings", "load_movietweetings", {}),
 }
 
@@ -29,7 +30,8 @@ def load(name: str, **options: Any) -> ClickData | InteractionData | StreamData:
     ----------
     name : str
         "synthetic", "synthetic-large", "synthetic-stream",
-        "synthetic-interactions", "frappe", "gowalla" or "movietweetings".
+        "synthetic-interactions", "frappe", "gowalla", "gowalla-renumbered" or
+        "movietweetings".
     **options
         Of the loader, e.g. ``seed=1`` or ``hold_out=0``.
 

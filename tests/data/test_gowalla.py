@@ -4,9 +4,15 @@ import os
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 from survey_code.data import load
-from survey_code.data.gowalla import choose_hold_out, load_gowalla, parse_pairs
+from survey_code.data.gowalla import (
+    choose_hold_out,
+    draw_numbers,
+    load_gowalla,
+    parse_pairs,
+)
 
 needs_data = pytest.mark.skipif(
     not os.environ.get("SURVEY_CODE_DATA"),
@@ -121,3 +127,25 @@ def test_a_bad_share_is_a_value_error(share):
 def test_text_that_is_not_gowalla_is_a_value_error(content):
     with pytest.raises(ValueError):
         parse_pairs(content, "test")
+
+
+def test_renumbering_moves_ids_and_nothing_else(gowalla):
+    moved = load("gowalla-renumbered")
+    assert moved.name != gowalla.name and moved.task == "top-n"
+    numbers = draw_numbers(0)
+    assert np.array_equal(np.sort(numbers), np.arange(70_839))
+    assert numbers[:USERS].max() < USERS
+    for part in ("train", "valid", "test"):
+        assert np.array_equal(getattr(moved, part), numbers[getattr(gowalla, part)])
+
+
+def test_neighbours_in_the_published_numbering_share_visitors(gowalla):
+    """A numbering is information: see the chapter on hashing."""
+    for data, low, high in (
+        (gowalla, 1.5, 2.5), (load("gowalla-renumbered"), 0.0, 0.1),
+    ):  # fmt: skip
+        pairs = data.train - [0, USERS]
+        visits = csr_array((np.ones(len(pairs)), pairs.T), shape=(USERS, ITEMS))
+        items = visits.tocsc()
+        shared = items[:, :-1].multiply(items[:, 1:]).sum() / (ITEMS - 1)
+        assert low < shared < high
