@@ -341,7 +341,7 @@ def synthetic_large_weight_sharing() -> list[Cell]:
     trial = shorten(TRIALS["synthetic", "dcnv2"], 1, batch_size=4096)
     keys = (
         "hashing", "double_hashing", "hash_embeddings", "quotient_remainder",
-        "robe", "dhe", "cafe",
+        "robe", "dhe", "cafe", "bloom", "binary_code_hash", "tt_rec", "sttd",
     )  # fmt: skip
     asked: list[tuple[str, float, dict[str, Any]]] = [("full", 1, {})]
     asked += [(key, ratio, {}) for key in keys for ratio in (10, 100, 1000)]
