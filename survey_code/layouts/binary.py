@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from survey_code.layouts.layout import Array, Layout, array_module
+from survey_code.layouts.nearest import check_candidates, check_nearest, choose_best
 from survey_code.layouts.rowwise import pack_codes, unpack_codes
 
 # Ones in each byte, for array libraries that cannot count bits.
@@ -247,7 +248,7 @@ class BinaryLayout(Layout):
             another shape.
         """
         source = self if source is None else source
-        first, stop = self._check_candidates(candidates)
+        first, stop = check_candidates(candidates, self.num_embeddings)
         if (source.blocks, source.embedding_dim) != (self.blocks, self.embedding_dim):
             raise ValueError(
                 f"queries have {source.embedding_dim} bits in {source.blocks} blocks, "
@@ -297,9 +298,8 @@ class BinaryLayout(Layout):
         ValueError
             If k is not from 1 to the number of candidates.
         """
-        first, stop = self._check_candidates(candidates)
-        if not isinstance(k, int | np.integer) or not 1 <= k <= stop - first:
-            raise ValueError(f"k must be from 1 to {stop - first}, got {k!r}")
+        first, stop = check_candidates(candidates, self.num_embeddings)
+        check_nearest(k, stop - first)
         ids = (self if source is None else source).check_ids(queries)
         if ids.ndim != 1:
             raise ValueError(f"queries must have one axis, got shape {ids.shape}")
@@ -321,30 +321,3 @@ class BinaryLayout(Layout):
             len(self.scales) == 1 and float(self.scales[0, 0]) > 0
         )
         return self.blocks == 1 and self.magnitudes is None and shared
-
-    def _check_candidates(self, candidates: tuple[int, int] | None) -> tuple[int, int]:
-        first, stop = (0, self.num_embeddings) if candidates is None else candidates
-        whole = int(first) == first and int(stop) == stop
-        if not (whole and 0 <= first < stop <= self.num_embeddings):
-            raise ValueError(
-                f"candidates must be a range of ids within 0 to "
-                f"{self.num_embeddings}, got {candidates!r}"
-            )
-        return int(first), int(stop)
-
-
-def choose_best(scores: Array, k: int) -> Array:
-    """Columns of the k largest scores of each row; of equals, the first columns."""
-    xp = array_module(scores)
-    if k == scores.shape[1]:
-        return xp.argsort(-scores, axis=1, kind="stable")
-    # The k-th largest score; of the columns that tie with it only as many as fit.
-    bound = -xp.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
-    above, tied = scores > bound, scores == bound
-    room = k - above.sum(axis=1, keepdims=True)
-    chosen = above | (tied & (xp.cumsum(tied, axis=1) <= room))
-    columns = xp.nonzero(chosen)[1].reshape(-1, k)  # ascending in each row
-    order = xp.argsort(
-        -xp.take_along_axis(scores, columns, axis=1), axis=1, kind="stable"
-    )
-    return xp.take_along_axis(columns, order, axis=1)

@@ -12,9 +12,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from survey_code.layouts.binary import choose_best, count_ones
+from survey_code.layouts.binary import count_ones
 from survey_code.layouts.hashed import table_starts, take_digits
 from survey_code.layouts.layout import Array, Layout, array_module
+from survey_code.layouts.nearest import (
+    check_candidates,
+    check_nearest,
+    choose_best,
+)
 
 COMBINE = ("concat", "sum")
 MOST_BITS = 16
@@ -528,7 +533,7 @@ class CodebookLayout(Layout):
             If the queries have another shape, or the candidates are no range of
             ids.
         """
-        first, stop = self._check_candidates(candidates)
+        first, stop = check_candidates(candidates, self.num_embeddings)
         queries = self._check_queries(queries)
         if self._fits_shared_memory():
             return self._score_fused(queries, first, stop)
@@ -631,9 +636,8 @@ class CodebookLayout(Layout):
         ValueError
             If k is not from 1 to the number of candidates.
         """
-        first, stop = self._check_candidates(candidates)
-        if not isinstance(k, int | np.integer) or not 1 <= k <= stop - first:
-            raise ValueError(f"k must be from 1 to {stop - first}, got {k!r}")
+        first, stop = check_candidates(candidates, self.num_embeddings)
+        check_nearest(k, stop - first)
         queries = self._check_queries(queries)
         best = array_module(self.codes).empty((len(queries), k), dtype=np.int64)
         for start in range(0, len(queries), chunk):
@@ -654,15 +658,6 @@ class CodebookLayout(Layout):
                 f"dtype {queries.dtype} and shape {queries.shape}"
             )
         return queries.astype(np.float32, copy=False)
-
-    def _check_candidates(self, candidates: tuple[int, int] | None) -> tuple[int, int]:
-        first, stop = candidates or (0, self.num_embeddings)
-        if not 0 <= first < stop <= self.num_embeddings:
-            raise ValueError(
-                f"candidates must be a range of ids within 0 to "
-                f"{self.num_embeddings}, got {candidates!r}"
-            )
-        return int(first), int(stop)
 
 
 def check_bits(name: str, bits: int) -> None:

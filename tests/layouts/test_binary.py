@@ -9,12 +9,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from survey_code import load_layout
 from survey_code.layouts import BinaryLayout
-from survey_code.layouts.binary import (
-    ONES,
-    choose_best,
-    hamming_distances,
-    pack_signs,
-)
+from survey_code.layouts.binary import ONES, hamming_distances, pack_signs
+from survey_code.layouts.nearest import choose_best
 
 DIMS = (1, 5, 8, 13, 64, 72)
 

@@ -6,12 +6,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from small_world import TRIAL, zipf_spec
 
 from survey_code import TableSpec, compress
 from survey_code.catalog import SEARCH, get_method, methods
 from survey_code.data.synthetic import make_clicks
 from survey_code.embedding import TrainingStep, decode_layout
-from survey_code.lab import Trial, measure_training, run
+from survey_code.lab import measure_training, run
 from survey_code.lab.task import make_task
 from survey_code.layouts import load_layout
 from survey_code.layouts.sparse import default_block, sparse_bytes
@@ -37,39 +38,9 @@ from survey_code.mixed_dimension.pruning import (
 )
 from survey_code.mixed_dimension.pruning.pep import GRANULARITIES, ThresholdTable
 from survey_code.mixed_dimension.pruning.sseds import field_costs
-from survey_code.training import TrainingSettings
 
 FAMILY = [m.key for m in methods() if m.family == "pruning"]
 SEARCHED = [key for key in FAMILY if SEARCH in get_method(key).stages]
-TRIAL = Trial(
-    "dcnv2", 8,
-    TrainingSettings(epochs=1, batch_size=256, patience=0, precision="float64"),
-    {"hidden": (8,), "cross_layers": 1}, init_std=0.2,
-)  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def data():
-    return make_clicks(field_sizes=(900, 400, 100, 10), rows=(4000, 1000, 1000))
-
-
-@pytest.fixture(scope="module")
-def task(data):
-    return make_task(data, TRIAL, seed=1)
-
-
-def zipf_spec(rows=3000, dim=16, seed=0):
-    rng = np.random.default_rng(seed)
-    counts = np.floor(5 * rows / (1 + rng.permutation(rows))).astype(np.int64)
-    return TableSpec(rows, dim, [0, rows // 3, rows], counts)
 
 
 def a_step(progress):
