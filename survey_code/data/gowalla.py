@@ -42,7 +42,7 @@ def load_gowalla(
     renumber : int, optional
         Number users and items anew, at random with this seed.  The published numbers
         follow the order of the file: items that stand side by side were visited by the
-        same users, which methods that share rows between neighbours profit from.
+        same users, and methods that share rows between neighbours may profit.
 
     Returns
     -------

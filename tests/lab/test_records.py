@@ -69,6 +69,17 @@ def test_runs_side_by_side_give_the_same_results():
     assert alone == beside and len(alone) == 6
 
 
+def test_runs_are_made_seed_by_seed(monkeypatch, tmp_path):
+    apart = [
+        Cell(key, "synthetic", 2, seed, TRIAL)
+        for key in ("hashing", "uniform")
+        for seed in (1, 2)
+    ]
+    monkeypatch.setitem(RECORDS, "tiny", lambda: apart)
+    made = [(r.key, r.seed) for r in record("tiny", tmp_path)]
+    assert made == [("hashing", 1), ("uniform", 1), ("hashing", 2), ("uniform", 2)]
+
+
 def test_cells_out_of_reach_are_left_out(monkeypatch, tmp_path):
     far = dataclasses.replace(CELLS[-1], ratio=1000)
     monkeypatch.setitem(RECORDS, "tiny", lambda: [far])

@@ -305,6 +305,18 @@ def test_gradients_reach_the_rows_read_and_their_projections_only(sparse):
     assert not table.projections["2"].grad.any()
 
 
+def test_groups_of_width_zero_are_never_read():
+    """torch's kernel for the gradient would write outside of an empty table."""
+    spec = TableSpec.of_shape(10, 4)
+    table = GroupedEmbedding(spec, np.arange(10) % 2, [0, 3], 0, pad=True)
+    ids = torch.arange(10)
+    read = table(ids)
+    assert (read[::2] == 0).all() and (read[1::2, :3] != 0).all()
+    read.sum().backward()
+    assert table.tables[0].grad is None and table.tables[1].grad is not None
+    assert (table(ids[::2]) == 0).all()
+
+
 def test_padded_rows_end_in_zeros():
     spec = TableSpec.of_shape(10, 4)
     table = GroupedEmbedding(spec, np.arange(10) % 3, [4, 2, 0], 0, pad=True)
