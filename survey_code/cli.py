@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import json
 import shlex
 import sys
@@ -17,9 +18,20 @@ DATA_NAMES = (
     "synthetic-stream",
     "frappe",
     "gowalla",
+    "gowalla-renumbered",
     "movietweetings",
     "synthetic-interactions",
 )
+# What `survey-code rates` measures, and by which function of survey_code.lab.
+RATES = {
+    "rows": "rates.measure_rates",
+    "composed": "rates.measure_composed",
+    "scans": "rates.measure_scans",
+    "writes": "rates.measure_writes",
+    "codes": "arithmetic_rates.measure_codes",
+    "gradients": "arithmetic_rates.measure_gradients",
+    "generator": "arithmetic_rates.measure_generator",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,9 +122,11 @@ def make_parser() -> argparse.ArgumentParser:
         "what",
         nargs="?",
         default="rows",
-        choices=("rows", "composed", "scans", "writes"),
+        choices=list(RATES),
     )
-    rating.add_argument("--kind", action="append", help="of rows, e.g. '4 bits'")
+    rating.add_argument(
+        "--kind", action="append", help="of rows or composed, e.g. '4 bits'"
+    )
     rating.add_argument("--seed", type=int, default=1)
     rating.add_argument("--out", type=Path, default=Path("book/results/speed"))
     rating.set_defaults(action=measure_gpu)
@@ -184,27 +198,26 @@ def record_results(given: argparse.Namespace) -> None:
 
 def measure_gpu(given: argparse.Namespace) -> None:
     """Measure reading, searching or writing on the GPU, a line of evidence each."""
-    from survey_code.lab import rates
     from survey_code.lab.results import append_line
 
     command = f"survey-code rates {given.what} --seed {given.seed}"
-    origin = {"seed": given.seed, "command": command}
-    if given.what == "rows":
-        made = rates.measure_rates(tuple(given.kind or rates.KINDS), **origin)
-    elif given.what == "composed":
-        kinds = tuple(given.kind or rates.COMPOSED)
-        made = rates.measure_composed(kinds, **origin)
-    elif given.what == "scans":
-        made = rates.measure_scans(**origin)
-    else:
-        made = rates.measure_writes(**origin)
-    for line in made:
+    options: dict[str, Any] = {"seed": given.seed, "command": command}
+    if given.kind:
+        if given.what not in ("rows", "composed"):
+            raise ValueError(f"--kind is of rows and composed, not of {given.what}")
+        options["kinds"] = tuple(given.kind)
+    module, name = RATES[given.what].split(".")
+    measure = getattr(importlib.import_module(f"survey_code.lab.{module}"), name)
+    for line in measure(**options):
         append_line(given.out / f"{given.what}.jsonl", json.dumps(line, sort_keys=True))
         print(describe_rate(line), flush=True)
 
 
 def describe_rate(line: dict[str, Any]) -> str:
     """One line on one measured rate."""
+    if "per_s" in line:
+        rate = line["per_s"] / 1e9
+        return f"{line['kind']:12} {line['what']:20} {rate:9.4f} billion/s"
     if "queries" in line:
         return (
             f"{line['queries']:>5,} queries: {line['codes_per_s'] / 1e9:7.1f} "

@@ -1,9 +1,12 @@
-// Rows that are named by codes: codewords side by side, or added up.
+// Rows that are named by codes: codewords side by side, alone or each with a hashed
+// row added; or codewords added up.
 
 #include "codes.cuh"
 #include "numbers.cuh"
 
-template <int E, typename Number, bool ADDED> struct Codebook {
+constexpr int SIDE = 0, HELPED = 1, ADDED = 2;
+
+template <int E, typename Number, int HOW> struct Codebook {
   static constexpr int ENTRIES = E;
   Codes codes;
   const Number *words, *heads;
@@ -13,20 +16,34 @@ template <int E, typename Number, bool ADDED> struct Codebook {
       : codes(f), words(array<Number>(f, 2)), heads(array<Number>(f, 12)), dim(dim),
         width(field(f, 4)) {}
 
-  __device__ __forceinline__ Codes::Row find(long long id) const {
-    return codes.find(id);
+  struct Place {
+    Codes::Row row;
+    long long id;
+  };
+
+  __device__ __forceinline__ Place find(long long id) const {
+    return {codes.find(id), id};
   }
 
-  __device__ __forceinline__ void read(const Codes::Row& row, int first,
+  __device__ __forceinline__ void read(const Place& found, int first,
                                        float (&entries)[E]) const {
+    const Codes::Row& row = found.row;
+    const int book = HOW == ADDED ? 0 : first / width;
     const Number* place = heads + row.place * dim + first;
-    if (row.bits) {
-      const int book = ADDED ? 0 : first / width;
+    if (row.bits)
       place = words + (long long)codes.codeword(row, book) * width + first - book * width;
-    }
 #pragma unroll
     for (int j = 0; j < E; ++j) entries[j] = widen(place[j]);
-    if (!ADDED || !row.bits) return;
+    if (HOW == HELPED && row.bits) {
+      const long long* how = codes.fields + 14 + book * (DIGIT_FIELDS + 1);
+      const long long helper = take_digit(how, found.id) + field(how, DIGIT_FIELDS);
+      float added[E];
+      load_floats<E>(
+          array<float>(codes.fields, 13) + helper * width + first - book * width, added);
+#pragma unroll
+      for (int j = 0; j < E; ++j) entries[j] += added[j];
+    }
+    if (HOW != ADDED || !row.bits) return;
     for (int book = 1; book < codes.books; ++book) {
       place = words + (long long)codes.codeword(row, book) * width + first;
 #pragma unroll

@@ -4,7 +4,8 @@
 
 // Fields: codes, bits, codewords, books, width, firsts, groups, first id of each
 // group, marks of heads (0: none), heads below each word, codes of heads, their
-// bits, values of heads.
+// bits, values of heads, hashed rows (0: none); then seven for each book's hash, the
+// last one the first of its rows.
 struct Codes {
   const long long* fields;
   const unsigned* stream;

@@ -282,6 +282,8 @@ def place_codebook(
     head_codes: Any = None,
     head_bits: int = 0,
     head_values: Any = None,
+    hashed: Any = None,
+    index: Sequence[Sequence[int]] | None = None,
 ) -> ComposedRows:
     """Rows that are named by codes; see `CodebookLayout`."""
     groups, books = firsts.shape
@@ -290,11 +292,16 @@ def place_codebook(
     width = codewords.shape[1]
     fields = [
         codes, bits, codewords, books, width, firsts, groups, starts, marks, ranks,
-        head_codes, head_bits, head_values,
+        head_codes, head_bits, head_values, hashed,
     ]  # fmt: skip
+    start = 0
+    for row in index or ():
+        fields += [*digit_fields(row), start]
+        start += row[3]
     kind = NUMBERS[str(codewords.dtype)]
-    added = "true" if combine == "sum" else "false"
+    how = "SIDE" if hashed is None else "HELPED"
+    how = "ADDED" if combine == "sum" else how
     return compose(
-        "codebook.cu", f"Codebook<{{}}, {kind}, {added}>",
+        "codebook.cu", f"Codebook<{{}}, {kind}, {how}>",
         choose_entries(width, shape[1]), shape, fields,
     )  # fmt: skip

@@ -12,6 +12,7 @@ from survey_code.layouts import (
     CodebookLayout,
     DenseLayout,
     FlatLayout,
+    GeneratorLayout,
     GroupedLayout,
     HashedLayout,
     Layout,
@@ -21,6 +22,7 @@ from survey_code.layouts import (
     TensorTrainLayout,
 )
 from survey_code.layouts.codebook import stream_words
+from survey_code.layouts.generator import count_weights
 from survey_code.layouts.hashed import draw_multipliers
 from survey_code.layouts.ragged import BLOCK as ROWS_A_START
 from survey_code.layouts.rowwise import code_bytes, parameter_type
@@ -147,7 +149,7 @@ def random_entries(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layou
 
 def random_products(
     rng: np.random.Generator, rows: int, dim: int
-) -> tuple[Layout, int]:
+) -> tuple[CodebookLayout, int]:
     """Product codes: 8 parts of 256 codewords."""
     stream = np.frombuffer(rng.bytes(4 * stream_words(8 * rows, 8)), np.uint32)
     layout = CodebookLayout(
@@ -161,6 +163,35 @@ def random_products(
     return layout, 8
 
 
+def random_turned(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout, int]:
+    """The same, and each row multiplied by a matrix."""
+    layout, touched = random_products(rng, rows, dim)
+    layout.rotation = rng.random((dim, dim), dtype=np.float32)
+    return layout, touched
+
+
+def random_helped(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout, int]:
+    """The same, with a hashed row of 256 added to each codeword."""
+    layout, touched = random_products(rng, rows, dim)
+    layout.hashed = rng.random((8 * 256, dim // 8), dtype=np.float32)
+    layout.index = np.array(
+        [[*pair, 1, 256] for pair in draw_multipliers(rng, 8).tolist()], dtype=np.int64
+    )
+    return layout, touched
+
+
+def random_generator(
+    rows: int, dim: int, codes: int, width: int, seed: int
+) -> GeneratorLayout:
+    """A network of two hidden layers."""
+    rng = np.random.default_rng(seed)
+    weights = rng.standard_normal(count_weights(codes, width, 2, dim), dtype=np.float32)
+    return GeneratorLayout(
+        weights / np.float32(width**0.5), draw_multipliers(rng, 1)[0], rows, dim,
+        codes=codes, width=width, layers=2,
+    )  # fmt: skip
+
+
 # A kind, and how to make it: a layout, and the bytes that one look-up touches.
 COMPOSED: dict[str, Callable[[np.random.Generator, int, int], tuple[Layout, int]]] = {
     "hashing": random_hashed,
@@ -172,6 +203,8 @@ COMPOSED: dict[str, Callable[[np.random.Generator, int, int], tuple[Layout, int]
     "ragged": random_prefixes,
     "sparse": random_entries,
     "product codes": random_products,
+    "turned codes": random_turned,
+    "codes and helpers": random_helped,
 }
 
 

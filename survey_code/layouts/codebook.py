@@ -459,12 +459,13 @@ class CodebookLayout(Layout):
         return codes + self.firsts[groups]
 
     def fuse(self) -> Any:
-        """Codes and codewords; arrays' own code reads turned or hashed parts."""
+        """Codes, codewords and hashed rows in one kernel; a rotation after it."""
         from survey_code.gpu.composed import place_codebook
+        from survey_code.gpu.multiplied import TurnedRows
 
-        if self.rotation is not None or self.hashed is not None:
-            return None
-        return place_codebook(
+        if self.rotation is not None and self.head_values is not None:
+            return None  # the heads' numbers are not turned
+        rows = place_codebook(
             (self.num_embeddings, self.embedding_dim),
             self.combine,
             self.codes,
@@ -477,7 +478,10 @@ class CodebookLayout(Layout):
             head_codes=self.head_codes,
             head_bits=self.head_bits,
             head_values=self.head_values,
+            hashed=self.hashed,
+            index=None if self.hashed is None else self.index.tolist(),
         )
+        return rows if self.rotation is None else TurnedRows(rows, self.rotation)
 
     def read_rows(self, ids: Array) -> Array:
         """Codes, codewords, then concatenation or sum."""
@@ -535,13 +539,13 @@ class CodebookLayout(Layout):
         """
         first, stop = check_candidates(candidates, self.num_embeddings)
         queries = self._check_queries(queries)
+        turned = queries if self.rotation is None else queries @ self.rotation.T
         if self._fits_shared_memory():
-            return self._score_fused(queries, first, stop)
+            return self._score_fused(turned, first, stop)
         xp = array_module(self.codes)
         total = xp.zeros((len(queries), stop - first), dtype=np.float32)
         everyone = xp.arange(first, stop)
         ids, codes = self.read_codes(everyone)
-        turned = queries if self.rotation is None else queries @ self.rotation.T
         tables = self._score_codewords(turned)
         places = ids - first
         summed = xp.zeros((len(queries), len(ids)), dtype=np.float32)
@@ -562,13 +566,14 @@ class CodebookLayout(Layout):
 
     def _fits_shared_memory(self) -> bool:
         """Whether one kernel adds up scores: on a GPU, books of one size, no heads
-        with rows, and tables of a query that fit beside a processor.
+        with rows, no hashed rows, and tables of a query that fit beside a processor.
         """
         words, books = len(self.codewords), self.books
         evenly = np.arange(books) * (words // books)
         return (
             self.device is not None
             and self.head_values is None
+            and self.hashed is None
             and self.firsts.shape[0] == 1
             and self.firsts[0].tolist() == evenly.tolist()
             and 4 * words <= 48 * 1024
@@ -582,7 +587,8 @@ class CodebookLayout(Layout):
         words = self.codewords.astype(np.float32).reshape(self.books, size, -1)
         parts = [self._part(queries, j) @ words[j].T for j in range(self.books)]
         tables = array_module(queries).stack(parts, axis=1)  # (m, books, K)
-        return score_codes(self.device, tables, first, stop)
+        rows = getattr(self.device, "unturned", self.device)
+        return score_codes(rows, tables, first, stop)
 
     def _part(self, queries: Array, j: int) -> Array:
         """The part of each query that meets codewords of book j."""

@@ -7,8 +7,9 @@ numbers, are the input of a small network whose output is the row.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -144,16 +145,37 @@ class GeneratorLayout(Layout):
         xp = array_module(ids)
         distinct, places = xp.unique(ids, return_inverse=True)
         signals = self.encode(distinct)
-        start = 0
-        sizes = layer_sizes(self.codes, self.width, self.layers, self.embedding_dim)
-        for layer, (inputs, outputs) in enumerate(sizes):
-            end = start + inputs * outputs
-            matrix = self.values[start:end].reshape(inputs, outputs)
-            signals = signals @ matrix + self.values[end : end + outputs]
-            start = end + outputs
+        for layer, (matrix, bias) in enumerate(self.split_layers()):
+            signals = signals @ matrix + bias
             if layer < self.layers:
                 signals = self.activate(signals)
         return signals[places.ravel()]
+
+    def split_layers(self) -> Iterator[tuple[Array, Array]]:
+        """Views of the layers: matrix (inputs, outputs), and bias (outputs,)."""
+        start = 0
+        sizes = layer_sizes(self.codes, self.width, self.layers, self.embedding_dim)
+        for inputs, outputs in sizes:
+            end = start + inputs * outputs
+            matrix = self.values[start:end].reshape(inputs, outputs)
+            yield matrix, self.values[end : end + outputs]
+            start = end + outputs
+
+    def fuse(self) -> Any:
+        """Hashes and activations by kernels, products by cuBLAS."""
+        from survey_code.gpu.composed import OPEN
+        from survey_code.gpu.multiplied import GeneratedRows
+
+        first, second = self.multipliers.tolist()
+        return GeneratedRows(
+            OPEN if self.open_ids else self.num_embeddings,
+            self.embedding_dim,
+            self.codes,
+            (first, second),
+            self.distribution == "gaussian",
+            self.activation,
+            list(self.split_layers()),
+        )
 
     def encode(self, ids: Array) -> Array:
         """The network's input: float32, shape (m, codes)."""

@@ -126,10 +126,10 @@ def fake_cupy(monkeypatch):
     from contextlib import nullcontext
 
     from survey_code import gpu
-    from survey_code.gpu import composed, rows, scatter
+    from survey_code.gpu import composed, multiplied, rows, scatter
 
     fake = FakeCupy()
-    for module in (gpu, composed, rows, scatter):
+    for module in (gpu, composed, multiplied, rows, scatter):
         monkeypatch.setattr(module, "load_cupy", lambda: fake)
     for module in (rows, scatter):
         monkeypatch.setattr(module, "current_stream", nullcontext)
