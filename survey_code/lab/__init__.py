@@ -11,6 +11,7 @@ _HOMES = {
     "Task": "task",
     "Trial": "task",
     "compare_search_cost": "memory",
+    "describe_results": "results",
     "load_results": "results",
     "measure_lookup": "latency",
     "measure_training": "memory",

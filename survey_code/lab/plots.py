@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -28,9 +29,9 @@ def plot_tradeoff(
 ) -> Axes:
     """Draw accuracy against the compression ratio that was reached.
 
-    One marked line per method with its name at its end and error bars over the
-    seeds; the uncompressed table as a dashed line inside the band of one
-    deviation of its seeds, so that "no loss" is "inside the band".
+    One marked line per method with its key at its end and error bars over the
+    seeds (see `choose_styles`); the uncompressed table as a dashed line inside the
+    band of one deviation of its seeds, so that "no loss" is "inside the band".
 
     Parameters
     ----------
@@ -55,16 +56,17 @@ def plot_tradeoff(
         )
         axes.axhline(row.mean, color="0.4", linestyle="--", linewidth=1, label="full")
     ends = []
-    titles = {method.key: method.title for method in methods()}
     lines = table[table["key"] != "full"].groupby("key", sort=False)
-    for (key, rows), color, marker in zip(lines, cycle(COLORS), cycle(MARKERS)):
+    styles = choose_styles([str(key) for key, _ in lines])
+    for key, rows in lines:
+        color, marker = styles[str(key)]
         rows = rows.sort_values("reached")
         axes.errorbar(
             rows["reached"], rows["mean"], yerr=rows["deviation"], label=key,
             color=color, marker=marker, capsize=2, elinewidth=0.8,
         )  # fmt: skip
         last = rows.iloc[-1]
-        ends.append((last["reached"], last["mean"], titles.get(key, key), color))
+        ends.append((last["reached"], last["mean"], str(key), color))
     axes.set_xscale("log", base=2)
     show_ratios(axes, table.loc[table["key"] != "full", "reached"])
     axes.set_xlabel("compression ratio (full bytes / stored bytes)")
@@ -78,10 +80,25 @@ def plot_tradeoff(
     return axes
 
 
-def cycle(values: tuple[str, ...]) -> Iterable[str]:
-    """The values again and again."""
-    while True:
-        yield from values
+def choose_styles(keys: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a marker for each key, the same in every picture of a family.
+
+    Methods of the family that has the most lines are coloured in the order of the
+    catalogue, then keys that it does not know; the rivals of other families are
+    grey.  Where no family has three lines, all are coloured.
+    """
+    families = {method.key: method.family for method in methods()}
+    counts = Counter(families[key] for key in keys if key in families)
+    ((main, most),) = counts.most_common(1) or [("", 0)]
+    coloured = [key for key in families if families[key] == main]
+    coloured += [key for key in keys if key not in families]
+    if most < 3:
+        coloured = list(keys)
+    grey = [key for key in keys if key not in coloured]
+    styles = {key: ("0.55", MARKERS[k % len(MARKERS)]) for k, key in enumerate(grey)}
+    for k, key in enumerate(coloured):
+        styles[key] = (COLORS[k % len(COLORS)], MARKERS[k % len(MARKERS)])
+    return styles
 
 
 def show_ratios(axes: Axes, reached: Any) -> None:

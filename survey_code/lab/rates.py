@@ -162,7 +162,8 @@ def tabulate_rates(path: str | os.PathLike[str], kinds: Sequence[str]) -> pd.Dat
     DataFrame
         Indexed by ``kind``.  ``bags``: our kernel, 32 ids a bag; ``torch``: its
         ``embedding_bag`` on the full table, the same bags; ``gather``: plain reading of
-        as many bytes; ``single rows``: our kernel, one row written for each id.
+        as many bytes; ``single rows``: our kernel, one row written for each id;
+        ``torch, single``: its bags of one id.
 
     Raises
     ------
@@ -178,7 +179,8 @@ def tabulate_rates(path: str | os.PathLike[str], kinds: Sequence[str]) -> pd.Dat
         for part in (lines[lines["length"] > 1], lines[lines["length"] == 1])
     )
     shown = bags[["bag", "torch", "gather"]].rename(columns={"bag": "bags"})
-    return shown.assign(**{"single rows": single["lookup"]}).loc[list(kinds)]
+    shown["single rows"], shown["torch, single"] = single["lookup"], single["torch"]
+    return shown.loc[list(kinds)]
 
 
 def describe_origin(seed: int, command: str, **sizes: int) -> dict[str, Any]:

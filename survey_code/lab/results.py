@@ -7,7 +7,8 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,16 @@ def ends_in_newline(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
-def load_results(path: str | os.PathLike[str]) -> list[Result]:
-    """All results of a file; a line that a crash cut short is left out.
+def load_results(
+    path: str | os.PathLike[str], keys: Collection[str] | None = None
+) -> list[Result]:
+    """The results of a file; a line that a crash cut short is left out.
+
+    Parameters
+    ----------
+    path : path
+    keys : collection of str, optional
+        Only these methods' results.
 
     Raises
     ------
@@ -133,7 +142,35 @@ def load_results(path: str | os.PathLike[str]) -> list[Result]:
         If a line is whole, but not a result.
     """
     lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return [Result.from_json(line) for line in lines if not is_cut(line)]
+    results = [Result.from_json(line) for line in lines if not is_cut(line)]
+    return [result for result in results if keys is None or result.key in keys]
+
+
+def describe_results(results: Sequence[Result]) -> str:
+    """Where results come from: how many, devices, seeds, dates, commands.
+
+    Examples
+    --------
+    >>> describe_results([])
+    'no runs'
+    """
+    if not results:
+        return "no runs"
+    devices = Counter(result.device for result in results)
+    named = [
+        name if len(devices) == 1 else f"{count} on {name}"
+        for name, count in devices.most_common()
+    ]
+    seeds = sorted({result.seed for result in results})
+    dates = sorted({result.date for result in results})
+    commands = {result.command.split(" --")[0] for result in results}
+    parts = [
+        f"{len(results)} runs: {', '.join(named)}",
+        f"seeds {', '.join(map(str, seeds))}",
+        " to ".join(dict.fromkeys((dates[0], dates[-1]))),
+        *sorted(commands),
+    ]
+    return "; ".join(parts)
 
 
 def is_cut(line: str) -> bool:

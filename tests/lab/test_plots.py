@@ -7,7 +7,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from survey_code import catalog, lab
-from survey_code.lab.plots import plot_taxonomy, plot_tradeoff
+from survey_code.lab.plots import choose_styles, plot_taxonomy, plot_tradeoff
 from survey_code.lab.random_layouts import COMPOSED, random_composed, random_layout
 from survey_code.lab.results import Result
 
@@ -39,7 +39,7 @@ def test_lines_hold_means_over_seeds_at_the_ratio_reached(axes):
     line = axes.containers[0][0]
     drawn = np.array([line.get_xdata(), line.get_ydata()], dtype=float)
     np.testing.assert_allclose(drawn, [[2.02, 8.08], [0.90, 0.84]])
-    assert catalog.get_method("hashing").title in [t.get_text() for t in axes.texts]
+    assert "hashing" in [t.get_text() for t in axes.texts]
     assert [t.get_text() for t in axes.get_xticklabels()] == ["2x", "4x", "8x", "16x"]
 
 
@@ -48,9 +48,20 @@ def test_names_at_line_ends_do_not_overlap(axes):
     runs = [result(key, ratio, 1, 0.8) for key in keys for ratio in (2, 4)]
     runs += [result("hashing", 8, 1, 0.5)]
     plot_tradeoff(runs, "auc", axes)
-    titles = {catalog.get_method(key).title for key in keys}
-    heights = sorted(t.xyann[1] for t in axes.texts if t.get_text() in titles)
+    heights = sorted(t.xyann[1] for t in axes.texts if t.get_text() in keys)
     assert len(heights) == 4 and np.diff(heights).min() > 0.05
+
+
+def test_a_method_looks_the_same_in_all_pictures_of_its_family():
+    few = choose_styles(["uniform", "hashing", "dpq", "pq", "mgqe"])
+    many = choose_styles(["clustering", "mgqe", "pq", "recjpq", "dpq", "pq, live"])
+    assert all(few[key] == many[key] for key in ("dpq", "pq", "mgqe"))
+    assert few["uniform"][0] == few["hashing"][0] == "0.55"
+    assert few["uniform"] != few["hashing"] and len(set(many.values())) == len(many)
+    mixed = choose_styles(["uniform", "pq", "hashing"])
+    assert len({color for color, _ in mixed.values()}) == 3
+    family = [m.key for m in catalog.methods() if m.family == "hashing"]
+    assert len(set(choose_styles(family).values())) == len(family)
 
 
 def test_the_taxonomy_names_every_method_once():

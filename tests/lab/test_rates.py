@@ -15,7 +15,7 @@ def recorded(tmp_path):
         for kind, scale in (("hashing", 1), ("sparse", 2))
         for what, length, rate in (
             ("bag", 32, 5 * scale), ("torch", 32, 6), ("gather", 32, 20),
-            ("bag", 1, 3), ("lookup", 1, 4 * scale), ("gather", 1, 8),
+            ("bag", 1, 3), ("lookup", 1, 4 * scale), ("gather", 1, 8), ("torch", 1, 1),
         )
     ]  # fmt: skip
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -25,7 +25,7 @@ def recorded(tmp_path):
 def test_rates_stand_beside_torchs_and_the_ceilings(recorded):
     table = lab.tabulate_rates(recorded, ["sparse", "hashing"])
     assert table.index.tolist() == ["sparse", "hashing"]
-    assert table.loc["sparse"].tolist() == [10, 6, 20, 8]
+    assert table.loc["sparse"].tolist() == [10, 6, 20, 8, 1]
     assert table["bags"].tolist() == [10, 5]
 
 

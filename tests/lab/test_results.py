@@ -5,7 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from survey_code.lab import Result, load_results, summarize, tabulate
+from survey_code.lab import (
+    Result,
+    describe_results,
+    load_results,
+    summarize,
+    tabulate,
+)
 from survey_code.lab.results import append_result
 
 
@@ -78,6 +84,27 @@ def test_results_are_appended_and_come_back_in_order(tmp_path):
         append_result(path, result)
     assert load_results(path) == written
     assert path.read_bytes().count(b"\n") == 3
+
+
+def test_results_of_some_methods_can_be_loaded_alone(tmp_path):
+    path = tmp_path / "results.jsonl"
+    written = [make_result(key=key) for key in ("full", "hashing", "pq", "full")]
+    for result in written:
+        append_result(path, result)
+    assert load_results(path, ["full"]) == [written[0], written[3]]
+    assert load_results(path, {"hashing", "pq"}) == written[1:3]
+    assert load_results(path, []) == []
+
+
+def test_where_results_come_from_is_said_in_a_line():
+    results = [make_result(seed=seed, device="H200") for seed in (1, 2, 3)]
+    said = "seeds 1, 2, 3; 2024-01-01; survey-code run hashing"
+    assert describe_results(results) == f"3 runs: H200; {said}"
+    later = make_result(seed=2, date="2024-03-01")
+    assert describe_results([later, *results]) == (
+        "4 runs: 3 on H200, 1 on cpu; seeds 1, 2, 3; 2024-01-01 to 2024-03-01; "
+        "survey-code run hashing"
+    )
 
 
 def test_a_crash_at_any_byte_costs_the_last_line_only(tmp_path):

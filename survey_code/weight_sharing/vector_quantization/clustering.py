@@ -51,8 +51,8 @@ class RowClustering:
     Notes
     -----
     Wu et al., "Saec: Similarity-Aware Embedding Compression in Recommendation
-    Systems" (2019): clusters of similar rows within a field, frequent ids apart.
-    The split of the budget between heads and clusters is ours.
+    Systems" (2019): clusters of similar rows within a field.  Heads, and the split
+    of the budget between them and the clusters, are ours.
     """
 
     @classmethod
