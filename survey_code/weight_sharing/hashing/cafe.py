@@ -32,7 +32,7 @@ class HotSketch:
     An id belongs to one bucket of four slots.  Where it has a slot, its score
     grows; else it takes the slot with the smallest score, and inherits that score.
     So a score is never less than what its id received since it came, and never
-    less than that plus what was inherited.
+    more than that plus what was inherited.
 
     Parameters
     ----------
@@ -56,8 +56,8 @@ class HotSketch:
     def add(self, ids: Tensor, amounts: Tensor) -> None:
         """Count amounts, int64 and float of shape (m,); all ids are different.
 
-        Newcomers of one bucket come largest first, and no more than four of them:
-        a fifth would only replace a fourth.
+        Newcomers of one bucket come largest first, and no more than four of them: a
+        fifth finds no slot in this call, and its amount is not counted.
         """
         buckets = self.buckets_of(ids)
         known = self.ids[buckets] == ids[:, None]  # (m, slots)
