@@ -79,7 +79,7 @@ $(DONE): requirements.txt pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv .venv >/dev/null 2>&1 \
 	|| { $(PYTHON) -m venv --clear --without-pip .venv \
 	&& $(PYTHON) -m pip --python $(PY) install $(QUIET) pip; }
-	@echo "Installing the pinned packages into .venv (some minutes, 1.7 GB)"
+	@echo "Installing the pinned packages into .venv (some minutes, 2 GB or more)"
 	@$(PY) -m pip install $(QUIET) $(INDEX) -r requirements.txt
 	@$(PY) -m pip install $(QUIET) --no-deps --no-build-isolation -e .
 	@touch $@

@@ -154,7 +154,9 @@ def list_methods(given: argparse.Namespace) -> None:
     from survey_code.catalog import methods
 
     rows = [("key", "family", "stage", "year", "title")]
-    rows += [(m.key, m.family, m.stage, str(m.year), m.title) for m in methods()]
+    rows += [
+        (m.key, m.family, ", ".join(m.stages), str(m.year), m.title) for m in methods()
+    ]
     widths = [max(len(row[k]) for row in rows) for k in range(5)]
     for row in rows:
         print("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip())

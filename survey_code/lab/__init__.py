@@ -23,6 +23,7 @@ _HOMES = {
     "summarize": "results",
     "sweep": "runs",
     "tabulate": "results",
+    "tabulate_arithmetic": "arithmetic_rates",
     "tabulate_rates": "rates",
 }
 

@@ -7,11 +7,13 @@ in the same run.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from survey_code.lab.random_layouts import random_generator, random_products
 from survey_code.lab.rates import DIM, ROWS, SETS, describe_origin, time_events
@@ -191,6 +193,42 @@ def measure_calls(
     for what, call in calls.items():
         seconds = float(np.median(time_events(call, inputs)))
         yield {"kind": kind, "what": what, "per_s": units / seconds, **origin}
+
+
+def tabulate_arithmetic(
+    path: str | os.PathLike[str], index: str, kind: str | None = None
+) -> pd.DataFrame:
+    """Recorded rates, in billions a second.
+
+    Parameters
+    ----------
+    path : path
+        A file that one of the functions above made.
+    index : str
+        The size or the name that tells its lines apart: ``"queries"``, ``"clusters"``,
+        ``"multiplications"``, ``"kind"``.
+    kind : str, optional
+        Show the lines of this kind only.
+
+    Returns
+    -------
+    DataFrame
+        A row for each value of `index`, a column for each way, in the file's order.
+
+    Raises
+    ------
+    ValueError
+        If the file lacks the kind.
+    """
+    lines = pd.read_json(path, lines=True)
+    if kind is not None:
+        known = list(lines["kind"].unique())
+        lines = lines[lines["kind"] == kind]
+        if lines.empty:
+            raise ValueError(f"no rates of {kind!r}, only {known}")
+        lines = lines.astype({index: int})
+    table = lines.pivot(index=index, columns="what", values="per_s") / 1e9
+    return table.loc[lines[index].unique(), lines["what"].unique()]
 
 
 def assign_by_products(centroids: Any, points: Any, part: int = 1 << 16) -> Any:
