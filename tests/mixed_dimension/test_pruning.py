@@ -9,12 +9,11 @@ import torch
 from small_world import TRIAL, zipf_spec
 
 from survey_code import TableSpec, compress
-from survey_code.catalog import SEARCH, get_method, methods
+from survey_code.catalog import get_method, methods
 from survey_code.data.synthetic import make_clicks
 from survey_code.embedding import TrainingStep, decode_layout
-from survey_code.lab import measure_training, run
+from survey_code.lab import run
 from survey_code.lab.task import make_task
-from survey_code.layouts import load_layout
 from survey_code.layouts.sparse import default_block, sparse_bytes
 from survey_code.mixed_dimension.pruning import (
     DeepLightEmbedding,
@@ -40,7 +39,6 @@ from survey_code.mixed_dimension.pruning.pep import GRANULARITIES, ThresholdTabl
 from survey_code.mixed_dimension.pruning.sseds import field_costs
 
 FAMILY = [m.key for m in methods() if m.family == "pruning"]
-SEARCHED = [key for key in FAMILY if SEARCH in get_method(key).stages]
 
 
 def a_step(progress):
@@ -60,55 +58,6 @@ def test_what_is_found_fits_the_budget_and_nearly_fills_it(key, ratio, data):
     # A column of a field is a large step; the others spend what they have.
     slack = 1.3 if key == "sseds" else 1.05
     assert ratio <= result.reached_ratio < slack * ratio
-
-
-@pytest.mark.parametrize("key", SEARCHED)
-def test_search_then_retrain_keeps_the_contract(key, task, tmp_path):
-    """Same seed, same find; forward is look-up; nbytes is the file; ids checked."""
-    method, spec = get_method(key), task.spec
-    asked = method.plan(spec, 4)
-    found, again = (method.search(task, spec, asked, 1) for _ in range(2))
-    for name, value in found.items():
-        np.testing.assert_array_equal(value, again[name])
-    table = method.build(spec, found, 1).eval()
-    layout = table.freeze()
-    assert layout.nbytes <= asked["budget"]
-    ids = np.random.default_rng(0).permutation(spec.num_embeddings)
-    rows = table(torch.from_numpy(ids)).detach().numpy()
-    np.testing.assert_allclose(rows, layout.lookup(ids), rtol=1e-4, atol=1e-6)
-    layout.save(tmp_path / "t.safetensors")
-    loaded = load_layout(tmp_path / "t.safetensors")
-    np.testing.assert_array_equal(decode_layout(loaded), decode_layout(layout))
-    for read in (table, lambda x: layout.lookup(x.numpy())):
-        for wrong in (-1, spec.num_embeddings):
-            with pytest.raises(IndexError):
-                read(torch.tensor([wrong]))
-    twin = method.build(spec, found, 2).eval()
-    twin.load_state_dict(table.state_dict())
-    assert torch.equal(twin(torch.from_numpy(ids)), table(torch.from_numpy(ids)))
-    if key == "pep":  # the largest entries are kept, and were larger when drawn
-        return
-    kept = rows[rows != 0]
-    assert np.sqrt((kept**2).mean()) == pytest.approx(0.2, rel=0.25)
-
-
-@pytest.mark.parametrize("key", SEARCHED)
-def test_the_search_and_the_retraining_are_measured(key, data):
-    result = run(key, data, 4, seed=1, trial=TRIAL)
-    assert result.seconds["search"] > 0
-    full = 4 * 8 * data.num_embeddings
-    assert result.bytes["training_persistent_in_search"] >= 3 * full
-
-
-@pytest.mark.parametrize("key", SEARCHED)
-def test_measuring_a_search_leaves_its_table_alone(key, task):
-    method = get_method(key)
-    for ratio in (1, 4):
-        table = method.load().searching(task.spec, method.plan(task.spec, ratio), 1)
-        before = {k: v.clone() for k, v in table.state_dict().items()}
-        measure_training(table, task.sample_ids(), TRIAL.settings)
-        for name, value in table.state_dict().items():
-            assert torch.equal(value, before[name])
 
 
 @pytest.mark.parametrize(
