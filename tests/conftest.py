@@ -23,6 +23,14 @@ hypothesis.settings.load_profile("repeatable")
 DATA = "SURVEY_CODE_DATA"
 
 
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data; a test that asks for it is skipped without one."""
+    if not os.environ.get(DATA):
+        pytest.skip(f"{DATA} is not set: no real data")
+    return Path(os.environ[DATA])
+
+
 def refuse_skip(report: Any) -> None:
     """Turn a skip for want of real data into a failure where the data is there."""
     if not report.skipped or not Path(os.environ.get(DATA) or "/nowhere").is_dir():

@@ -1,8 +1,6 @@
 """Frappe_x1 as published, with its rebuilt training file."""
 
 import gzip
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,18 +8,12 @@ import pytest
 from survey_code.data import load
 from survey_code.data.frappe import FIELDS, ROWS, load_frappe, parse_rows
 
-needs_data = pytest.mark.skipif(
-    not os.environ.get("SURVEY_CODE_DATA"),
-    reason="SURVEY_CODE_DATA is not set: no real data",
-)
-
 
 @pytest.fixture(scope="module")
-def frappe():
+def frappe(real_data):
     return load("frappe")
 
 
-@needs_data
 def test_rows_and_ids_are_those_of_the_split(frappe):
     assert [len(frappe.train), len(frappe.valid), len(frappe.test)] == [
         202_027,
@@ -35,13 +27,11 @@ def test_rows_and_ids_are_those_of_the_split(frappe):
     assert frappe.name == "frappe_x1 (rebuilt train)" or frappe.name == "frappe_x1"
 
 
-@needs_data
 def test_positives_are_those_of_the_split(frappe):
     counts = [int(part.labels.sum()) for part in (frappe.train, frappe.valid)]
     assert counts == [67_604, 19_063] and frappe.test.labels.sum() == 9536
 
 
-@needs_data
 def test_ids_stay_within_their_field(frappe):
     for part in (frappe.train, frappe.valid, frappe.test):
         assert part.ids.shape[1] == 10 and part.ids.dtype == np.int64
@@ -49,7 +39,6 @@ def test_ids_stay_within_their_field(frappe):
         assert (part.ids < frappe.field_starts[1:]).all()
 
 
-@needs_data
 def test_three_features_are_never_trained(frappe):
     unseen = frappe.spec(4).train_counts == 0
     for part, rows in ((frappe.valid, 6), (frappe.test, 3)):
@@ -58,7 +47,6 @@ def test_three_features_are_never_trained(frappe):
     assert unseen[shown].sum() == 3
 
 
-@needs_data
 def test_no_training_row_twice_and_two_negatives_a_positive(frappe):
     rows = np.unique(frappe.train.ids[frappe.train.labels == 0], axis=0)
     assert len(rows) == (frappe.train.labels == 0).sum()
@@ -68,7 +56,6 @@ def test_no_training_row_twice_and_two_negatives_a_positive(frappe):
     assert (labels == 0).sum() == 2 * (labels == 1).sum()
 
 
-@needs_data
 def test_the_source_says_which_edition(frappe):
     assert set(frappe.source) == {"train", "valid", "test"}
     assert frappe.source["valid"]["edition"] == "published"
@@ -77,9 +64,8 @@ def test_the_source_says_which_edition(frappe):
     assert rebuilt == frappe.name.endswith("(rebuilt train)")
 
 
-@needs_data
-def test_a_cut_file_is_a_value_error(tmp_path, monkeypatch):
-    source = Path(os.environ["SURVEY_CODE_DATA"]) / "frappe_x1"
+def test_a_cut_file_is_a_value_error(real_data, tmp_path, monkeypatch):
+    source = real_data / "frappe_x1"
     target = tmp_path / "frappe_x1"
     target.mkdir()
     for part in ROWS:

@@ -1,7 +1,5 @@
 """Gowalla with LightGCN's split."""
 
-import os
-
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
@@ -14,20 +12,16 @@ from survey_code.data.gowalla import (
     parse_pairs,
 )
 
-needs_data = pytest.mark.skipif(
-    not os.environ.get("SURVEY_CODE_DATA"),
-    reason="SURVEY_CODE_DATA is not set: no real data",
-)
 USERS, ITEMS = 29_858, 40_981
 
 
 @pytest.fixture(scope="module")
-def gowalla():
+def gowalla(real_data):
     return load("gowalla")
 
 
 @pytest.fixture(scope="module")
-def whole():
+def whole(real_data):
     return load("gowalla", hold_out=0)
 
 
@@ -35,7 +29,6 @@ def encode(pairs):
     return pairs[:, 0] * (USERS + ITEMS) + pairs[:, 1]
 
 
-@needs_data
 def test_sizes_are_those_of_the_split(gowalla, whole):
     assert (gowalla.num_users, gowalla.num_items) == (USERS, ITEMS)
     assert gowalla.num_embeddings == 70_839 and gowalla.task == "top-n"
@@ -49,7 +42,6 @@ def test_sizes_are_those_of_the_split(gowalla, whole):
     assert len(np.unique(whole.test[:, 1])) == 38_546
 
 
-@needs_data
 def test_pairs_per_user_are_those_of_the_split(whole):
     train = np.bincount(whole.train[:, 0], minlength=USERS)
     test = np.bincount(whole.test[:, 0], minlength=USERS)
@@ -57,7 +49,6 @@ def test_pairs_per_user_are_those_of_the_split(whole):
     assert (test.min(), np.median(test), test.max()) == (1, 4, 203)
 
 
-@needs_data
 def test_every_id_is_a_user_or_an_item_and_every_item_is_trained(whole):
     for pairs in (whole.train, whole.test):
         assert pairs.dtype == np.int64
@@ -66,7 +57,6 @@ def test_every_id_is_a_user_or_an_item_and_every_item_is_trained(whole):
     assert len(np.unique(whole.train[:, 1])) == ITEMS
 
 
-@needs_data
 def test_no_pair_is_in_two_parts_or_twice_in_one(gowalla, whole):
     parts = [encode(pairs) for pairs in (gowalla.train, gowalla.valid, gowalla.test)]
     together = np.concatenate(parts)
@@ -76,7 +66,6 @@ def test_no_pair_is_in_two_parts_or_twice_in_one(gowalla, whole):
     )
 
 
-@needs_data
 def test_a_tenth_of_each_user_s_pairs_is_held_out(gowalla, whole):
     all_pairs, held = (
         np.bincount(pairs[:, 0], minlength=USERS)
@@ -86,7 +75,6 @@ def test_a_tenth_of_each_user_s_pairs_is_held_out(gowalla, whole):
     assert held.min() == 1  # every user can be judged
 
 
-@needs_data
 def test_a_spec_knows_the_training_pairs_only(gowalla):
     spec = gowalla.spec(8)
     assert spec.interactions is gowalla.train

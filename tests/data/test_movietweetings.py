@@ -1,8 +1,6 @@
 """MovieTweetings-100K in time order."""
 
 import gzip
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,29 +8,23 @@ import pytest
 from survey_code.data import load
 from survey_code.data.movietweetings import load_movietweetings
 
-needs_data = pytest.mark.skipif(
-    not os.environ.get("SURVEY_CODE_DATA"),
-    reason="SURVEY_CODE_DATA is not set: no real data",
-)
 USERS, MOVIES = 16_554, 10_506
 
 
 @pytest.fixture(scope="module")
-def stream():
+def stream(real_data):
     return load("movietweetings")
 
 
 @pytest.fixture(scope="module")
-def ratings():
+def ratings(real_data):
     """The file, parsed line by line: user, movie, rating, time."""
-    folder = Path(os.environ["SURVEY_CODE_DATA"]) / "movietweetings_100k"
-    (path,) = folder.glob("ratings.dat*")
+    (path,) = (real_data / "movietweetings_100k").glob("ratings.dat*")
     content = path.read_bytes()
     content = gzip.decompress(content) if path.suffix == ".gz" else content
     return np.array([line.split(b"::") for line in content.splitlines()]).astype(int)
 
 
-@needs_data
 def test_windows_and_ids_are_as_published(stream):
     assert [len(window) for window in stream.windows] == [10_000] * 10
     assert stream.field_names == ("user", "movie")
@@ -41,7 +33,6 @@ def test_windows_and_ids_are_as_published(stream):
     assert stream.source["ratings"]["edition"] == "published"
 
 
-@needs_data
 def test_rows_are_in_time_order_and_ties_keep_the_files_order(stream, ratings):
     ordered = ratings[np.argsort(ratings[:, 3], kind="stable")]
     assert (np.diff(ordered[:, 3]) >= 0).all()
@@ -53,7 +44,6 @@ def test_rows_are_in_time_order_and_ties_keep_the_files_order(stream, ratings):
     np.testing.assert_array_equal(labels, ordered[:, 2] >= 8)
 
 
-@needs_data
 def test_windows_start_on_the_known_days(ratings):
     times = np.sort(ratings[:, 3])[::10_000]
     days = times.astype("datetime64[s]").astype("datetime64[D]").astype(str).tolist()
@@ -63,13 +53,11 @@ def test_windows_start_on_the_known_days(ratings):
     ]  # fmt: skip
 
 
-@needs_data
 def test_half_of_the_ratings_are_likes(stream):
     share = np.mean([window.labels.mean() for window in stream.windows])
     assert share == pytest.approx(0.505, abs=5e-4)
 
 
-@needs_data
 def test_shares_of_newcomers_are_those_measured(stream):
     """Rows whose user (movie) never appeared before, windows 1 to 9."""
     seen = np.zeros(stream.num_embeddings, dtype=bool)
@@ -82,13 +70,11 @@ def test_shares_of_newcomers_are_those_measured(stream):
     np.testing.assert_allclose(movies, [25, 23, 14, 14, 23, 12, 14, 12, 9], atol=1)
 
 
-@needs_data
 def test_no_pair_is_rated_twice(stream):
     ids = np.concatenate([window.ids for window in stream.windows])
     assert len(np.unique(ids, axis=0)) == 100_000
 
 
-@needs_data
 def test_as_clicks_nothing_of_the_test_comes_before_the_training(stream):
     data = stream.as_clicks(train=6, valid=1)
     lengths = [len(part) for part in (data.train, data.valid, data.test)]
@@ -96,9 +82,8 @@ def test_as_clicks_nothing_of_the_test_comes_before_the_training(stream):
     np.testing.assert_array_equal(data.test.ids[0], stream.windows[7].ids[0])
 
 
-@needs_data
 @pytest.mark.parametrize("windows", [2, 7, 1000])
-def test_windows_are_equal_to_one_row(windows):
+def test_windows_are_equal_to_one_row(real_data, windows):
     sizes = [len(window) for window in load("movietweetings", windows=windows).windows]
     assert len(sizes) == windows and sum(sizes) == 100_000
     assert max(sizes) - min(sizes) <= 1

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import subprocess
 import sys
@@ -31,10 +30,6 @@ TINY = Trial(
     "dcnv2", 8, TrainingSettings(epochs=1, batch_size=256, patience=0),
     {"hidden": (8,), "cross_layers": 1},
 )  # fmt: skip
-needs_data = pytest.mark.skipif(
-    not os.environ.get("SURVEY_CODE_DATA"),
-    reason="SURVEY_CODE_DATA is not set: no real data",
-)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -362,8 +357,7 @@ def test_the_same_figures_from_python_and_from_the_shell(tmp_path, capsys):
 # -- real data -------------------------------------------------------------------------
 
 
-@needs_data
-def test_frappe_runs_by_the_same_call():
+def test_frappe_runs_by_the_same_call(real_data):
     settings = TrainingSettings(epochs=1, batch_size=1024, patience=0)
     trial = Trial("dcnv2", 16, settings, {"hidden": (64,)})
     result = run("rowwise", "frappe", ratio=4, trial=trial)
@@ -375,8 +369,7 @@ def test_frappe_runs_by_the_same_call():
     assert result.test["auc"] > 0.85
 
 
-@needs_data
-def test_gowalla_runs_by_the_same_call():
+def test_gowalla_runs_by_the_same_call(real_data):
     settings = TrainingSettings(
         epochs=1, batch_size=4096, learning_rate=0.02, patience=0
     )
