@@ -21,7 +21,7 @@ def load_cupy() -> Any:
         import cupy
     except ImportError as error:
         raise RuntimeError(
-            "the GPU look-up needs CuPy: pip install 'survey-code[gpu]'"
+            "the GPU look-up needs CuPy: in a checkout, pip install '.[gpu]'"
         ) from error
     if not cupy.cuda.is_available():
         raise RuntimeError("the GPU look-up needs a CUDA GPU, and none is present")

@@ -1,4 +1,4 @@
-"""The book's pictures: the trade-off at equal bytes, and the taxonomy."""
+"""The book's pictures: accuracy at equal bytes, and the taxonomy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from survey_code.book import COLORS, MARKERS
 from survey_code.catalog import TAXONOMY, Method, methods
-from survey_code.lab.results import Result, summarize
+from survey_code.lab.results import Result, summarize, summarize_near
 
 METRIC_NAMES = {
     "auc": "test AUC",
@@ -77,6 +77,53 @@ def plot_tradeoff(
             "uncompressed", (0.01, row.mean), xycoords=("axes fraction", "data"),
             xytext=(0, 3), textcoords="offset points", color="0.35", fontsize=7.5,
         )  # fmt: skip
+    return axes
+
+
+def plot_marks(
+    results: Iterable[Result],
+    ratio: float = 10,
+    metric: str = "auc",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw one mark for each method near a ratio, the best one highest.
+
+    Its family gives a mark colour and shape; the uncompressed table is the band of
+    one deviation of its seeds.
+
+    Parameters
+    ----------
+    results : iterable of Result
+        Of keys in the catalogue; those of the key ``full`` give the band.
+    ratio, metric
+        As for `summarize_near`, which says what is drawn.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+        Each container is one mark, from the smallest mean up.
+    """
+    results = list(results)
+    axes = plt.gca() if ax is None else ax
+    families = {method.key: method.family for method in methods()}
+    order = list(dict.fromkeys(families.values()))  # the baseline comes first
+    for row in summarize_near(results, ratio, metric).itertuples():
+        family = families[row.Index]
+        at = order.index(family)
+        axes.errorbar(
+            row.mean, f"{row.Index}, {row.reached:.0f}x", xerr=row.deviation,
+            marker=MARKERS[at - 1] if at else "|", label=family, linestyle="none",
+            color=COLORS[(at - 1) % len(COLORS)] if at else "0.4",
+        )  # fmt: skip
+    whole = [result for result in results if result.key == "full"]
+    for full in summarize(whole, metric).itertuples() if whole else ():
+        low, high = full.mean - full.deviation, full.mean + full.deviation
+        axes.axvspan(low, high, color="0.85", zorder=0)
+    shown = dict(zip(*reversed(axes.get_legend_handles_labels())))
+    named = [family for family in order if family in shown]
+    axes.legend([shown[family] for family in named], named, fontsize=7.5)
+    axes.set_xlabel(f"{METRIC_NAMES.get(metric, metric)} at about {ratio:g}x")
     return axes
 
 

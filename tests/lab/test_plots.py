@@ -7,7 +7,12 @@ import pytest
 from matplotlib import pyplot as plt
 
 from survey_code import catalog, lab
-from survey_code.lab.plots import choose_styles, plot_taxonomy, plot_tradeoff
+from survey_code.lab.plots import (
+    choose_styles,
+    plot_marks,
+    plot_taxonomy,
+    plot_tradeoff,
+)
 from survey_code.lab.random_layouts import COMPOSED, random_composed, random_layout
 from survey_code.lab.results import Result
 
@@ -62,6 +67,32 @@ def test_a_method_looks_the_same_in_all_pictures_of_its_family():
     assert len({color for color, _ in mixed.values()}) == 3
     family = [m.key for m in catalog.methods() if m.family == "hashing"]
     assert len(set(choose_styles(family).values())) == len(family)
+
+
+def test_marks_are_sorted_and_look_like_their_family(axes):
+    values = {"pq": 0.9, "dpq": 0.8, "hashing": 0.85, "uniform": 0.7}
+    runs = [
+        result(key, 10, s, v + s / 100) for key, v in values.items() for s in (1, 3)
+    ]
+    runs += [result("full", 1, s, 0.95) for s in (1, 2)]
+    plot_marks(runs, 10, "auc", axes)
+    heights = [t.get_text() for t in axes.get_yticklabels()]
+    assert heights == [f"{k}, 10x" for k in ("uniform", "dpq", "hashing", "pq")]
+    lines = dict(zip(heights, (c[0] for c in axes.containers)))
+    for name, line in lines.items():
+        (mean,) = line.get_xdata()
+        assert mean == pytest.approx(values[name.split(",")[0]] + 0.02)
+    style = {k: (v.get_color(), v.get_marker()) for k, v in lines.items()}
+    assert style["pq, 10x"] == style["dpq, 10x"] != style["hashing, 10x"]
+    named = [t.get_text() for t in axes.get_legend().get_texts()]
+    assert named == ["baseline", "hashing", "vector quantisation"]
+
+
+def test_every_family_has_a_mark_of_its_own(axes):
+    first = {m.family: m.key for m in reversed(catalog.methods())}
+    plot_marks([result(key, 10, 1, 0.5) for key in first.values()], 10, "auc", axes)
+    marks = [(c[0].get_color(), c[0].get_marker()) for c in axes.containers]
+    assert len(set(marks)) == len(first) == 9
 
 
 def test_the_taxonomy_names_every_method_once():

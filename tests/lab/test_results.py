@@ -10,6 +10,7 @@ from survey_code.lab import (
     describe_results,
     load_results,
     summarize,
+    summarize_near,
     tabulate,
 )
 from survey_code.lab.results import append_result
@@ -160,6 +161,23 @@ def test_summaries_are_means_and_sample_deviations():
 def test_one_seed_has_no_deviation():
     table = summarize([make_result()])
     assert table["deviation"].tolist() == [0.0] and table["seeds"].tolist() == [1]
+
+
+def test_each_method_once_at_the_ratio_nearest_to_the_one_asked_for():
+    reached = {"hashing": [4, 8, 13, 30], "rowwise": [8, 16], "pq": [7.4, 20.1]}
+    results = [
+        make_result(key, ratio, reached_ratio=ratio, test={"auc": 0.9 - ratio / 100})
+        for key, ratios in reached.items()
+        for ratio in ratios
+    ]
+    near = summarize_near(results)
+    # By factors: 8 is nearer to 10 than 13 is, and 16 farther than 8.
+    assert near["reached"].to_dict() == {"hashing": 8, "rowwise": 8}
+    assert summarize_near(results, 20)["reached"].to_dict() == {
+        "hashing": 30, "pq": 20.1, "rowwise": 16,
+    }  # fmt: skip
+    assert near["mean"].is_monotonic_increasing
+    assert summarize_near(results, 1000).empty
 
 
 def test_a_table_of_results_has_a_row_a_method_and_a_column_a_ratio():

@@ -326,6 +326,8 @@ def test_recjpq_trains_codewords_only(pairs):
 def test_recjpq_says_what_it_needs():
     with pytest.raises(ValueError, match="interactions of users and items"):
         InteractionCodesEmbedding(SPEC, books=2, bits=3)
+    with pytest.raises(ValueError, match=r"recjpq: .*interactions of users and items"):
+        get_method("recjpq").plan(SPEC, 4)
     assert get_method("recjpq").tasks == ("top-n",)
 
 

@@ -74,6 +74,22 @@ def factor_interactions(
     return left * signs, items * signs
 
 
+def require_interactions(spec: TableSpec) -> np.ndarray:
+    """The training pairs of a top-N task.
+
+    Raises
+    ------
+    ValueError
+        If the spec has none, or not two fields.
+    """
+    if spec.interactions is None or len(spec.field_starts) != 3:
+        raise ValueError(
+            "codes come from the interactions of users and items, which the spec "
+            "of this task does not have"
+        )
+    return spec.interactions
+
+
 def code_interactions(spec: TableSpec, books: int, bits: int, seed: int) -> np.ndarray:
     """Codes of users and of items from the interactions, int64 (ids, books).
 
@@ -84,14 +100,9 @@ def code_interactions(spec: TableSpec, books: int, bits: int, seed: int) -> np.n
     ValueError
         If the spec has no interactions, or not two fields.
     """
-    starts = spec.field_starts
-    if spec.interactions is None or len(starts) != 3:
-        raise ValueError(
-            "codes come from the interactions of users and items, which the spec "
-            "of this task does not have"
-        )
-    split, rows = int(starts[1]), spec.num_embeddings
-    factors = factor_interactions(spec.interactions, split, rows, books)
+    pairs = require_interactions(spec)
+    split, rows = int(spec.field_starts[1]), spec.num_embeddings
+    factors = factor_interactions(pairs, split, rows, books)
     rng = np.random.default_rng([seed, 1])
     codes = []
     for vectors in factors:
@@ -158,8 +169,7 @@ class InteractionCodesEmbedding(CompressedEmbedding):
     ) -> dict[str, Any]:
         """The most bits per row that fit beside the codewords of both fields."""
         dim, fields = spec.embedding_dim, np.diff(spec.field_starts)
-        if spec.interactions is None or len(fields) != 2:
-            spec.require(np.inf, smallest=spec.full_bytes)
+        require_interactions(spec)
 
         def size(m: int, b: int) -> int:
             words = 2 * m << b
