@@ -67,6 +67,7 @@ def test_what_is_found_fits_the_budget_and_nearly_fills_it(key, ratio, data):
         ("deeplight", {"format": "int8"}),
         ("pep", {"granularity": "row"}),
         ("pep", {"start": 0.5}),
+        ("pep", {"start": -800}),
         ("pep", {"decay": -1}),
         ("pep", {"travel": 0}),
         ("pep", {"search_epochs": 0}),
@@ -192,6 +193,38 @@ def test_pruning_waits_its_steps():
     assert zeros[:2] == [0, 0] and zeros[2] == 3000 * 16 - 100
 
 
+def test_evaluation_reads_what_would_be_deployed_now():
+    """Also after each kind of change of the weight."""
+    table, ids = DeepLightEmbedding(zipf_spec(90, 4), keep=50), torch.arange(90)
+    other = DeepLightEmbedding(zipf_spec(90, 4), keep=50, seed=3)
+
+    def train():
+        table.train()(ids).square().sum().backward()
+        torch.optim.Adam(table.parameters(), lr=0.1, fused=True).step()
+
+    changes = [
+        lambda: None,
+        train,
+        lambda: table.load_state_dict(other.state_dict()),
+        lambda: table.prune(0.9),
+        lambda: table.double(),
+    ]
+    for change in changes:
+        change()
+        read = table.eval()(ids)
+        np.testing.assert_array_equal(read.detach(), decode_layout(table.freeze()))
+        assert int((read != 0).sum()) <= 50
+
+
+def test_the_mask_is_found_once_for_a_weight(monkeypatch):
+    table, calls = DeepLightEmbedding(zipf_spec(90, 4), keep=50).eval(), []
+    own = table.final_mask
+    monkeypatch.setattr(table, "final_mask", lambda: (calls.append(1), own())[1])
+    for _ in range(3):
+        table(torch.arange(5))
+    assert len(calls) == 1
+
+
 # -- PEP -----------------------------------------------------------------------------
 
 
@@ -310,6 +343,20 @@ def test_widths_fit_the_budget(seed, ratio):
             assert spent + more > spec.budget(ratio)
 
 
+@pytest.mark.parametrize(
+    ("saliency", "budget", "name"),
+    [
+        (np.ones((3, 16)), 10_000, "saliency"),
+        (np.ones((2, 8)), 10_000, "saliency"),
+        (np.where(np.eye(2, 16) > 0, np.nan, 1), 10_000, "saliency"),
+        (np.ones((2, 16)), 1, "budget"),
+    ],
+)
+def test_wrong_saliencies_and_budgets_are_value_errors(saliency, budget, name):
+    with pytest.raises(ValueError, match=name):
+        widths_within(saliency, zipf_spec(), budget)
+
+
 # -- AMTL ----------------------------------------------------------------------------
 
 
@@ -352,6 +399,31 @@ def test_lengths_spend_the_numbers_and_no_more(seed):
         assert lengths.min() >= 0 and lengths.max() <= 6
         # Of concave or not: what is left is less than one id's next step.
         assert numbers - 6 <= lengths.sum() <= numbers
+
+
+def test_ids_of_one_level_share_their_scores():
+    rng = np.random.default_rng(0)
+    spec, level = zipf_spec(500, 6), np.r_[np.arange(9), rng.integers(9, size=491)]
+    scores = np.log(rng.dirichlet(np.ones(7), size=9))
+    for numbers in (0, 1, 77, 1500, 2999, 3000):
+        np.testing.assert_array_equal(
+            lengths_within(scores, spec, numbers, level),
+            lengths_within(scores[level], spec, numbers),
+        )
+
+
+@pytest.mark.parametrize(
+    ("scores", "numbers", "name"),
+    [
+        (np.zeros((500, 7)), -1, "numbers"),
+        (np.zeros((499, 7)), 9, "scores"),
+        (np.zeros((500, 6)), 9, "scores"),
+        (np.full((500, 7), -np.inf), 9, "scores"),
+    ],
+)
+def test_wrong_scores_and_numbers_are_value_errors(scores, numbers, name):
+    with pytest.raises(ValueError, match=name):
+        lengths_within(scores, zipf_spec(500, 6), numbers)
 
 
 def test_at_its_price_no_other_lengths_score_more():

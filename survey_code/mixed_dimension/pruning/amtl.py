@@ -129,7 +129,9 @@ def prefix_of(choice: Tensor) -> Tensor:
     return choice.flip(-1).cumsum(-1).flip(-1)[..., 1:]
 
 
-def lengths_within(scores: np.ndarray, spec: TableSpec, numbers: int) -> np.ndarray:
+def lengths_within(
+    scores: np.ndarray, spec: TableSpec, numbers: int, level: Any = None
+) -> np.ndarray:
     r"""Lengths of the best scores whose sum fits.
 
     Each id takes the length c of the largest :math:`s_{ic} - \mu c`; the price
@@ -138,35 +140,52 @@ def lengths_within(scores: np.ndarray, spec: TableSpec, numbers: int) -> np.ndar
 
     Parameters
     ----------
-    scores : ndarray, shape (n, d + 1)
-        Of each id and length 0 to d.
+    scores : ndarray, shape (n, d + 1), or (levels, d + 1)
+        Of each id, or level, and length 0 to d.
     spec : TableSpec
     numbers : int
         Largest sum of the lengths.
+    level : ndarray of integers, shape (n,), optional
+        Row of `scores` that each id reads; by default its own.
 
     Returns
     -------
     ndarray of int64, shape (n,)
+
+    Raises
+    ------
+    ValueError
+        If the scores have another shape or are not finite, or `numbers` is negative.
     """
-    size = np.arange(scores.shape[1])
+    n, dim = spec.num_embeddings, spec.embedding_dim
+    row = np.arange(n) if level is None else np.asarray(level)
+    wanted = (int(row.max()) + 1, dim + 1)
+    if scores.shape != wanted or not np.isfinite(scores).all():
+        raise ValueError(
+            f"scores must be finite, of shape {wanted}, got {scores.dtype} of shape "
+            f"{scores.shape}"
+        )
+    if numbers < 0:
+        raise ValueError(f"numbers must be from 0 up, got {numbers}")
+    size, ids = np.arange(dim + 1), np.bincount(row)
 
     def take(price: float) -> np.ndarray:
         # Of equal scores the shorter: argmax takes the first.
         return (scores - price * size).argmax(1)
 
     low, high = -1.0, 1.0
-    while take(low).sum() <= numbers:
-        if take(low).min() == size[-1]:
-            return take(low)
+    while ids @ take(low) <= numbers:
+        if take(low)[row].min() == dim:
+            return take(low)[row]
         low *= 2
-    while take(high).sum() > numbers:
+    while ids @ take(high) > numbers:
         high *= 2
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (low, middle) if take(middle).sum() <= numbers else (middle, high)
-    lengths = take(high)
+        low, high = (low, middle) if ids @ take(middle) <= numbers else (middle, high)
+    lengths: np.ndarray = take(high)[row]
     order = rank_by_frequency(spec)
-    extra = (take(low) - lengths)[order].clip(min=0)
+    extra = (take(low)[row] - lengths)[order].clip(min=0)
     before = np.cumsum(extra) - extra
     lengths[order] += np.clip(numbers - lengths.sum() - before, 0, extra)
     return lengths
@@ -232,9 +251,10 @@ class TwinLengths(PrefixTicket):
     @torch.no_grad()
     def choose(cls, table: TwinMasks, spec: TableSpec, budget: int) -> np.ndarray:
         """The most probable lengths that fit."""
-        scores = table.logits().log_softmax(1)[table.level].double().cpu().numpy()
+        scores = table.logits().log_softmax(1).double().cpu().numpy()
         overhead = ragged_bytes(0, spec.num_embeddings, spec.embedding_dim)
-        return lengths_within(scores, spec, (budget - overhead) // 4)
+        level = table.level.cpu().numpy()
+        return lengths_within(scores, spec, (budget - overhead) // 4, level)
 
     @classmethod
     def search(

@@ -107,6 +107,7 @@ class DeepLightEmbedding(CompressedEmbedding):
         self.keep, self.format, self.every, self.decay = keep, format, every, decay
         self.warm, self.schedule_end = warm, end
         self.progress, self.steps = 0.0, 0
+        self.deployed: tuple[tuple[int, int], Tensor] | None = None
 
     @classmethod
     def plan(
@@ -168,7 +169,14 @@ class DeepLightEmbedding(CompressedEmbedding):
     def embed(self, ids: Tensor) -> Tensor:
         """Rows as they are; in eval mode, what would be deployed now."""
         rows = functional.embedding(ids, self.weight, sparse=self.sparse_gradients)
-        return rows if self.training else rows * self.final_mask()[ids]
+        if self.training:
+            self.deployed = None
+            return rows
+        # The mask takes a pass over the table: once, until the weight changes.
+        version = (self.weight._version, self.weight.data_ptr())
+        if self.deployed is None or self.deployed[0] != version:
+            self.deployed = version, self.final_mask()
+        return rows * self.deployed[1][ids]
 
     def freeze(self) -> SparseLayout:
         """The largest entries."""

@@ -52,7 +52,8 @@ class ThresholdTable(CompressedEmbedding):
     granularity : {"global", "dimension", "feature", "feature_dimension"}
         Whether all entries share an s, those of a column, of a row, or none.
     start : float
-        First value of s.
+        First value of s.  Below about -88 its sigmoid is 0 in float32, and s learns
+        nothing from the loss: only decay moves it.
     decay : float
         Weight decay of table and s.  It is what moves s up from its start.
     travel : float
@@ -138,7 +139,7 @@ class ThresholdEmbedding(TicketEmbedding):
             )
         check_positive(travel=travel)
         if not (isinstance(start, int | float) and -745 < start < 0):
-            raise ValueError(f"start must be a number below 0, got {start!r}")
+            raise ValueError(f"start must lie between -745 and 0, got {start!r}")
         check_decay(decay)
         plan_entries(spec, ratio, format)
         return {

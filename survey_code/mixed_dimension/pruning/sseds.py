@@ -83,7 +83,7 @@ def column_saliencies(network: Any, loss: Any, batches: list[Any]) -> np.ndarray
 
 
 def widths_within(saliency: np.ndarray, spec: TableSpec, budget: int) -> np.ndarray:
-    """Columns of each field: the most salient for their bytes that fit.
+    """Columns of each field: the most salient for the rows of their field that fit.
 
     A column that no longer fits is passed over, and cheaper ones after it may fit.
 
@@ -92,15 +92,29 @@ def widths_within(saliency: np.ndarray, spec: TableSpec, budget: int) -> np.ndar
     saliency : ndarray, shape (fields, dim)
     spec : TableSpec
     budget : int
+        In bytes.
 
     Returns
     -------
     ndarray of int64, shape (fields,)
+
+    Raises
+    ------
+    ValueError
+        If the saliencies have another shape or are not finite, or the budget does not
+        even pay for fields without columns.
     """
-    fields, dim = saliency.shape
+    fields, dim = len(spec.field_starts) - 1, spec.embedding_dim
+    if saliency.shape != (fields, dim) or not np.isfinite(saliency).all():
+        raise ValueError(
+            f"saliency must be finite, of shape {(fields, dim)}, got "
+            f"{saliency.dtype} of shape {saliency.shape}"
+        )
     costs = field_costs(spec, tuple(range(dim + 1)))  # (fields, dim + 1)
     widths = np.zeros(fields, dtype=np.int64)
     spent = int(costs[:, 0].sum())
+    if budget < spent:
+        raise ValueError(f"budget must be at least {spent} bytes, got {budget}")
     worth = saliency / np.diff(spec.field_starts)[:, None]
     for place in np.argsort(-worth, axis=None, kind="stable").tolist():
         field = place // dim
@@ -124,8 +138,9 @@ class SalientColumns(GroupedEmbedding):
     Notes
     -----
     Qu et al., "Single-Shot Embedding Dimension Search in Recommender System" (SIGIR
-    2022).  We divide a column's saliency by its bytes, since a column of a large
-    field costs more, and average the gradient of a few batches.
+    2022).  We divide a column's saliency by the rows of its field, since a column of a
+    large field costs more, and average the gradient of a few batches.  Only the number
+    of columns survives the search, not which: the slim fields are drawn anew.
     """
 
     def __init__(self, spec: TableSpec, *, widths: Any, seed: int = 0) -> None:
