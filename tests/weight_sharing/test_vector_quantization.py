@@ -356,3 +356,24 @@ def test_clustering_draws_every_hash_once_and_divides_by_no_empty_bucket():
 def test_cce_trains_far_less_than_a_table():
     table = ClusteredEmbedding(TableSpec.of_shape(10_000, 16), books=2, bits=6)
     assert sum(p.numel() for p in table.parameters()) == 2 * 2 * 64 * 8
+
+
+@pytest.mark.parametrize("ratio", [4, 10, 20, 30])
+@pytest.mark.parametrize("rows", [12_144, 5382])
+@pytest.mark.parametrize("key, most", [("cce", 1.02), ("mgqe", 1.2), ("lightrec", 1.2)])
+def test_plans_use_the_budget(key, most, rows, ratio):
+    # Powers of two only, CCE took 45x where 30x was asked for, and so did MGQE.
+    spec = TableSpec.of_shape(rows, 16)
+    method = get_method(key)
+    table = method.build(spec, method.plan(spec, ratio), 1)
+    reached = spec.full_bytes / table.freeze().nbytes
+    assert ratio <= reached <= most * ratio
+
+
+def test_a_round_keeps_the_number_of_helpers():
+    table = ClusteredEmbedding(SPEC, books=2, bits=3, helpers=21, seed=1)
+    table.cluster()
+    assert table.values.shape == (2 * (8 + 21), 4)
+    assert (table.index[:, 3] == 21).all()
+    rows = table(IDS).detach().numpy()
+    np.testing.assert_allclose(table.freeze().lookup(IDS.numpy()), rows, rtol=1e-6)

@@ -178,7 +178,7 @@ class AdditiveEmbedding(CompressedEmbedding):
 
         books, bits = plan_books(
             spec, ratio, size, books=books, bits=bits,
-            choices=[1, 2, 3, 4, 6, 8, 12, 16],
+            choices=list(range(1, MOST_BOOKS + 1)), top=10,
         )  # fmt: skip
         return {"books": books, "bits": bits, "warm_up": warm_up, "pull": pull}
 

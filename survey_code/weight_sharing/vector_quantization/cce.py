@@ -19,6 +19,7 @@ from survey_code.layouts import CodebookLayout
 from survey_code.layouts.codebook import check_bits, codebook_bytes
 from survey_code.layouts.hashed import draw_multipliers, table_starts, take_digits
 from survey_code.spec import TableSpec
+from survey_code.weight_sharing.hashing.base import MOST_ROWS
 from survey_code.weight_sharing.vector_quantization.lloyd import (
     average_rows,
     check_books,
@@ -48,7 +49,9 @@ class ClusteredEmbedding(CompressedEmbedding):
     books : int
         Parts of a row, a divisor of the dimension.
     bits : int
-        Of a code; a book has 2**bits codewords and as many helpers.
+        Of a code; a book has 2**bits codewords.
+    helpers : int, optional
+        Of a book; by default as many as codewords.
     rounds : int, default 2
     schedule_end : float, default 0.7
         Share of the training after which no round follows.
@@ -77,34 +80,39 @@ class ClusteredEmbedding(CompressedEmbedding):
         *,
         books: int,
         bits: int,
+        helpers: int | None = None,
         rounds: int = 2,
         schedule_end: float = 0.7,
         seed: int = 0,
     ) -> None:
         check_books(books, spec.embedding_dim)
         check_bits("bits", bits)
+        helpers = 1 << bits if helpers is None else helpers
+        check_range("helpers", helpers, 1, MOST_ROWS)
         check_rounds(rounds, schedule_end)
         super().__init__(spec.num_embeddings, spec.embedding_dim)
         self.books, self.bits, self.clusters = int(books), int(bits), 1 << int(bits)
+        self.helpers = int(helpers)
         self.width = spec.embedding_dim // self.books
         self.rounds, self.schedule_end, self.seed = rounds, float(schedule_end), seed
         self.counts = np.maximum(spec.train_counts, 1).astype(np.float64)
         kind = np.uint8 if bits <= 8 else np.int32
         everyone = np.arange(spec.num_embeddings)
-        codes = np.stack(take_digits(everyone, self.draw_index(0)), 1).astype(kind)
-        self.register_buffer("codes", torch.from_numpy(codes))
-        self.register_buffer("index", torch.from_numpy(self.draw_index(1)))
+        codes = np.stack(take_digits(everyone, self.draw_index(0, self.clusters)), 1)
+        self.register_buffer("codes", torch.from_numpy(codes.astype(kind)))
+        first = self.draw_index(1, self.helpers)
+        self.register_buffer("index", torch.from_numpy(first))
         self.register_buffer("done", torch.zeros((), dtype=torch.int64))
         # Two parts add up to the spread of the full table.
-        rows = (2 * self.books * self.clusters, self.width)
+        rows = (self.books * (self.clusters + self.helpers), self.width)
         std = spec.init_std / np.sqrt(2)
         self.values = nn.Parameter(draw_normal(rows, std, [seed, 0]))
 
-    def draw_index(self, number: int) -> np.ndarray:
-        """Hashes into the books, one each; see `take_digits`."""
+    def draw_index(self, number: int, rows: int) -> np.ndarray:
+        """Hashes into `rows` rows, one for each book; see `take_digits`."""
         rng = np.random.default_rng([self.seed, 1, number])
         pairs = draw_multipliers(rng, self.books)
-        rest = np.full((self.books, 2), (1, self.clusters))
+        rest = np.full((self.books, 2), (1, rows))
         return np.concatenate([pairs, rest], axis=1).astype(np.int64)
 
     @classmethod
@@ -115,23 +123,33 @@ class ClusteredEmbedding(CompressedEmbedding):
         *,
         books: int | None = None,
         bits: int | None = None,
+        helpers: int | None = None,
         rounds: int = 2,
         schedule_end: float = 0.7,
     ) -> dict[str, Any]:
-        """The largest books that fit beside the codes; of equal ones the most."""
+        """Books of the longest codes with as many helpers as codewords, at least;
+        of equal ones the most.  Helpers, unlike codewords, come in any number, and
+        take what is left of the budget.
+        """
         check_rounds(rounds, schedule_end)
+        if helpers is not None:
+            check_range("helpers", helpers, 1, MOST_ROWS)
         dim = spec.embedding_dim
 
         def size(m: int, b: int) -> int:
             codes = codebook_bytes(spec.num_embeddings, m, b, m << b, dim // m)
-            return codes + 4 * (m << b) * (dim // m) + 32 * m
+            return codes + 4 * dim * (helpers or 1 << b) + 32 * m
 
         books, bits = plan_books(
             spec, ratio, size, books=books, bits=bits, top=16, large=True,
             choices=None if books else [m for m in (1, 2, 4) if dim % m == 0],
         )  # fmt: skip
+        if helpers is None:
+            left = spec.budget(ratio) - size(books, bits)
+            helpers = (1 << bits) + left // (4 * dim)
         return {
-            "books": books, "bits": bits, "rounds": rounds, "schedule_end": schedule_end
+            "books": books, "bits": bits, "helpers": helpers,
+            "rounds": rounds, "schedule_end": schedule_end,
         }  # fmt: skip
 
     # -- rows -----------------------------------------------------------------
@@ -139,8 +157,9 @@ class ClusteredEmbedding(CompressedEmbedding):
     def places(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of `values`: codewords and helpers of ids, both (m, books)."""
         starts = torch.tensor(table_starts(self.index), device=ids.device)
+        words = torch.arange(self.books, device=ids.device) * self.clusters
         helpers = torch.stack(take_digits(ids, self.index), 1) + starts
-        return self.codes[ids].long() + starts, helpers + self.books * self.clusters
+        return self.codes[ids].long() + words, helpers + self.books * self.clusters
 
     def embed(self, ids: Tensor) -> Tensor:
         """Codewords plus helpers, part by part."""
@@ -172,12 +191,12 @@ class ClusteredEmbedding(CompressedEmbedding):
         """One round: codes, codewords, hashes and helpers from the rows' parts."""
         self.done += 1
         number = int(self.done)
-        index = torch.from_numpy(self.draw_index(1 + number)).to(self.index)
+        index = torch.from_numpy(self.draw_index(1 + number, self.helpers))
+        index = index.to(self.index)
         everyone = torch.arange(self.num_embeddings, device=self.codes.device)
         helpers = [d.cpu().numpy() for d in take_digits(everyone, index)]
-        words = [
-            part.cpu().double().numpy() for part in self.values.split(self.clusters)
-        ]
+        sizes = [self.clusters] * self.books + [self.helpers] * self.books
+        words = [part.cpu().double().numpy() for part in self.values.split(sizes)]
         old = self.places(everyone)
         rng = np.random.default_rng([self.seed, 2, number])
         for book in range(self.books):
@@ -187,7 +206,7 @@ class ClusteredEmbedding(CompressedEmbedding):
             centroids, codes = self.cluster_part(rows, rng)
             words[book][: len(centroids)] = centroids
             left = rows - words[book][codes]
-            means, _ = average_rows(left, helpers[book], self.clusters, self.counts)
+            means, _ = average_rows(left, helpers[book], self.helpers, self.counts)
             words[self.books + book] = means
             self.codes[:, book] = torch.from_numpy(codes).to(self.codes)
         self.index.copy_(index)
@@ -209,7 +228,7 @@ class ClusteredEmbedding(CompressedEmbedding):
     def freeze(self) -> CodebookLayout:
         """Codes, codewords, helpers, and the helpers' hashes."""
         values = self.values.detach().float().cpu().numpy()
-        words, helpers = np.split(values, 2)
+        words, helpers = np.split(values, [self.books * self.clusters])
         return CodebookLayout.from_codes(
             self.codes.cpu().numpy(),
             words.copy(),

@@ -13,7 +13,11 @@ from survey_code.layouts.codebook import check_bits, codebook_bytes
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.vector_quantization.clustering import most_frequent
 from survey_code.weight_sharing.vector_quantization.dpq import ProductEmbedding
-from survey_code.weight_sharing.vector_quantization.lloyd import plan_books
+from survey_code.weight_sharing.vector_quantization.lloyd import (
+    check_books,
+    divisors,
+    most_bits,
+)
 
 
 class GranularEmbedding(ProductEmbedding):
@@ -90,27 +94,37 @@ class GranularEmbedding(ProductEmbedding):
         normalize: bool = False,
         commitment: float = 0.0,
     ) -> dict[str, Any]:
-        """The most bits per head, with codes of the others up to 2 bits shorter."""
+        """The most bits of codes, of all ids together, that fit beside their
+        codewords, with codes of the tail one or two bits shorter than the heads'.
+        """
         check_tail(bits or 16, tail_bits or 1, head_share)
         if tail_bits is not None and bits is not None and tail_bits > bits:
             raise ValueError(f"tail_bits must be at most {bits}, got {tail_bits}")
-        heads, dim = count_heads(spec, head_share), spec.embedding_dim
-
-        def size(m: int, b: int) -> int:
-            short = tail_bits or max(b - 2, 1)
+        rows, dim = spec.num_embeddings, spec.embedding_dim
+        if books is not None:
+            check_books(books, dim)
+        heads = count_heads(spec, head_share)
+        longest = max(most_bits(rows, top=10), tail_bits or 1)
+        sizes = {
+            (m, b, t): codebook_bytes(
+                rows, m, t, m << b, dim // m, heads=heads, head_bits=b
+            )
+            for m in ([books] if books else divisors(dim))
+            for b in ([bits] if bits else range(1, longest + 1))
+            for t in ([tail_bits] if tail_bits else {max(b - 2, 1), max(b - 1, 1)})
             # A tail with longer codes than the head is no choice at all.
-            if short > b:
-                return spec.full_bytes * 64
-            return codebook_bytes(
-                spec.num_embeddings, m, short, m << b, dim // m,
-                heads=heads, head_bits=b,
-            )  # fmt: skip
-
-        books, bits = plan_books(spec, ratio, size, books=books, bits=bits, top=10)
+            if t <= b
+        }
+        budget = spec.require(ratio, smallest=min(sizes.values()))
+        # Of equals the fewest books, whose codewords are longest.
+        books, bits, tail_bits = max(
+            (plan for plan, size in sizes.items() if size <= budget),
+            key=lambda p: (p[0] * (heads * p[1] + (rows - heads) * p[2]), -p[0]),
+        )
         return {
             "books": books,
             "bits": bits,
-            "tail_bits": tail_bits or max(bits - 2, 1),
+            "tail_bits": tail_bits,
             "head_share": head_share,
             "normalize": normalize,
             "commitment": commitment,
