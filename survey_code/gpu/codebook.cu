@@ -7,7 +7,7 @@
 constexpr int SIDE = 0, HELPED = 1, ADDED = 2;
 
 template <int E, typename Number, int HOW> struct Codebook {
-  static constexpr int ENTRIES = E;
+  static constexpr int ENTRIES = E, AHEAD = 4;
   Codes codes;
   const Number *words, *heads;
   int dim, width;
@@ -18,32 +18,37 @@ template <int E, typename Number, int HOW> struct Codebook {
 
   struct Place {
     Codes::Row row;
-    long long id;
+    unsigned id[2];    // its halves, for the hashed rows
   };
 
   __device__ __forceinline__ Place find(long long id) const {
-    return {codes.find(id), id};
+    return {codes.find(id), {unsigned(id), unsigned(id >> 32)}};
   }
 
   __device__ __forceinline__ void read(const Place& found, int first,
                                        float (&entries)[E]) const {
     const Codes::Row& row = found.row;
+    if (codes.is_stored(row)) {
+      const Number* own = heads + (long long)row.place * dim + first;
+#pragma unroll
+      for (int j = 0; j < E; ++j) entries[j] = widen(own[j]);
+      return;
+    }
     const int book = HOW == ADDED ? 0 : first / width;
-    const Number* place = heads + row.place * dim + first;
-    if (row.bits)
-      place = words + (long long)codes.codeword(row, book) * width + first - book * width;
+    const int at = first - book * width;
+    const Number* place = words + (long long)codes.codeword(row, book) * width + at;
 #pragma unroll
     for (int j = 0; j < E; ++j) entries[j] = widen(place[j]);
-    if (HOW == HELPED && row.bits) {
+    if (HOW == HELPED) {
       const long long* how = codes.fields + 14 + book * (DIGIT_FIELDS + 1);
-      const long long helper = take_digit(how, found.id) + field(how, DIGIT_FIELDS);
+      const long long id = (long long)found.id[1] << 32 | found.id[0];
+      const long long helper = take_digit(how, id) + field(how, DIGIT_FIELDS);
       float added[E];
-      load_floats<E>(
-          array<float>(codes.fields, 13) + helper * width + first - book * width, added);
+      load_floats<E>(array<float>(codes.fields, 13) + helper * width + at, added);
 #pragma unroll
       for (int j = 0; j < E; ++j) entries[j] += added[j];
     }
-    if (HOW != ADDED || !row.bits) return;
+    if (HOW != ADDED) return;
     for (int book = 1; book < codes.books; ++book) {
       place = words + (long long)codes.codeword(row, book) * width + first;
 #pragma unroll

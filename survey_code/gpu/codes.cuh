@@ -8,47 +8,54 @@
 // last one the first of its rows.
 struct Codes {
   const long long* fields;
-  const unsigned* stream;
-  int books, bits;
+  const unsigned* streams[2];    // of the rows, and of the heads
+  int books, bits[2];
 
   __device__ __forceinline__ explicit Codes(const long long* f)
-      : fields(f), stream(array<unsigned>(f, 0)), books(field(f, 3)),
-        bits(field(f, 1)) {}
+      : fields(f), streams{array<unsigned>(f, 0), array<unsigned>(f, 10)},
+        books(field(f, 3)), bits{int(field(f, 1)), int(field(f, 11))} {}
 
   struct Row {
-    const unsigned* stream;
-    const int* firsts;       // row of each book in the codewords
-    long long place;         // of the first code in its stream, or of the head
-    int bits;                // 0: a head whose numbers are stored
+    unsigned place;    // among the rows, or among the heads
+    int firsts;        // where the first codewords of its group's books are listed
+    int head;          // 0 or 1
   };
 
   __device__ __forceinline__ Row find(long long id) const {
+    Row row = {unsigned(id), 0, 0};
     const unsigned long long* marks = array<unsigned long long>(fields, 8);
-    Row row = {stream, array<int>(fields, 5), id, bits};
     const int groups = field(fields, 6);
     if (groups > 1) {
       const long long* starts = array<long long>(fields, 7);
-      row.firsts += (search(starts, 0, groups, id + 1) - 1) * books;
+      row.firsts = (search(starts, 0, groups, id + 1) - 1) * books;
     }
     if (marks) {
       const unsigned long long word = marks[id >> 6];
       const int bit = id & 63;
-      const long long heads =
+      const unsigned heads =
           array<unsigned>(fields, 9)[id >> 6] + __popcll(word & ((1ull << bit) - 1));
-      const bool head = word >> bit & 1;
-      row.place = head ? heads : id - heads;
-      if (head) row.stream = array<unsigned>(fields, 10);
-      if (head) row.bits = field(fields, 11);
+      row.head = word >> bit & 1;
+      row.place = row.head ? heads : row.place - heads;
     }
-    row.place *= row.bits ? books : 1;
     return row;
   }
 
-  // Row of the codewords that code j of a row names.
-  __device__ __forceinline__ int codeword(const Row& row, int j) const {
-    const long long start = (row.place + j) * row.bits;
-    const unsigned* word = row.stream + (start >> 5);
+  // A head whose numbers are stored, and not codes.
+  __device__ __forceinline__ bool is_stored(const Row& row) const {
+    return row.head && !bits[1];
+  }
+
+  // Code j of a row.
+  __device__ __forceinline__ int code(const Row& row, int j) const {
+    const int own = row.head ? bits[1] : bits[0];
+    const long long start = ((long long)row.place * books + j) * own;
+    const unsigned* word = (row.head ? streams[1] : streams[0]) + (start >> 5);
     const unsigned long long pair = (unsigned long long)word[1] << 32 | word[0];
-    return row.firsts[j] + int(pair >> (start & 31) & ((1u << row.bits) - 1));
+    return pair >> (start & 31) & ((1u << own) - 1);
+  }
+
+  // Row of the codewords that code j names.
+  __device__ __forceinline__ int codeword(const Row& row, int j) const {
+    return __ldg(array<int>(fields, 5) + row.firsts + j) + code(row, j);
   }
 };

@@ -1,9 +1,13 @@
 // Reading and pooling rows that several arrays make together.
 //
-// Every such format is a small class that tells how one thread gets E entries of a
-// row: `find` turns an id into places (digits, offsets, codes), `read` fetches the
-// entries from there and combines them. What a layout consists of, addresses and
-// sizes, lies in one list of 64-bit numbers, `fields`.
+// Every such format is a small class of two steps: `find` turns an id into places
+// (digits, offsets, codes), `read` fetches E entries of the row from there and combines
+// them. What a layout consists of, addresses and sizes, lies in one list of 64-bit
+// numbers, `fields`.
+//
+// The threads of a group share a row: each reads its own entries. Were each to find
+// the row as well, all would compute the same. Instead each thread finds another row,
+// and hands what it found to the group when that row's turn comes.
 
 #include "pooling.cuh"
 
@@ -77,25 +81,105 @@ __device__ __forceinline__ long long take_digit(const long long* fields,
   return value - divide(value, modulus, field(fields, 5)) * modulus;
 }
 
+// The threads that share a row: blockDim.x of them, side by side in a warp.
+struct Group {
+  int lane, lanes;
+  unsigned members;
+
+  __device__ __forceinline__ Group() : lane(threadIdx.x), lanes(blockDim.x) {
+    const unsigned all = lanes == 32 ? ~0u : (1u << lanes) - 1;
+    members = all << (threadIdx.y * lanes & 31);
+  }
+
+  // What another thread of the group holds.
+  template <class T> __device__ __forceinline__ T take(const T& own, int from) const {
+    constexpr int WORDS = sizeof(T) / 4;
+    static_assert(sizeof(T) == 4 * WORDS, "handed over in words of 32 bits");
+    unsigned words[WORDS];
+    memcpy(words, &own, sizeof(T));
+#pragma unroll
+    for (int w = 0; w < WORDS; ++w)
+      words[w] = __shfl_sync(members, words[w], from, lanes);
+    T taken;
+    memcpy(&taken, words, sizeof(T));
+    return taken;
+  }
+};
+
+// Where a row is, and what its entries are multiplied by.
+template <class Place> struct Found {
+  Place place;
+  float factor;
+  int valid;
+};
+
+// A bad id is reported, and found where row 0 is, with the factor 0.
+template <class Format, typename Id>
+__device__ __forceinline__ auto find_row(const Format& format, const Id* ids,
+                                         const float* weights, long long at,
+                                         bool wanted, long long rows,
+                                         unsigned* flag) {
+  const long long id = wanted ? (long long)ids[at] : 0;
+  const bool valid = is_row(id, rows);
+  if (!valid) report(flag, BAD_ID);
+  Found<decltype(format.find(id))> found = {format.find(valid ? id : 0)};
+  found.factor = wanted && valid ? (weights ? weights[at] : 1.0f) : 0.0f;
+  found.valid = valid;
+  return found;
+}
+
 template <class Format, typename Id>
 __global__ void read_composed(const long long* fields, long long rows, int dim,
-                              const Id* __restrict__ ids, long long count,
+                              const Id* __restrict__ ids, long long count, int each,
                               float* __restrict__ out, unsigned* flag) {
-  constexpr int E = Format::ENTRIES;
-  const long long place = (long long)blockIdx.x * blockDim.y + threadIdx.y;
-  if (place >= count) return;
-  const long long id = ids[place];
-  if (!is_row(id, rows)) {
-    report(flag, BAD_ID);
-    return;
-  }
+  constexpr int E = Format::ENTRIES, AHEAD = Format::AHEAD;
+  const Group group;
+  const long long start = ((long long)blockIdx.x * blockDim.y + threadIdx.y) * each;
+  if (start >= count) return;
+  const int many = count - start < each ? int(count - start) : each;
   const Format format(fields, dim);
-  const auto found = format.find(id);
-  for (int first = threadIdx.x * E; first < dim; first += blockDim.x * E) {
-    float values[E];
-    format.read(found, first, values);
-    write_piece<E>(out + place * dim + first, values, dim - first, dim);
+  const auto mine = find_row(format, ids, (const float*)nullptr, start + group.lane,
+                             group.lane < many, rows, flag);
+  for (int base = 0; base < dim; base += group.lanes * E) {
+    const int first = base + group.lane * E;
+    for (int from = 0; from < many; from += AHEAD) {
+      float values[AHEAD][E];
+      bool valid[AHEAD];
+#pragma unroll
+      for (int k = 0; k < AHEAD; ++k) {
+        if (from + k >= many) break;
+        const auto found = group.take(mine, from + k);
+        valid[k] = found.valid;
+        format.read(found.place, first < dim ? first : 0, values[k]);
+      }
+#pragma unroll
+      for (int k = 0; k < AHEAD; ++k)
+        if (from + k < many && valid[k] && first < dim)
+          write_piece<E>(out + (start + from + k) * dim + first, values[k],
+                         dim - first, dim);
+    }
   }
+}
+
+// Rows `from` to `from + N` of those that a group has found, read all at once and then
+// added to what is pooled.
+template <int N, class Format, class Find, int E = Format::ENTRIES>
+__device__ __forceinline__ void pool_some(const Format& format, const Group& group,
+                                          const Find& mine, int from, int first,
+                                          int mode, float (&pooled)[E]) {
+  float values[N][E], factors[N];
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    const auto found = group.take(mine, from + k);
+    factors[k] = found.factor;
+    format.read(found.place, first, values[k]);
+  }
+#pragma unroll
+  for (int k = 0; k < N; ++k)
+#pragma unroll
+    for (int j = 0; j < E; ++j)
+      pooled[j] = mode == MAX ? fmaxf(pooled[j], values[k][j])
+                              : fmaf(factors[k], values[k][j], pooled[j]);
 }
 
 template <class Format, typename Id>
@@ -104,44 +188,32 @@ __global__ void pool_composed(const long long* fields, long long rows, int dim,
                               const long long* __restrict__ offsets, long long bags,
                               const float* __restrict__ weights, int mode,
                               float* __restrict__ out, unsigned* flag) {
-  constexpr int E = Format::ENTRIES, AHEAD = 4;
+  constexpr int E = Format::ENTRIES, AHEAD = Format::AHEAD;
+  const Group group;
   const long long bag = (long long)blockIdx.x * blockDim.y + threadIdx.y;
   if (bag >= bags) return;
   long long begin, end;
   find_bag(offsets, bag, bags, count, begin, end, flag);
   const Format format(fields, dim);
-  for (int first = threadIdx.x * E; first < dim; first += blockDim.x * E) {
-    float pooled[E] = {};
-    for (long long start = begin; start < end; start += AHEAD) {
-      float values[AHEAD][E], factors[AHEAD];
-      bool wanted[AHEAD];
+  for (int base = 0; base < dim; base += group.lanes * E) {
+    const int first = base + group.lane * E, own = first < dim ? first : 0;
+    float pooled[E];
+    const float least = __uint_as_float(0xFF800000u);    // minus infinity
 #pragma unroll
-      for (int k = 0; k < AHEAD; ++k) {
-        wanted[k] = start + k < end;
-        if (!wanted[k]) continue;
-        const long long id = ids[start + k];
-        if (!is_row(id, rows)) {
-          report(flag, BAD_ID);
-          wanted[k] = false;
-        } else {
-          factors[k] = weights ? weights[start + k] : 1.0f;
-          format.read(format.find(id), first, values[k]);
-        }
-      }
-#pragma unroll
-      for (int k = 0; k < AHEAD; ++k) {
-        if (!wanted[k]) continue;
-#pragma unroll
-        for (int j = 0; j < E; ++j) {
-          if (mode != MAX) pooled[j] = fmaf(factors[k], values[k][j], pooled[j]);
-          else if (start + k == begin) pooled[j] = values[k][j];
-          else pooled[j] = fmaxf(pooled[j], values[k][j]);
-        }
-      }
+    for (int j = 0; j < E; ++j) pooled[j] = mode == MAX && begin < end ? least : 0.0f;
+    for (long long start = begin; start < end; start += group.lanes) {
+      const int many = end - start < group.lanes ? int(end - start) : group.lanes;
+      const auto mine = find_row(format, ids, weights, start + group.lane,
+                                 group.lane < many, rows, flag);
+      int from = 0;
+      for (; from + AHEAD <= many; from += AHEAD)
+        pool_some<AHEAD>(format, group, mine, from, own, mode, pooled);
+      for (; from < many; ++from)
+        pool_some<1>(format, group, mine, from, own, mode, pooled);
     }
     const float scale = mode == MEAN && end > begin ? 1.0f / (end - begin) : 1.0f;
 #pragma unroll
     for (int j = 0; j < E; ++j) pooled[j] *= scale;
-    write_piece<E>(out + bag * dim + first, pooled, dim - first, dim);
+    if (first < dim) write_piece<E>(out + bag * dim + first, pooled, dim - first, dim);
   }
 }

@@ -9,10 +9,18 @@ from typing import Any
 import numpy as np
 
 from survey_code.gpu import load_cupy
-from survey_code.gpu.rows import ID_TYPES, FusedRows, load_kernel, share_threads
+from survey_code.gpu.rows import (
+    ID_TYPES,
+    FusedRows,
+    load_kernel,
+    round_up,
+    share_threads,
+)
 
 MODES = {"sum": 0, "mean": 1, "max": 2}
 OPEN = 2**63 - 1  # ids of a layout that serves any
+ENOUGH_GROUPS = 8192  # of threads that share rows
+FEW_BLOCKS = 8  # of a row, that are found at once
 NUMBERS = {
     "float32": "float", "float16": "__half", "uint8": "unsigned char",
     "uint16": "unsigned short", "int32": "int", "int64": "long long",
@@ -37,6 +45,8 @@ class ComposedRows(FusedRows):
         Addresses and sizes; the file says in which order.
     kept : tuple of arrays
         What the addresses point to.
+    made : int, default 0
+        Bytes of those arrays that the layout itself does not have.
     """
 
     rows: int
@@ -46,17 +56,23 @@ class ComposedRows(FusedRows):
     entries: int
     fields: Any
     kept: tuple[Any, ...]
+    made: int = 0
 
     @property
     def held_bytes(self) -> int:
         """Bytes beyond the layout's own arrays."""
-        return int(self.fields.nbytes)
+        return int(self.fields.nbytes) + self.made
 
     def start_read(self, ids: Any, out: Any, flag: Any) -> None:
         """One row per id."""
-        kernel, lanes, rows = self.kernel("read_composed", ids)
+        kernel, lanes, groups = self.kernel("read_composed", ids)
+        # Threads that share rows find up to `lanes` of them at once; fewer where
+        # there would be too few groups to keep the whole GPU busy.
+        each = min(max(ids.size // ENOUGH_GROUPS, 1), lanes)
         kernel(
-            (-(-ids.size // rows),), (lanes, rows), (*self.arguments(ids), out, flag)
+            (-(-ids.size // (groups * each)),),
+            (lanes, groups),
+            (*self.arguments(ids), np.int32(each), out, flag),
         )
 
     def start_pool(
@@ -84,7 +100,12 @@ class ComposedRows(FusedRows):
 
 
 def compose(
-    file: str, form: str, entries: int, shape: tuple[int, int], fields: Sequence[Any]
+    file: str,
+    form: str,
+    entries: int,
+    shape: tuple[int, int],
+    fields: Sequence[Any],
+    made: int = 0,
 ) -> ComposedRows:
     """Rows of a shape from their fields: arrays, integers, or None for 0."""
     cupy = load_cupy()
@@ -100,7 +121,7 @@ def compose(
     ]
     listed = cupy.asarray(np.array(numbers, dtype=np.int64))
     kept = tuple(array for array in arrays if array is not None)
-    return ComposedRows(*shape, file, form, entries, listed, kept)
+    return ComposedRows(*shape, file, form, entries, listed, kept, made)
 
 
 def wrap(number: int) -> int:
@@ -174,7 +195,36 @@ def place_flat(
     length = min(block_len, shape[1])
     places = values.size - length + 1
     fields = [values, places, invert(places), length, *multipliers, *(signs or (0, 0))]
-    return compose("flat.cu", "Flat<{}>", choose_entries(length), shape, fields)
+    blocks = -(-shape[1] // length)
+    few = blocks <= FEW_BLOCKS and values.size < 2**32
+    form = f"FewBlocks<{{}}, {blocks}>" if few else "Flat<{}>"
+    return compose("flat.cu", form, choose_entries(length), shape, fields)
+
+
+def place_paths(
+    shape: tuple[int, int],
+    values: Any,
+    paths: Any,
+    index: Sequence[Sequence[int]],
+    hidden: int,
+) -> ComposedRows:
+    """Rows through small networks; see `HashedLayout`.
+
+    Parameters
+    ----------
+    shape : (ids, dim)
+    values, paths : CuPy arrays of float32
+        The rows, and a network in each row.
+    index : lists of integers
+        Which row, and which network.
+    hidden : int
+        Units of a network.
+    """
+    fields = [values, paths, paths.shape[1]]
+    for row in index:
+        fields += [*digit_fields(row), 0]
+    form = f"Path<{{}}, {hidden}>"
+    return compose("hashed.cu", form, choose_entries(shape[1]), shape, fields)
 
 
 def place_tensor_train(
@@ -184,9 +234,16 @@ def place_tensor_train(
     cached_ids: Any = None,
     cached_rows: Any = None,
 ) -> ComposedRows:
-    """Up to three cores of shape (rows, left / step, columns / step, right)."""
-    ones = load_cupy().ones((1, 1, 1, 1), dtype=np.float32)
-    padded = [ones] * (3 - len(cores)) + list(cores)
+    """Up to three cores of shape (rows, left / step, columns / step, right).
+
+    Where the second core's right rank is a multiple of 4, four of its entries are
+    read at once.
+    """
+    cupy = load_cupy()
+    ones = cupy.ones((1, 1, 1, 1), dtype=np.float32)
+    # Each core in an array of its own begins at a multiple of 16 bytes.
+    padded = [ones] * (3 - len(cores)) + [core.copy() for core in cores]
+    aligned = str(padded[1].shape[3] % 4 == 0).lower()
     fields: list[Any] = []
     for core, step in zip(padded, [1] * (3 - len(cores)) + list(steps)):
         rows, left, columns, right = core.shape
@@ -194,9 +251,9 @@ def place_tensor_train(
     fields += [cached_rows, cached_ids, 0 if cached_ids is None else cached_ids.size]
     key = "int" if cached_ids is None else NUMBERS[str(cached_ids.dtype)]
     entries = choose_entries(padded[2].shape[2] * ([1, 1, *steps][-1]))
-    return compose(
-        "tensor_train.cu", f"TensorTrain<{{}}, {key}>", entries, shape, fields
-    )
+    form = f"TensorTrain<{{}}, {key}, {aligned}>"
+    made = sum(core.nbytes for core in padded)
+    return compose("tensor_train.cu", form, entries, shape, fields, made)
 
 
 def place_ragged(
@@ -204,9 +261,15 @@ def place_ragged(
 ) -> ComposedRows:
     """Prefixes of rows; see `RaggedLayout`."""
     kinds = f"{NUMBERS[str(values.dtype)]}, {NUMBERS[str(lengths.dtype)]}"
+    made = 0
+    if lengths.itemsize == 1 and lengths.size % 4:
+        # Lengths of a byte are read four at a time.
+        whole = load_cupy().zeros(round_up(lengths.size, 4), dtype=lengths.dtype)
+        whole[: lengths.size] = lengths
+        lengths, made = whole, whole.nbytes
     return compose(
         "ragged.cu", f"Ragged<{{}}, {kinds}>", choose_entries(shape[1]), shape,
-        [values, lengths, starts],
+        [values, lengths, starts], made,
     )  # fmt: skip
 
 
@@ -305,3 +368,47 @@ def place_codebook(
         "codebook.cu", f"Codebook<{{}}, {kind}, {how}>",
         choose_entries(width, shape[1]), shape, fields,
     )  # fmt: skip
+
+
+# How a tier's entries are stored, by the dtype of its array: see tiered.cu.
+STORED = {"float32": 32, "float16": 16, "uint16": 17}
+
+
+def place_tiered(
+    shape: tuple[int, int], tiers: Sequence[tuple[Any, int]], keys: Sequence[Any]
+) -> ComposedRows:
+    """Rows in tables of different precision; see `TieredLayout`.
+
+    Parameters
+    ----------
+    shape : (ids, dim)
+    tiers : pairs of a CuPy array and the bits of its codes, 0 for plain numbers
+    keys : CuPy arrays
+        Ids of each tier but the last, rising.
+    """
+    marked = [mark_ids(own, shape[0]) for own in keys]
+    fields: list[Any] = [len(tiers)]
+    for (rows, bits), (marks, before) in zip(tiers, [*marked, (None, None)]):
+        stored = bits or STORED[str(rows.dtype)]
+        fields += [rows, stored, rows.shape[1] * rows.itemsize, marks, before]
+    made = sum(marks.nbytes + before.nbytes for marks, before in marked)
+    entries = choose_entries(shape[1])
+    return compose("tiered.cu", "Tiered<{}>", entries, shape, fields, made)
+
+
+def mark_ids(ids: Any, rows: int) -> tuple[Any, Any]:
+    """A bit for each row, set for the ids; and the ids below every 64 rows.
+
+    Returns
+    -------
+    marks : CuPy array of uint64, shape (ceil(rows / 64),)
+    before : CuPy array of uint32, the same shape
+    """
+    cupy = load_cupy()
+    words = -(-rows // 64)
+    bits = cupy.zeros(64 * words, dtype=np.uint8)
+    bits[ids] = 1
+    counts = bits.reshape(words, 64).sum(axis=1, dtype=np.uint32)
+    before = cupy.cumsum(counts, dtype=np.uint32) - counts
+    marks = cupy.packbits(bits, bitorder="little").view(np.uint64)
+    return marks, before

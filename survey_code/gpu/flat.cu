@@ -30,8 +30,17 @@ struct Blocks {
   }
 };
 
+// Blocks are a multiple of E long, so that a thread's entries lie in one.
+template <int E>
+__device__ __forceinline__ void read_block(const float* place, float sign, int left,
+                                           float (&entries)[E]) {
+#pragma unroll
+  for (int j = 0; j < E; ++j) entries[j] = j < left ? sign * __ldg(place + j) : 0.0f;
+}
+
+// Rows of many blocks, each found where it is read.
 template <int E> struct Flat {
-  static constexpr int ENTRIES = E;
+  static constexpr int ENTRIES = E, AHEAD = 4;
   const float* values;
   Blocks blocks;
   int dim;
@@ -43,14 +52,47 @@ template <int E> struct Flat {
 
   __device__ __forceinline__ void read(long long id, int first,
                                        float (&entries)[E]) const {
-    // Blocks are a multiple of E long, so that a thread's entries lie in one.
     const int block = first / blocks.length;
-    const float* place =
-        values + blocks.start(id, block) + first - block * blocks.length;
-    const float sign = blocks.sign(id, block);
+    const float* place = values + blocks.start(id, block) + first - block * blocks.length;
+    read_block<E>(place, blocks.sign(id, block), dim - first, entries);
+  }
+};
+
+// Rows of a few blocks, all found at once.
+template <int E, int COUNT> struct FewBlocks {
+  static constexpr int ENTRIES = E, AHEAD = 4;
+  const float* values;
+  Blocks blocks;
+  int dim;
+
+  __device__ __forceinline__ FewBlocks(const long long* f, int dim)
+      : values(array<float>(f, 0)), blocks(f), dim(dim) {}
+
+  struct Starts {
+    unsigned start[COUNT];
+    unsigned negative;    // a bit for each block
+  };
+
+  __device__ __forceinline__ Starts find(long long id) const {
+    Starts found = {};
 #pragma unroll
-    for (int j = 0; j < E; ++j)
-      entries[j] = first + j < dim ? sign * __ldg(place + j) : 0.0f;
+    for (int block = 0; block < COUNT; ++block) {
+      found.start[block] = blocks.start(id, block);
+      found.negative |= unsigned(blocks.sign(id, block) < 0.0f) << block;
+    }
+    return found;
+  }
+
+  __device__ __forceinline__ void read(const Starts& found, int first,
+                                       float (&entries)[E]) const {
+    const int block = first / blocks.length;
+    unsigned start = found.start[0];
+#pragma unroll
+    for (int k = 1; k < COUNT; ++k)
+      if (k == block) start = found.start[k];
+    const float* place = values + start + (first - block * blocks.length);
+    const float sign = found.negative >> block & 1 ? -1.0f : 1.0f;
+    read_block<E>(place, sign, dim - first, entries);
   }
 };
 

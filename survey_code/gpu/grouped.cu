@@ -8,7 +8,7 @@
 constexpr int GROUP_FIELDS = 5;
 
 template <int E> struct Grouped {
-  static constexpr int ENTRIES = E, WORDS = 8;
+  static constexpr int ENTRIES = E, AHEAD = 4, WORDS = 8;
   const long long* fields;
   const float* values;
   int dim, groups;
@@ -20,7 +20,7 @@ template <int E> struct Grouped {
     const float* numbers;
     const float* projection;
     const short* places;   // which number a column takes, or -1
-    int width;
+    long long width;
   };
 
   __device__ __forceinline__ Row find(long long id) const {
@@ -33,7 +33,7 @@ template <int E> struct Grouped {
       row = rank(planes, id, group);
     }
     const long long* f = of(group);
-    const int width = field(f, 1);
+    const long long width = field(f, 1);
     return {values + field(f, 0) + row * width, array<float>(f, 2),
             array<short>(f, 3), width};
   }

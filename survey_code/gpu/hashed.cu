@@ -3,9 +3,10 @@
 #include "composed.cuh"
 
 constexpr int ADD = 0, MULTIPLY = 1, CONCAT = 2;
+constexpr unsigned NONE = ~0u;
 
 template <int E, int TABLES, int COMBINE> struct Hashed {
-  static constexpr int ENTRIES = E;
+  static constexpr int ENTRIES = E, AHEAD = TABLES == 1 || COMBINE == CONCAT ? 8 : 4;
   const long long* fields;
   const float *values, *weights;
   const int* keys;
@@ -19,8 +20,8 @@ template <int E, int TABLES, int COMBINE> struct Hashed {
   // their columns, keys, how many; six for the weights' digit; then seven for each
   // table, the last one its first row.
   struct Places {
-    const float* rows[TABLES];
-    const float* own;
+    unsigned rows[TABLES];
+    unsigned own;              // among the rows kept apart, or NONE
     float factor[TABLES + 1];
   };
 
@@ -41,7 +42,7 @@ template <int E, int TABLES, int COMBINE> struct Hashed {
 #pragma unroll
     for (int t = 0; t < TABLES; ++t) {
       const long long* how = fields + 14 + t * (DIGIT_FIELDS + 1);
-      places.rows[t] = values + (take_digit(how, id) + field(how, DIGIT_FIELDS)) * width;
+      places.rows[t] = take_digit(how, id) + field(how, DIGIT_FIELDS);
     }
     return places;
   }
@@ -52,31 +53,36 @@ template <int E, int TABLES, int COMBINE> struct Hashed {
     return mix(id, first, field(fields, 3)) >> 31 & 1 ? -1.0f : 1.0f;
   }
 
-  // The row of an id that is listed in `keys`, or nothing.
-  __device__ __forceinline__ const float* find_own(long long id) const {
-    if (!keys) return nullptr;
+  // Where an id stands among those listed in `keys`.
+  __device__ __forceinline__ unsigned find_own(long long id) const {
+    if (!keys) return NONE;
     const long long count = field(fields, 7), at = search(keys, 0, count, id);
-    if (at == count || keys[at] != id) return nullptr;
-    return values + field(fields, 1) * width + at * dim;
+    return at == count || keys[at] != id ? NONE : unsigned(at);
+  }
+
+  __device__ __forceinline__ const float* row(unsigned number) const {
+    return values + (long long)number * width;
   }
 
   __device__ __forceinline__ void read(const Places& places, int first,
                                        float (&entries)[E]) const {
-    if (places.own) return load_floats<E>(places.own + first, entries);
+    if (places.own != NONE)
+      return load_floats<E>(row(field(fields, 1)) + (long long)places.own * dim + first,
+                            entries);
     if (COMBINE == CONCAT) {
       const int part = first / width;
-      const float* row = places.rows[0];
+      unsigned number = places.rows[0];
 #pragma unroll
       for (int t = 1; t < TABLES; ++t)
-        if (t == part) row = places.rows[t];
-      load_floats<E>(row + first - part * width, entries);
+        if (t == part) number = places.rows[t];
+      load_floats<E>(row(number) + first - part * width, entries);
 #pragma unroll
       for (int j = 0; j < E; ++j) entries[j] *= places.factor[0];
       return;
     }
     float parts[TABLES][E];
 #pragma unroll
-    for (int t = 0; t < TABLES; ++t) load_floats<E>(places.rows[t] + first, parts[t]);
+    for (int t = 0; t < TABLES; ++t) load_floats<E>(row(places.rows[t]) + first, parts[t]);
 #pragma unroll
     for (int j = 0; j < E; ++j) {
       entries[j] = places.factor[0] * parts[0][j];
@@ -87,5 +93,63 @@ template <int E, int TABLES, int COMBINE> struct Hashed {
       }
       if (COMBINE == ADD) entries[j] += places.factor[TABLES];
     }
+  }
+};
+
+// A row that runs through a small network, named by a second digit: one hidden layer
+// of HIDDEN units with ReLU.  They are computed where the row is found, once an id.
+//
+// Fields: values, networks, numbers of one; seven for each digit, as above.
+template <int E, int HIDDEN> struct Path {
+  static constexpr int ENTRIES = E, AHEAD = 2;
+  const long long* fields;
+  const float *values, *networks;
+  int dim;
+
+  __device__ __forceinline__ Path(const long long* f, int dim)
+      : fields(f), values(array<float>(f, 0)), networks(array<float>(f, 1)), dim(dim) {}
+
+  struct Signals {
+    float hidden[HIDDEN];
+    unsigned network;
+  };
+
+  // A network: first (dim, HIDDEN), bias (HIDDEN), second (HIDDEN, dim), shift (dim).
+  __device__ __forceinline__ const float* weights(unsigned network) const {
+    return networks + network * field(fields, 2);
+  }
+
+  __device__ __forceinline__ Signals find(long long id) const {
+    Signals signals;
+    signals.network = take_digit(fields + 3 + DIGIT_FIELDS + 1, id);
+    const float* first = weights(signals.network);
+    const float* row = values + take_digit(fields + 3, id) * dim;
+#pragma unroll
+    for (int k = 0; k < HIDDEN; ++k) signals.hidden[k] = 0.0f;
+    for (int i = 0; i < dim; ++i, first += HIDDEN) {
+      const float entry = __ldg(row + i);
+#pragma unroll
+      for (int k = 0; k < HIDDEN; ++k)
+        signals.hidden[k] = fmaf(entry, __ldg(first + k), signals.hidden[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < HIDDEN; ++k)
+      signals.hidden[k] = fmaxf(signals.hidden[k] + __ldg(first + k), 0.0f);
+    return signals;
+  }
+
+  __device__ __forceinline__ void read(const Signals& signals, int first,
+                                       float (&entries)[E]) const {
+    const float* second = weights(signals.network) + (dim + 1) * HIDDEN + first;
+#pragma unroll
+    for (int j = 0; j < E; ++j)
+      entries[j] = first + j < dim ? __ldg(second + HIDDEN * dim + j) : 0.0f;
+#pragma unroll
+    for (int k = 0; k < HIDDEN; ++k)
+#pragma unroll
+      for (int j = 0; j < E; ++j)
+        if (first + j < dim)
+          entries[j] =
+              fmaf(signals.hidden[k], __ldg(second + k * dim + j), entries[j]);
   }
 };

@@ -6,7 +6,7 @@
 
 // Fields: values, lengths, first place of every 32 rows.
 template <int E, typename Number, typename Length> struct Ragged {
-  static constexpr int ENTRIES = E, BLOCK = 32;
+  static constexpr int ENTRIES = E, AHEAD = 4, BLOCK = 32;
   const Number* values;
   const Length* lengths;
   const unsigned* starts;
@@ -17,17 +17,32 @@ template <int E, typename Number, typename Length> struct Ragged {
 
   struct Row {
     const Number* first;
-    int length;
+    long long length;
   };
 
   __device__ __forceinline__ Row find(long long id) const {
-    const long long block = id / BLOCK * BLOCK;
-    unsigned before = 0;
-    // One sector holds the lengths of a block.
-#pragma unroll 8
-    for (long long row = block; row < id; ++row) before += __ldg(lengths + row);
-    return {values + (unsigned long long)starts[id / BLOCK] + before,
-            (int)__ldg(lengths + id)};
+    const int inside = id % BLOCK;
+    const unsigned before = sum_first(lengths + (id - inside), inside);
+    return {values + (unsigned long long)starts[id / BLOCK] + before, __ldg(lengths + id)};
+  }
+
+  // Sum of the first lengths of a block, which one sector holds.  Lengths of a byte
+  // are added up four at a time; their array is padded to whole words.
+  static __device__ __forceinline__ unsigned sum_first(const Length* first, int count) {
+    unsigned sum = 0;
+    if constexpr (sizeof(Length) == 1) {
+      const unsigned* words = reinterpret_cast<const unsigned*>(first);
+#pragma unroll
+      for (int w = 0; w < BLOCK / 4; ++w) {
+        const int bytes = count - 4 * w;
+        if (bytes <= 0) break;
+        const unsigned mask = bytes < 4 ? (1u << 8 * bytes) - 1 : ~0u;
+        sum = __dp4a(__ldg(words + w) & mask, 0x01010101u, sum);
+      }
+    } else {
+      for (int k = 0; k < count; ++k) sum += __ldg(first + k);
+    }
+    return sum;
   }
 
   __device__ __forceinline__ void read(const Row& row, int first,
@@ -40,7 +55,7 @@ template <int E, typename Number, typename Length> struct Ragged {
 
 // Fields: values, columns, offsets, rows of a block.
 template <int E, typename Number, typename Column> struct Sparse {
-  static constexpr int ENTRIES = E;
+  static constexpr int ENTRIES = E, AHEAD = 1, CHUNK = 4;
   const Number* values;
   const Column* columns;
   const unsigned* offsets;
@@ -69,18 +84,28 @@ template <int E, typename Number, typename Column> struct Sparse {
                                        float (&entries)[E]) const {
 #pragma unroll
     for (int j = 0; j < E; ++j) entries[j] = 0.0f;
-    for (unsigned at = row.first; at < row.last; ++at) {
-      const int column = int(__ldg(columns + at)) - row.shift - first;
+    // Some entries are asked for before any is looked at.
+    for (unsigned at = row.first; at < row.last; at += CHUNK) {
+      int column[CHUNK];
+      Number value[CHUNK];
 #pragma unroll
-      for (int j = 0; j < E; ++j)
-        if (column == j) entries[j] = widen(values[at]);
+      for (int k = 0; k < CHUNK; ++k) {
+        const unsigned place = at + k < row.last ? at + k : row.last - 1;
+        column[k] = int(__ldg(columns + place)) - row.shift - first;
+        value[k] = values[place];
+      }
+#pragma unroll
+      for (int k = 0; k < CHUNK; ++k)
+#pragma unroll
+        for (int j = 0; j < E; ++j)
+          if (column[k] == j) entries[j] = widen(value[k]);
     }
   }
 };
 
 // Fields: anchors, weights, columns (the anchors' numbers), offsets.
 template <int E, typename Column> struct Anchors {
-  static constexpr int ENTRIES = E;
+  static constexpr int ENTRIES = E, AHEAD = 1, CHUNK = 4;
   const float *anchors, *weights;
   const Column* columns;
   const unsigned* offsets;
@@ -98,13 +123,21 @@ template <int E, typename Column> struct Anchors {
                                        float (&entries)[E]) const {
 #pragma unroll
     for (int j = 0; j < E; ++j) entries[j] = 0.0f;
-    for (unsigned at = row.x; at < row.y; ++at) {
-      float anchor[E];
-      load_floats<E>(anchors + (long long)columns[at] * dim + first, anchor);
-      const float weight = weights[at];
+    for (unsigned at = row.x; at < row.y; at += CHUNK) {
+      float anchor[CHUNK][E], weight[CHUNK];
 #pragma unroll
-      for (int j = 0; j < E; ++j)
-        entries[j] = __fadd_rn(entries[j], __fmul_rn(weight, anchor[j]));
+      for (int k = 0; k < CHUNK; ++k) {
+        const unsigned place = at + k < row.y ? at + k : row.y - 1;
+        weight[k] = __ldg(weights + place);
+        load_floats<E>(anchors + (long long)__ldg(columns + place) * dim + first,
+                       anchor[k]);
+      }
+#pragma unroll
+      for (int k = 0; k < CHUNK; ++k)
+#pragma unroll
+        for (int j = 0; j < E; ++j)
+          if (at + k < row.y)
+            entries[j] = __fadd_rn(entries[j], __fmul_rn(weight[k], anchor[k][j]));
     }
   }
 };

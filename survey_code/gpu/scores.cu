@@ -20,7 +20,7 @@ __global__ void add_scores(const long long* fields, long long first, long long r
     const Codes::Row row = codes.find(first + at);
     float sum = 0.0f;
     for (int book = 0; book < codes.books; ++book)
-      sum += own[book * entries + codes.codeword(row, book) - row.firsts[book]];
+      sum += own[book * entries + codes.code(row, book)];
     scores[query * rows + at] = sum;
   }
 }

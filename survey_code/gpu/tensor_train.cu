@@ -24,8 +24,10 @@ struct Core {
   }
 };
 
-template <int E, typename Key> struct TensorTrain {
-  static constexpr int ENTRIES = E;
+// ALIGNED: the second core's right rank is a multiple of 4.
+template <int E, typename Key, bool ALIGNED> struct TensorTrain {
+  static constexpr int ENTRIES = E, AHEAD = 1;
+  static constexpr int B = 16;    // entries of the state that a thread holds at once
   const long long* fields;
   int dim;
 
@@ -33,32 +35,35 @@ template <int E, typename Key> struct TensorTrain {
       : fields(f), dim(dim) {}
 
   struct Digits {
-    long long digit[3];
-    const float* cached;
+    unsigned digit[3];
+    unsigned cached;    // row among the cached ones, or NONE
   };
+  static constexpr unsigned NONE = ~0u;
 
   __device__ __forceinline__ Digits find(long long id) const {
     Digits found;
-    const unsigned second = field(fields, CORE_FIELDS + 1);
-    const unsigned third = field(fields, 2 * CORE_FIELDS + 1);
-    const unsigned rest = id;  // ids of a table that is held on a GPU fit
-    found.digit[2] = rest % third;
-    found.digit[1] = rest / third % second;
-    found.digit[0] = rest / third / second;
-    found.cached = nullptr;
+    const unsigned long long second = field(fields, CORE_FIELDS + 1);
+    const unsigned long long third = field(fields, 2 * CORE_FIELDS + 1);
+    const unsigned long long rest = id / third;
+    found.digit[2] = id - rest * third;
+    found.digit[1] = rest % second;
+    found.digit[0] = rest / second;
+    found.cached = NONE;
     const Key* keys = array<Key>(fields, 3 * CORE_FIELDS + 1);
     if (keys) {
       const long long count = field(fields, 3 * CORE_FIELDS + 2);
       const long long at = search(keys, 0, count, id);
-      if (at < count && keys[at] == id)
-        found.cached = array<float>(fields, 3 * CORE_FIELDS) + at * dim;
+      if (at < count && keys[at] == id) found.cached = at;
     }
     return found;
   }
 
   __device__ __forceinline__ void read(const Digits& found, int first,
                                        float (&entries)[E]) const {
-    if (found.cached) return load_floats<E>(found.cached + first, entries);
+    if (found.cached != NONE)
+      return load_floats<E>(
+          array<float>(fields, 3 * CORE_FIELDS) + (long long)found.cached * dim + first,
+          entries);
     const Core one(fields, found.digit[0]), two(fields + CORE_FIELDS, found.digit[1]),
         three(fields + 2 * CORE_FIELDS, found.digit[2]);
     // The columns' digits; the E entries of a thread share the first two.
@@ -66,16 +71,44 @@ template <int E, typename Key> struct TensorTrain {
     const int c3 = first % last, c2 = first / last % middle, c1 = first / last / middle;
 #pragma unroll
     for (int j = 0; j < E; ++j) entries[j] = 0.0f;
-    const int from = two.part(c2) * two.left;
-    for (int b = 0; b < two.right; ++b) {
-      float state = 0.0f;
+    // Entries of the first two slices that meet: one row of S1, then rows of S2.
+    const float* left = one.slice + c1 % one.columns * one.right + two.part(c2) * two.left;
+    const float* right = two.slice + c2 % two.columns * two.right;
+    const int stride = two.columns * two.right;
+    for (int begin = 0; begin < two.right; begin += B) {
+      float state[B] = {};
+      const int many = two.right - begin < B ? two.right - begin : B;
       for (int a = 0; a < two.left; ++a)
-        state = fmaf(one.entry(0, c1, from + a), two.entry(a, c2, b), state);
-      const int part = b / three.left, row = b % three.left;
+        add_scaled(__ldg(left + a), right + a * stride + begin, many, state);
 #pragma unroll
-      for (int j = 0; j < E; ++j)
-        if (three.part(c3 + j) == part)
-          entries[j] = fmaf(state, three.entry(row, c3 + j, 0), entries[j]);
+      for (int k = 0; k < B; ++k) {
+        if (k >= many) break;
+        const int part = (begin + k) / three.left, row = (begin + k) % three.left;
+#pragma unroll
+        for (int j = 0; j < E; ++j)
+          if (three.part(c3 + j) == part)
+            entries[j] = fmaf(state[k], three.entry(row, c3 + j, 0), entries[j]);
+      }
+    }
+  }
+
+  // state[k] += factor * row[k], for k below `many`.
+  static __device__ __forceinline__ void add_scaled(float factor, const float* row,
+                                                    int many, float (&state)[B]) {
+    if constexpr (ALIGNED) {
+#pragma unroll
+      for (int quad = 0; quad < B; quad += 4) {
+        if (quad >= many) break;
+        float four[4];
+        load_floats<4>(row + quad, four);
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+          state[quad + k] = fmaf(factor, four[k], state[quad + k]);
+      }
+    } else {
+#pragma unroll
+      for (int k = 0; k < B; ++k)
+        if (k < many) state[k] = fmaf(factor, __ldg(row + k), state[k]);
     }
   }
 };
@@ -97,7 +130,7 @@ __global__ void scatter_cores(const long long* fields, long long rows, int dim,
     report(flag, BAD_ID);
     return;
   }
-  const auto found = TensorTrain<1, int>(fields, dim).find(id);
+  const auto found = TensorTrain<1, int, false>(fields, dim).find(id);
   const Core one(fields, found.digit[0]), two(fields + CORE_FIELDS, found.digit[1]),
       three(fields + 2 * CORE_FIELDS, found.digit[2]);
   const float* g = gradients + place * dim;

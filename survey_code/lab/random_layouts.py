@@ -20,10 +20,11 @@ from survey_code.layouts import (
     RowwiseLayout,
     SparseLayout,
     TensorTrainLayout,
+    TieredLayout,
 )
 from survey_code.layouts.codebook import stream_words
 from survey_code.layouts.generator import count_weights
-from survey_code.layouts.hashed import draw_multipliers
+from survey_code.layouts.hashed import draw_multipliers, path_parameters
 from survey_code.layouts.ragged import BLOCK as ROWS_A_START
 from survey_code.layouts.rowwise import code_bytes, parameter_type
 
@@ -69,6 +70,30 @@ def random_quotients(
     index = np.array([[0, 0, 1, modulus], [0, 0, modulus, 10]], dtype=np.int64)
     values = rng.random((modulus + 10, dim), dtype=np.float32)
     return HashedLayout(values, index, rows, dim, "product"), 4 * dim
+
+
+def random_paths(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout, int]:
+    """A row of a tenth of the rows, through one of ten networks of 16 units."""
+    quotients = rows // 10
+    index = np.array([[0, 0, 10, quotients], [0, 0, 1, 10]], dtype=np.int64)
+    values = rng.random((quotients, dim), dtype=np.float32)
+    paths = rng.random((10, path_parameters(dim, 16)), dtype=np.float32)
+    layout = HashedLayout(values, index, rows, dim, "path", paths=paths)
+    return layout, 4 * dim
+
+
+def random_tiers(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout, int]:
+    """One row in twenty in float32, the others in 4 bits."""
+    wide = np.flatnonzero(rng.random(rows) < 0.05)
+    narrow = np.setdiff1d(np.arange(rows), wide, assume_unique=True)
+    values = rng.random((len(wide), dim), dtype=np.float32)
+    parts = {"values": (wide, values)}
+    packed = random_layout("4 bits", len(narrow), dim, 1)
+    assert isinstance(packed, RowwiseLayout)
+    parts["rows4"] = (narrow, packed.rows)
+    # A word of bits, the ids before it, and a row.
+    touched = 8 + 4 + round(0.05 * 4 * dim + 0.95 * packed.rows.shape[1])
+    return TieredLayout.from_parts(dim, parts), touched
 
 
 def random_flat(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout, int]:
@@ -196,12 +221,14 @@ def random_generator(
 COMPOSED: dict[str, Callable[[np.random.Generator, int, int], tuple[Layout, int]]] = {
     "hashing": random_hashed,
     "quotient-remainder": random_quotients,
+    "path": random_paths,
     "ROBE": random_flat,
     "tensor train": random_train,
     "anchors": random_anchors,
     "grouped": random_groups,
     "ragged": random_prefixes,
     "sparse": random_entries,
+    "tiers": random_tiers,
     "product codes": random_products,
     "turned codes": random_turned,
     "codes and helpers": random_helped,

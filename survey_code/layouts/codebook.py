@@ -463,8 +463,14 @@ class CodebookLayout(Layout):
         from survey_code.gpu.composed import place_codebook
         from survey_code.gpu.multiplied import TurnedRows
 
-        if self.rotation is not None and self.head_values is not None:
-            return None  # the heads' numbers are not turned
+        heads = self.head_values
+        if self.rotation is not None and heads is not None:
+            # Heads are stored as they are: what the rotation then makes of these.
+            xp = array_module(heads)
+            turned = xp.linalg.solve(
+                self.rotation.astype(np.float64).T, heads.astype(np.float64).T
+            )
+            heads = turned.T.astype(np.float32)
         rows = place_codebook(
             (self.num_embeddings, self.embedding_dim),
             self.combine,
@@ -477,7 +483,7 @@ class CodebookLayout(Layout):
             ranks=self.ranks,
             head_codes=self.head_codes,
             head_bits=self.head_bits,
-            head_values=self.head_values,
+            head_values=heads,
             hashed=self.hashed,
             index=None if self.hashed is None else self.index.tolist(),
         )

@@ -21,6 +21,8 @@ import numpy as np
 from survey_code.layouts.layout import Array, Layout, array_module
 
 COMBINE = ("sum", "product", "concat", "path")
+# Units of a path that a kernel's thread holds; wider ones are read array by array.
+MOST_HIDDEN = 64
 
 
 def mix_ids(ids: Array, multiplier: Array, second: Array) -> Array:
@@ -94,6 +96,11 @@ def path_parameters(dim: int, hidden: int) -> int:
     return hidden * (2 * dim + 1) + dim
 
 
+def count_hidden(paths: Array, dim: int) -> int:
+    """Hidden units of the networks in `paths`."""
+    return int(paths.shape[-1] - dim) // (2 * dim + 1)
+
+
 def split_paths(paths: Array, dim: int) -> tuple[Array, Array, Array, Array]:
     """The weights of paths (m, parameters), read row by row.
 
@@ -102,7 +109,7 @@ def split_paths(paths: Array, dim: int) -> tuple[Array, Array, Array, Array]:
     first, bias, second, shift : array
         Shapes (m, dim, hidden), (m, 1, hidden), (m, hidden, dim) and (m, 1, dim).
     """
-    hidden = (paths.shape[-1] - dim) // (2 * dim + 1)
+    hidden = count_hidden(paths, dim)
     cut = dim * hidden
     first = paths[:, :cut].reshape(-1, dim, hidden)
     bias = paths[:, None, cut : cut + hidden]
@@ -269,8 +276,8 @@ class HashedLayout(Layout):
             raise ValueError("paths belong to combine='path'")
         if self.paths is None:
             return
-        dim, parameters = self.embedding_dim, self.paths.shape[-1]
-        hidden = (parameters - dim) // (2 * dim + 1)
+        dim = self.embedding_dim
+        hidden = count_hidden(self.paths, dim)
         if len(self.index) != 2 or hidden < 1:
             raise ValueError("paths need two digits, and hidden units")
         expected = (int(self.index[1, 3]), path_parameters(dim, hidden))
@@ -292,13 +299,19 @@ class HashedLayout(Layout):
         return rows
 
     def fuse(self) -> Any:
-        """Up to four tables; paths are read by the code for arrays."""
-        from survey_code.gpu.composed import OPEN, place_hashed
+        """The rows that digits name, put together as they are read."""
+        from survey_code.gpu.composed import OPEN, place_hashed, place_paths
 
-        if self.combine == "path" or len(self.index) > 4:
-            return None
+        shape = (OPEN if self.open_ids else self.num_embeddings, self.embedding_dim)
+        if self.paths is not None:
+            hidden = count_hidden(self.paths, self.embedding_dim)
+            if self.signs is not None or self.keys is not None or hidden > MOST_HIDDEN:
+                return None
+            return place_paths(
+                shape, self.values, self.paths, self.index.tolist(), hidden
+            )
         return place_hashed(
-            (OPEN if self.open_ids else self.num_embeddings, self.embedding_dim),
+            shape,
             self.combine,
             self.values,
             self.index.tolist(),

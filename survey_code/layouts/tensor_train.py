@@ -57,6 +57,51 @@ def multiply_slices(state: Any, slices: Any, step: int) -> Any:
     return product.reshape(many, width * step * columns, right)
 
 
+# Entries that merged cores may have beyond twice the stored ones: 64 MiB.
+MERGED = 1 << 24
+
+
+def merge_cores(
+    cores: Sequence[Array], steps: Sequence[int], most: int
+) -> tuple[list[Array], list[int]]:
+    """The same train in at most so many cores.
+
+    Of all neighbours, the two are merged whose product is smallest, until few are
+    left.  The product of two cores has a slice for each pair of their slices.
+
+    Parameters
+    ----------
+    cores : sequence of arrays, shapes (rows, left / step, columns / step, right)
+    steps : sequence of int
+    most : int
+
+    Returns
+    -------
+    cores, steps : list
+    """
+    cores, steps = list(cores), list(steps)
+    while len(cores) > most:
+        sizes = [
+            (a.size // a.shape[3]) * (b.size // b.shape[1]) * step
+            for a, b, step in zip(cores, cores[1:], steps[1:])
+        ]
+        at = sizes.index(min(sizes))
+        first, second = cores[at : at + 2]
+        cores[at : at + 2] = [multiply_cores(first, second, steps[at + 1])]
+        del steps[at + 1]
+    return cores, steps
+
+
+def multiply_cores(first: Array, second: Array, step: int) -> Array:
+    """Each slice of the first core times each of the second, (rows * rows, ...)."""
+    xp = array_module(first)
+    rows, left, columns, middle = first.shape
+    ahead = xp.repeat(first.reshape(rows, left * columns, middle), len(second), axis=0)
+    product = multiply_slices(ahead, xp.tile(second, (rows, 1, 1, 1)), step)
+    wide = columns * step * second.shape[2]
+    return product.reshape(rows * len(second), left, wide, second.shape[3])
+
+
 class TensorTrainLayout(Layout):
     """Cores, one after another in one array, and optionally some rows in full.
 
@@ -158,15 +203,16 @@ class TensorTrainLayout(Layout):
         return views
 
     def fuse(self) -> Any:
-        """Up to three cores, of a table whose ids have 32 bits."""
+        """Three cores, into which longer trains are merged."""
         from survey_code.gpu.composed import place_tensor_train
 
-        if len(self.shapes) > 3 or self.num_embeddings >= 2**32:
-            return None
+        cores, steps = merge_cores(self.cores(), self._plan[2], 3)
+        if sum(core.size for core in cores) > 2 * self.values.size + MERGED:
+            return None  # too much more than what is stored
         return place_tensor_train(
             (self.num_embeddings, self.embedding_dim),
-            self.cores(),
-            self._plan[2],
+            cores,
+            steps,
             self.cached_ids,
             self.cached_rows,
         )

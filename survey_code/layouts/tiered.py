@@ -7,7 +7,7 @@ number of named ids below it.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -125,6 +125,17 @@ class TieredLayout(Layout):
             or bool((ordered[1:] == ordered[:-1]).any())
         ):
             raise ValueError("keys must be different ids of the table")
+
+    def fuse(self) -> Any:
+        """The tiers as they are, and a bit for each id that says where it stands."""
+        from survey_code.gpu.composed import place_tiered
+
+        tiers = [(getattr(self, name), bits) for name, bits in TIERS.items()]
+        return place_tiered(
+            (self.num_embeddings, self.embedding_dim),
+            [(array, bits) for array, bits in tiers if array is not None],
+            self.tier_keys(),
+        )
 
     def read_rows(self, ids: Array) -> Array:
         """Search each tier's keys; what is found nowhere is in the last tier."""

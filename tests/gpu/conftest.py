@@ -2,8 +2,8 @@
 
 `FakeCupy` stands in for CuPy.  Its arrays are NumPy's, and its modules are compiled
 by g++ with a header that spells CUDA's words in C++; a launch calls the kernel once
-for each thread, one after another.  Kernels whose threads wait for each other
-(`__syncthreads`, warps) cannot be run this way.
+for each thread.  Threads of a warp may hand each other what they hold; kernels whose
+whole blocks wait (`__syncthreads`) cannot be run this way.
 """
 
 import ctypes
@@ -92,7 +92,7 @@ def as_argument(value):
 
 @cache
 def build(code, folder, expression):
-    """Compile a kernel with a function that calls it thread by thread."""
+    """Compile a kernel with a function that runs it on the processor."""
     source = f'#include "{HERE}/cuda_words.h"\n{code}\nLAUNCHER(({expression}))\n'
     headers = (
         "".join(path.read_text() for path in sorted(Path(folder).glob("*.cuh")))

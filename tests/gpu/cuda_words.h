@@ -1,9 +1,17 @@
-// CUDA's words in C++, for running a kernel on the processor, thread after thread.
+// CUDA's words in C++, for running a kernel on the processor.
+//
+// The threads of a block take turns, one at a time: a thread runs until it ends or
+// until it needs what others hold (`__shfl_sync`) and goes on once they have come to
+// the same place.
+
+#include <ucontext.h>
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <tuple>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -53,6 +61,10 @@ inline int __popcll(unsigned long long value) { return __builtin_popcountll(valu
 inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
   return (unsigned __int128)a * b >> 64;
 }
+inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
+  for (int k = 0; k < 4; ++k) sum += (a >> 8 * k & 255) * (b >> 8 * k & 255);
+  return sum;
+}
 using std::fmaf;
 using std::fmaxf;
 inline int min(int a, int b) { return a < b ? a : b; }
@@ -68,18 +80,88 @@ inline float __bfloat162float(__nv_bfloat16 value) {
   return __uint_as_float((unsigned)value.bits << 16);
 }
 
+// One thread of the block that runs: where it stands, and what it shows the others.
+struct Thread {
+  ucontext_t state;
+  std::vector<char> stack = std::vector<char>(1 << 16);
+  uint3 index;
+  bool ended = false;
+  long long shown = 0;       // how often it has shown something
+  uint64_t values[2];        // the last two things
+};
+static ucontext_t scheduler;
+static std::vector<Thread> threads;
+static size_t running;
+static std::function<void()> body;
+
+inline void enter() {
+  body();
+  threads[running].ended = true;
+}
+
+// The other threads go on, until it is this one's turn again.
+inline void pass() {
+  Thread& own = threads[running];
+  swapcontext(&own.state, &scheduler);
+  threadIdx = own.index;
+}
+
+template <class T> T __shfl_sync(unsigned members, T value, int from, int width) {
+  Thread& own = threads[running];
+  const size_t warp = running / 32 * 32, segment = running % 32 / width * width;
+  own.values[own.shown % 2] = 0;
+  std::memcpy(&own.values[own.shown % 2], &value, sizeof(T));
+  const long long turn = own.shown++;
+  // A thread overwrites what it showed two turns ago: by then all have read it.
+  for (bool waits = true; waits;) {
+    waits = false;
+    for (size_t k = 0; k < 32 && warp + k < threads.size(); ++k)
+      waits |= (members >> k & 1) && threads[warp + k].shown <= turn;
+    if (waits) pass();
+  }
+  T taken;
+  std::memcpy(&taken, &threads[warp + segment + from % width].values[turn % 2],
+              sizeof(T));
+  return taken;
+}
+
+inline void run_block() {
+  threads.resize(blockDim.x * blockDim.y * blockDim.z);
+  size_t k = 0;
+  for (unsigned z = 0; z < blockDim.z; ++z)
+    for (unsigned y = 0; y < blockDim.y; ++y)
+      for (unsigned x = 0; x < blockDim.x; ++x, ++k) {
+        Thread& thread = threads[k];
+        thread.index = {x, y, z};
+        thread.ended = false;
+        thread.shown = 0;
+        getcontext(&thread.state);
+        thread.state.uc_stack.ss_sp = thread.stack.data();
+        thread.state.uc_stack.ss_size = thread.stack.size();
+        thread.state.uc_link = &scheduler;
+        makecontext(&thread.state, enter, 0);
+      }
+  for (bool left = true; left;) {
+    left = false;
+    for (running = 0; running < threads.size(); ++running) {
+      Thread& thread = threads[running];
+      if (thread.ended) continue;
+      left = true;
+      threadIdx = thread.index;
+      swapcontext(&scheduler, &thread.state);
+    }
+  }
+}
+
 template <class... Arguments>
 void run_threads(void (*kernel)(Arguments...), const int (&sizes)[6],
                  Arguments... arguments) {
   gridDim = {(unsigned)sizes[0], (unsigned)sizes[1], (unsigned)sizes[2]};
   blockDim = {(unsigned)sizes[3], (unsigned)sizes[4], (unsigned)sizes[5]};
+  body = [=] { kernel(arguments...); };
   for (blockIdx.z = 0; blockIdx.z < gridDim.z; ++blockIdx.z)
     for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y)
-      for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x)
-        for (threadIdx.z = 0; threadIdx.z < blockDim.z; ++threadIdx.z)
-          for (threadIdx.y = 0; threadIdx.y < blockDim.y; ++threadIdx.y)
-            for (threadIdx.x = 0; threadIdx.x < blockDim.x; ++threadIdx.x)
-              kernel(arguments...);
+      for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) run_block();
 }
 
 template <class Kernel> struct Launcher;

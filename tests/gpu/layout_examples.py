@@ -3,7 +3,13 @@
 import numpy as np
 
 from survey_code import TableSpec, compress
-from survey_code.layouts import DenseLayout, RaggedLayout, SparseLayout
+from survey_code.layouts import (
+    DenseLayout,
+    RaggedLayout,
+    SparseLayout,
+    TensorTrainLayout,
+)
+from survey_code.layouts.tensor_train import core_shapes
 from survey_code.low_precision.quantization import (
     CachedEmbedding,
     LearnedStepEmbedding,
@@ -35,6 +41,28 @@ ROWS = 1000
 SPEC = TableSpec.of_shape(ROWS, 12)
 FIELDS = TableSpec(ROWS, 11, np.array([0, 1, 400, ROWS]), np.zeros(ROWS, np.int64))
 WEIGHT = np.random.default_rng(0).normal(size=(ROWS, 12)).astype(np.float32)
+
+
+def long_train(steps):
+    """A train of more cores than a kernel multiplies; with steps, also a longer one."""
+    cores = [(7, 2, 1, 4, 1), (5, 2, 4, 4, steps), (6, 1, 4, 2, 1), (5, 3, 2, 1, 1)]
+    if steps > 1:
+        cores[2:3] = [(3, 1, 4, 2, 1), (2, 1, 2, 2, 1)]
+    shapes = np.array(cores, dtype=np.int64)
+    size = sum(np.prod(shape) for shape in core_shapes(shapes))
+    values = np.random.default_rng(7).normal(size=size).astype(np.float32)
+    return TensorTrainLayout(values, shapes, ROWS, 12)
+
+
+def turn(layout):
+    """A layout of codes whose codewords a rotation turns, but not its own rows."""
+    rng = np.random.default_rng(6)
+    basis, _ = np.linalg.qr(rng.normal(size=2 * [layout.embedding_dim]))
+    layout.rotation = basis.astype(np.float32)
+    layout.validate()
+    return layout
+
+
 EXAMPLES = {
     "float32": lambda: DenseLayout.from_weight(WEIGHT),
     "float16": lambda: DenseLayout.from_weight(WEIGHT, "float16"),
@@ -62,11 +90,14 @@ EXAMPLES = {
     "semi-tensor train": lambda: SemiTensorEmbedding(SPEC, rank=4, step=2).freeze(),
     "low rank": lambda: compress(WEIGHT, "low_rank", rank=3),
     "tensor train": lambda: TensorTrainEmbedding(SPEC, rank=4).freeze(),
+    "tensor train, four cores": lambda: long_train(steps=1),
+    "semi-tensor train, five cores": lambda: long_train(steps=2),
     "tensor train, cached": lambda: compress(WEIGHT, "tt_rec", rank=4, slots=50),
     "anchors": lambda: AnchorEmbedding(SPEC, anchors=9, entries=2000).freeze(),
     "codes": lambda: compress(WEIGHT, "pq", books=4, bits=5),
     "codes, half": lambda: compress(WEIGHT, "pq", books=6, bits=3, half=True),
     "codes, turned": lambda: compress(WEIGHT, "pq", books=4, bits=5, rotate=True),
+    "codes and rows, turned": lambda: turn(EXAMPLES["codes and rows"]()),
     "codes and rows": lambda: compress(
         WEIGHT,
         "clustering",
@@ -100,10 +131,12 @@ EXAMPLES = {
         SPEC, modulus=30, combine="path"
     ).freeze(),
     "one table": lambda: BloomEmbedding(SPEC, rows=40).freeze(),
+    "six hashes": lambda: BloomEmbedding(SPEC, rows=40, hashes=6).freeze(),
     "own rows": lambda: DoubleHashingEmbedding(SPEC, rows=40, frequent=60).freeze(),
     "weights": lambda: HashEmbedding(SPEC, rows=40, entries=300).freeze(),
     "weight and bias": lambda: MultiEmbedding(SPEC, rows=40, bias=True).freeze(),
     "flat": lambda: RobeEmbedding(SPEC, size=300, signed=True).freeze(),
+    "flat, entry by entry": lambda: RobeEmbedding(SPEC, size=300, block_len=1).freeze(),
     "generator": lambda: DeepHashEmbedding(SPEC, width=20, codes=24).freeze(),
     "generator, normal": lambda: DeepHashEmbedding(
         SPEC, width=20, codes=24, distribution="gaussian"

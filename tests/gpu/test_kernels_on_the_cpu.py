@@ -19,7 +19,7 @@ from survey_code.weight_sharing.decomposition import TensorTrainEmbedding
 from survey_code.weight_sharing.hashing import RobeEmbedding
 
 UNFUSED = (
-    "path", "tiered", "8 bits, per table", "4 bits, per field", "binary",
+    "8 bits, per table", "4 bits, per field", "binary",
     "binary, row scales", "binary, magnitudes",
 )  # fmt: skip
 # The others are read by the code for arrays, or rearranged with CuPy's own words.

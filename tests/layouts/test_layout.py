@@ -22,6 +22,17 @@ def test_every_layout_has_an_example(examples):
     assert {make().name for make in examples.values()} == set(LAYOUTS)
 
 
+def assert_rows(layout, rows, wanted):
+    """The same rows: bit by bit, or up to the rounding of products of matrices.
+
+    A library multiplies one row by other code than many.
+    """
+    if layout.name == "generator":
+        np.testing.assert_allclose(rows, wanted, rtol=1e-4, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(rows, wanted)
+
+
 # -- bytes -------------------------------------------------------------------
 
 
@@ -43,7 +54,7 @@ def test_lookup_keeps_the_shape_of_ids(layout, ids):
     rows = layout.lookup(ids)
     assert rows.dtype == np.float32
     assert rows.shape == (*np.shape(ids), layout.embedding_dim)
-    np.testing.assert_array_equal(rows, table[np.asarray(ids, dtype=np.int64)])
+    assert_rows(layout, rows, table[np.asarray(ids, dtype=np.int64)])
 
 
 @pytest.mark.parametrize("shape", [(0,), (2, 0), (2, 3, 4)])
@@ -51,14 +62,14 @@ def test_lookup_keeps_the_shape_of_ids(layout, ids):
 def test_lookup_takes_every_integer_type(layout, shape, kind):
     ids = np.random.default_rng(0).integers(layout.num_embeddings, size=shape)
     rows = layout.lookup(ids.astype(kind))
-    np.testing.assert_array_equal(rows, decode_layout(layout)[ids])
+    assert_rows(layout, rows, decode_layout(layout)[ids])
 
 
 def test_lookup_takes_torch_ids_and_strided_ids(layout):
     table = decode_layout(layout)
-    np.testing.assert_array_equal(layout.lookup(torch.tensor([2, 1])), table[[2, 1]])
+    assert_rows(layout, layout.lookup(torch.tensor([2, 1])), table[[2, 1]])
     ids = np.arange(layout.num_embeddings)[::-2]
-    np.testing.assert_array_equal(layout.lookup(ids), table[ids])
+    assert_rows(layout, layout.lookup(ids), table[ids])
 
 
 def test_rows_read_are_the_callers_own(layout):
@@ -131,7 +142,7 @@ def test_any_array_of_ids_gives_its_rows_or_a_clear_error(examples_once, ids):
             continue
         assert ids.dtype.kind in "iu"
         if not layout.open_ids:
-            np.testing.assert_array_equal(rows, table[ids.astype(np.int64)])
+            assert_rows(layout, rows, table[ids.astype(np.int64)])
 
 
 @pytest.fixture(scope="module")
