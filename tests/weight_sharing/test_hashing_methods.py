@@ -609,6 +609,32 @@ def test_who_receives_large_gradients_gets_a_row_and_may_lose_it():
     np.testing.assert_array_equal(every_row(table)[9], before[9])
 
 
+def test_who_holds_a_row_is_not_pushed_out_of_the_sketch():
+    sketch = make_sketch(1)
+    holders = torch.tensor([3, 9], dtype=torch.int32)
+    sketch.add(holders.long(), torch.tensor([2.0, 1.0]))
+    for new in range(100, 160):  # each once, and together far more than 9 received
+        sketch.add(torch.tensor([new]), torch.tensor([1.0]), holders)
+    assert {3, 9} < set(sketch.ids.flatten().tolist())
+    everyone = sketch.ids.flatten()
+    sketch.add(torch.tensor([7]), torch.tensor([5.0]), everyone)
+    assert torch.equal(sketch.ids.flatten(), everyone)  # all slots are held
+
+
+def test_own_rows_keep_their_owners_where_ids_are_about_equally_frequent():
+    """As on Frappe, where a row changed hands every 150 steps (here 247 times)."""
+    rng = np.random.default_rng(0)
+    table = HotSketchEmbedding(SPEC, rows=10, hot=12, period=5)
+    moved = 0
+    for _ in range(300):
+        ids = np.unique(rng.integers(0, 500, 200))
+        before = set(table.hot_ids.tolist())
+        cafe_step(table, ids, np.where(ids < 12, 4.0, 1.0))
+        moved += len(before - set(table.hot_ids.tolist()) - {NOBODY})
+    assert moved <= 2 * table.hot
+    assert (table.hot_ids < 12).sum() >= 6
+
+
 def test_cafe_counts_the_length_of_the_summed_gradient():
     table = HotSketchEmbedding(SPEC, rows=10, hot=8, period=100)
     cafe_step(table, [5, 5, 6], [3.0, -1.0, 1.0])

@@ -32,7 +32,7 @@ class HotSketch:
     An id belongs to one bucket of four slots.  Where it has a slot, its score
     grows; else it takes the slot with the smallest score, and inherits that score.
     So a score is never less than what its id received since it came, and never
-    more than that plus what was inherited.
+    more than that plus what was inherited.  Ids with own rows keep their slots.
 
     Parameters
     ----------
@@ -53,11 +53,12 @@ class HotSketch:
         first, second = self.multipliers.tolist()
         return mix_ids(ids, first, second) % len(self.ids)
 
-    def add(self, ids: Tensor, amounts: Tensor) -> None:
+    def add(self, ids: Tensor, amounts: Tensor, holders: Tensor | None = None) -> None:
         """Count amounts, int64 and float of shape (m,); all ids are different.
 
         Newcomers of one bucket come largest first, and no more than four of them: a
-        fifth finds no slot in this call, and its amount is not counted.
+        fifth finds no slot in this call, and its amount is not counted.  Nor is
+        that of one who finds `holders` in all four.
         """
         buckets = self.buckets_of(ids)
         known = self.ids[buckets] == ids[:, None]  # (m, slots)
@@ -71,13 +72,23 @@ class HotSketch:
         ids, buckets, amounts = ids[order], buckets[order], amounts[order]
         ranks = torch.arange(len(ids), device=ids.device)
         ranks -= torch.searchsorted(buckets, buckets)
+        # A holder who is pushed out loses its row, and comes back with nothing to its
+        # name: where ids are about equally frequent, a row never stays with anyone.
+        held = self.held_by(holders)
+        open_slots = ~held[buckets].all(1)
         for rank in range(SLOTS):
-            turn = ranks == rank  # at most one of each bucket
+            turn = (ranks == rank) & open_slots  # at most one of each bucket
             into = buckets[turn]
-            slots = self.scores[into].argmin(1)
+            slots = self.scores[into].masked_fill(held[into], torch.inf).argmin(1)
             self.ids[into, slots] = ids[turn].to(torch.int32)
             self.inherited[into, slots] = self.scores[into, slots]
             self.scores[into, slots] += amounts[turn]
+
+    def held_by(self, holders: Tensor | None) -> Tensor:
+        """Which slots are those of holders, shape (buckets, 4)."""
+        if holders is None:
+            return torch.zeros_like(self.ids, dtype=torch.bool)
+        return torch.isin(self.ids, holders) & (self.ids != NOBODY)
 
     def largest(self, number: int, holders: Tensor) -> Tensor:
         """The ids that received most for certain, int64 and rising; at most `number`.
@@ -86,7 +97,7 @@ class HotSketch:
         counts several times.
         """
         scores = self.scores - self.inherited
-        held = torch.isin(self.ids, holders)
+        held = self.held_by(holders)
         scores = torch.where(held, HOLDING * scores, scores).flatten()
         order = scores.argsort(descending=True, stable=True)[:number]
         ids = self.ids.flatten()[order[scores[order] > 0]].long()
@@ -109,8 +120,8 @@ class HotSketchEmbedding(HashedEmbedding):
     hot : int
         Own rows; the sketch has `slots` slots for each.
     slots : int, default 8
-        Slots of the sketch for each own row.  Where there are few, rare ids push
-        frequent ones out, and rows change their owners all the time.
+        Slots of the sketch for each own row.  Where there are few, ids without an
+        own row push each other out before they have earned one.
     period : int, default 10
         Steps between two assignments of own rows.
     decay : float, default 0.98
@@ -126,7 +137,8 @@ class HotSketchEmbedding(HashedEmbedding):
     -----
     Zhang et al., "CAFE: Towards Compact, Adaptive, and Fast Embedding for
     Large-scale Recommendation Models" (SIGMOD 2024).  The paper promotes ids
-    beyond a threshold; here the threshold is the score that fills the own rows.
+    beyond a threshold; here the threshold is the score that fills the own rows,
+    and the sketch never forgets who has one.
     The sketch, 12 bytes per slot, is needed in training only.
     """
 
@@ -236,7 +248,7 @@ class HotSketchEmbedding(HashedEmbedding):
         distinct, places = torch.unique(ids, return_inverse=True)
         sums = grads.new_zeros(len(distinct), grads.shape[1])
         sums.index_add_(0, places, grads)
-        self.sketch.add(distinct, sums.norm(dim=1))
+        self.sketch.add(distinct, sums.norm(dim=1), self.hot_ids)
         self.steps_done += 1
         if self.steps_done % self.period == 0:
             self.assign(self.sketch.largest(self.hot, self.hot_ids))
