@@ -40,6 +40,7 @@ from survey_code.mixed_dimension.architecture_search import (
     reinforce,
 )
 from survey_code.mixed_dimension.architecture_search.autosrh import keep_columns
+from survey_code.mixed_dimension.architecture_search.choices import widen_within
 from survey_code.mixed_dimension.architecture_search.mixed import sort_by
 from survey_code.mixed_dimension.architecture_search.nis import (
     cut_blocks,
@@ -113,6 +114,33 @@ def test_choose_within_is_the_best_of_all_choices(seed):
         extra = costs[row] - costs[row, pick]
         left = budget - costs[rows, chosen].sum()
         assert not ((extra > 0) & (extra <= left)).any()
+
+
+@pytest.mark.parametrize("ratio", [2, 4, 10])
+def test_groups_that_ask_alike_are_all_served(ratio):
+    """Of the most probable choices that fit, one would be 64 and the next one 1."""
+    widths, rows = np.array([1, 2, 4, 8, 16, 32, 64]), np.array([1, 4, 9, 30, 100])
+    scores = np.log([0.05, 0.25, 0.15, 0.1, 0.1, 0.15, 0.2]) + np.zeros((5, 1))
+    budget = int(64 * rows.sum() / ratio)
+    chosen = widen_within(scores, rows[:, None] * widths, budget)
+    assert (np.diff(chosen) <= 0).all()  # what is left goes where it is cheap
+    assert widths[chosen[-1]] >= 64 / ratio / 2
+    spent = (rows * widths[chosen]).sum()
+    assert spent <= budget
+    grown = chosen + 1  # none of the next steps fits
+    grows = grown < 7
+    more = rows[grows] * (widths[grown[grows]] - widths[chosen[grows]])
+    assert (spent + more > budget).all()
+
+
+def test_a_group_that_asks_for_more_is_never_narrower():
+    rng = np.random.default_rng(0)
+    costs = np.arange(1, 6) * np.full((3, 1), 10)
+    for budget in range(30, 151, 7):
+        sizes = np.sort(rng.dirichlet(np.ones(5), size=3)[:, ::-1].cumsum(1), axis=0)
+        tails = np.diff(sizes, axis=1, prepend=0)[:, ::-1]  # the later, the wider
+        chosen = widen_within(np.log(tails + 1e-9), costs, budget)
+        assert (np.diff(chosen) >= 0).all()
 
 
 def test_a_choice_out_of_reach_is_a_value_error():
@@ -339,6 +367,22 @@ def test_popularity_weights_are_on_the_simplex_and_begin_alike(task):
     assert not weights[0].allclose(weights[2])
 
 
+def test_the_controller_waits_for_the_table(task):
+    table = PopularityWidths(task.spec, (1, 8), 0.1, 0)
+    step = TrainingStep(
+        loss=lambda: torch.zeros(()),
+        validation_loss=lambda: table.weights_at(torch.ones(1))[0, 0],
+        network=SimpleNamespace(parameters=lambda: []),
+        learning_rate=0.1,
+        progress=0.2,
+    )
+    table.validation_step(step)
+    assert table.weights_at(torch.ones(1))[0].tolist() == [0.5, 0.5]
+    step.progress = 0.3
+    table.validation_step(step)
+    assert table.weights_at(torch.ones(1))[0, 0] < 0.5
+
+
 def test_reads_are_counted_in_training_only(task):
     table = PopularityWidths(task.spec, (1, 8), 0.1, 0)
     table.train()(torch.tensor([[3, 1000], [3, 1001]]))
@@ -391,6 +435,30 @@ def test_columns_are_kept_by_magnitude_within_the_budget():
     # As long as columns fit, none that is kept is smaller than one that is not.
     largest = np.unravel_index(magnitudes.argmax(), kept.shape)
     assert kept[largest]
+
+
+def test_no_group_is_left_without_columns_while_the_budget_admits_one_of_each():
+    spec = zipf_spec()
+    group = cut_by_frequency(spec, 5)
+    magnitudes = np.random.default_rng(0).random((5, 16)) + np.arange(5)[::-1, None]
+    assert keep_columns(magnitudes, group, spec, spec.budget(10)).any(1).all()
+
+
+def test_masks_wait_for_the_table(task):
+    method = get_method("autosrh")
+    table = method.load().searching(task.spec, method.plan(task.spec, 4), 1)
+    step = TrainingStep(
+        loss=lambda: torch.zeros(()),
+        validation_loss=lambda: (table.mask * torch.arange(8)).sum(),
+        network=SimpleNamespace(parameters=lambda: []),
+        learning_rate=0.1,
+        progress=0.2,
+    )
+    table.validation_step(step)
+    assert (table.mask == 1).all()
+    step.progress = 0.3
+    table.validation_step(step)
+    assert (table.mask[:, 1:] < 1).all()
 
 
 def test_rarer_groups_end_with_smaller_columns(data):

@@ -343,6 +343,17 @@ def test_widths_fit_the_budget(seed, ratio):
             assert spent + more > spec.budget(ratio)
 
 
+@pytest.mark.parametrize("ratio", [2, 5, 10])
+def test_no_field_is_left_without_columns_while_the_budget_admits_one_of_each(ratio):
+    starts = [0, 3000, 3900, 3990, 4000]
+    spec = TableSpec(4000, 16, starts, np.zeros(4000, np.int64))
+    saliency = np.full((4, 16), 1e-9)
+    saliency[2] = 1.0  # small, and dearer than all others together
+    assert widths_within(saliency, spec, spec.budget(ratio)).min() >= 1
+    # Of less than one number for each row, the largest field has none.
+    assert widths_within(saliency, spec, spec.budget(30))[0] == 0
+
+
 @pytest.mark.parametrize(
     ("saliency", "budget", "name"),
     [
@@ -397,8 +408,7 @@ def test_lengths_spend_the_numbers_and_no_more(seed):
     for numbers in (0, 1, 77, 1500, 2999, 3000):
         lengths = lengths_within(scores, spec, numbers)
         assert lengths.min() >= 0 and lengths.max() <= 6
-        # Of concave or not: what is left is less than one id's next step.
-        assert numbers - 6 <= lengths.sum() <= numbers
+        assert lengths.sum() == numbers
 
 
 def test_ids_of_one_level_share_their_scores():
@@ -426,24 +436,26 @@ def test_wrong_scores_and_numbers_are_value_errors(scores, numbers, name):
         lengths_within(scores, zipf_spec(500, 6), numbers)
 
 
-def test_at_its_price_no_other_lengths_score_more():
-    """Lagrange: the lengths at a price are the best of all with their sum."""
+def test_lengths_keep_the_largest_soft_masks():
+    """Against a sort of all soft masks of a table."""
     rng = np.random.default_rng(0)
-    spec = TableSpec(4, 3, [0, 4], np.arange(4))
-    scores = np.log(rng.dirichlet(np.ones(4), size=4))
-    for numbers in range(13):
-        lengths = lengths_within(scores, spec, numbers)
-        total = scores[np.arange(4), lengths].sum()
-        best = max(
-            scores[np.arange(4), list(p)].sum()
-            for p in itertools.product(range(4), repeat=4)
-            if sum(p) == lengths.sum()
-        )
-        if any(
-            np.array_equal((scores - m * np.arange(4)).argmax(1), lengths)
-            for m in np.linspace(-5, 5, 2001)
-        ):
-            assert total == pytest.approx(best)
+    spec = TableSpec(40, 5, [0, 40], np.arange(40))
+    scores = np.log(rng.dirichlet(np.ones(6), size=40))
+    soft = prefix_of(torch.from_numpy(scores).exp()).numpy()
+    for numbers in (1, 20, 77, 199):
+        largest = np.sort(soft, axis=None)[-numbers:]
+        kept = np.arange(5) < lengths_within(scores, spec, numbers)[:, None]
+        np.testing.assert_array_equal(np.sort(soft[kept]), largest)
+
+
+@pytest.mark.parametrize("numbers", [500, 1250, 3000, 4000])
+def test_masks_that_have_learnt_nothing_drop_no_row(numbers):
+    """Of the most probable lengths that fit, most would be 0 or all."""
+    spec = zipf_spec(500, 8)
+    table = TwinMasks(spec, 16, 0.002, 0.01, seed=0)
+    scores = table.logits().detach().double().numpy()
+    lengths = lengths_within(scores, spec, numbers, table.level.numpy())
+    assert lengths.sum() == numbers and np.ptp(lengths) <= 1
 
 
 def test_frequent_ids_get_longer_rows():

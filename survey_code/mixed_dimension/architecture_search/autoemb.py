@@ -12,12 +12,13 @@ from survey_code.embedding import TrainingStep, check_range, draw_normal
 from survey_code.layouts.grouped import grouped_bytes
 from survey_code.mixed_dimension.architecture_search.bilevel import ChoiceStep
 from survey_code.mixed_dimension.architecture_search.choices import (
+    WARM_UP,
     check_positive,
-    choose_within,
     cut_by_frequency,
     fields_of,
     powers_up_to,
     search_epochs,
+    widen_within,
 )
 from survey_code.mixed_dimension.architecture_search.mixed import MixedWidths
 from survey_code.mixed_dimension.grouped import GroupedEmbedding
@@ -80,7 +81,11 @@ class PopularityWidths(MixedWidths):
         return weights
 
     def validation_step(self, step: TrainingStep) -> None:
-        """The controller learns from a validation batch, which is not counted."""
+        """After the warm-up, the controller learns from a validation batch, which is
+        not counted.
+        """
+        if step.progress < WARM_UP:
+            return
         self.counting = False
         self.choose(step)
         self.counting = True
@@ -146,14 +151,14 @@ class PopularityEmbedding(GroupedEmbedding):
     def search(
         cls, task: Any, spec: TableSpec, options: dict[str, Any], seed: int
     ) -> dict[str, Any]:
-        """The most probable widths of popularity groups that fit the budget."""
+        """Widths of popularity groups, as wide as the controller's weights ask."""
         table = cls.searching(spec, options, seed)
         task.train(table, **search_epochs(task, options["search_epochs"]))
         group = cut_by_frequency(spec, options["groups"])
         scores = group_scores(table, group)
         rows, widths = np.bincount(group), np.array(table.widths)
         room = options["budget"] - overhead(spec)
-        chosen = choose_within(scores, 4 * rows[:, None] * widths, room)
+        chosen = widen_within(scores, 4 * rows[:, None] * widths, room)
         # Groups of one width share a matrix.
         used, merged = np.unique(-widths[chosen], return_inverse=True)
         return {"assignment": merged[group], "widths": -used}

@@ -19,6 +19,7 @@ from survey_code.layouts import GroupedLayout
 from survey_code.layouts.grouped import grouped_bytes
 from survey_code.mixed_dimension.architecture_search.bilevel import choice_gradient
 from survey_code.mixed_dimension.architecture_search.choices import (
+    WARM_UP,
     check_positive,
     cut_by_frequency,
     search_epochs,
@@ -64,7 +65,11 @@ class ColumnMasks(CompressedEmbedding):
         return rows * functional.embedding(self.group[ids], self.mask)
 
     def validation_step(self, step: TrainingStep) -> None:
-        """Each mask moves along its gradient, divided by its mean size."""
+        """After the warm-up, each mask moves along its gradient, divided by its
+        mean size.
+        """
+        if step.progress < WARM_UP:
+            return
         found = choice_gradient([self.mask], [], step.loss, step.validation_loss, 0.0)
         size = found[0].abs().mean(1, keepdim=True).clamp(min=1e-30)
         with torch.no_grad():
@@ -184,13 +189,18 @@ def keep_columns(
 ) -> np.ndarray:
     """The columns of the largest magnitude that fit, in that order.
 
-    A column that no longer fits is passed over, and smaller ones after it may fit.
+    The first column of every group comes before all others, if the budget admits so
+    many: ids without columns are all alike.  A column that no longer fits is passed
+    over, and smaller ones after it may fit.
 
     Returns
     -------
     ndarray of bool, shape (groups, dim)
     """
     kept = np.zeros(magnitudes.shape, dtype=bool)
+    if column_bytes(group, np.ones(len(kept), np.int64), spec) <= budget:
+        magnitudes = magnitudes.copy()
+        magnitudes[np.arange(len(kept)), magnitudes.argmax(1)] = np.inf
     order = np.argsort(-magnitudes, axis=None, kind="stable")
     for g, column in zip(*np.unravel_index(order, kept.shape)):
         kept[g, column] = True

@@ -14,6 +14,10 @@ from survey_code.training import set_precision
 # Choices are combined exactly as long as no more than this many stay in the race.
 WIDEST_FRONT = 20_000
 
+# Share of a search in which the table is trained alone: choices between vectors that
+# have learnt nothing yet fall on those that disturb least, and are hard to undo.
+WARM_UP = 0.25
+
 
 def fields_of(spec: TableSpec) -> np.ndarray:
     """Field of each id."""
@@ -106,6 +110,56 @@ def choose_within(scores: Any, costs: Any, budget: int) -> np.ndarray:
         chosen[group] = candidates[place]
         place = before[place]
     return fill_up(chosen, scores, costs, budget)
+
+
+def widen_within(scores: Any, costs: Any, budget: int) -> np.ndarray:
+    """One candidate per group, from distributions over candidates that grow.
+
+    A group asks for the step from candidate k - 1 to k with the probability of k or
+    more.  The steps that are asked for most are taken first; one that no longer fits
+    is passed over.  So all groups take about the same quantile of their distribution,
+    where the most probable choice of all says nothing about those in between.
+
+    Parameters
+    ----------
+    scores : array, shape (groups, candidates)
+        Log-probabilities, up to a constant of each group.
+    costs : array of int, shape (groups, candidates)
+        Growing along each group.
+    budget : int
+
+    Returns
+    -------
+    ndarray of int64, shape (groups,)
+
+    Raises
+    ------
+    ValueError
+        If even the cheapest choice costs more than the budget.
+
+    Examples
+    --------
+    >>> halves = np.log([[0.1, 0.2, 0.7], [0.7, 0.2, 0.1]])
+    >>> widen_within(halves, [[1, 2, 4], [1, 2, 4]], budget=5).tolist()
+    [2, 0]
+    """
+    scores, costs = np.asarray(scores, float), np.asarray(costs, np.int64)
+    chosen, spent = np.zeros(len(costs), np.int64), int(costs[:, 0].sum())
+    if spent > budget:
+        raise ValueError(
+            f"the cheapest choice costs {spent:,}, more than the budget {budget:,}"
+        )
+    below = np.logaddexp.accumulate(scores, axis=1)
+    below = below[:, :-1] - below[:, -1:]  # log of the probability of fewer
+    # Of equal ones the earlier step, then the earlier group.
+    groups, steps = np.divmod(np.arange(below.size), below.shape[1])
+    for place in np.lexsort((groups, steps, below.ravel())):
+        group, step = groups[place], steps[place]
+        more = int(costs[group, step + 1] - costs[group, step])
+        if chosen[group] == step and spent + more <= budget:
+            chosen[group] += 1
+            spent += more
+    return chosen
 
 
 def fill_up(

@@ -15,24 +15,24 @@ from survey_code.embedding import (
     check_range,
     draw_normal,
 )
-from survey_code.layouts.grouped import remap_bytes
 from survey_code.mixed_dimension.architecture_search.bilevel import step_once
 from survey_code.mixed_dimension.architecture_search.choices import (
+    WARM_UP,
     check_positive,
     choose_within,
     rank_by_frequency,
     search_epochs,
 )
-from survey_code.mixed_dimension.architecture_search.prefix import PrefixEmbedding
+from survey_code.mixed_dimension.architecture_search.prefix import (
+    PrefixEmbedding,
+    prefix_overhead,
+)
 from survey_code.spec import TableSpec
 
 SIZES = ("multi", "single")
 
 # Architectures that are compared on each validation batch.
 TRIED = 4
-
-# Share of the search in which the full table is trained alone.
-WARM_UP = 0.25
 
 
 def cut_blocks(spec: TableSpec, columns: int) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -257,5 +257,4 @@ def overhead(spec: TableSpec, columns: int) -> int:
     """Bytes besides the numbers, at most: there are as many lengths as column blocks,
     and 0.
     """
-    groups, dim = columns + 1, spec.embedding_dim
-    return 8 * groups + 2 * dim * groups + remap_bytes(spec.num_embeddings, groups)
+    return prefix_overhead(spec, columns + 1)

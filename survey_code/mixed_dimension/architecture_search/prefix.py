@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from survey_code.embedding import CompressedEmbedding, draw_normal
-from survey_code.layouts.grouped import grouped_bytes
+from survey_code.layouts.grouped import grouped_bytes, remap_bytes
 from survey_code.mixed_dimension.grouped import GroupedEmbedding
 from survey_code.spec import TableSpec
 
@@ -95,6 +95,12 @@ def prefix_bytes(lengths: np.ndarray, dim: int) -> int:
     return grouped_bytes(
         rows[widths].tolist(), (len(rows) - 1 - widths).tolist(), dim, ranges, pad=True
     )
+
+
+def prefix_overhead(spec: TableSpec, groups: int) -> int:
+    """Bytes besides the numbers, at most, of rows of so many different lengths."""
+    dim = spec.embedding_dim
+    return 8 * groups + 2 * dim * groups + remap_bytes(spec.num_embeddings, groups)
 
 
 def smallest_prefix(spec: TableSpec) -> int:

@@ -14,7 +14,6 @@ from survey_code.layouts import RaggedLayout
 from survey_code.layouts.ragged import ragged_bytes
 from survey_code.mixed_dimension.architecture_search.choices import (
     check_positive,
-    rank_by_frequency,
     search_epochs,
 )
 from survey_code.mixed_dimension.grouped import as_array
@@ -132,16 +131,20 @@ def prefix_of(choice: Tensor) -> Tensor:
 def lengths_within(
     scores: np.ndarray, spec: TableSpec, numbers: int, level: Any = None
 ) -> np.ndarray:
-    r"""Lengths of the best scores whose sum fits.
+    r"""Lengths that keep the entries most likely to be kept.
 
-    Each id takes the length c of the largest :math:`s_{ic} - \mu c`; the price
-    :math:`\mu` is the lowest at which the lengths fit.  What is then left goes to
-    the most frequent ids that would take more at a slightly lower price.
+    The soft mask of entry j of an id is :math:`P(\text{length} > j)`, which falls
+    along the row: the entries of the largest soft masks in the whole table make
+    prefixes.  Of equal ones the first of a row comes first, then the frequent ids'.
+
+    The most probable lengths whose sum fits would be another rule, and a bad one: as
+    long as two lengths, none and all, stand out of a flat distribution, it gives each
+    id one of these two.
 
     Parameters
     ----------
     scores : ndarray, shape (n, d + 1), or (levels, d + 1)
-        Of each id, or level, and length 0 to d.
+        Log-probabilities, up to a constant, of length 0 to d of each id or level.
     spec : TableSpec
     numbers : int
         Largest sum of the lengths.
@@ -156,6 +159,12 @@ def lengths_within(
     ------
     ValueError
         If the scores have another shape or are not finite, or `numbers` is negative.
+
+    Examples
+    --------
+    >>> spec = TableSpec(2, 2, [0, 2], [9, 1])
+    >>> lengths_within(np.log([[0.1, 0.2, 0.7], [0.5, 0.4, 0.1]]), spec, 3).tolist()
+    [2, 1]
     """
     n, dim = spec.num_embeddings, spec.embedding_dim
     row = np.arange(n) if level is None else np.asarray(level)
@@ -167,27 +176,23 @@ def lengths_within(
         )
     if numbers < 0:
         raise ValueError(f"numbers must be from 0 up, got {numbers}")
-    size, ids = np.arange(dim + 1), np.bincount(row)
-
-    def take(price: float) -> np.ndarray:
-        # Of equal scores the shorter: argmax takes the first.
-        return (scores - price * size).argmax(1)
-
-    low, high = -1.0, 1.0
-    while ids @ take(low) <= numbers:
-        if take(low)[row].min() == dim:
-            return take(low)[row]
-        low *= 2
-    while ids @ take(high) > numbers:
-        high *= 2
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (low, middle) if ids @ take(middle) <= numbers else (middle, high)
-    lengths: np.ndarray = take(high)[row]
-    order = rank_by_frequency(spec)
-    extra = (take(low)[row] - lengths)[order].clip(min=0)
-    before = np.cumsum(extra) - extra
-    lengths[order] += np.clip(numbers - lengths.sum() - before, 0, extra)
+    # log P(length <= j), which tells apart what is almost surely kept.
+    below = np.logaddexp.accumulate(scores, axis=1)
+    below = below[:, :-1] - below[:, -1:]
+    counts = np.zeros(len(scores), np.int64)
+    np.maximum.at(counts, row, spec.train_counts)
+    entry, by_count = np.arange(dim)[None], -counts[:, None]
+    keys = [np.broadcast_to(k, below.shape).ravel() for k in (by_count, entry, below)]
+    order = np.lexsort(keys)
+    ids = np.bincount(row)
+    paid = np.cumsum(ids[order // dim]) <= numbers
+    # Costs are positive: what is paid for is the beginning of the order.
+    taken = order[paid]
+    lengths: np.ndarray = np.bincount(taken // dim, minlength=len(ids))[row]
+    if len(taken) < len(order):  # the next entry, for some ids of its level
+        some = np.flatnonzero(row == order[len(taken)] // dim)
+        some = some[np.argsort(-spec.train_counts[some], kind="stable")]
+        lengths[some[: numbers - lengths.sum()]] += 1
     return lengths
 
 
@@ -207,8 +212,8 @@ class TwinLengths(PrefixTicket):
     -----
     Yan et al., "Learning Effective and Efficient Embedding via an Adaptively-Masked
     Twins-based Layer" (CIKM 2021).  The paper trains once and takes each id's most
-    probable length; here the most probable lengths *that fit the budget together*,
-    and a retraining.
+    probable length; here, so that a budget is met, the entries of the whole table whose
+    soft masks are the largest, and a retraining.
     """
 
     @classmethod
@@ -250,7 +255,7 @@ class TwinLengths(PrefixTicket):
     @classmethod
     @torch.no_grad()
     def choose(cls, table: TwinMasks, spec: TableSpec, budget: int) -> np.ndarray:
-        """The most probable lengths that fit."""
+        """The lengths that keep the largest soft masks."""
         scores = table.logits().log_softmax(1).double().cpu().numpy()
         overhead = ragged_bytes(0, spec.num_embeddings, spec.embedding_dim)
         level = table.level.cpu().numpy()

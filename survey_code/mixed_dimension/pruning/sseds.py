@@ -85,7 +85,9 @@ def column_saliencies(network: Any, loss: Any, batches: list[Any]) -> np.ndarray
 def widths_within(saliency: np.ndarray, spec: TableSpec, budget: int) -> np.ndarray:
     """Columns of each field: the most salient for the rows of their field that fit.
 
-    A column that no longer fits is passed over, and cheaper ones after it may fit.
+    The best column of every field comes before all others, if the budget admits so
+    many: of a field without columns the network learns nothing.  A column that no
+    longer fits is passed over, and cheaper ones after it may fit.
 
     Parameters
     ----------
@@ -116,6 +118,8 @@ def widths_within(saliency: np.ndarray, spec: TableSpec, budget: int) -> np.ndar
     if budget < spent:
         raise ValueError(f"budget must be at least {spent} bytes, got {budget}")
     worth = saliency / np.diff(spec.field_starts)[:, None]
+    if costs[:, 1].sum() <= budget:
+        worth[np.arange(fields), worth.argmax(1)] = np.inf
     for place in np.argsort(-worth, axis=None, kind="stable").tolist():
         field = place // dim
         more = int(costs[field, widths[field] + 1] - costs[field, widths[field]])
@@ -139,8 +143,9 @@ class SalientColumns(GroupedEmbedding):
     -----
     Qu et al., "Single-Shot Embedding Dimension Search in Recommender System" (SIGIR
     2022).  We divide a column's saliency by the rows of its field, since a column of a
-    large field costs more, and average the gradient of a few batches.  Only the number
-    of columns survives the search, not which: the slim fields are drawn anew.
+    large field costs more, keep one column of every field before a second of any where
+    the budget admits it, and average the gradient of a few batches.  Only the number of
+    columns survives the search, not which: the slim fields are drawn anew.
     """
 
     def __init__(self, spec: TableSpec, *, widths: Any, seed: int = 0) -> None:
