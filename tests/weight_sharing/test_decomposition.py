@@ -1,5 +1,6 @@
 """Decomposition: products of smaller tables, against their algebra and TensorLy."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -394,6 +395,17 @@ def test_the_budget_of_weights_is_kept_by_the_largest():
         table.mixture += 1  # what was cut off stays off
     table.after_step(step_at(table, 0.6))
     assert len(table.freeze().weights) == 50
+
+
+def test_weights_of_rows_that_are_read_often_are_kept():
+    counts = np.where(np.arange(60) < 10, 900, 1)
+    spec = dataclasses.replace(TableSpec.of_shape(60, 8), train_counts=counts)
+    table = AnchorEmbedding(spec, anchors=4, entries=40, seed=1)
+    with torch.no_grad():  # learnt weights no larger than those of untouched rows
+        table.mixture.fill_(0.4)
+        table.mixture[:10] = 0.3
+    kept = table.choose_largest()
+    assert kept[:10].all() and not kept[10:].any()
 
 
 def test_one_weight_of_one_for_each_row_is_a_clustering():

@@ -26,7 +26,8 @@ class AnchorEmbedding(CompressedEmbedding):
     After each step the mixture is moved towards 0 by the learning rate times
     `sparsity` and cut off at 0, the proximal step of
     :math:`\lambda \lVert T \rVert_1` on :math:`T \ge 0`.  From half of training
-    on, only the `entries` largest weights are kept and trained on.
+    on, only the `entries` largest weights are kept and trained on.  A row read n
+    times counts :math:`\sqrt n` times: its squared error is made n times.
 
     Parameters
     ----------
@@ -46,6 +47,9 @@ class AnchorEmbedding(CompressedEmbedding):
     numbers.  Their Bayesian choice of the number of anchors is left out; to hold a
     byte budget we keep the largest weights.
     """
+
+    kept: Tensor
+    importance: Tensor
 
     schedule_end = 0.5
 
@@ -73,7 +77,12 @@ class AnchorEmbedding(CompressedEmbedding):
         self.anchors = nn.Parameter(
             draw_normal((anchors, spec.embedding_dim), spec.init_std, [seed, 1])
         )
-        self.kept: Tensor
+        # The first weights of rows that are hardly ever read are as large as those
+        # that were learnt.  The spec says it again: no state dict needs it.
+        importance = np.sqrt(np.maximum(spec.train_counts, 1)).astype(np.float32)
+        self.register_buffer(
+            "importance", torch.from_numpy(importance)[:, None], persistent=False
+        )
         self.register_buffer("kept", torch.ones(shape, dtype=torch.bool))
 
     @classmethod
@@ -124,7 +133,8 @@ class AnchorEmbedding(CompressedEmbedding):
 
     def choose_largest(self) -> Tensor:
         """Which weights fit into the budget; of equals, the first ones."""
-        order = torch.argsort(self.mixture.ravel(), descending=True, stable=True)
+        weights = (self.mixture * self.importance).ravel()
+        order = torch.argsort(weights, descending=True, stable=True)
         chosen = torch.ones_like(self.kept)
         chosen.ravel()[order[self.entries :]] = False
         return chosen
