@@ -46,6 +46,7 @@ from survey_code.mixed_dimension.architecture_search.nis import (
     cut_blocks,
     list_candidates,
 )
+from survey_code.mixed_dimension.architecture_search.optembed import lengths_within
 from survey_code.mixed_dimension.architecture_search.prefix import (
     cut_to_budget,
     smallest_prefix,
@@ -607,6 +608,53 @@ def test_evolution_finds_a_planted_optimum():
         generations=150, population=12, seed=0,
     )  # fmt: skip
     assert np.abs(best - wanted).sum() <= 1
+
+
+def planted_margins(spec):
+    """Row 5 below its threshold, all others above."""
+    return np.where(np.arange(spec.num_embeddings) == 5, -1.0, 1.0)
+
+
+@pytest.mark.parametrize("ratio", [2, 4, 10])
+@pytest.mark.parametrize("widths", [[1, 16], [16, 1], [8, 8], [2, 3]])
+def test_budgets_narrow_fields_and_thresholds_drop_rows(widths, ratio):
+    """As long as a column of each row fits, no row above its threshold is lost."""
+    spec = zipf_spec()
+    margins = planted_margins(spec)
+    budget = spec.budget(ratio)
+    lengths = lengths_within(np.array(widths), margins, spec, budget)
+    np.testing.assert_array_equal(lengths > 0, margins > 0)
+    nbytes = PrefixEmbedding(spec, lengths=lengths).freeze().nbytes
+    assert budget / 1.2 < nbytes <= budget
+
+
+@pytest.mark.parametrize("ratio", [30, 100])
+def test_where_no_column_fits_the_smallest_margins_go(ratio):
+    spec, budget = zipf_spec(), zipf_spec().budget(ratio)
+    margins = np.random.default_rng(0).random(spec.num_embeddings)
+    lengths = lengths_within(np.array([2, 1]), margins, spec, budget)
+    assert PrefixEmbedding(spec, lengths=lengths).freeze().nbytes <= budget
+    assert margins[lengths > 0].min() > margins[lengths == 0].max()
+
+
+def test_rows_come_back_where_the_others_leave_room():
+    spec = zipf_spec()
+    margins = -np.ones(spec.num_embeddings)
+    margins[:100] = 1
+    lengths = lengths_within(np.array([16, 16]), margins, spec, spec.budget(4))
+    assert (lengths > 0).all()
+
+
+def test_evolution_begins_with_wide_and_narrow_lists():
+    seen = []
+
+    def quality(genes):
+        seen.append(genes.mean())
+        return 0.0
+
+    evolve(quality, 6, 64, generations=0, population=12)
+    assert max(seen) == 64 and min(seen) == 1
+    assert sum(mean < 8 for mean in seen) >= 4
 
 
 # -- ESAPN --------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from survey_code.mixed_dimension.architecture_search.prefix import (
     PrefixSupernet,
     cut_to_budget,
     prefix_mask,
+    prefix_overhead,
     smallest_prefix,
 )
 from survey_code.spec import TableSpec
@@ -145,9 +146,10 @@ class EvolvedEmbedding(PrefixEmbedding):
     Notes
     -----
     Lyu et al., "OptEmbed: Learning Optimal Embedding Table for Click-through Rate
-    Prediction" (CIKM 2022).  The paper drops the rows below their thresholds; here,
-    so that a budget is met, a choice of widths keeps as many of the rows with the
-    largest margins as fit.
+    Prediction" (CIKM 2022).  As in the paper, the rows below their thresholds are
+    dropped.  So that a budget is met, we take evolved widths as proportions between
+    fields and scale them until they fit; only where one column of each row is too
+    much, more rows are dropped, those of the smallest margins.
     """
 
     @classmethod
@@ -195,20 +197,17 @@ class EvolvedEmbedding(PrefixEmbedding):
     def search(
         cls, task: Any, spec: TableSpec, options: dict[str, Any], seed: int
     ) -> dict[str, Any]:
-        """Train the supernet, then evolve widths by their validation loss in it."""
+        """Train the supernet, then evolve widths by their validation metric in it."""
         table = cls.searching(spec, options, seed)
         network = task.train(table, **search_epochs(task, options["search_epochs"]))
         jury, margins = Jury(task, network), table.all_margins()
-        field = table.field.cpu().numpy()
 
         def lengths_of(widths: np.ndarray) -> np.ndarray:
-            return cut_to_budget(
-                widths[field], margins, options["budget"], spec.embedding_dim
-            )
+            return lengths_within(widths, margins, spec, options["budget"])
 
         def quality(widths: np.ndarray) -> float:
             table.set_lengths(lengths_of(widths))
-            return -jury.loss()
+            return jury.metric()
 
         best, _ = evolve(
             quality,
@@ -219,6 +218,62 @@ class EvolvedEmbedding(PrefixEmbedding):
             seed=seed,
         )
         return {"lengths": lengths_of(best)}
+
+
+def lengths_within(
+    widths: np.ndarray, margins: np.ndarray, spec: TableSpec, budget: int
+) -> np.ndarray:
+    """Lengths of all rows: the widths in proportion, scaled until they fit.
+
+    Rows below their thresholds have length 0, unless all fit in full width without
+    their places.  Only where not even one column of the others fits, the rows of the
+    smallest margins go too, and the widths stay as they are.
+
+    Parameters
+    ----------
+    widths : ndarray of int64, shape (fields,)
+        1 to embedding_dim.
+    margins : ndarray of float, shape (n,)
+    spec : TableSpec
+    budget : int
+        In bytes.
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+    """
+    field, dim = fields_of(spec), spec.embedding_dim
+    groups = min(len(widths), dim) + 1
+    numbers = (budget - prefix_overhead(spec, groups)) // 4
+    alive = margins > 0
+    if dim * alive.sum() <= numbers:
+        alive[:] = True
+    rows = np.bincount(field[alive], minlength=len(widths))
+    if rows.sum() > numbers:
+        return cut_to_budget(widths[field], margins, budget, dim)
+    return np.where(alive, scale_widths(widths, rows, numbers, dim)[field], 0)
+
+
+def scale_widths(
+    widths: np.ndarray, rows: np.ndarray, numbers: int, dim: int
+) -> np.ndarray:
+    """Widths in about the same proportion, such that so many numbers are in use.
+
+    Examples
+    --------
+    >>> scale_widths(np.array([4, 8]), np.array([10, 10]), 95, dim=16).tolist()
+    [3, 6]
+    """
+    scaled = np.zeros_like(widths)
+    field, step = np.divmod(np.arange(len(widths) * dim), dim)
+    # Every first column, then as a growing scale calls for them.
+    scale = np.where(step == 0, 0, (step + 1) / widths[field])
+    for place in np.argsort(scale, kind="stable"):
+        f = field[place]
+        if scaled[f] == step[place] and rows[f] <= numbers:
+            scaled[f] += 1
+            numbers -= int(rows[f])
+    return scaled
 
 
 def evolve(
@@ -233,9 +288,11 @@ def evolve(
 ) -> tuple[np.ndarray, list[float]]:
     """Breed lists of integers from 1 to `highest`; the best always survives.
 
-    Each generation keeps the better half, and fills up with children: by turns a
-    mixture of two parents, gene by gene, and a copy of one in which each gene is
-    drawn anew with probability `mutation`, at least one of them.
+    The first lists are drawn up to limits that fall from `highest` to 1, so that
+    narrow lists are among them too: inside a budget they keep more rows.  Each
+    generation keeps the better half, and fills up with children: by turns a mixture
+    of two parents, gene by gene, and a copy of one in which each gene is drawn anew
+    with probability `mutation`, at least one of them.
 
     Parameters
     ----------
@@ -253,7 +310,8 @@ def evolve(
         The best quality of the first and every later generation; it never falls.
     """
     rng = np.random.default_rng([seed, 7])
-    pool = [rng.integers(1, highest + 1, size=genes) for _ in range(population)]
+    limits = np.geomspace(highest, 1, population).round().astype(np.int64)
+    pool = [rng.integers(1, limit + 1, size=genes) for limit in limits]
     pool[0] = np.full(genes, highest)  # the widest, as a start
     marks = [quality(widths) for widths in pool]
     history = [max(marks)]
