@@ -22,7 +22,8 @@ FACTORS: dict[str, tuple[float, ...]] = {
 KNOBS: dict[str, dict[str, tuple[Any, ...]]] = {
     "mde_field": {"alpha": (0.3, 0.6)},
     "mde_popularity": {"alpha": (0.3, 0.6), "blocks": (8, 4)},
-    "nis": {"policy_rate": (0.1, 0.03), "price": (0.3, 0.1)},
+    "cprec": {"quotient": (4, 2)},
+    "nis": {"policy_rate": (0.1, 0.03), "price": (0.3, 0.1), "columns": (4, 16)},
     "esapn": {"eager": (0.5, 0.2), "policy_rate": (0.01, 0.03)},
     "autoemb": {"choice_rate": (0.01, 0.03), "groups": (16, 8)},
     "autodim": {"choice_rate": (0.02, 0.05), "order": (1, 2)},
@@ -42,7 +43,16 @@ KNOBS: dict[str, dict[str, tuple[Any, ...]]] = {
     "quotient_remainder": {"combine": ("product", "sum", "concat")},
     "dhe": {"rate": (0.3, 0.1, 1.0), "layers": (1, 2)},
     "tt_rec": {"init": ("exact", "published")},
-    "ant": {"sparsity": (0.01, 0.03, 0.003)},
+    "ant": {"sparsity": (0.01, 0.03, 0.003), "anchors": (32, 16)},
+    "mlet": {"hidden": (None, 128)},
+    "bloom": {"hashes": (4, 2)},
+    "hash_embeddings": {"share": (0.2, 0.4)},
+    "robe": {"block_len": (8, 4)},
+    "cafe": {"share": (0.5, 0.2)},
+    "dpq": {"commitment": (0.0, 0.25)},
+    "mgqe": {"commitment": (0.0, 0.25), "head_share": (0.1, 0.3)},
+    "lightrec": {"warm_up": (0.5, 0.3)},
+    "cce": {"rounds": (2, 1), "schedule_end": (0.7, 0.4)},
 }
 
 
