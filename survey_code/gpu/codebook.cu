@@ -7,7 +7,7 @@
 constexpr int SIDE = 0, HELPED = 1, ADDED = 2;
 
 template <int E, typename Number, int HOW> struct Codebook {
-  static constexpr int ENTRIES = E, AHEAD = 4;
+  static constexpr int ENTRIES = E, AHEAD = 2;
   Codes codes;
   const Number *words, *heads;
   int dim, width;
@@ -28,15 +28,12 @@ template <int E, typename Number, int HOW> struct Codebook {
   __device__ __forceinline__ void read(const Place& found, int first,
                                        float (&entries)[E]) const {
     const Codes::Row& row = found.row;
-    if (codes.is_stored(row)) {
-      const Number* own = heads + (long long)row.place * dim + first;
-#pragma unroll
-      for (int j = 0; j < E; ++j) entries[j] = widen(own[j]);
-      return;
-    }
+    const bool stored = codes.is_stored(row);
     const int book = HOW == ADDED ? 0 : first / width;
     const int at = first - book * width;
+    // For a head with numbers of its own the code that is read says nothing.
     const Number* place = words + (long long)codes.codeword(row, book) * width + at;
+    if (stored) place = heads + (long long)row.place * dim + first;
 #pragma unroll
     for (int j = 0; j < E; ++j) entries[j] = widen(place[j]);
     if (HOW == HELPED) {
@@ -46,9 +43,9 @@ template <int E, typename Number, int HOW> struct Codebook {
       float added[E];
       load_floats<E>(array<float>(codes.fields, 13) + helper * width + at, added);
 #pragma unroll
-      for (int j = 0; j < E; ++j) entries[j] += added[j];
+      for (int j = 0; j < E; ++j) entries[j] += stored ? 0.0f : added[j];
     }
-    if (HOW != ADDED) return;
+    if (HOW != ADDED || stored) return;
     for (int book = 1; book < codes.books; ++book) {
       place = words + (long long)codes.codeword(row, book) * width + first;
 #pragma unroll

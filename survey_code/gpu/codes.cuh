@@ -50,7 +50,7 @@ struct Codes {
     const int own = row.head ? bits[1] : bits[0];
     const long long start = ((long long)row.place * books + j) * own;
     const unsigned* word = (row.head ? streams[1] : streams[0]) + (start >> 5);
-    const unsigned long long pair = (unsigned long long)word[1] << 32 | word[0];
+    const unsigned long long pair = (unsigned long long)__ldg(word + 1) << 32 | __ldg(word);
     return pair >> (start & 31) & ((1u << own) - 1);
   }
 

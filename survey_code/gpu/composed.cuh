@@ -128,11 +128,41 @@ __device__ __forceinline__ auto find_row(const Format& format, const Id* ids,
   return found;
 }
 
-template <class Format, typename Id>
+// Rows `from` to `from + N` of those that a group has found, all asked for at once.
+template <int N, class Format, class Find, int E = Format::ENTRIES>
+__device__ __forceinline__ void read_some(const Format& format, const Group& group,
+                                          const Find& mine, int from, int first,
+                                          float (&values)[N][E], float (&factors)[N],
+                                          bool (&valid)[N]) {
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    const auto found = group.take(mine, from + k);
+    factors[k] = found.factor;
+    valid[k] = found.valid;
+    format.read(found.place, first, values[k]);
+  }
+}
+
+// These rows written out, except where the id was bad.
+template <int N, class Format, class Find, int E = Format::ENTRIES>
+__device__ __forceinline__ void write_some(const Format& format, const Group& group,
+                                           const Find& mine, int from, int first, int dim,
+                                           float* out) {
+  float values[N][E], factors[N];
+  bool valid[N];
+  read_some<N>(format, group, mine, from, first < dim ? first : 0, values, factors, valid);
+#pragma unroll
+  for (int k = 0; k < N; ++k)
+    if (valid[k] && first < dim)
+      write_piece<E>(out + (long long)(from + k) * dim + first, values[k], dim - first,
+                     dim);
+}
+
+template <class Format, typename Id, int AHEAD>
 __global__ void read_composed(const long long* fields, long long rows, int dim,
                               const Id* __restrict__ ids, long long count, int each,
                               float* __restrict__ out, unsigned* flag) {
-  constexpr int E = Format::ENTRIES, AHEAD = Format::AHEAD;
+  constexpr int E = Format::ENTRIES;
   const Group group;
   const long long start = ((long long)blockIdx.x * blockDim.y + threadIdx.y) * each;
   if (start >= count) return;
@@ -140,40 +170,26 @@ __global__ void read_composed(const long long* fields, long long rows, int dim,
   const Format format(fields, dim);
   const auto mine = find_row(format, ids, (const float*)nullptr, start + group.lane,
                              group.lane < many, rows, flag);
+  out += start * dim;
   for (int base = 0; base < dim; base += group.lanes * E) {
     const int first = base + group.lane * E;
-    for (int from = 0; from < many; from += AHEAD) {
-      float values[AHEAD][E];
-      bool valid[AHEAD];
-#pragma unroll
-      for (int k = 0; k < AHEAD; ++k) {
-        if (from + k >= many) break;
-        const auto found = group.take(mine, from + k);
-        valid[k] = found.valid;
-        format.read(found.place, first < dim ? first : 0, values[k]);
-      }
-#pragma unroll
-      for (int k = 0; k < AHEAD; ++k)
-        if (from + k < many && valid[k] && first < dim)
-          write_piece<E>(out + (start + from + k) * dim + first, values[k],
-                         dim - first, dim);
-    }
+    int from = 0;
+    if constexpr (AHEAD > 1)
+      for (; from + AHEAD <= many; from += AHEAD)
+        write_some<AHEAD>(format, group, mine, from, first, dim, out);
+    for (; from < many; ++from)
+      write_some<1>(format, group, mine, from, first, dim, out);
   }
 }
 
-// Rows `from` to `from + N` of those that a group has found, read all at once and then
-// added to what is pooled.
+// These rows added to what is pooled.
 template <int N, class Format, class Find, int E = Format::ENTRIES>
 __device__ __forceinline__ void pool_some(const Format& format, const Group& group,
                                           const Find& mine, int from, int first,
                                           int mode, float (&pooled)[E]) {
   float values[N][E], factors[N];
-#pragma unroll
-  for (int k = 0; k < N; ++k) {
-    const auto found = group.take(mine, from + k);
-    factors[k] = found.factor;
-    format.read(found.place, first, values[k]);
-  }
+  bool valid[N];
+  read_some<N>(format, group, mine, from, first, values, factors, valid);
 #pragma unroll
   for (int k = 0; k < N; ++k)
 #pragma unroll
@@ -182,13 +198,15 @@ __device__ __forceinline__ void pool_some(const Format& format, const Group& gro
                               : fmaf(factors[k], values[k][j], pooled[j]);
 }
 
-template <class Format, typename Id>
+// AHEAD: rows that a thread reads at once. Few are best: the registers that more would
+// take leave room for fewer threads, which between them have more reads under way.
+template <class Format, typename Id, int AHEAD>
 __global__ void pool_composed(const long long* fields, long long rows, int dim,
                               const Id* __restrict__ ids, long long count,
                               const long long* __restrict__ offsets, long long bags,
                               const float* __restrict__ weights, int mode,
                               float* __restrict__ out, unsigned* flag) {
-  constexpr int E = Format::ENTRIES, AHEAD = Format::AHEAD;
+  constexpr int E = Format::ENTRIES;
   const Group group;
   const long long bag = (long long)blockIdx.x * blockDim.y + threadIdx.y;
   if (bag >= bags) return;
@@ -206,8 +224,9 @@ __global__ void pool_composed(const long long* fields, long long rows, int dim,
       const auto mine = find_row(format, ids, weights, start + group.lane,
                                  group.lane < many, rows, flag);
       int from = 0;
-      for (; from + AHEAD <= many; from += AHEAD)
-        pool_some<AHEAD>(format, group, mine, from, own, mode, pooled);
+      if constexpr (AHEAD > 1)
+        for (; from + AHEAD <= many; from += AHEAD)
+          pool_some<AHEAD>(format, group, mine, from, own, mode, pooled);
       for (; from < many; ++from)
         pool_some<1>(format, group, mine, from, own, mode, pooled);
     }

@@ -79,7 +79,9 @@ class ComposedRows(FusedRows):
         self, ids: Any, offsets: Any, weights: Any, mode: str, out: Any, flag: Any
     ) -> None:
         """One pooled row per bag."""
-        kernel, lanes, bags = self.kernel("pool_composed", ids)
+        # For short bags, fewer registers and so more threads at once.
+        ahead = "1" if ids.size < 4 * offsets.size else ""
+        kernel, lanes, bags = self.kernel("pool_composed", ids, ahead)
         how = (np.uint64(0) if weights is None else weights, np.int32(MODES[mode]))
         kernel(
             (-(-offsets.size // bags),),
@@ -87,10 +89,11 @@ class ComposedRows(FusedRows):
             (*self.arguments(ids), offsets, np.int64(offsets.size), *how, out, flag),
         )
 
-    def kernel(self, name: str, ids: Any) -> tuple[Any, int, int]:
+    def kernel(self, name: str, ids: Any, ahead: str = "") -> tuple[Any, int, int]:
         """A kernel, the threads that share a row, and the rows of a block."""
         form, kind = self.format.format(self.entries), ID_TYPES[str(ids.dtype)]
-        kernel = load_kernel(self.file, f"{name}<{form}, {kind}>")
+        ahead = ahead or f"{form}::AHEAD"
+        kernel = load_kernel(self.file, f"{name}<{form}, {kind}, {ahead}>")
         return kernel, *share_threads(self.dim, self.entries)
 
     def arguments(self, ids: Any) -> tuple[Any, ...]:
@@ -179,7 +182,8 @@ def place_hashed(
     for row, start in zip(index, starts):
         fields += [*digit_fields(row), start]
     code = ("sum", "product", "concat").index(combine)
-    form = f"Hashed<{{}}, {len(index)}, {code}>"
+    own = str(keys is not None).lower()
+    form = f"Hashed<{{}}, {len(index)}, {code}, {own}>"
     entries = choose_entries(values.shape[1], shape[1])
     return compose("hashed.cu", form, entries, shape, fields)
 
@@ -236,21 +240,22 @@ def place_tensor_train(
 ) -> ComposedRows:
     """Up to three cores of shape (rows, left / step, columns / step, right).
 
-    Where the second core's right rank is a multiple of 4, four of its entries are
-    read at once.
+    Where the second core's right rank, and each part of it that meets the third core,
+    are multiples of 4, four entries are read at once.
     """
     cupy = load_cupy()
     ones = cupy.ones((1, 1, 1, 1), dtype=np.float32)
     # Each core in an array of its own begins at a multiple of 16 bytes.
     padded = [ones] * (3 - len(cores)) + [core.copy() for core in cores]
-    aligned = str(padded[1].shape[3] % 4 == 0).lower()
+    ranks = padded[1].shape[3], padded[2].shape[1]
+    aligned = str(not any(rank % 4 for rank in ranks)).lower()
     fields: list[Any] = []
     for core, step in zip(padded, [1] * (3 - len(cores)) + list(steps)):
         rows, left, columns, right = core.shape
         fields += [core, rows, columns, left, right, step]
     fields += [cached_rows, cached_ids, 0 if cached_ids is None else cached_ids.size]
     key = "int" if cached_ids is None else NUMBERS[str(cached_ids.dtype)]
-    entries = choose_entries(padded[2].shape[2] * ([1, 1, *steps][-1]))
+    entries = choose_entries(padded[2].shape[2])
     form = f"TensorTrain<{{}}, {key}, {aligned}>"
     made = sum(core.nbytes for core in padded)
     return compose("tensor_train.cu", form, entries, shape, fields, made)
@@ -393,7 +398,11 @@ def place_tiered(
         fields += [rows, stored, rows.shape[1] * rows.itemsize, marks, before]
     made = sum(marks.nbytes + before.nbytes for marks, before in marked)
     entries = choose_entries(shape[1])
-    return compose("tiered.cu", "Tiered<{}>", entries, shape, fields, made)
+    sizes = [shape[1] * (bits or 8) // 8 for _, bits in tiers]
+    sizes += [rows.shape[1] * rows.itemsize for rows, _ in tiers]
+    whole = str(entries == 4 and not any(size % 4 for size in sizes)).lower()
+    form = f"Tiered<{{}}, {whole}>"
+    return compose("tiered.cu", form, entries, shape, fields, made)
 
 
 def mark_ids(ids: Any, rows: int) -> tuple[Any, Any]:

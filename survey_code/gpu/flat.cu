@@ -30,17 +30,33 @@ struct Blocks {
   }
 };
 
-// Blocks are a multiple of E long, so that a thread's entries lie in one.
+// Entries values[start ..): blocks are a multiple of E long, so that a thread's
+// entries lie in one.  Four that begin anywhere lie in two quads, which are read whole.
 template <int E>
-__device__ __forceinline__ void read_block(const float* place, float sign, int left,
-                                           float (&entries)[E]) {
+__device__ __forceinline__ void read_block(const float* values, unsigned long long start,
+                                           float sign, int left, float (&entries)[E]) {
+  if constexpr (E == 4) {
+    const int shift = start % 4;
+    const float* quad = values + (start - shift);
+    float near[8];
+    load_floats<4>(quad, reinterpret_cast<float(&)[4]>(near[0]));
+    load_floats<4>(quad + (shift ? 4 : 0), reinterpret_cast<float(&)[4]>(near[4]));
 #pragma unroll
-  for (int j = 0; j < E; ++j) entries[j] = j < left ? sign * __ldg(place + j) : 0.0f;
+    for (int j = 0; j < 4; ++j) {
+      const float low = shift & 1 ? near[j + 1] : near[j];
+      const float high = shift & 1 ? near[(j + 3) % 8] : near[j + 2];
+      entries[j] = sign * (shift & 2 ? high : low);
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < E; ++j)
+      entries[j] = j < left ? sign * __ldg(values + start + j) : 0.0f;
+  }
 }
 
 // Rows of many blocks, each found where it is read.
 template <int E> struct Flat {
-  static constexpr int ENTRIES = E, AHEAD = 4;
+  static constexpr int ENTRIES = E, AHEAD = 2;
   const float* values;
   Blocks blocks;
   int dim;
@@ -53,14 +69,14 @@ template <int E> struct Flat {
   __device__ __forceinline__ void read(long long id, int first,
                                        float (&entries)[E]) const {
     const int block = first / blocks.length;
-    const float* place = values + blocks.start(id, block) + first - block * blocks.length;
-    read_block<E>(place, blocks.sign(id, block), dim - first, entries);
+    const long long start = blocks.start(id, block) + first - block * blocks.length;
+    read_block<E>(values, start, blocks.sign(id, block), dim - first, entries);
   }
 };
 
 // Rows of a few blocks, all found at once.
 template <int E, int COUNT> struct FewBlocks {
-  static constexpr int ENTRIES = E, AHEAD = 4;
+  static constexpr int ENTRIES = E, AHEAD = 2;
   const float* values;
   Blocks blocks;
   int dim;
@@ -90,9 +106,9 @@ template <int E, int COUNT> struct FewBlocks {
 #pragma unroll
     for (int k = 1; k < COUNT; ++k)
       if (k == block) start = found.start[k];
-    const float* place = values + start + (first - block * blocks.length);
     const float sign = found.negative >> block & 1 ? -1.0f : 1.0f;
-    read_block<E>(place, sign, dim - first, entries);
+    const unsigned long long from = (unsigned long long)start + first - block * blocks.length;
+    read_block<E>(values, from, sign, dim - first, entries);
   }
 };
 

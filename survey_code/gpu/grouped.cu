@@ -8,7 +8,7 @@
 constexpr int GROUP_FIELDS = 5;
 
 template <int E> struct Grouped {
-  static constexpr int ENTRIES = E, AHEAD = 4, WORDS = 8;
+  static constexpr int ENTRIES = E, AHEAD = 2, WORDS = 8;
   const long long* fields;
   const float* values;
   int dim, groups;
@@ -67,10 +67,12 @@ template <int E> struct Grouped {
 
   __device__ __forceinline__ void read(const Row& row, int first,
                                        float (&entries)[E]) const {
+    const int width = row.width;
     if (row.projection) {
 #pragma unroll
       for (int j = 0; j < E; ++j) entries[j] = 0.0f;
-      for (int k = 0; k < row.width; ++k) {
+#pragma unroll 4
+      for (int k = 0; k < width; ++k) {
         const float number = __ldg(row.numbers + k);
         float weights[E];
         load_floats<E>(row.projection + k * dim + first, weights);
@@ -82,7 +84,7 @@ template <int E> struct Grouped {
     }
 #pragma unroll
     for (int j = 0; j < E; ++j) {
-      const int at = !row.places ? (row.width ? first + j : -1)
+      const int at = !row.places ? (width ? first + j : -1)
                      : first + j < dim ? row.places[first + j] : -1;
       entries[j] = at < 0 ? 0.0f : __ldg(row.numbers + at);
     }

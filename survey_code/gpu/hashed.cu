@@ -1,12 +1,16 @@
 // Rows of a few small tables, named by digits of a hashed id.
+//
+// `read` has no branches: a thread then asks for all the rows of several ids before
+// it waits for any.
 
 #include "composed.cuh"
 
 constexpr int ADD = 0, MULTIPLY = 1, CONCAT = 2;
 constexpr unsigned NONE = ~0u;
 
-template <int E, int TABLES, int COMBINE> struct Hashed {
-  static constexpr int ENTRIES = E, AHEAD = TABLES == 1 || COMBINE == CONCAT ? 8 : 4;
+// OWN: some ids, listed in `keys`, have rows of their own.
+template <int E, int TABLES, int COMBINE, bool OWN> struct Hashed {
+  static constexpr int ENTRIES = E, AHEAD = TABLES == 1 || COMBINE == CONCAT ? 4 : 2;
   const long long* fields;
   const float *values, *weights;
   const int* keys;
@@ -21,7 +25,7 @@ template <int E, int TABLES, int COMBINE> struct Hashed {
   // table, the last one its first row.
   struct Places {
     unsigned rows[TABLES];
-    unsigned own;              // among the rows kept apart, or NONE
+    unsigned own;              // its place among `keys`, or NONE
     float factor[TABLES + 1];
   };
 
@@ -55,7 +59,7 @@ template <int E, int TABLES, int COMBINE> struct Hashed {
 
   // Where an id stands among those listed in `keys`.
   __device__ __forceinline__ unsigned find_own(long long id) const {
-    if (!keys) return NONE;
+    if (!OWN) return NONE;
     const long long count = field(fields, 7), at = search(keys, 0, count, id);
     return at == count || keys[at] != id ? NONE : unsigned(at);
   }
@@ -66,23 +70,24 @@ template <int E, int TABLES, int COMBINE> struct Hashed {
 
   __device__ __forceinline__ void read(const Places& places, int first,
                                        float (&entries)[E]) const {
-    if (places.own != NONE)
-      return load_floats<E>(row(field(fields, 1)) + (long long)places.own * dim + first,
-                            entries);
+    const bool own = OWN && places.own != NONE;
+    const float* kept = values + field(fields, 1) * width + (long long)places.own * dim;
     if (COMBINE == CONCAT) {
       const int part = first / width;
       unsigned number = places.rows[0];
 #pragma unroll
       for (int t = 1; t < TABLES; ++t)
         if (t == part) number = places.rows[t];
-      load_floats<E>(row(number) + first - part * width, entries);
+      const float* place = row(number) - part * width;
+      load_floats<E>((own ? kept : place) + first, entries);
 #pragma unroll
-      for (int j = 0; j < E; ++j) entries[j] *= places.factor[0];
+      for (int j = 0; j < E; ++j) entries[j] *= own ? 1.0f : places.factor[0];
       return;
     }
     float parts[TABLES][E];
 #pragma unroll
-    for (int t = 0; t < TABLES; ++t) load_floats<E>(row(places.rows[t]) + first, parts[t]);
+    for (int t = 0; t < TABLES; ++t)
+      load_floats<E>((own ? kept : row(places.rows[t])) + first, parts[t]);
 #pragma unroll
     for (int j = 0; j < E; ++j) {
       entries[j] = places.factor[0] * parts[0][j];
@@ -92,6 +97,7 @@ template <int E, int TABLES, int COMBINE> struct Hashed {
         entries[j] = COMBINE == ADD ? __fadd_rn(entries[j], part) : entries[j] * part;
       }
       if (COMBINE == ADD) entries[j] += places.factor[TABLES];
+      if (own) entries[j] = parts[0][j];
     }
   }
 };

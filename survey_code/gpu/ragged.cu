@@ -55,7 +55,7 @@ template <int E, typename Number, typename Length> struct Ragged {
 
 // Fields: values, columns, offsets, rows of a block.
 template <int E, typename Number, typename Column> struct Sparse {
-  static constexpr int ENTRIES = E, AHEAD = 1, CHUNK = 4;
+  static constexpr int ENTRIES = E, AHEAD = 2, CHUNK = 4;
   const Number* values;
   const Column* columns;
   const unsigned* offsets;
@@ -105,7 +105,7 @@ template <int E, typename Number, typename Column> struct Sparse {
 
 // Fields: anchors, weights, columns (the anchors' numbers), offsets.
 template <int E, typename Column> struct Anchors {
-  static constexpr int ENTRIES = E, AHEAD = 1, CHUNK = 4;
+  static constexpr int ENTRIES = E, AHEAD = 2, CHUNK = 4;
   const float *anchors, *weights;
   const Column* columns;
   const unsigned* offsets;

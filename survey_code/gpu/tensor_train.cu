@@ -24,7 +24,7 @@ struct Core {
   }
 };
 
-// ALIGNED: the second core's right rank is a multiple of 4.
+// ALIGNED: the parts of the second core's right rank are multiples of 4.
 template <int E, typename Key, bool ALIGNED> struct TensorTrain {
   static constexpr int ENTRIES = E, AHEAD = 1;
   static constexpr int B = 16;    // entries of the state that a thread holds at once
@@ -66,28 +66,31 @@ template <int E, typename Key, bool ALIGNED> struct TensorTrain {
           entries);
     const Core one(fields, found.digit[0]), two(fields + CORE_FIELDS, found.digit[1]),
         three(fields + 2 * CORE_FIELDS, found.digit[2]);
-    // The columns' digits; the E entries of a thread share the first two.
+    // The columns' digits; the E entries of a thread share the first two, and the part
+    // of the last core's columns.
     const int last = three.columns * three.step, middle = two.columns * two.step;
     const int c3 = first % last, c2 = first / last % middle, c1 = first / last / middle;
+    // Entries of the slices that meet: one row of S1, then rows of S2 and of S3.
+    const float* left = one.slice + c1 % one.columns * one.right + two.part(c2) * two.left;
+    const float* right =
+        two.slice + c2 % two.columns * two.right + three.part(c3) * three.left;
+    const float* below = three.slice + c3 % three.columns;
+    const int stride = two.columns * two.right;
 #pragma unroll
     for (int j = 0; j < E; ++j) entries[j] = 0.0f;
-    // Entries of the first two slices that meet: one row of S1, then rows of S2.
-    const float* left = one.slice + c1 % one.columns * one.right + two.part(c2) * two.left;
-    const float* right = two.slice + c2 % two.columns * two.right;
-    const int stride = two.columns * two.right;
-    for (int begin = 0; begin < two.right; begin += B) {
+    for (int begin = 0; begin < three.left; begin += B) {
       float state[B] = {};
-      const int many = two.right - begin < B ? two.right - begin : B;
+      const int many = three.left - begin < B ? three.left - begin : B;
+#pragma unroll 4
       for (int a = 0; a < two.left; ++a)
         add_scaled(__ldg(left + a), right + a * stride + begin, many, state);
 #pragma unroll
       for (int k = 0; k < B; ++k) {
         if (k >= many) break;
-        const int part = (begin + k) / three.left, row = (begin + k) % three.left;
+        float entry[E];
+        load_floats<E>(below + (begin + k) * three.columns, entry);
 #pragma unroll
-        for (int j = 0; j < E; ++j)
-          if (three.part(c3 + j) == part)
-            entries[j] = fmaf(state[k], three.entry(row, c3 + j, 0), entries[j]);
+        for (int j = 0; j < E; ++j) entries[j] = fmaf(state[k], entry[j], entries[j]);
       }
     }
   }

@@ -11,18 +11,9 @@ constexpr int FLOAT = 32, HALF = 16, BRAIN = 17;
 // the ids that no other marks).
 constexpr int TABLE_FIELDS = 5;
 
-// A number of N bytes that may begin anywhere.
-template <class Number> __device__ __forceinline__ Number pick(const unsigned char* at) {
-  unsigned char bytes[sizeof(Number)];
-#pragma unroll
-  for (int k = 0; k < sizeof(Number); ++k) bytes[k] = __ldg(at + k);
-  Number number;
-  memcpy(&number, bytes, sizeof(Number));
-  return number;
-}
-
-template <int E> struct Tiered {
-  static constexpr int ENTRIES = E, AHEAD = 4;
+// WHOLE: rows and their parts begin at multiples of 4 bytes, four entries a thread.
+template <int E, bool WHOLE> struct Tiered {
+  static constexpr int ENTRIES = E, AHEAD = 2;
   const long long* fields;
   int dim;
 
@@ -51,27 +42,51 @@ template <int E> struct Tiered {
     return {array<unsigned char>(table, 0) + row * field(table, 2), field(table, 1)};
   }
 
+  // A number that begins anywhere, unless all is whole.
+  template <class Number>
+  static __device__ __forceinline__ Number pick(const unsigned char* at) {
+    if constexpr (WHOLE) return __ldg(reinterpret_cast<const Number*>(at));
+    unsigned char bytes[sizeof(Number)];
+#pragma unroll
+    for (int k = 0; k < sizeof(Number); ++k) bytes[k] = __ldg(at + k);
+    Number number;
+    memcpy(&number, bytes, sizeof(Number));
+    return number;
+  }
+
   __device__ __forceinline__ void read(const Place& place, int first,
                                        float (&entries)[E]) const {
     const int kind = place.kind;
-    float scale = 1.0f, bias = 0.0f;
-    if (kind <= 8) {
-      const unsigned char* tail = place.row + (dim * kind + 7) / 8;
-      scale = kind == 8 ? pick<float>(tail) : widen(pick<__half>(tail));
-      bias = kind == 8 ? pick<float>(tail + 4) : widen(pick<__half>(tail + 2));
+    if (kind > 8) return read_numbers(place.row, kind, first, entries);
+    const unsigned char* tail = place.row + (dim * kind + 7) / 8;
+    const float scale = kind == 8 ? pick<float>(tail) : widen(pick<__half>(tail));
+    const float bias = kind == 8 ? pick<float>(tail + 4) : widen(pick<__half>(tail + 2));
+    unsigned codes = 0;
+    if (WHOLE) {
+      const unsigned char* own = place.row + first * kind / 8;
+      codes = kind == 8   ? pick<unsigned>(own)
+              : kind == 4 ? pick<unsigned short>(own)
+                          : pick<unsigned char>(own);
     }
 #pragma unroll
     for (int j = 0; j < E; ++j) {
       const int at = first + j < dim ? first + j : 0;
-      if (kind == FLOAT) entries[j] = pick<float>(place.row + 4 * at);
-      else if (kind == HALF) entries[j] = widen(pick<__half>(place.row + 2 * at));
-      else if (kind == BRAIN) entries[j] = widen(pick<__nv_bfloat16>(place.row + 2 * at));
-      else {
-        const unsigned codes = __ldg(place.row + at * kind / 8);
-        const float code = codes >> at * kind % 8 & ((1u << kind) - 1);
-        // Rounded twice, as NumPy does.
-        entries[j] = __fadd_rn(__fmul_rn(code, scale), bias);
-      }
+      const unsigned shifted = WHOLE ? codes >> j * kind
+                                     : __ldg(place.row + at * kind / 8) >> at * kind % 8;
+      // Rounded twice, as NumPy does.
+      const float code = shifted & ((1u << kind) - 1);
+      entries[j] = __fadd_rn(__fmul_rn(code, scale), bias);
+    }
+  }
+
+  __device__ __forceinline__ void read_numbers(const unsigned char* row, int kind,
+                                               int first, float (&entries)[E]) const {
+#pragma unroll
+    for (int j = 0; j < E; ++j) {
+      const int at = first + j < dim ? first + j : 0;
+      if (kind == FLOAT) entries[j] = pick<float>(row + 4 * at);
+      else if (kind == HALF) entries[j] = widen(pick<__half>(row + 2 * at));
+      else entries[j] = widen(pick<__nv_bfloat16>(row + 2 * at));
     }
   }
 };
