@@ -43,7 +43,7 @@ KNOBS: dict[str, dict[str, tuple[Any, ...]]] = {
     "quotient_remainder": {"combine": ("product", "sum", "concat")},
     "dhe": {"rate": (0.3, 0.1, 1.0), "layers": (1, 2)},
     "tt_rec": {"init": ("exact", "published")},
-    "ant": {"sparsity": (0.01, 0.03, 0.003), "anchors": (32, 16)},
+    "ant": {"sparsity": (0.01, 0.03, 0.003), "anchors": (None, 16)},
     "mlet": {"hidden": (None, 128)},
     "bloom": {"hashes": (4, 2)},
     "hash_embeddings": {"share": (0.2, 0.4)},
