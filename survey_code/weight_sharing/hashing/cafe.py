@@ -57,8 +57,8 @@ class HotSketch:
         """Count amounts, int64 and float of shape (m,); all ids are different.
 
         Newcomers of one bucket come largest first, and no more than four of them: a
-        fifth finds no slot in this call, and its amount is not counted.  Nor is
-        that of one who finds `holders` in all four.
+        fifth finds no slot in this call, and its amount is not counted.  They take
+        no slot of `holders`, unless these have all four.
         """
         buckets = self.buckets_of(ids)
         known = self.ids[buckets] == ids[:, None]  # (m, slots)
@@ -75,9 +75,9 @@ class HotSketch:
         # A holder who is pushed out loses its row, and comes back with nothing to its
         # name: where ids are about equally frequent, a row never stays with anyone.
         held = self.held_by(holders)
-        open_slots = ~held[buckets].all(1)
+        held &= ~held.all(1, keepdim=True)  # or nobody new could ever come
         for rank in range(SLOTS):
-            turn = (ranks == rank) & open_slots  # at most one of each bucket
+            turn = ranks == rank  # at most one of each bucket
             into = buckets[turn]
             slots = self.scores[into].masked_fill(held[into], torch.inf).argmin(1)
             self.ids[into, slots] = ids[turn].to(torch.int32)
