@@ -62,6 +62,8 @@ class CompressedEmbedding(nn.Module):
 
     # Serve any id from 0 up (tables that compute their rows can).
     open_ids: bool = False
+    # Whether unrelated ids, a user and an item say, may be given the same rows.
+    shares_rows: bool = False
     # The training loop checks a data set once and then turns this off: on a GPU
     # each check would wait for the device.
     checks_ids: bool = True

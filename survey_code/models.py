@@ -185,6 +185,8 @@ class RankingNetwork(nn.Module):
         self.table = table
         self.num_users = num_users
         self.normalize = normalize
+        # Asked of the table that is trained; the frozen one in its place knows rows.
+        self.turned = table.shares_rows
         self.ids: Tensor
         ids = torch.arange(table.num_embeddings)
         self.register_buffer("ids", ids, persistent=False)
@@ -205,19 +207,27 @@ class RankingNetwork(nn.Module):
 
 
 class MatrixFactorization(RankingNetwork):
-    """The table's rows themselves, compared by inner product or cosine."""
+    """The table's rows themselves, compared by inner product or cosine.
+
+    A user and an item that read the same row would be the same vector, and no other
+    item closer to the user.  Where a table shares rows, users' vectors are therefore
+    turned by one column.  Elsewhere that would only give their columns other numbers.
+    """
 
     def represent(self, *batch: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Rows of the batch's ids."""
+        """Rows of the batch's ids, users first."""
         rows = self.table(torch.cat(batch))
         read = rows.square().sum()
-        parts = self._finish(rows).split([len(ids) for ids in batch])
-        return list(parts), read
+        users, *others = self._finish(rows).split([len(ids) for ids in batch])
+        return [self._turn(users), *others], read
 
     def represent_all(self) -> tuple[Tensor, Tensor]:
         """Rows of all ids."""
         rows = self._finish(self.table(self.ids))
-        return rows[: self.num_users], rows[self.num_users :]
+        return self._turn(rows[: self.num_users]), rows[self.num_users :]
+
+    def _turn(self, users: Tensor) -> Tensor:
+        return users.roll(1, dims=1) if self.turned else users
 
 
 class LightGCN(RankingNetwork):

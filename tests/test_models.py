@@ -10,6 +10,7 @@ from survey_code import FullEmbedding, TableSpec
 from survey_code.embedding import UniformEmbedding
 from survey_code.models import (
     CLICK_NETWORKS,
+    MatrixFactorization,
     SymmetricProduct,
     build_click_network,
     build_ranking_network,
@@ -18,6 +19,7 @@ from survey_code.models import (
     normalize_graph,
 )
 from survey_code.training import count_parameters
+from survey_code.weight_sharing.hashing import HashingEmbedding
 
 FIELDS, DIM, IDS = 4, 6, 40
 SPEC = TableSpec(IDS, DIM, np.array([0, 10, 20, 30, IDS]), np.ones(IDS, np.int64))
@@ -285,3 +287,25 @@ def test_unknown_networks_are_value_errors():
         build_click_network("mf", table, FIELDS)
     with pytest.raises(ValueError, match="unknown network 'fm' for top-N; networks"):
         build_ranking_network("fm", table, 3, PAIRS)
+
+
+def test_an_item_in_a_users_row_is_not_the_user():
+    # One shared row for everybody: cosines of 1 with every item would rank nothing,
+    # and with some rows an item of the user's own would always come first.
+    spec = TableSpec.of_shape(30, 8)
+    for shares in (True, False):
+        table = HashingEmbedding(spec, rows=4, seed=1)
+        table.shares_rows = shares
+        network = MatrixFactorization(table, num_users=10, normalize=True)
+        users, items = network.represent_all()
+        same = table(network.ids)[:10, None].eq(table(network.ids)[None, 10:]).all(2)
+        scores = (users @ items.T).detach()
+        assert bool((scores[same] > 0.999).all()) != shares
+        (some, others), _ = network.represent(network.ids[:3], network.ids[10:14])
+        assert torch.equal(some, users[:3]) and torch.equal(others, items[:4])
+
+
+def test_without_shared_rows_users_are_the_tables_rows():
+    table = FullEmbedding(TableSpec.of_shape(30, 8), seed=1)
+    users, items = MatrixFactorization(table, num_users=10).represent_all()
+    assert torch.equal(torch.cat([users, items]), table(torch.arange(30)))

@@ -54,6 +54,7 @@ class HashedEmbedding(CompressedEmbedding):
         If `combine` is unknown, or rows cannot be concatenated to the dimension.
     """
 
+    shares_rows = True
     keys: Tensor | None
 
     def __init__(

@@ -70,6 +70,7 @@ class ClusteredEmbedding(CompressedEmbedding):
     farthest from its own; rows are weighted by how often they are read.
     """
 
+    shares_rows = True
     codes: Tensor
     index: Tensor
     done: Tensor
