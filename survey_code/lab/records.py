@@ -26,6 +26,7 @@ from survey_code.lab.results import (
     find_versions,
     load_results,
     name_device,
+    replace_results,
     today,
 )
 from survey_code.lab.runs import is_run, reaches, run
@@ -458,6 +459,29 @@ def record(
     for result in make_cells(group_cells(wanted), device, command, jobs):
         append_result(path, result)
         yield result
+    if wanted and jobs > 1:
+        arrange_record(path, cells)
+
+
+def arrange_record(path: Path, cells: Sequence[Cell]) -> None:
+    """Put a file's runs into the order of the record's cells.
+
+    Runs made side by side end in any order; of a method's trials, readers take the
+    first for its defaults.  Runs of no cell come last.
+    """
+    results = load_results(path)
+    ordered = []
+    for cell in cells:
+        own = [
+            result
+            for result in results
+            if (result.key, result.seed, result.requested_ratio)
+            == (cell.method, cell.seed, cell.ratio)
+            and cell.matches(result)
+        ]
+        ordered += own
+        results = [result for result in results if not any(result is o for o in own)]
+    replace_results(path, ordered + results)
 
 
 def group_cells(cells: Iterable[Cell]) -> list[list[Cell]]:

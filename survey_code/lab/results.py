@@ -105,6 +105,14 @@ def append_result(path: str | os.PathLike[str], result: Result) -> None:
     append_line(path, result.to_json())
 
 
+def replace_results(path: str | os.PathLike[str], results: Iterable[Result]) -> None:
+    """Write a file of results anew: beside its place first, then renamed."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text("".join(f"{result.to_json()}\n" for result in results))
+    os.replace(beside, path)
+
+
 def append_line(path: str | os.PathLike[str], line: str) -> None:
     """Add one line to a file and flush it to the disk."""
     path = Path(path)

@@ -7,7 +7,14 @@ import pytest
 from survey_code import data
 from survey_code.data.synthetic import make_clicks
 from survey_code.lab import Trial, load_results, record
-from survey_code.lab.records import RECORDS, Cell, group_cells, make_cells
+from survey_code.lab.records import (
+    RECORDS,
+    Cell,
+    arrange_record,
+    group_cells,
+    make_cells,
+)
+from survey_code.lab.results import replace_results
 from survey_code.training import TrainingSettings
 
 TRIAL = Trial(
@@ -49,6 +56,20 @@ def test_a_record_makes_what_its_file_lacks(tmp_path):
     results = load_results(tmp_path / "tiny.jsonl")
     assert len(results) == 6
     assert results[0].command == "survey-code record tiny --device cpu"
+
+
+def test_runs_made_in_any_order_stand_in_the_records_order(tmp_path):
+    made = list(record("tiny", tmp_path, seed=2)) + list(record("tiny", tmp_path))
+    path = tmp_path / "tiny.jsonl"
+    other = dataclasses.replace(made[0], key="hashing")
+    replace_results(path, [other, *reversed(made)])
+    arrange_record(path, CELLS)
+    arranged = load_results(path)
+    assert runs_of(arranged[:-1]) == [
+        (c.method, c.options.get("bits"), c.seed) for c in CELLS
+    ]
+    assert arranged[-1].key == "hashing"
+    assert list(record("tiny", tmp_path)) == []
 
 
 def test_a_result_is_written_before_the_next_run_starts(tmp_path):
