@@ -16,7 +16,12 @@ import survey_code
 from survey_code import TableSpec
 from survey_code.embedding import TrainingStep, decode_layout
 from survey_code.layouts import AnchorLayout, TensorTrainLayout
-from survey_code.layouts.tensor_train import multiply_slices, take_mixed_digits
+from survey_code.layouts.tensor_train import (
+    core_shapes,
+    merge_cores,
+    multiply_slices,
+    take_mixed_digits,
+)
 from survey_code.weight_sharing.decomposition import (
     AnchorEmbedding,
     CollapsedEmbedding,
@@ -478,3 +483,20 @@ def test_contradicting_cores_are_value_errors(change, message):
             given_arrays["values"], given_arrays["shapes"], 60, 8,
             given_arrays.get("cached_ids"),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_merged_cores_are_the_same_train(most):
+    shapes = [(3, 2, 1, 4, 1), (5, 2, 4, 6, 2), (2, 1, 6, 2, 1), (4, 3, 2, 1, 1)]
+    shapes = np.array(shapes, dtype=np.int64)
+    size = sum(math.prod(shape) for shape in core_shapes(shapes))
+    values = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    layout = TensorTrainLayout(values, shapes, 120, 12)
+    cores, steps = merge_cores(layout.cores(), [1, 2, 1, 1], most)
+    assert len(cores) == len(steps) == most
+    state = np.ones((120, 1, 1), dtype=np.float32)
+    digits = take_mixed_digits(np.arange(120), [len(core) for core in cores])
+    for own, core, step in zip(digits, cores, steps, strict=True):
+        state = multiply_slices(state, core[own], step)
+    wanted = layout.lookup(np.arange(120))
+    np.testing.assert_allclose(state[:, :, 0], wanted, rtol=1e-4, atol=1e-5)
