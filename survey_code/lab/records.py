@@ -79,6 +79,13 @@ class Cell:
 class StreamCell(Cell):
     """One pass over a stream: the arguments of `run_stream`."""
 
+    def matches(self, result: Result) -> bool:
+        """Whether a result is this pass; streams go by the name they are asked by."""
+        return is_run(
+            result, self.method, self.data, self.ratio, self.seed, self.trial,
+            self.options,
+        )  # fmt: skip
+
     def reaches(self) -> bool:
         """Streams are asked for what they can hold."""
         return True

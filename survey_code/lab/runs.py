@@ -295,9 +295,11 @@ def repeat(result: Result, data: Any, **arguments: Any) -> Result:
     }
     settings |= {"device": "cpu", "progress": False}
     trial = Trial(result.model, result.dim, TrainingSettings(**settings), **parts)
-    asked = [n for n in plan_defaults(result.key) if n in result.options]
+    # A plan's width of rows is no option of `run`, whose `dim` is the full table's; the
+    # budget leads to the same width again.
+    own = [n for n in plan_defaults(result.key) if n in result.options and n != "dim"]
     given: dict[str, Any] = {"seed": result.seed, "trial": trial, **arguments}
-    given |= {name: result.options[name] for name in asked}
+    given |= {name: result.options[name] for name in own}
     return run(result.key, data, result.requested_ratio, **given)
 
 

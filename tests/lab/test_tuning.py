@@ -111,7 +111,11 @@ def test_a_missing_trial_leaves_its_method_out(tmp_path):
 
 
 def test_a_recorded_run_can_be_repeated(tmp_path):
-    for method, options in (("mde_popularity", {"alpha": 0.6}), ("robe", {})):
+    for method, options in (
+        ("mde_popularity", {"alpha": 0.6}),
+        ("robe", {}),
+        ("uniform", {}),
+    ):
         result = run(method, "synthetic", 4, 1, trial=TRIAL, measure=False, **options)
         line = Result.from_json(result.to_json())
         assert repeat(line, "synthetic", measure=False).test == result.test
