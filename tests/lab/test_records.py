@@ -1,6 +1,7 @@
 """Recorded results: a record goes on where it stopped."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -140,3 +141,11 @@ def test_every_record_names_runs_that_differ():
 def test_an_unknown_record_is_a_value_error(tmp_path):
     with pytest.raises(ValueError, match="unknown record 'all'; records: "):
         next(record("all", tmp_path))
+
+
+@pytest.mark.parametrize("name", ["movietweetings_drift", "movietweetings_search"])
+def test_a_stream_finds_its_recorded_passes(name):
+    folder = Path(__file__).parents[2] / "book" / "results"
+    recorded = load_results(folder / f"{name}.jsonl")
+    for result in recorded:
+        assert sum(cell.matches(result) for cell in RECORDS[name]()) == 1
