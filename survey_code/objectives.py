@@ -12,6 +12,7 @@ from torch.nn import functional
 from survey_code.data.tasks import ClickData, ClickRows, InteractionData
 from survey_code.metrics import measure_clicks, measure_ranking
 from survey_code.models import ClickNetwork, RankingNetwork
+from survey_code.sampled_softmax import sampled_softmax
 from survey_code.training import TrainingSettings
 
 
@@ -199,13 +200,11 @@ class RankingObjective:
     def loss(self, network: RankingNetwork, batch: tuple[Tensor, ...]) -> Tensor:
         """BPR or softmax, plus L2 of the vectors read, plus the table's penalty."""
         (users, positives, negatives), read = network.represent(*batch)
-        good = (users * positives).sum(1)  # (batch,)
         if self.kind == "bpr":
-            loss = functional.softplus((users * negatives).sum(1) - good).mean()
+            good, others = (users * positives).sum(1), (users * negatives).sum(1)
+            loss = functional.softplus(others - good).mean()
         else:
-            others = users @ negatives.T  # (batch, negatives)
-            scores = torch.cat([good[:, None], others], dim=1) / self.temperature
-            loss = (scores.logsumexp(1) - scores[:, 0]).mean()
+            loss = sampled_softmax(users, positives, negatives, self.temperature)
         if self.settings.l2:
             loss = loss + self.settings.l2 / 2 * read / len(users)
         return loss + network.table.penalty()

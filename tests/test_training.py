@@ -8,6 +8,7 @@ from survey_code import CompressedEmbedding, FullEmbedding, TableSpec
 from survey_code.data.tasks import ClickData, ClickRows, InteractionData
 from survey_code.models import build_click_network, build_ranking_network
 from survey_code.objectives import ClickObjective, RankingObjective
+from survey_code.sampled_softmax import sampled_softmax
 from survey_code.training import (
     RowwiseAdagrad,
     TrainingSettings,
@@ -500,6 +501,37 @@ def test_ranking_losses_are_their_formulas(loss):
     assert objective.loss(net, batch).item() == pytest.approx(wanted, rel=1e-5)
     assert (bad >= 4).all() and (bad < 10).all()
     assert len(bad) == (8 if loss == "bpr" else 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 700, 1031])
+def test_softmax_in_parts_is_the_whole(dtype, size, monkeypatch):
+    """Loss and gradients of parts (the last one short) are those of autograd."""
+    torch.manual_seed(0)
+    parts = [torch.randn(n, 6, dtype=dtype) for n in (size, size, 50)]
+    found = []
+    for limit in (10**9, 50 * 256):
+        monkeypatch.setattr("survey_code.sampled_softmax.PART", limit)
+        inputs = [part.clone().requires_grad_() for part in parts]
+        # What follows the loss scales its gradients.
+        loss = 3 * sampled_softmax(*inputs, 0.5)
+        found.append([loss, *torch.autograd.grad(loss, inputs)])
+    for whole, cut in zip(*found):
+        torch.testing.assert_close(cut, whole)
+
+
+def test_softmax_in_parts_is_used_where_scores_are_many():
+    users, negatives = torch.ones(1024, 2), torch.ones(129, 2)
+    few = sampled_softmax(users.requires_grad_(), users, negatives[:128], 1.0)
+    many = sampled_softmax(users, users, negatives, 1.0)
+    assert "SoftmaxInParts" not in few.grad_fn.name()
+    assert "SoftmaxInParts" in many.grad_fn.name()
+
+
+def test_softmax_in_parts_does_not_overflow():
+    users = torch.full((3000, 1), 1e2)
+    loss = sampled_softmax(users, torch.ones(3000, 1), torch.ones(100, 1), 0.1)
+    assert loss.item() == pytest.approx(np.log(101), rel=1e-5)
 
 
 def test_an_epoch_goes_once_over_every_row():
