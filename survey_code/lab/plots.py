@@ -59,11 +59,11 @@ def plot_tradeoff(
     lines = table[table["key"] != "full"].groupby("key", sort=False)
     styles = choose_styles([str(key) for key, _ in lines])
     for key, rows in lines:
-        color, marker = styles[str(key)]
+        color, marker, line = styles[str(key)]
         rows = rows.sort_values("reached")
         axes.errorbar(
             rows["reached"], rows["mean"], yerr=rows["deviation"], label=key,
-            color=color, marker=marker, capsize=2, elinewidth=0.8,
+            color=color, marker=marker, linestyle=line, capsize=2, elinewidth=0.8,
         )  # fmt: skip
         last = rows.iloc[-1]
         ends.append((last["reached"], last["mean"], str(key), color))
@@ -73,11 +73,23 @@ def plot_tradeoff(
     axes.set_ylabel(METRIC_NAMES.get(metric, metric))
     name_lines(axes, ends)
     for row in full.itertuples():
+        left = is_left_free(lines, row.mean)
         axes.annotate(
-            "uncompressed", (0.01, row.mean), xycoords=("axes fraction", "data"),
+            "uncompressed", (0.01 if left else 0.99, row.mean),
+            xycoords=("axes fraction", "data"), ha="left" if left else "right",
             xytext=(0, 3), textcoords="offset points", color="0.35", fontsize=7.5,
         )  # fmt: skip
     return axes
+
+
+def is_left_free(lines: Any, height: float) -> bool:
+    """Whether lines begin farther from a height than they end."""
+    ordered = [rows.sort_values("reached")["mean"] for _, rows in lines]
+    starts, ends = (
+        min((abs(means.iloc[place] - height) for means in ordered), default=0.0)
+        for place in (0, -1)
+    )
+    return bool(starts >= ends)
 
 
 def plot_marks(
@@ -127,12 +139,13 @@ def plot_marks(
     return axes
 
 
-def choose_styles(keys: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a marker for each key, the same in every picture of a family.
+def choose_styles(keys: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+    """Each key's colour, marker and line, the same in every picture of a family.
 
     Methods of the family that has the most lines are coloured in the order of the
     catalogue, then keys that it does not know; the rivals of other families are
-    grey.  Where no family has three lines, all are coloured.
+    grey.  Where no family has three lines, all are coloured.  Where the colours
+    are used up they come again, with broken lines.
     """
     families = {method.key: method.family for method in methods()}
     counts = Counter(families[key] for key in keys if key in families)
@@ -142,9 +155,11 @@ def choose_styles(keys: Sequence[str]) -> dict[str, tuple[str, str]]:
     if most < 3:
         coloured = list(keys)
     grey = [key for key in keys if key not in coloured]
-    styles = {key: ("0.55", MARKERS[k % len(MARKERS)]) for k, key in enumerate(grey)}
-    for k, key in enumerate(coloured):
-        styles[key] = (COLORS[k % len(COLORS)], MARKERS[k % len(MARKERS)])
+    marks = [MARKERS[k % len(MARKERS)] for k in range(len(keys) + len(coloured))]
+    styles = {key: ("0.55", mark, "-") for key, mark in zip(grey, marks)}
+    for k, (key, mark) in enumerate(zip(coloured, marks)):
+        line = "-" if k < len(COLORS) else "-."
+        styles[key] = (COLORS[k % len(COLORS)], mark, line)
     return styles
 
 

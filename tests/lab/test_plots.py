@@ -64,9 +64,20 @@ def test_a_method_looks_the_same_in_all_pictures_of_its_family():
     assert few["uniform"][0] == few["hashing"][0] == "0.55"
     assert few["uniform"] != few["hashing"] and len(set(many.values())) == len(many)
     mixed = choose_styles(["uniform", "pq", "hashing"])
-    assert len({color for color, _ in mixed.values()}) == 3
+    assert len({color for color, *_ in mixed.values()}) == 3
     family = [m.key for m in catalog.methods() if m.family == "hashing"]
-    assert len(set(choose_styles(family).values())) == len(family)
+    # No two look alike, also to someone who does not see the markers.
+    looks = {(color, line) for color, _, line in choose_styles(family).values()}
+    assert len(looks) == len(family)
+
+
+@pytest.mark.parametrize("start, end, side", [(0.9, 0.5, 0.99), (0.5, 0.9, 0.01)])
+def test_the_full_table_is_named_where_no_line_is(axes, start, end, side):
+    runs = [result("full", 1, 1, 0.9)]
+    runs += [result("hashing", 2, 1, start), result("hashing", 8, 1, end)]
+    plot_tradeoff(runs, "auc", axes)
+    (name,) = [t for t in axes.texts if t.get_text() == "uncompressed"]
+    assert name.xy == (side, 0.9)
 
 
 def test_marks_are_sorted_and_look_like_their_family(axes):
