@@ -1,7 +1,7 @@
 # make book     run the chapters that changed, build the book from them
 # make test     lint, types, a build with warnings as errors, every chapter's
 #               outputs compared, the unit tests
-# make html     build the book from the stored outputs, in seconds
+# make html     build the book from the stored outputs
 # make refresh  run chapters and store their outputs: make refresh CHAPTER=path
 # make test-cpus  compare the chapters as other processors would compute them
 # make clean    remove what was built; the environment in .venv stays
