@@ -19,7 +19,7 @@ from survey_code.data.synthetic import make_clicks, make_stream
 from survey_code.data.tasks import InteractionData
 from survey_code.lab import Result, Trial, load_results, run, runs, sweep
 from survey_code.lab.runs import reaches, run_once, train_full
-from survey_code.lab.task import make_task
+from survey_code.lab.task import Task, make_task
 from survey_code.layouts import DenseLayout, load_layout
 from survey_code.objectives import evaluate_clicks, evaluate_ranking
 from survey_code.training import TrainingSettings
@@ -117,6 +117,22 @@ def test_methods_that_follow_training_share_one_full_table(tiny):
 
 
 # -- accuracy belongs to the bytes beside it -----------------------------------------
+
+
+def test_three_seeds_of_a_ranking_train_six_full_tables(pairs, monkeypatch):
+    """Without the hold-out and with it; a sweep of after-training methods shares
+    them."""
+    runs._TRAINED.clear()
+    trained, train = [], Task.train
+
+    def count(task, table):
+        trained.append(task.seed)
+        return train(task, table)
+
+    monkeypatch.setattr(Task, "train", count)
+    trial = Trial("mf", 8, TrainingSettings(epochs=1, batch_size=100))
+    sweep(["full", "rowwise", "pq"], pairs, [2], trial=trial, measure=False)
+    assert sorted(trained) == [1, 1, 2, 2, 3, 3]
 
 
 def test_metrics_are_of_the_stored_bytes(tiny, tmp_path):
