@@ -39,10 +39,9 @@ test: $(DONE)
 	@echo "== ruff"
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
-	@echo "== mypy"
-	@$(PY) -m mypy
-	@echo "== the book, warnings are errors"
-	@$(PY) book/_tools/build.py --strict
+	@echo "== mypy; the book, warnings are errors"
+	@$(PY) -m mypy & types=$$!; \
+	$(PY) book/_tools/build.py --strict && wait $$types
 	@echo "== nbval: every chapter, outputs compared"
 	@$(MAKE) -s compare
 	@echo "== unit tests"
