@@ -255,8 +255,8 @@ def evaluate_ranking(
     if not (users.isfinite().all() and items.isfinite().all()):
         raise ValueError("vectors of users or items are NaN or infinite")
     if chunk is None:
-        fitting = max(1, CACHED_SCORES // len(items))
-        chunk = fitting if users.device.type == "cpu" else 2048
+        on_cpu = users.device.type == "cpu"
+        chunk = max(1, CACHED_SCORES // len(items)) if on_cpu else 2048
     masked, wanted = (PairLists(pairs, len(users), users) for pairs in (seen, held_out))
     totals: dict[str, float] = {}
     for start in range(0, len(users), chunk):

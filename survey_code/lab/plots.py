@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ def plot_tradeoff(
             row.mean - row.deviation, row.mean + row.deviation, color="0.85", zorder=0
         )
         axes.axhline(row.mean, color="0.4", linestyle="--", linewidth=1, label="full")
-    ends = []
+    starts, ends = [], []
     lines = table[table["key"] != "full"].groupby("key", sort=False)
     styles = choose_styles([str(key) for key, _ in lines])
     for key, rows in lines:
@@ -65,6 +65,7 @@ def plot_tradeoff(
             rows["reached"], rows["mean"], yerr=rows["deviation"], label=key,
             color=color, marker=marker, linestyle=line, capsize=2, elinewidth=0.8,
         )  # fmt: skip
+        starts.append(rows["mean"].iloc[0])
         last = rows.iloc[-1]
         ends.append((last["reached"], last["mean"], str(key), color))
     axes.set_xscale("log", base=2)
@@ -73,23 +74,18 @@ def plot_tradeoff(
     axes.set_ylabel(METRIC_NAMES.get(metric, metric))
     name_lines(axes, ends)
     for row in full.itertuples():
-        left = is_left_free(lines, row.mean)
+        # Its name stands on the side where the lines are farther from it.
+        left, right = (
+            min((abs(y - row.mean) for y in heights), default=0.0)
+            for heights in (starts, [y for _, y, _, _ in ends])
+        )
+        place, side = (0.01, "left") if left >= right else (0.99, "right")
         axes.annotate(
-            "uncompressed", (0.01 if left else 0.99, row.mean),
-            xycoords=("axes fraction", "data"), ha="left" if left else "right",
-            xytext=(0, 3), textcoords="offset points", color="0.35", fontsize=7.5,
+            "uncompressed", (place, row.mean), xycoords=("axes fraction", "data"),
+            xytext=(0, 3), textcoords="offset points", ha=side, color="0.35",
+            fontsize=7.5,
         )  # fmt: skip
     return axes
-
-
-def is_left_free(lines: Any, height: float) -> bool:
-    """Whether lines begin farther from a height than they end."""
-    ordered = [rows.sort_values("reached")["mean"] for _, rows in lines]
-    starts, ends = (
-        min((abs(means.iloc[place] - height) for means in ordered), default=0.0)
-        for place in (0, -1)
-    )
-    return bool(starts >= ends)
 
 
 def plot_marks(
@@ -155,9 +151,8 @@ def choose_styles(keys: Sequence[str]) -> dict[str, tuple[str, str, str]]:
     if most < 3:
         coloured = list(keys)
     grey = [key for key in keys if key not in coloured]
-    marks = [MARKERS[k % len(MARKERS)] for k in range(len(keys) + len(coloured))]
-    styles = {key: ("0.55", mark, "-") for key, mark in zip(grey, marks)}
-    for k, (key, mark) in enumerate(zip(coloured, marks)):
+    styles = {key: ("0.55", mark, "-") for key, mark in zip(grey, cycle(MARKERS))}
+    for k, (key, mark) in enumerate(zip(coloured, cycle(MARKERS))):
         line = "-" if k < len(COLORS) else "-."
         styles[key] = (COLORS[k % len(COLORS)], mark, line)
     return styles

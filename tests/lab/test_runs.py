@@ -116,9 +116,6 @@ def test_methods_that_follow_training_share_one_full_table(tiny):
     assert len({r.test["log_loss"] for r in (full, *after)}) == 3
 
 
-# -- accuracy belongs to the bytes beside it -----------------------------------------
-
-
 def test_three_seeds_of_a_ranking_train_six_full_tables(pairs, monkeypatch):
     """Without the hold-out and with it; a sweep of after-training methods shares
     them."""
@@ -133,6 +130,9 @@ def test_three_seeds_of_a_ranking_train_six_full_tables(pairs, monkeypatch):
     trial = Trial("mf", 8, TrainingSettings(epochs=1, batch_size=100))
     sweep(["full", "rowwise", "pq"], pairs, [2], trial=trial, measure=False)
     assert sorted(trained) == [1, 1, 2, 2, 3, 3]
+
+
+# -- accuracy belongs to the bytes beside it -----------------------------------------
 
 
 def test_metrics_are_of_the_stored_bytes(tiny, tmp_path):

@@ -170,8 +170,7 @@ def test_any_flipped_bit_is_a_value_error(kind, examples, tmp_path):
     whole = path.read_bytes()
     assert len(whole) < 1024
     undetected = []
-    # Every byte, and each of its bits in turn.
-    for position in range(0, 8 * len(whole), 3):
+    for position in range(8 * len(whole)):
         damaged = bytearray(whole)
         damaged[position // 8] ^= 1 << position % 8
         path.write_bytes(damaged)
