@@ -25,15 +25,20 @@ template <int E, typename Number, int HOW> struct Codebook {
     return {codes.find(id), {unsigned(id), unsigned(id >> 32)}};
   }
 
+  __device__ __forceinline__ const Number* codeword(const Codes::Row& row,
+                                                    int book) const {
+    return words + (long long)codes.codeword(row, book) * width;
+  }
+
   __device__ __forceinline__ void read(const Place& found, int first,
                                        float (&entries)[E]) const {
     const Codes::Row& row = found.row;
     const bool stored = codes.is_stored(row);
     const int book = HOW == ADDED ? 0 : first / width;
     const int at = first - book * width;
-    // For a head with numbers of its own the code that is read says nothing.
-    const Number* place = words + (long long)codes.codeword(row, book) * width + at;
-    if (stored) place = heads + (long long)row.place * dim + first;
+    // A head with numbers of its own has no code, and there may be no codes at all.
+    const Number* place = stored ? heads + (long long)row.place * dim + first
+                                 : codeword(row, book) + at;
 #pragma unroll
     for (int j = 0; j < E; ++j) entries[j] = widen(place[j]);
     if (HOW == HELPED) {
@@ -47,7 +52,7 @@ template <int E, typename Number, int HOW> struct Codebook {
     }
     if (HOW != ADDED || stored) return;
     for (int book = 1; book < codes.books; ++book) {
-      place = words + (long long)codes.codeword(row, book) * width + first;
+      place = codeword(row, book) + first;
 #pragma unroll
       for (int j = 0; j < E; ++j) entries[j] += widen(place[j]);
     }

@@ -79,6 +79,9 @@ class FakeModule:
             sizes = [ctypes.c_int(s) for s in ([*grid, 1, 1][:3] + [*block, 1, 1][:3])]
             kinds = [type(value) for value in sizes + values]
             ctypes.CFUNCTYPE(None, *kinds)(address)(*sizes, *values)
+            count = self.library.count_bad_loads
+            count.restype = ctypes.c_longlong
+            assert not count(), f"{expression} read from where nothing is"
 
         return launch
 
@@ -106,7 +109,7 @@ def build(code, folder, expression):
         place.write_text(source)
         beside = library.with_suffix(f".{next(COUNTER)}.{id(source)}")
         subprocess.run(
-            [COMPILER, "-std=c++17", "-O1", "-mfma", "-ffp-contract=off", "-shared",
+            [COMPILER, "-std=c++17", "-O0", "-mfma", "-ffp-contract=off", "-shared",
              "-fPIC", "-w", f"-I{HERE}/words", f"-I{folder}", str(place), "-o",
              str(beside)],
             check=True,

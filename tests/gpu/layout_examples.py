@@ -137,6 +137,25 @@ EXAMPLES = {
     "weight and bias": lambda: MultiEmbedding(SPEC, rows=40, bias=True).freeze(),
     "flat": lambda: RobeEmbedding(SPEC, size=300, signed=True).freeze(),
     "flat, entry by entry": lambda: RobeEmbedding(SPEC, size=300, block_len=1).freeze(),
+    # Arrays with nothing in them: what a kernel must then not read.
+    "codes, rows alone": lambda: compress(
+        WEIGHT, "clustering", counts=np.arange(ROWS), clusters=5, heads=ROWS
+    ),
+    "ragged, nothing": lambda: RaggedLayout.from_dense(WEIGHT, np.zeros(ROWS, int)),
+    "sparse, nothing": lambda: SparseLayout.from_dense(0 * WEIGHT, block_rows=16),
+    "anchors, nothing": lambda: AnchorEmbedding(SPEC, anchors=9, entries=0).freeze(),
+    "grouped, nothing": lambda: PopularityWidths(
+        SPEC, sizes=[100, 900], widths=[0, 0]
+    ).freeze(),
+    "grouped, one group with numbers": lambda: FieldWidths(
+        FIELDS, widths=[0, 3, 0]
+    ).freeze(),
+    "own rows, all": lambda: DoubleHashingEmbedding(
+        SPEC, rows=40, frequent=ROWS
+    ).freeze(),
+    "own rows, none": lambda: DoubleHashingEmbedding(
+        SPEC, rows=40, frequent=0
+    ).freeze(),
     "generator": lambda: DeepHashEmbedding(SPEC, width=20, codes=24).freeze(),
     "generator, normal": lambda: DeepHashEmbedding(
         SPEC, width=20, codes=24, distribution="gaussian"
