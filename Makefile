@@ -3,7 +3,9 @@
 #               outputs compared, the unit tests
 # make html     build the book from the stored outputs
 # make refresh  run chapters and store their outputs: make refresh CHAPTER=path
+# make lint, types, unit, compare  the parts of make test
 # make test-cpus  compare the chapters as other processors would compute them
+# make test-ties  compare them with equal keys in a random order
 # make clean    remove what was built; the environment in .venv stays
 #
 # Options: PYTHON=python3.12, TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -24,12 +26,13 @@ export SURVEY_CODE_DATA := $(realpath ../shared/data)
 endif
 endif
 
+# No cell takes more than 15 s on an idle core; limits leave room for a busy one.
 NBVAL = SURVEY_CODE_ROUNDING=check $(PY) -m pytest --nbval --nbval-current-env \
-	--nbval-cell-timeout=120 -n $(WORKERS) --dist loadfile -p no:cacheprovider -W default \
+	--nbval-kernel-startup-timeout=300 --nbval-cell-timeout=180 -n $(WORKERS) --dist loadfile -p no:cacheprovider -W default \
 	$$($(PY) book/_tools/toc.py)
 
 .NOTPARALLEL:
-.PHONY: book test html refresh test-cpus compare clean
+.PHONY: book test html refresh lint types unit compare test-cpus test-ties clean
 
 book: $(DONE)
 	@$(PY) book/_tools/run.py
@@ -37,16 +40,24 @@ book: $(DONE)
 
 test: $(DONE)
 	@echo "== ruff"
-	@$(PY) -m ruff check
-	@$(PY) -m ruff format --check
+	@$(MAKE) -s lint
 	@echo "== mypy; the book, warnings are errors"
-	@$(PY) -m mypy & types=$$!; \
+	@$(MAKE) -s types & types=$$!; \
 	$(PY) book/_tools/build.py --strict && wait $$types
 	@echo "== nbval: every chapter, outputs compared"
 	@$(MAKE) -s compare
-	@echo "== unit tests"
-	@$(PY) -m pytest -n 2 tests
-	@echo "== examples in docstrings"
+	@echo "== unit tests, examples in docstrings"
+	@$(MAKE) -s unit
+
+lint: $(DONE)
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+
+types: $(DONE)
+	@$(PY) -m mypy
+
+unit: $(DONE)
+	@$(PY) -m pytest -n $(WORKERS) tests
 	@$(PY) -m pytest --doctest-modules survey_code
 
 html: $(DONE)
@@ -62,6 +73,9 @@ test-cpus: $(DONE)
 	else unset ATEN_CPU_CAPABILITY; fi; \
 	SURVEY_CODE_THREADS=$$threads $(MAKE) -s compare WORKERS=$$((2 / threads)) \
 	|| exit 1; done; done
+
+test-ties: $(DONE)
+	@PYTHONPATH=$(CURDIR)/book/_tools/ties $(MAKE) -s compare
 
 compare: $(DONE)
 	@$(NBVAL)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from survey_code.data.tasks import ClickData, ClickRows, InteractionData
 from survey_code.metrics import measure_clicks, measure_ranking
 from survey_code.models import ClickNetwork, RankingNetwork
+from survey_code.ranking import choose_top
 from survey_code.sampled_softmax import sampled_softmax
 from survey_code.training import TrainingSettings
 
@@ -228,6 +229,9 @@ def evaluate_ranking(
 ) -> dict[str, float]:
     """Rank all items for every user, the seen ones left out.
 
+    Items of equal score come in a random order that is always the same; scores count
+    as equal where only rounding tells them apart.
+
     Parameters
     ----------
     network : RankingNetwork
@@ -266,7 +270,7 @@ def evaluate_ranking(
         relevant = torch.zeros_like(scores, dtype=torch.bool)
         relevant[wanted.between(start, stop)] = True
         part = measure_ranking(
-            scores.topk(min(k, len(items))).indices,
+            choose_top(scores, k, users[start:stop], items),
             relevant,
             wanted.counts[start:stop],
             k,

@@ -419,6 +419,7 @@ def test_skip_without_reason_fails(tmp_path, data, whole_module, words, status):
     (tmp_path / "test_x.py").write_text(module if whole_module else SKIPPING)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
     environment["SURVEY_CODE_DATA"] = str(tmp_path / data) if data else ""
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # the others take seconds
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "."],
         cwd=tmp_path,

@@ -22,7 +22,7 @@ def run_python(code, **variables):
         env.pop(name, None)
     return subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True,
-        timeout=120,
+        timeout=900,
     )  # fmt: skip
 
 

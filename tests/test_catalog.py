@@ -3,6 +3,7 @@
 A new method is tested here as soon as it has its line in the catalogue.
 """
 
+import pickle
 import re
 import subprocess
 import sys
@@ -86,13 +87,23 @@ def finish(table):
     return table.eval().freeze()
 
 
-def compressed_layout(method, spec, options):
-    """The layout of a method of any stage but "search"."""
-    if DURING in method.stages:
-        return finish(method.build(spec, options))
-    if AFTER in method.stages:
-        return method.compress(FullEmbedding(spec).weight, options, spec)
-    return pytest.skip("a search needs a task")
+LAYOUTS = {}
+
+
+def compressed_layout(method, spec, options, stages=(DURING, AFTER)):
+    """The layout of a method of any stage but "search"; made once for the same
+    options."""
+    stage = next((stage for stage in stages if stage in method.stages), None)
+    if stage is None:
+        pytest.skip("a search needs a task")
+    made = (stage, method.key, id(spec), pickle.dumps(options))
+    if made not in LAYOUTS:
+        LAYOUTS[made] = (
+            finish(method.build(spec, options))
+            if stage == DURING
+            else method.compress(FullEmbedding(spec).weight, options, spec)
+        )
+    return LAYOUTS[made]
 
 
 # -- facts -------------------------------------------------------------------
@@ -401,7 +412,7 @@ def test_a_trained_table_can_be_compressed_as_planned(key, spec):
     if highest is None:
         pytest.skip(f"{key} cannot compress such a table")
     ratio = min(4.0, highest)
-    layout = method.compress(FullEmbedding(spec).weight, method.plan(spec, ratio), spec)
+    layout = compressed_layout(method, spec, method.plan(spec, ratio), (AFTER,))
     assert layout.nbytes <= spec.full_bytes / ratio
 
 

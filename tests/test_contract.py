@@ -22,6 +22,7 @@ from survey_code.lab import Trial
 from survey_code.lab.task import make_task
 from survey_code.layouts import Layout, RowwiseLayout
 from survey_code.layouts.rowwise import pack_codes, row_bytes, unpack_codes
+from survey_code.order import largest_first
 from survey_code.training import History, TrainingSettings, train
 
 # -- two layouts -------------------------------------------------------------
@@ -455,7 +456,7 @@ class GradualSketch(MagnitudeSketch):
 
     def advance(self, progress):
         share = 1 - (1 - self.kept / self.weight.numel()) * progress
-        order = self.weight.detach().abs().flatten().argsort(descending=True)
+        order = largest_first(self.weight.detach().abs(), axis=None)
         self.mask.zero_()
         self.mask.view(-1)[order[: round(share * self.weight.numel())]] = True
 

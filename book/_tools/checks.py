@@ -34,7 +34,64 @@ MACHINE_PATH = re.compile(r"(?<![\w.~/:-])/(?:work|tmp|root|home|Users|mnt)/")
 PICTURES = ("image/png", "image/jpeg", "image/svg+xml")
 
 
+# Order
+
+NO_TIES = "# no ties:"  # what a line says whose keys cannot be equal, and why
+
+
+def unstable_sorts(source: str) -> list[tuple[int, str]]:
+    """(line, what is wrong) of sorts that may order equal keys otherwise elsewhere.
+
+    Sorts of values alone are harmless: equal values are the same.  Where keys cannot
+    be equal, the line says ``# no ties:`` and why.
+    """
+    tree = ast.parse(source)
+    lines = source.splitlines()
+    indexed = {id(call) for call in calls_whose_places_are_read(tree)}
+    problems = []
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        name = node.func.attr
+        given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        stable = given.get("kind") == "'stable'" or given.get("stable") == "True"
+        always = name in ("argsort", "argpartition", "sort_values", "sort_index")
+        places = name in ("sort", "topk", "kthvalue") and id(node) in indexed
+        span = lines[node.lineno - 1 : node.end_lineno]
+        if (always or places) and not stable and NO_TIES not in "".join(span):
+            problems.append((node.lineno, f"{name} may order equal keys any way"))
+    return problems
+
+
+def calls_whose_places_are_read(tree: ast.AST) -> list[ast.AST]:
+    """Calls f(...) in ``f(...).indices``, ``f(...)[1]`` and ``a, b = f(...)``."""
+    found: list[ast.AST] = []
+    for node in ast.walk(tree):
+        if (isinstance(node, ast.Attribute) and node.attr == "indices") or (
+            isinstance(node, ast.Subscript) and ast.unparse(node.slice) in ("1", "-1")
+        ):
+            found.append(node.value)
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple):
+            found.append(node.value)
+    return found
+
+
 # Chapters
+
+
+def equal_keys_in_place(notebook: Any) -> list[str]:
+    """Every sort in a code cell keeps equal keys in place; see `unstable_sorts`."""
+    return [
+        f"code cell {number}, line {line}: {problem}"
+        for number, cell in code_cells(notebook)
+        for line, problem in unstable_sorts(plain_python(cell.source))
+    ]
+
+
+def plain_python(source: str) -> str:
+    """A cell without the lines that only IPython reads."""
+    lines = source.splitlines()
+    return "\n".join("" if line.lstrip()[:1] in ("%", "!") else line for line in lines)
 
 
 def check_chapter(notebook: Any, name: str) -> list[str]:
@@ -48,6 +105,7 @@ def check_chapter(notebook: Any, name: str) -> list[str]:
         no_machine_paths,
         pictures_described,
         no_semicolons,
+        equal_keys_in_place,
     )
     return [f"{name}: {text}" for check in checks for text in check(notebook)]
 

@@ -29,6 +29,7 @@ from toc import ROOT, chapters
 EXECUTED = ROOT / "_build"
 AT_ONCE = 2
 CELL_SECONDS = 300
+START_SECONDS = 300  # two kernels that load torch on a busy machine
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -111,6 +112,7 @@ async def run(notebook: Any, path: Path) -> str:
     client = NotebookClient(
         notebook,
         timeout=CELL_SECONDS,
+        startup_timeout=START_SECONDS,
         kernel_name="python3",
         record_timing=False,
         extra_arguments=["--IPKernelApp.log_level=ERROR"],

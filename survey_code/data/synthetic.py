@@ -25,6 +25,7 @@ from survey_code.data.tasks import (
     InteractionData,
     StreamData,
 )
+from survey_code.order import largest_first
 
 # Factors are multiples of 1/64, so their products, and log-odds, of 1/4096.
 FACTOR_GRID = 64
@@ -423,7 +424,7 @@ def make_interactions(*, seed: int = 0, **overrides: Any) -> InteractionData:
     users, items = settings.num_users, settings.num_items
     scores = draw_tastes(rng, settings)  # (users, items), in units of 1/4096
     noise = -np.log(-np.log(rng.integers(1, 2**32, size=scores.shape) / 2.0**32))
-    order = np.argsort(-(scores + np.rint(noise * LOGIT_GRID)), axis=1, kind="stable")
+    order = largest_first(scores + np.rint(noise * LOGIT_GRID), axis=1)
     counts = rng.integers(settings.per_user[0], settings.per_user[1] + 1, size=users)
     met = np.arange(items) < counts[:, None]  # (users, items): a prefix of each order
     pairs = np.stack(

@@ -20,6 +20,7 @@ _HOMES = {
     "record": "records",
     "repeat": "runs",
     "run": "runs",
+    "run_once": "runs",
     "run_stream": "stream",
     "summarize": "results",
     "summarize_near": "results",

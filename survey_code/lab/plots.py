@@ -60,7 +60,7 @@ def plot_tradeoff(
     styles = choose_styles([str(key) for key, _ in lines])
     for key, rows in lines:
         color, marker, line = styles[str(key)]
-        rows = rows.sort_values("reached")
+        rows = rows.sort_values("reached", kind="stable")
         axes.errorbar(
             rows["reached"], rows["mean"], yerr=rows["deviation"], label=key,
             color=color, marker=marker, linestyle=line, capsize=2, elinewidth=0.8,

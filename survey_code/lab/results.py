@@ -249,7 +249,7 @@ def summarize_near(
     table = table[table["reached"].between(0.75 * ratio, 2 * ratio)]
     away = np.log(table["reached"] / ratio).abs()
     nearest = table.loc[away.groupby(table["key"]).idxmin()]
-    return nearest.sort_values("mean").set_index("key")
+    return nearest.sort_values("mean", kind="stable").set_index("key")
 
 
 def tabulate(results: Iterable[Result], metric: str = "auc") -> pd.DataFrame:

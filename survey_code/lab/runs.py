@@ -254,8 +254,10 @@ def run_once(
     data = open_data(data)
     chosen, task, options = prepare(method, data, seed, arguments)
     planned = chosen.plan(task.spec, ratio, **options)
-    # What a search will find is not known before it ran.
-    known = options if chosen.stage == catalog.SEARCH else describe_options(planned)
+    # What a search will find is not known before it ran; and a plan may keep less
+    # than it was asked.
+    searches = chosen.stage == catalog.SEARCH
+    known = options if searches else describe_options({**options, **planned})
     for result in load_results(out) if Path(out).exists() else []:
         if is_run(result, method, data.name, ratio, seed, task.trial, known):
             return result
@@ -318,6 +320,10 @@ def is_run(
     An option that was not asked for has its default; what a plan or a search chose
     is not compared.
     """
+    if (result.key, result.data, result.requested_ratio, result.seed) != (
+        method, data, float(ratio), seed
+    ):  # fmt: skip
+        return False
     result = Result.from_json(result.to_json())  # as a file holds it
     # A result made before a setting existed had its default.
     before = {f.name: f.default for f in dataclasses.fields(trial.settings)}
@@ -336,9 +342,6 @@ def is_run(
             for name, value in asked.items()
             if value is not None
         )
-        and result.data == data
-        and (result.key, result.requested_ratio, result.seed)
-        == (method, float(ratio), seed)
         and (result.model, result.dim) == (trial.model, trial.dim)
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from survey_code.layouts.layout import Array, array_module
+from survey_code.order import largest_first
 
 
 def check_candidates(candidates: tuple[int, int] | None, rows: int) -> tuple[int, int]:
@@ -28,14 +29,12 @@ def choose_best(scores: Array, k: int) -> Array:
     """Columns of the k largest scores of each row; of equals, the first columns."""
     xp = array_module(scores)
     if k == scores.shape[1]:
-        return xp.argsort(-scores, axis=1, kind="stable")
+        return largest_first(scores, axis=1)
     # The k-th largest score; of the columns that tie with it only as many as fit.
     bound = -xp.partition(-scores, k - 1, axis=1)[:, k - 1 : k]
     above, tied = scores > bound, scores == bound
     room = k - above.sum(axis=1, keepdims=True)
     chosen = above | (tied & (xp.cumsum(tied, axis=1) <= room))
     columns = xp.nonzero(chosen)[1].reshape(-1, k)  # ascending in each row
-    order = xp.argsort(
-        -xp.take_along_axis(scores, columns, axis=1), axis=1, kind="stable"
-    )
+    order = largest_first(xp.take_along_axis(scores, columns, axis=1), axis=1)
     return xp.take_along_axis(columns, order, axis=1)

@@ -14,6 +14,7 @@ from torch.nn import functional
 from survey_code.embedding import check_range
 from survey_code.layouts.grouped import grouped_bytes
 from survey_code.mixed_dimension.grouped import GroupedEmbedding
+from survey_code.order import largest_first
 from survey_code.spec import TableSpec, as_integers
 
 # -- rules -------------------------------------------------------------------
@@ -361,7 +362,7 @@ class RuleOfThumb(FieldWidths):
         def path(t: float) -> np.ndarray:
             return thumb_widths(rows, rule, dim * (1 - t))
 
-        steps, order = allowed_steps(dim, False), np.argsort(-rows, kind="stable")
+        steps, order = allowed_steps(dim, False), largest_first(rows)
         return {"widths": plan_widths(spec, ratio, rows, path, order, True, steps)}
 
 
@@ -370,7 +371,7 @@ class RuleOfThumb(FieldWidths):
 
 def rank_by_count(counts: np.ndarray) -> np.ndarray:
     """Ids from the most frequent to the least; of equals, the lower id first."""
-    return np.argsort(-np.asarray(counts), kind="stable")
+    return largest_first(np.asarray(counts))
 
 
 def cut_by_share(counts: np.ndarray, shares: Any) -> np.ndarray:
@@ -491,7 +492,7 @@ class MixedDimensionBlocks(PopularityWidths):
             popularity, spec.embedding_dim, check_alpha(alpha), power_of_two
         )
         steps = allowed_steps(spec.embedding_dim, power_of_two)
-        order = np.argsort(-popularity, kind="stable")
+        order = largest_first(popularity)
         widths = plan_widths(spec, ratio, sizes, path, order, blocks == 1, steps)
         return {"sizes": sizes.tolist(), "widths": widths}
 

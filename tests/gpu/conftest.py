@@ -8,7 +8,7 @@ whole blocks wait (`__syncthreads`) cannot be run this way.
 
 import ctypes
 import hashlib
-import itertools
+import os
 import shutil
 import subprocess
 import tempfile
@@ -21,6 +21,10 @@ import pytest
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++")
 FOLDER = Path(tempfile.gettempdir()) / "survey_code_kernels"
+FLAGS = (
+    "-std=c++17", "-O0", "-mfma", "-ffp-contract=off", "-fPIC", "-w",
+    f"-I{HERE}/words",
+)  # fmt: skip
 C_TYPES = {
     np.dtype(np.int32): ctypes.c_int32,
     np.dtype(np.int64): ctypes.c_int64,
@@ -93,32 +97,61 @@ def as_argument(value):
     return C_TYPES[value.dtype](value.item())
 
 
+def make_once(place, write):
+    """A file, written by whoever is first: beside its place, then moved there.
+
+    Processes that write it at the same time do no harm: each moves a whole file.
+    """
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        beside = place.with_name(f"{os.getpid()}.{place.name}")
+        write(beside)
+        beside.rename(place)
+    return place
+
+
+def compile_to(place, *arguments, source=None):
+    """Run g++; it reads `source`, if there is one, as if it were a file."""
+    subprocess.run(
+        [COMPILER, *FLAGS, *map(str, arguments), "-o", str(place)],
+        input=source, text=True, check=True,
+    )  # fmt: skip
+
+
+def digest(*texts):
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:24]
+
+
+@cache
+def compile_words():
+    """A copy of cuda_words.h, and beside it the header as g++ has read it.
+
+    Reading it is most of the work for a kernel.  Where what stands beside it was made
+    by another g++, the text is read again.
+    """
+    text = (HERE / "cuda_words.h").read_text()
+    header = FOLDER / digest(text, *FLAGS) / "cuda_words.h"
+    make_once(header, lambda place: place.write_text(text))
+    make_once(
+        header.with_suffix(".h.gch"),
+        lambda place: compile_to(place, "-x", "c++-header", header),
+    )
+    return header
+
+
 @cache
 def build(code, folder, expression):
     """Compile a kernel with a function that runs it on the processor."""
-    source = f'#include "{HERE}/cuda_words.h"\n{code}\nLAUNCHER(({expression}))\n'
-    headers = (
-        "".join(path.read_text() for path in sorted(Path(folder).glob("*.cuh")))
-        + (HERE / "cuda_words.h").read_text()
+    header = compile_words()
+    files = [*sorted(Path(folder).glob("*.cuh")), *sorted((HERE / "words").iterdir())]
+    source = f'#include "{header}"\n{code}\nLAUNCHER(({expression}))\n'
+    name = digest(source, *(file.read_text() for file in files))
+    return make_once(
+        FOLDER / f"{name}.so",
+        lambda place: compile_to(
+            place, "-shared", f"-I{folder}", "-x", "c++", "-", source=source
+        ),
     )
-    name = hashlib.sha256((source + headers).encode()).hexdigest()[:24]
-    FOLDER.mkdir(exist_ok=True)
-    library = FOLDER / f"{name}.so"
-    if not library.exists():
-        place = FOLDER / f"{name}.cpp"
-        place.write_text(source)
-        beside = library.with_suffix(f".{next(COUNTER)}.{id(source)}")
-        subprocess.run(
-            [COMPILER, "-std=c++17", "-O0", "-mfma", "-ffp-contract=off", "-shared",
-             "-fPIC", "-w", f"-I{HERE}/words", f"-I{folder}", str(place), "-o",
-             str(beside)],
-            check=True,
-        )  # fmt: skip
-        beside.rename(library)
-    return library
-
-
-COUNTER = itertools.count()
 
 
 @pytest.fixture

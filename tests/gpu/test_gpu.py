@@ -11,6 +11,7 @@ from survey_code.gpu import as_cupy, current_stream, load_cupy
 from survey_code.gpu.codes import assign_points
 from survey_code.gpu.scatter import scatter_blocks, scatter_cores
 from survey_code.layouts import LAYOUTS, BinaryLayout, DenseLayout
+from survey_code.ranking import choose_top
 from survey_code.weight_sharing.decomposition import TensorTrainEmbedding
 from survey_code.weight_sharing.hashing import RobeEmbedding
 from survey_code.weight_sharing.vector_quantization import nearest_rows
@@ -216,6 +217,19 @@ def test_points_are_assigned_on_the_gpu_as_on_the_cpu(cupy, dim):
     np.testing.assert_allclose(distances.get(), errors, rtol=1e-4, atol=1e-6)
     # Of two centroids equally far but for rounding either may win.
     assert (nearest.get() == wanted).mean() > 0.999
+
+
+@needs_gpu
+@pytest.mark.parametrize("signs", [False, True])
+def test_items_are_ranked_on_the_gpu_as_on_the_cpu(signs):
+    """Of codes of +1 and -1 many are equal."""
+    rng = np.random.default_rng(3)
+    users, items = (torch.from_numpy(rng.normal(size=(n, 64))) for n in (300, 5000))
+    if signs:
+        users, items = torch.sign(users).float() / 8, torch.sign(items).float() / 8
+    wanted = choose_top(users @ items.T, 20, users, items)
+    users, items = users.cuda(), items.cuda()
+    assert torch.equal(choose_top(users @ items.T, 20, users, items).cpu(), wanted)
 
 
 @needs_gpu

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import survey_code
 from survey_code import FrozenEmbedding, FullEmbedding, catalog, methods
 from survey_code.catalog import DURING, Method
 from survey_code.cli import main
+from survey_code.data.gowalla import USERS as GOWALLA_USERS
 from survey_code.data.synthetic import make_clicks, make_stream
 from survey_code.data.tasks import InteractionData
 from survey_code.lab import Result, Trial, load_results, run, runs, sweep
@@ -42,8 +44,9 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def small():
-    """The small preset's ids with a tenth of its rows."""
-    return make_clicks("small", rows=(20_000, 4000, 4000))
+    """The small preset with a quarter of its ids and a tenth of its rows."""
+    fields = (1500, 1000, 375, 125, 25, 8, 3, 2)
+    return make_clicks("small", rows=(20_000, 4000, 4000), field_sizes=fields)
 
 
 @pytest.fixture(scope="module")
@@ -349,16 +352,16 @@ def test_other_options_make_another_run(tiny, counted, tmp_path):
 
 def test_the_same_figures_from_python_and_from_the_shell(tmp_path, capsys):
     words = ["run", "hashing", "--data", "synthetic", "--ratio", "10",
-             "--set", "batch_size=8192"]  # fmt: skip
+             "--dim", "4", "--set", "batch_size=8192"]  # fmt: skip
     files = [tmp_path / "inside.jsonl", tmp_path / "outside.jsonl"]
     assert main([*words, "--out", str(files[0])]) == 0
     printed = capsys.readouterr().out
     root = Path(survey_code.__file__).parents[1]
     subprocess.run(
         [sys.executable, "-m", "survey_code", *words, "--out", str(files[1])],
-        check=True, cwd=root, capture_output=True, timeout=120,
+        check=True, cwd=root, capture_output=True, timeout=900,
     )  # fmt: skip
-    wanted = run("hashing", "synthetic", 10, 1, settings={"batch_size": 8192})
+    wanted = run("hashing", "synthetic", 10, 1, dim=4, settings={"batch_size": 8192})
     found = [result for path in files for result in load_results(path)]
     assert len(found) == 2
     for result in found:
@@ -375,7 +378,7 @@ def test_the_same_figures_from_python_and_from_the_shell(tmp_path, capsys):
 
 def test_frappe_runs_by_the_same_call(real_data):
     settings = TrainingSettings(epochs=1, batch_size=1024, patience=0)
-    trial = Trial("dcnv2", 16, settings, {"hidden": (64,)})
+    trial = Trial("dcnv2", 16, settings, {"hidden": (32,), "cross_layers": 1})
     result = run("rowwise", "frappe", ratio=4, trial=trial)
     assert result.data.startswith("frappe_x1") and result.model == "dcnv2"
     assert result.options == {"bits": 4} and result.reached_ratio == pytest.approx(
@@ -385,7 +388,26 @@ def test_frappe_runs_by_the_same_call(real_data):
     assert result.test["auc"] > 0.85
 
 
-def test_gowalla_runs_by_the_same_call(real_data):
+def rank_some_users(network, seen, held_out):
+    """`evaluate_ranking` of every tenth user, among all items."""
+
+    def represent_some():
+        users, items = network.represent_all()
+        return users[::10], items
+
+    def pairs_of_some(pairs):
+        some = pairs[pairs[:, 0] % 10 == 0] // [10, 1]
+        return some - [0, GOWALLA_USERS - len(range(0, GOWALLA_USERS, 10))]
+
+    some = SimpleNamespace(
+        training=network.training, eval=network.eval, train=network.train,
+        represent_all=represent_some,
+    )  # fmt: skip
+    return evaluate_ranking(some, pairs_of_some(seen), pairs_of_some(held_out))
+
+
+def test_gowalla_runs_by_the_same_call(real_data, monkeypatch):
+    monkeypatch.setattr("survey_code.lab.task.evaluate_ranking", rank_some_users)
     settings = TrainingSettings(
         epochs=1, batch_size=4096, learning_rate=0.02, patience=0
     )

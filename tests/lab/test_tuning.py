@@ -1,6 +1,7 @@
 """Equal tuning: eight trials for every method, the best by validation."""
 
 import dataclasses
+import shutil
 
 import pytest
 
@@ -24,20 +25,29 @@ TRIAL = Trial(
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def tiny_data(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def tiny_data():
     """Two fields, as the data set called synthetic."""
     tiny = make_clicks(rows=(1000, 300, 300), field_sizes=(400, 30))
-    monkeypatch.setattr(data, "load", lambda name: tiny)
-    for name in ("tuning", "tuned"):
-        cells = tune_category if name == "tuning" else compare_category
-        monkeypatch.setitem(
-            RECORDS, f"tiny_{name}",
-            lambda cells=cells: [
-                c for c in cells("mixed dimension", "synthetic", TRIAL)
-                if c.method in ("uniform", "mde_popularity") and c.ratio < 30
-            ],
-        )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", lambda name: tiny)
+        for name in ("tuning", "tuned"):
+            cells = tune_category if name == "tuning" else compare_category
+            patch.setitem(
+                RECORDS, f"tiny_{name}",
+                lambda cells=cells: [
+                    c for c in cells("mixed dimension", "synthetic", TRIAL)
+                    if c.method in ("uniform", "mde_popularity") and c.ratio < 30
+                ],
+            )  # fmt: skip
+        yield
+
+
+@pytest.fixture(scope="module")
+def trials(tmp_path_factory):
+    """The folder of the trials' record, and its results; made once."""
+    folder = tmp_path_factory.mktemp("trials")
+    return folder, list(record("tiny_tuning", folder))
 
 
 @pytest.mark.parametrize("key", ["full", "robe", *KNOBS])
@@ -70,8 +80,9 @@ def test_trials_are_made_at_ten_or_the_nearest_ratio_in_reach():
     assert len(cells) == TRIALS_EACH * len(ratios)
 
 
-def test_the_record_is_made_as_the_best_trial_was(tmp_path):
-    trials = list(record("tiny_tuning", tmp_path))
+def test_the_record_is_made_as_the_best_trial_was(trials, tmp_path):
+    folder, trials = trials
+    shutil.copy(folder / "tiny_tuning.jsonl", tmp_path)
     made = list(record("tiny_tuned", tmp_path))
     assert {r.key for r in made} == {"uniform", "mde_popularity"}
     for key in ("uniform", "mde_popularity"):
@@ -90,13 +101,13 @@ def test_the_record_is_made_as_the_best_trial_was(tmp_path):
     assert list(record("tiny_tuned", tmp_path)) == []
 
 
-def test_the_best_by_validation_wins_whatever_the_test_says(tmp_path):
+def test_the_best_by_validation_wins_whatever_the_test_says(trials):
     trials = [
         dataclasses.replace(
             result, validation={"auc": 0.5 + 0.01 * (place == 3)},
             test={"auc": 0.9 * (place != 3)},
         )
-        for place, result in enumerate(record("tiny_tuning", tmp_path))
+        for place, result in enumerate(trials[1])
         if result.key == "uniform"
     ]  # fmt: skip
     cells = RECORDS["tiny_tuned"]()
@@ -105,8 +116,8 @@ def test_the_best_by_validation_wins_whatever_the_test_says(tmp_path):
     assert (chosen[0].trial, chosen[0].options) == propose("uniform", TRIAL)[3]
 
 
-def test_a_missing_trial_leaves_its_method_out(tmp_path):
-    trials = [r for r in record("tiny_tuning", tmp_path) if r.key == "uniform"]
+def test_a_missing_trial_leaves_its_method_out(trials):
+    trials = [r for r in trials[1] if r.key == "uniform"]
     assert apply_tuning(RECORDS["tiny_tuned"](), trials[1:]) == []
 
 

@@ -207,10 +207,13 @@ EXAMPLES = {
 }
 
 
-@pytest.fixture(params=EXAMPLES)
+@pytest.fixture(params=EXAMPLES, scope="module")
 def layout(request):
-    """Every example in turn."""
-    return EXAMPLES[request.param]()
+    """Every example in turn; the tests of a module read the same one."""
+    made = EXAMPLES[request.param]()
+    for array in made.arrays().values():
+        array.flags.writeable = False
+    return made
 
 
 @pytest.fixture(scope="session")

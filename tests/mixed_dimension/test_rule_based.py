@@ -409,8 +409,10 @@ def test_blocks_are_those_of_torchs_adaptive_softmax():
 def test_popularity_is_the_better_guide_on_the_synthetic_set():
     """Blocks of popularity beat the same table with a smaller dimension, and the
     rule of thumb does not."""
+    # Half the time of float64, whose digits the book prints.
+    given = {"measure": False, "settings": {"precision": "float32"}}
     found = {
-        key: survey_code.run(key, "synthetic", 4, 1, measure=False).test["auc"]
+        key: survey_code.run(key, "synthetic", 4, 1, **given).test["auc"]
         for key in ("uniform", *KEYS)
     }
     assert found["cprec"] > 0.87 and found["mde_popularity"] > 0.87

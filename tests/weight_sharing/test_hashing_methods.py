@@ -15,6 +15,7 @@ from survey_code.layouts import FlatLayout, GeneratorLayout, HashedLayout, load_
 from survey_code.layouts.flat import locate_blocks
 from survey_code.layouts.generator import BUCKETS, count_weights, hash_many
 from survey_code.layouts.hashed import take_digits
+from survey_code.order import largest_first
 from survey_code.weight_sharing.hashing import (
     BinaryCodeEmbedding,
     BloomEmbedding,
@@ -568,7 +569,7 @@ def test_the_sketch_never_underestimates_who_stayed():
     )
     for i in np.flatnonzero(stayed):
         assert certain[int(i)] <= true[i] <= scores[int(i)]
-    top = np.argsort(-true)[:25]
+    top = largest_first(true)[:25]
     assert (
         len(set(sketch.largest(25, sketch.ids[:0]).tolist()) & set(top.tolist())) >= 17
     )

@@ -19,6 +19,7 @@ from survey_code.low_precision.binarization.signs import (
     code_bytes,
     take_signs,
 )
+from survey_code.ranking import choose_top
 from survey_code.spec import TableSpec
 
 
@@ -184,8 +185,10 @@ class LayerwiseCodes(PropagatedEmbedding):
         lists = []
         for table in self.spread():
             users, items = table[: self.num_users], table[self.num_users :]
-            count = min(self.listed, len(items))
-            best = [(part @ items.T).topk(count).indices for part in users.split(chunk)]
+            best = [
+                choose_top(part @ items.T, self.listed, part, items)
+                for part in users.split(chunk)
+            ]
             lists.append(torch.cat(best) + self.num_users)
         return torch.stack(lists).to(torch.int32)
 

@@ -14,6 +14,7 @@ from survey_code.low_precision.binarization.signs import (
     check_number,
     code_bytes,
 )
+from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 
 
@@ -80,5 +81,5 @@ def rerank(queries: np.ndarray, items: np.ndarray, candidates: np.ndarray) -> An
         The candidates, best first; of equals, the one that came first.
     """
     scores = np.einsum("md,mcd->mc", queries, items[candidates])
-    order = np.argsort(-scores, axis=1, kind="stable")
+    order = largest_first(scores, axis=1)
     return np.take_along_axis(candidates, order, axis=1)

@@ -22,6 +22,7 @@ from survey_code.low_precision.quantization.rowwise import (
     quantize_rows,
 )
 from survey_code.low_precision.quantization.writeback import WriteBackEmbedding
+from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 
 POLICIES = ("lfu", "lru")
@@ -253,7 +254,7 @@ class CachedEmbedding(WriteBackEmbedding):
         owners = self.keys[lines].long() if self.policy == "lfu" else lines
         merit = torch.cat([self.uses[owners], merit])
         sets = torch.cat([lines // self.ways, ids % self.sets])
-        order = merit.argsort(descending=True, stable=True)
+        order = largest_first(merit)
         order = order[sets[order].argsort(stable=True)]
         ordered = sets[order]
         rank = torch.arange(len(order), device=order.device)
@@ -277,7 +278,7 @@ class CachedEmbedding(WriteBackEmbedding):
 
     def freeze(self) -> TieredLayout:
         """Cached rows in float32, the others in few bits."""
-        order = self.keys.argsort().cpu()
+        order = self.keys.argsort(stable=True).cpu()
         cached = self.keys.cpu()[order].long().numpy()
         others = np.setdiff1d(np.arange(self.num_embeddings), cached)
         lines = self.lines.cpu()[order].numpy()

@@ -25,6 +25,7 @@ from survey_code.mixed_dimension.architecture_search.choices import (
     search_epochs,
 )
 from survey_code.mixed_dimension.grouped import GroupedEmbedding, as_array
+from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 
 
@@ -201,7 +202,7 @@ def keep_columns(
     if column_bytes(group, np.ones(len(kept), np.int64), spec) <= budget:
         magnitudes = magnitudes.copy()
         magnitudes[np.arange(len(kept)), magnitudes.argmax(1)] = np.inf
-    order = np.argsort(-magnitudes, axis=None, kind="stable")
+    order = largest_first(magnitudes, axis=None)
     for g, column in zip(*np.unravel_index(order, kept.shape)):
         kept[g, column] = True
         if column_bytes(group, kept.sum(1), spec) > budget:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from survey_code.embedding import check_range
+from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 from survey_code.training import set_precision
 
@@ -27,7 +28,7 @@ def fields_of(spec: TableSpec) -> np.ndarray:
 
 def rank_by_frequency(spec: TableSpec) -> np.ndarray:
     """Ids from the most to the least frequent; equal counts in the ids' order."""
-    return np.argsort(-spec.train_counts, kind="stable")
+    return largest_first(spec.train_counts)
 
 
 def cut_by_frequency(spec: TableSpec, groups: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from survey_code.mixed_dimension.architecture_search.choices import (
 )
 from survey_code.mixed_dimension.architecture_search.mixed import sort_by
 from survey_code.mixed_dimension.grouped import GroupedEmbedding, as_array
+from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 
 # Neurons of the policy.
@@ -241,7 +242,7 @@ class GrowingEmbedding(CompressedEmbedding):
         facts = [self.counts[ids], self.sizes[ids], wish, chance, self.usual[ids]]
         self.past[ids] = torch.stack([v.to(self.past.dtype) for v in facts], 1)
         asking = ids[wish]
-        asking = asking[self.counts[asking].argsort(descending=True, stable=True)]
+        asking = asking[largest_first(self.counts[asking])]
         widths = torch.tensor(self.widths, device=ids.device)
         now = widths[self.sizes[asking].long()]
         price = 4 * (widths[self.sizes[asking].long() + 1] - now)

@@ -25,6 +25,7 @@ from survey_code.mixed_dimension.architecture_search.prefix import (
     prefix_overhead,
     smallest_prefix,
 )
+from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 
 
@@ -317,7 +318,7 @@ def evolve(
     history = [max(marks)]
     parents = max(population // 2, 1)
     for _ in range(generations):
-        order = np.argsort([-mark for mark in marks], kind="stable")[:parents]
+        order = largest_first(np.array(marks))[:parents]
         pool, marks = [pool[k] for k in order], [marks[k] for k in order]
         while len(pool) < population:
             one, other = (pool[k] for k in rng.integers(parents, size=2))

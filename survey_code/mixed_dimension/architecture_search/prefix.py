@@ -16,6 +16,7 @@ from torch.nn import functional
 from survey_code.embedding import CompressedEmbedding, draw_normal
 from survey_code.layouts.grouped import grouped_bytes, remap_bytes
 from survey_code.mixed_dimension.grouped import GroupedEmbedding
+from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 
 
@@ -137,7 +138,7 @@ def cut_to_budget(
     """
     if prefix_bytes(lengths, dim) <= budget:
         return lengths
-    order = np.argsort(-margins, kind="stable")
+    order = largest_first(margins)
 
     def cut(rows: int) -> np.ndarray:
         kept = np.zeros_like(lengths)

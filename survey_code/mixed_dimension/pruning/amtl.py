@@ -18,6 +18,7 @@ from survey_code.mixed_dimension.architecture_search.choices import (
 )
 from survey_code.mixed_dimension.grouped import as_array
 from survey_code.mixed_dimension.pruning.tickets import PrefixTicket, draw_original
+from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 
 
@@ -191,7 +192,7 @@ def lengths_within(
     lengths: np.ndarray = np.bincount(taken // dim, minlength=len(ids))[row]
     if len(taken) < len(order):  # the next entry, for some ids of its level
         some = np.flatnonzero(row == order[len(taken)] // dim)
-        some = some[np.argsort(-spec.train_counts[some], kind="stable")]
+        some = some[largest_first(spec.train_counts[some])]
         lengths[some[: numbers - lengths.sum()]] += 1
     return lengths
 

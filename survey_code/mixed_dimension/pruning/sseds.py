@@ -17,6 +17,7 @@ from survey_code.mixed_dimension.architecture_search.choices import (
 )
 from survey_code.mixed_dimension.grouped import GroupedEmbedding
 from survey_code.mixed_dimension.pruning.tickets import draw_original
+from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 from survey_code.training import set_precision
 
@@ -120,7 +121,7 @@ def widths_within(saliency: np.ndarray, spec: TableSpec, budget: int) -> np.ndar
     worth = saliency / np.diff(spec.field_starts)[:, None]
     if costs[:, 1].sum() <= budget:
         worth[np.arange(fields), worth.argmax(1)] = np.inf
-    for place in np.argsort(-worth, axis=None, kind="stable").tolist():
+    for place in largest_first(worth, axis=None).tolist():
         field = place // dim
         more = int(costs[field, widths[field] + 1] - costs[field, widths[field]])
         if spent + more <= budget:

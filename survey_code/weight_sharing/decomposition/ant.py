@@ -17,6 +17,7 @@ from survey_code.embedding import (
     draw_normal,
 )
 from survey_code.layouts import AnchorLayout
+from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 
 
@@ -134,7 +135,7 @@ class AnchorEmbedding(CompressedEmbedding):
     def choose_largest(self) -> Tensor:
         """Which weights fit into the budget; of equals, the first ones."""
         weights = (self.mixture * self.importance).ravel()
-        order = torch.argsort(weights, descending=True, stable=True)
+        order = largest_first(weights)
         chosen = torch.ones_like(self.kept)
         chosen.ravel()[order[self.entries :]] = False
         return chosen

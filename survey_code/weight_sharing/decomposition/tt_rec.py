@@ -13,6 +13,7 @@ from torch.nn import functional
 from survey_code.embedding import TrainingStep, check_range
 from survey_code.layouts import TensorTrainLayout
 from survey_code.layouts.layout import as_finite_table
+from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.decomposition.trains import (
     TrainEmbedding,
@@ -232,7 +233,7 @@ class TensorTrainEmbedding(TrainEmbedding):
         ids = held = None
         if slots:
             counts = np.zeros(len(table)) if spec is None else spec.train_counts
-            ids = np.sort(np.argsort(-counts, kind="stable")[:slots])
+            ids = np.sort(largest_first(counts)[:slots])
             held = table[ids]
         flat = np.concatenate([core.ravel() for core in cores])
         return TensorTrainLayout(flat, shapes, rows, dim, ids, held)
@@ -267,7 +268,7 @@ class TensorTrainEmbedding(TrainEmbedding):
     @torch.no_grad()
     def fill_cache(self) -> None:
         """Give the most read rows places of their own."""
-        busiest = torch.argsort(self.reads, descending=True, stable=True)[: self.slots]
+        busiest = largest_first(self.reads)[: self.slots]
         busiest = busiest.sort().values
         rows = super().embed(busiest)
         self.cached.copy_(rows)

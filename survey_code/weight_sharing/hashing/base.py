@@ -20,6 +20,7 @@ from survey_code.layouts.hashed import (
     table_starts,
     take_digits,
 )
+from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 
 # Bytes that one row of an index table takes, and a pair of multipliers.
@@ -215,7 +216,7 @@ def check_hashes(hashes: Any) -> None:
 
 def most_frequent(counts: np.ndarray, number: int) -> np.ndarray:
     """The ids with the largest counts, rising, as int32; ties by number."""
-    order = np.argsort(-counts, kind="stable")[:number]
+    order = largest_first(counts)[:number]
     return np.sort(order).astype(np.int32)
 
 

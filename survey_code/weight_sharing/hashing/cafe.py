@@ -10,6 +10,7 @@ from torch import Tensor
 
 from survey_code.embedding import TrainingStep, check_range
 from survey_code.layouts.hashed import draw_multipliers, mix_ids
+from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.hashing.base import (
     INDEX_BYTES,
@@ -67,7 +68,7 @@ class HotSketch:
         amounts = amounts.to(self.scores.dtype)
         self.scores[buckets[hit], slots[hit]] += amounts[hit]
         ids, buckets, amounts = ids[~hit], buckets[~hit], amounts[~hit]
-        order = amounts.argsort(descending=True, stable=True)
+        order = largest_first(amounts)
         order = order[buckets[order].argsort(stable=True)]
         ids, buckets, amounts = ids[order], buckets[order], amounts[order]
         ranks = torch.arange(len(ids), device=ids.device)
@@ -99,7 +100,7 @@ class HotSketch:
         scores = self.scores - self.inherited
         held = self.held_by(holders)
         scores = torch.where(held, HOLDING * scores, scores).flatten()
-        order = scores.argsort(descending=True, stable=True)[:number]
+        order = largest_first(scores)[:number]
         ids = self.ids.flatten()[order[scores[order] > 0]].long()
         return ids.sort().values
 
@@ -266,7 +267,7 @@ class HotSketchEmbedding(HashedEmbedding):
         self.values.data[self.shared_rows + free] = copies
         ids = torch.cat([old[stays], entering])
         rows = torch.cat([self.hot_rows[stays].long(), free])
-        order = ids.argsort()
+        order = ids.argsort(stable=True)
         left = self.hot_rows[~stays][len(entering) :]
         self.hot_ids.fill_(NOBODY)
         self.hot_ids[: len(ids)] = ids[order].to(torch.int32)

@@ -11,6 +11,7 @@ from survey_code.embedding import check_range
 from survey_code.layouts import CodebookLayout
 from survey_code.layouts.codebook import MOST_BITS, codebook_bytes
 from survey_code.layouts.layout import as_finite_table
+from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.vector_quantization.lloyd import (
     cluster_rows,
@@ -21,7 +22,7 @@ from survey_code.weight_sharing.vector_quantization.pq import as_numbers
 
 def most_frequent(counts: np.ndarray, heads: int) -> np.ndarray:
     """The ids that occur most often, rising; of equals the lower ids."""
-    order = np.argsort(-counts, kind="stable")[:heads]
+    order = largest_first(counts)[:heads]
     return np.sort(order)
 
 
