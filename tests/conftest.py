@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,13 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
+# Nothing depends on how fast the machine is.
 hypothesis.settings.register_profile(
-    "repeatable", derandomize=True, deadline=None, database=None
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("repeatable")
 
@@ -38,6 +44,11 @@ def pytest_sessionstart(session: Any) -> None:
     plugins = session.config.pluginmanager
     if plugins.has_plugin("logging-plugin"):
         plugins.unregister(name="logging-plugin")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was collected, millions of objects, out of collecting garbage."""
+    gc.freeze()
 
 
 def refuse_skip(report: Any) -> None:

@@ -8,10 +8,8 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
-#include <functional>
-#include <tuple>
-#include <vector>
 
 #define __global__
 #define __device__
@@ -93,21 +91,23 @@ inline float __bfloat162float(__nv_bfloat16 value) {
 }
 
 // One thread of the block that runs: where it stands, and what it shows the others.
+// No containers: their code would be most of what is compiled for a kernel.
 struct Thread {
   ucontext_t state;
-  std::vector<char> stack = std::vector<char>(1 << 16);
   uint3 index;
-  bool ended = false;
-  long long shown = 0;       // how often it has shown something
+  bool ended;
+  long long shown;           // how often it has shown something
   uint64_t values[2];        // the last two things
+  char stack[1 << 16];
 };
 static ucontext_t scheduler;
-static std::vector<Thread> threads;
-static size_t running;
-static std::function<void()> body;
+static Thread* threads;
+static size_t running, block_size, room;
+static void (*body)(void*);  // a call of the kernel, with what it is called with
+static void* given;
 
 inline void enter() {
-  body();
+  body(given);
   threads[running].ended = true;
 }
 
@@ -127,7 +127,7 @@ template <class T> T __shfl_sync(unsigned members, T value, int from, int width)
   // A thread overwrites what it showed two turns ago: by then all have read it.
   for (bool waits = true; waits;) {
     waits = false;
-    for (size_t k = 0; k < 32 && warp + k < threads.size(); ++k)
+    for (size_t k = 0; k < 32 && warp + k < block_size; ++k)
       waits |= (members >> k & 1) && threads[warp + k].shown <= turn;
     if (waits) pass();
   }
@@ -138,7 +138,12 @@ template <class T> T __shfl_sync(unsigned members, T value, int from, int width)
 }
 
 inline void run_block() {
-  threads.resize(blockDim.x * blockDim.y * blockDim.z);
+  block_size = blockDim.x * blockDim.y * blockDim.z;
+  if (room < block_size) {
+    free(threads);
+    threads = (Thread*)malloc(block_size * sizeof(Thread));
+    room = block_size;
+  }
   size_t k = 0;
   for (unsigned z = 0; z < blockDim.z; ++z)
     for (unsigned y = 0; y < blockDim.y; ++y)
@@ -148,14 +153,14 @@ inline void run_block() {
         thread.ended = false;
         thread.shown = 0;
         getcontext(&thread.state);
-        thread.state.uc_stack.ss_sp = thread.stack.data();
-        thread.state.uc_stack.ss_size = thread.stack.size();
+        thread.state.uc_stack.ss_sp = thread.stack;
+        thread.state.uc_stack.ss_size = sizeof thread.stack;
         thread.state.uc_link = &scheduler;
         makecontext(&thread.state, enter, 0);
       }
   for (bool left = true; left;) {
     left = false;
-    for (running = 0; running < threads.size(); ++running) {
+    for (running = 0; running < block_size; ++running) {
       Thread& thread = threads[running];
       if (thread.ended) continue;
       left = true;
@@ -170,7 +175,9 @@ void run_threads(void (*kernel)(Arguments...), const int (&sizes)[6],
                  Arguments... arguments) {
   gridDim = {(unsigned)sizes[0], (unsigned)sizes[1], (unsigned)sizes[2]};
   blockDim = {(unsigned)sizes[3], (unsigned)sizes[4], (unsigned)sizes[5]};
-  body = [=] { kernel(arguments...); };
+  auto call = [&] { kernel(arguments...); };
+  given = &call;
+  body = [](void* place) { (*(decltype(call)*)place)(); };
   for (blockIdx.z = 0; blockIdx.z < gridDim.z; ++blockIdx.z)
     for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y)
       for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) run_block();

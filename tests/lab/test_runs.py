@@ -337,6 +337,22 @@ def test_a_sweep_goes_on_where_it_stopped(tiny, counted, tmp_path):
     assert len(counted) == 3
 
 
+@pytest.mark.parametrize(
+    "key, options",
+    [("mde_popularity", {"alpha": None}), ("double_hashing", {"share": 0.3})],
+)
+def test_an_option_that_a_plan_does_not_keep_is_found_again(
+    tiny, counted, tmp_path, key, options
+):
+    """Widths are planned, and the law that they follow is not among them."""
+    for _ in range(2):
+        sweep(
+            [key], tiny, [2], (1,), out=tmp_path / "results.jsonl", trial=TINY,
+            measure=False, **options,
+        )  # fmt: skip
+    assert len(counted) == 1
+
+
 def test_other_options_make_another_run(tiny, counted, tmp_path):
     out = tmp_path / "results.jsonl"
     given = {"trial": TINY, "measure": False}

@@ -649,7 +649,7 @@ def rank_all(data, users, items):
     scores[known[:, 0], known[:, 1] - data.num_users] = -torch.inf
     wanted = torch.zeros(scores.shape, dtype=torch.bool)
     wanted[data.test[:, 0], data.test[:, 1] - data.num_users] = True
-    mixed = draw_ranks(data.num_items, scores.device).argsort()  # no two are equal
+    mixed = draw_ranks(data.num_items, scores.device).argsort(stable=True)
     best = mixed[largest_first(scores[:, mixed])[:, :20]]
     totals = measure_ranking(best, wanted, wanted.sum(1), 20)
     found = totals.pop("users")
