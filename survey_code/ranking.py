@@ -49,7 +49,7 @@ def choose_top(scores: Tensor, k: int, users: Tensor, items: Tensor) -> Tensor:
     bits = min(SAME[scores.dtype], KEY_BITS - 2 - count.bit_length())
     # No inner product exceeds the product of the norms.
     bounds = users.norm(dim=1, keepdim=True) * items.norm(dim=1).max()
-    unit = bounds.clamp(min=torch.finfo(scores.dtype).tiny) * 2.0**-bits
+    unit = (bounds * 2.0**-bits).clamp(min=torch.finfo(scores.dtype).tiny)
     scores.clamp_(min=-(2.0 ** (bits + 1)) * unit)
     # More than k, until none that is left out could equal the k-th.
     wide, enough = k, False

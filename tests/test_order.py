@@ -143,8 +143,16 @@ def test_users_of_very_different_lengths_are_ranked_alike():
     assert torch.equal(found, choose_top(users @ items.T, 20, users, items))
 
 
-def test_a_vector_of_zeros_ranks_items_as_equal():
-    users, items = draw_vectors()
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_a_vector_of_zeros_ranks_items_as_equal(kind):
+    """Also in training, where numbers below the normal ones are taken as 0."""
+    users, items = draw_vectors(kind)
     none = torch.zeros_like(users)
-    found = choose_top(none @ items.T, 20, none, items)
-    assert torch.equal(found, choose_top(torch.zeros(30, 400), 20, none, items))
+    wanted = choose_top(torch.ones(30, 400, dtype=kind), 20, users, items)
+    for flushed in (False, True):
+        torch.set_flush_denormal(flushed)
+        try:
+            found = choose_top(none @ items.T, 20, none, items)
+        finally:
+            torch.set_flush_denormal(False)
+        assert torch.equal(found, wanted)
