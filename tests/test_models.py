@@ -19,7 +19,7 @@ from survey_code.models import (
     normalize_graph,
 )
 from survey_code.training import count_parameters
-from survey_code.weight_sharing.hashing import HashingEmbedding
+from survey_code.weight_sharing.hashing import HashingTrick
 
 FIELDS, DIM, IDS = 4, 6, 40
 SPEC = TableSpec(IDS, DIM, np.array([0, 10, 20, 30, IDS]), np.ones(IDS, np.int64))
@@ -294,7 +294,7 @@ def test_an_item_in_a_users_row_is_not_the_user():
     # and with some rows an item of the user's own would always come first.
     spec = TableSpec.of_shape(30, 8)
     for shares in (True, False):
-        table = HashingEmbedding(spec, rows=4, seed=1)
+        table = HashingTrick(spec, rows=4, seed=1)
         table.shares_rows = shares
         network = MatrixFactorization(table, num_users=10, normalize=True)
         users, items = network.represent_all()

@@ -96,8 +96,8 @@ def measure_gradients(
 
     from survey_code.gpu import load_cupy
     from survey_code.gpu.scatter import scatter_blocks, scatter_cores
-    from survey_code.weight_sharing.decomposition import TensorTrainEmbedding
-    from survey_code.weight_sharing.hashing import RobeEmbedding
+    from survey_code.weight_sharing.decomposition import TTRec
+    from survey_code.weight_sharing.hashing import ROBE
 
     cupy = load_cupy()
     spec = TableSpec.of_shape(rows, dim)
@@ -111,8 +111,8 @@ def measure_gradients(
         full.index_add_(0, torch.from_dlpack(own), torch.from_dlpack(gradients))
 
     for kind, embedding, scatter in (
-        ("ROBE", RobeEmbedding(spec, size=rows // 10 * dim), scatter_blocks),
-        ("tensor train", TensorTrainEmbedding(spec, rank=16), scatter_cores),
+        ("ROBE", ROBE(spec, size=rows // 10 * dim), scatter_blocks),
+        ("tensor train", TTRec(spec, rank=16), scatter_cores),
     ):
         held = embedding.freeze().to_gpu().fused
         trained = embedding.cuda()

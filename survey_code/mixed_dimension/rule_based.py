@@ -301,7 +301,7 @@ class FieldWidths(GroupedEmbedding):
         super().__init__(spec, assignment, widths, [seed, 0])
 
 
-class MixedDimensionFields(FieldWidths):
+class MDEFields(FieldWidths):
     """Fields with many rows get narrow rows: a power law of the number of rows.
 
     Parameters
@@ -451,7 +451,7 @@ class PopularityWidths(GroupedEmbedding):
         super().__init__(spec, assignment, widths, [seed, 0])
 
 
-class MixedDimensionBlocks(PopularityWidths):
+class MDEBlocks(PopularityWidths):
     """Rare ids get narrow rows: a power law of how often a block's rows are read.
 
     Parameters
@@ -497,7 +497,7 @@ class MixedDimensionBlocks(PopularityWidths):
         return {"sizes": sizes.tolist(), "widths": widths}
 
 
-class CompressedBlocks(PopularityWidths):
+class CpRec(PopularityWidths):
     """CpRec: blocks of falling popularity, each q times narrower than the one before.
 
     Parameters

@@ -11,30 +11,30 @@ from survey_code.layouts import (
 )
 from survey_code.layouts.tensor_train import core_shapes
 from survey_code.low_precision.quantization import (
-    CachedEmbedding,
-    LearnedStepEmbedding,
+    LSQ,
+    MixedPrecisionCache,
 )
-from survey_code.mixed_dimension.architecture_search import ColumnEmbedding
+from survey_code.mixed_dimension.architecture_search import AutoSrh
 from survey_code.mixed_dimension.rule_based import FieldWidths, PopularityWidths
 from survey_code.weight_sharing.decomposition import (
-    AnchorEmbedding,
-    SemiTensorEmbedding,
-    TensorTrainEmbedding,
+    ANT,
+    STTD,
+    TTRec,
 )
 from survey_code.weight_sharing.hashing import (
-    BloomEmbedding,
-    DeepHashEmbedding,
-    DoubleHashingEmbedding,
-    HashEmbedding,
-    HashingEmbedding,
-    MultiEmbedding,
-    QuotientRemainderEmbedding,
-    RobeEmbedding,
+    DHE,
+    ROBE,
+    BloomEmbeddings,
+    DoubleHashing,
+    HashEmbeddings,
+    HashingTrick,
+    MEmCom,
+    QuotientRemainder,
 )
 from survey_code.weight_sharing.vector_quantization import (
-    AdditiveEmbedding,
-    ClusteredEmbedding,
-    GranularEmbedding,
+    CCE,
+    MGQE,
+    LightRec,
 )
 
 ROWS = 1000
@@ -71,10 +71,8 @@ EXAMPLES = {
     "4 bits, odd": lambda: compress(WEIGHT[:, :11], "rowwise", bits=4),
     "2 bits, odd": lambda: compress(WEIGHT[:, :11], "rowwise", bits=2),
     "8 bits, per table": lambda: compress(WEIGHT, "rowwise", per="table"),
-    "4 bits, per field": lambda: LearnedStepEmbedding(
-        FIELDS, bits=4, per="field"
-    ).freeze(),
-    "tiered": lambda: CachedEmbedding(SPEC, slots=64, bits=4).freeze(),
+    "4 bits, per field": lambda: LSQ(FIELDS, bits=4, per="field").freeze(),
+    "tiered": lambda: MixedPrecisionCache(SPEC, slots=64, bits=4).freeze(),
     "binary": lambda: compress(WEIGHT, "bccf"),
     "binary, row scales": lambda: compress(WEIGHT[:, :11], "bccf", scale="row"),
     "binary, magnitudes": lambda: compress(WEIGHT, "bccf", rule="pph"),
@@ -82,18 +80,18 @@ EXAMPLES = {
     "grouped, remap": lambda: PopularityWidths(
         SPEC, sizes=[100, 400, 500], widths=[12, 5, 0]
     ).freeze(),
-    "grouped, columns": lambda: ColumnEmbedding(
+    "grouped, columns": lambda: AutoSrh(
         SPEC,
         assignment=np.arange(ROWS) % 3,
         kept=np.random.default_rng(5).random((3, 12)) < 0.4,
     ).freeze(),
-    "semi-tensor train": lambda: SemiTensorEmbedding(SPEC, rank=4, step=2).freeze(),
+    "semi-tensor train": lambda: STTD(SPEC, rank=4, step=2).freeze(),
     "low rank": lambda: compress(WEIGHT, "low_rank", rank=3),
-    "tensor train": lambda: TensorTrainEmbedding(SPEC, rank=4).freeze(),
+    "tensor train": lambda: TTRec(SPEC, rank=4).freeze(),
     "tensor train, four cores": lambda: long_train(steps=1),
     "semi-tensor train, five cores": lambda: long_train(steps=2),
     "tensor train, cached": lambda: compress(WEIGHT, "tt_rec", rank=4, slots=50),
-    "anchors": lambda: AnchorEmbedding(SPEC, anchors=9, entries=2000).freeze(),
+    "anchors": lambda: ANT(SPEC, anchors=9, entries=2000).freeze(),
     "codes": lambda: compress(WEIGHT, "pq", books=4, bits=5),
     "codes, half": lambda: compress(WEIGHT, "pq", books=6, bits=3, half=True),
     "codes, turned": lambda: compress(WEIGHT, "pq", books=4, bits=5, rotate=True),
@@ -106,11 +104,9 @@ EXAMPLES = {
         clusters=50,
         heads=70,
     ),
-    "codes, two lengths": lambda: GranularEmbedding(
-        SPEC, books=3, bits=6, tail_bits=4
-    ).freeze(),
-    "added codes": lambda: AdditiveEmbedding(SPEC, books=3, bits=5).freeze(),
-    "codes and helpers": lambda: ClusteredEmbedding(SPEC, books=2, bits=5).freeze(),
+    "codes, two lengths": lambda: MGQE(SPEC, books=3, bits=6, tail_bits=4).freeze(),
+    "added codes": lambda: LightRec(SPEC, books=3, bits=5).freeze(),
+    "codes and helpers": lambda: CCE(SPEC, books=2, bits=5).freeze(),
     "ragged": lambda: RaggedLayout.from_dense(WEIGHT, np.arange(ROWS) % 13),
     "ragged, half": lambda: RaggedLayout.from_dense(
         WEIGHT[:, :7], np.arange(ROWS) % 8, "float16"
@@ -119,45 +115,39 @@ EXAMPLES = {
     "sparse, blocks": lambda: SparseLayout.from_dense(
         WEIGHT * (WEIGHT > 0.8), "float16", block_rows=16
     ),
-    "signed": lambda: HashingEmbedding(SPEC, rows=90, signed=True).freeze(),
-    "open": lambda: HashingEmbedding(SPEC, rows=90, open_ids=True).freeze(),
+    "signed": lambda: HashingTrick(SPEC, rows=90, signed=True).freeze(),
+    "open": lambda: HashingTrick(SPEC, rows=90, open_ids=True).freeze(),
     **{
-        combine: lambda combine=combine: QuotientRemainderEmbedding(
+        combine: lambda combine=combine: QuotientRemainder(
             SPEC, modulus=30, combine=combine
         ).freeze()
         for combine in ("sum", "product", "concat")
     },
-    "path": lambda: QuotientRemainderEmbedding(
-        SPEC, modulus=30, combine="path"
-    ).freeze(),
-    "one table": lambda: BloomEmbedding(SPEC, rows=40).freeze(),
-    "six hashes": lambda: BloomEmbedding(SPEC, rows=40, hashes=6).freeze(),
-    "own rows": lambda: DoubleHashingEmbedding(SPEC, rows=40, frequent=60).freeze(),
-    "weights": lambda: HashEmbedding(SPEC, rows=40, entries=300).freeze(),
-    "weight and bias": lambda: MultiEmbedding(SPEC, rows=40, bias=True).freeze(),
-    "flat": lambda: RobeEmbedding(SPEC, size=300, signed=True).freeze(),
-    "flat, entry by entry": lambda: RobeEmbedding(SPEC, size=300, block_len=1).freeze(),
+    "path": lambda: QuotientRemainder(SPEC, modulus=30, combine="path").freeze(),
+    "one table": lambda: BloomEmbeddings(SPEC, rows=40).freeze(),
+    "six hashes": lambda: BloomEmbeddings(SPEC, rows=40, hashes=6).freeze(),
+    "own rows": lambda: DoubleHashing(SPEC, rows=40, frequent=60).freeze(),
+    "weights": lambda: HashEmbeddings(SPEC, rows=40, entries=300).freeze(),
+    "weight and bias": lambda: MEmCom(SPEC, rows=40, bias=True).freeze(),
+    "flat": lambda: ROBE(SPEC, size=300, signed=True).freeze(),
+    "flat, entry by entry": lambda: ROBE(SPEC, size=300, block_len=1).freeze(),
     # Arrays with nothing in them: what a kernel must then not read.
     "codes, rows alone": lambda: compress(
         WEIGHT, "clustering", counts=np.arange(ROWS), clusters=5, heads=ROWS
     ),
     "ragged, nothing": lambda: RaggedLayout.from_dense(WEIGHT, np.zeros(ROWS, int)),
     "sparse, nothing": lambda: SparseLayout.from_dense(0 * WEIGHT, block_rows=16),
-    "anchors, nothing": lambda: AnchorEmbedding(SPEC, anchors=9, entries=0).freeze(),
+    "anchors, nothing": lambda: ANT(SPEC, anchors=9, entries=0).freeze(),
     "grouped, nothing": lambda: PopularityWidths(
         SPEC, sizes=[100, 900], widths=[0, 0]
     ).freeze(),
     "grouped, one group with numbers": lambda: FieldWidths(
         FIELDS, widths=[0, 3, 0]
     ).freeze(),
-    "own rows, all": lambda: DoubleHashingEmbedding(
-        SPEC, rows=40, frequent=ROWS
-    ).freeze(),
-    "own rows, none": lambda: DoubleHashingEmbedding(
-        SPEC, rows=40, frequent=0
-    ).freeze(),
-    "generator": lambda: DeepHashEmbedding(SPEC, width=20, codes=24).freeze(),
-    "generator, normal": lambda: DeepHashEmbedding(
+    "own rows, all": lambda: DoubleHashing(SPEC, rows=40, frequent=ROWS).freeze(),
+    "own rows, none": lambda: DoubleHashing(SPEC, rows=40, frequent=0).freeze(),
+    "generator": lambda: DHE(SPEC, width=20, codes=24).freeze(),
+    "generator, normal": lambda: DHE(
         SPEC, width=20, codes=24, distribution="gaussian"
     ).freeze(),
 }

@@ -12,8 +12,8 @@ from survey_code.gpu.codes import assign_points
 from survey_code.gpu.scatter import scatter_blocks, scatter_cores
 from survey_code.layouts import LAYOUTS, BinaryLayout, DenseLayout
 from survey_code.ranking import choose_top
-from survey_code.weight_sharing.decomposition import TensorTrainEmbedding
-from survey_code.weight_sharing.hashing import RobeEmbedding
+from survey_code.weight_sharing.decomposition import TTRec
+from survey_code.weight_sharing.hashing import ROBE
 from survey_code.weight_sharing.vector_quantization import nearest_rows
 
 try:
@@ -236,8 +236,8 @@ def test_items_are_ranked_on_the_gpu_as_on_the_cpu(signs):
 def test_gradients_are_scattered_on_the_gpu_as_by_autograd(cupy):
     ids = np.random.default_rng(8).integers(ROWS, size=4000)
     gradients = np.random.default_rng(9).normal(size=(4000, 12)).astype(np.float32)
-    robe = RobeEmbedding(SPEC, size=300, signed=True)
-    train = TensorTrainEmbedding(SPEC, rank=4)
+    robe = ROBE(SPEC, size=300, signed=True)
+    train = TTRec(SPEC, rank=4)
     for table, scatter in ((robe, scatter_blocks), (train, scatter_cores)):
         rows = table.embed(torch.from_numpy(ids))
         (rows * torch.from_numpy(gradients)).sum().backward()

@@ -15,8 +15,8 @@ from survey_code.gpu.composed import invert
 from survey_code.gpu.rows import place_dense, place_rowwise
 from survey_code.gpu.scatter import scatter_blocks, scatter_cores
 from survey_code.layouts import DenseLayout, RowwiseLayout
-from survey_code.weight_sharing.decomposition import TensorTrainEmbedding
-from survey_code.weight_sharing.hashing import RobeEmbedding
+from survey_code.weight_sharing.decomposition import TTRec
+from survey_code.weight_sharing.hashing import ROBE
 
 UNFUSED = (
     "8 bits, per table", "4 bits, per field", "binary",
@@ -87,7 +87,7 @@ def test_bad_ids_and_offsets_are_reported(pair, fake_cupy):
 
 def test_robes_gradient_is_autograds(fake_cupy):
     # d loss / d values[start + j] is the sum of the gradients that read it.
-    table = RobeEmbedding(SPEC, size=300, signed=True)
+    table = ROBE(SPEC, size=300, signed=True)
     device = fuse(table.freeze(), fake_cupy)
     gradients = np.random.default_rng(3).normal(size=(60, 12)).astype(np.float32)
     found = scatter_blocks(device, fake_cupy.asarray(IDS), fake_cupy.asarray(gradients))
@@ -97,7 +97,7 @@ def test_robes_gradient_is_autograds(fake_cupy):
 
 
 def test_a_trains_gradient_is_autograds(fake_cupy):
-    table = TensorTrainEmbedding(SPEC, rank=4)
+    table = TTRec(SPEC, rank=4)
     device = fuse(table.freeze(), fake_cupy)
     gradients = np.random.default_rng(3).normal(size=(60, 12)).astype(np.float32)
     found = scatter_cores(device, fake_cupy.asarray(IDS), fake_cupy.asarray(gradients))

@@ -16,23 +16,23 @@ from survey_code.layouts import (
     TieredLayout,
 )
 from survey_code.weight_sharing.decomposition import (
-    SemiTensorEmbedding,
-    TensorTrainEmbedding,
+    STTD,
+    TTRec,
 )
 from survey_code.weight_sharing.hashing import (
-    BloomEmbedding,
-    DeepHashEmbedding,
-    DoubleHashingEmbedding,
-    HashEmbedding,
-    HashingEmbedding,
-    MultiEmbedding,
-    QuotientRemainderEmbedding,
-    RobeEmbedding,
+    DHE,
+    ROBE,
+    BloomEmbeddings,
+    DoubleHashing,
+    HashEmbeddings,
+    HashingTrick,
+    MEmCom,
+    QuotientRemainder,
 )
 from survey_code.weight_sharing.vector_quantization import (
-    AdditiveEmbedding,
-    ClusteredEmbedding,
-    GranularEmbedding,
+    CCE,
+    MGQE,
+    LightRec,
 )
 
 ROWS = 11
@@ -44,7 +44,7 @@ def draw_table(dim):
 
 def hashed(dim=6, **options):
     spec = TableSpec.of_shape(ROWS, dim)
-    kind = QuotientRemainderEmbedding if "modulus" in options else HashingEmbedding
+    kind = QuotientRemainder if "modulus" in options else HashingTrick
     return kind(spec, seed=3, **options).freeze()
 
 
@@ -94,7 +94,7 @@ MIXED = np.array([2, 0, 0, 1, 2, 1, 1, 0, 2, 2, 2])
 
 
 def train(**options):
-    table = TensorTrainEmbedding(TableSpec.of_shape(ROWS, 6), seed=3, **options)
+    table = TTRec(TableSpec.of_shape(ROWS, 6), seed=3, **options)
     if options.get("slots"):
         table(torch.tensor([3, 3, 8, 1]))
         table.fill_cache()
@@ -120,7 +120,7 @@ def ragged(dim, **options):
 EXAMPLES = {
     "tensor-train": lambda: train(rank=3),
     "tensor-train-cached": lambda: train(rank=2, slots=3),
-    "semi-tensor-train": lambda: SemiTensorEmbedding(
+    "semi-tensor-train": lambda: STTD(
         TableSpec.of_shape(ROWS, 8), rank=2, seed=1
     ).freeze(),
     "low-rank": lambda: compress(draw_table(7), "low_rank", rank=2),
@@ -165,16 +165,16 @@ EXAMPLES = {
     "hashed-product": lambda: hashed(modulus=4, combine="product"),
     "hashed-concat": lambda: hashed(modulus=4, combine="concat"),
     "hashed-path": lambda: hashed(modulus=4, combine="path", hidden=3),
-    "hashed-one-table": lambda: shared(BloomEmbedding, rows=5, hashes=3),
-    "hashed-keys": lambda: shared(DoubleHashingEmbedding, rows=4, frequent=3),
+    "hashed-one-table": lambda: shared(BloomEmbeddings, rows=5, hashes=3),
+    "hashed-keys": lambda: shared(DoubleHashing, rows=4, frequent=3),
     "hashed-keys-concat": lambda: shared(
-        DoubleHashingEmbedding, rows=4, frequent=3, combine="concat"
+        DoubleHashing, rows=4, frequent=3, combine="concat"
     ),
-    "hashed-weights": lambda: shared(HashEmbedding, rows=4, entries=11),
+    "hashed-weights": lambda: shared(HashEmbeddings, rows=4, entries=11),
     "hashed-weights-open": lambda: shared(
-        HashEmbedding, rows=4, entries=7, open_ids=True
+        HashEmbeddings, rows=4, entries=7, open_ids=True
     ),
-    "hashed-bias": lambda: shared(MultiEmbedding, rows=4, bias=True),
+    "hashed-bias": lambda: shared(MEmCom, rows=4, bias=True),
     "codebook": lambda: compress(draw_table(6), "pq", books=3, bits=2),
     "codebook-half": lambda: compress(draw_table(4), "pq", books=2, bits=3, half=True),
     "codebook-turned": lambda: compress(
@@ -187,16 +187,16 @@ EXAMPLES = {
         draw_table(5), "clustering", clusters=3, heads=2, counts=np.arange(11)
     ),
     "codebook-head-codes": lambda: shared(
-        GranularEmbedding, books=2, bits=3, tail_bits=1, head_share=0.3
+        MGQE, books=2, bits=3, tail_bits=1, head_share=0.3
     ),
-    "codebook-sum": lambda: shared(AdditiveEmbedding, books=3, bits=2),
-    "codebook-hashed": lambda: shared(ClusteredEmbedding, books=2, bits=2),
-    "flat": lambda: shared(RobeEmbedding, size=20, block_len=4),
-    "flat-signed": lambda: shared(RobeEmbedding, size=20, block_len=1, signed=True),
-    "flat-open": lambda: shared(RobeEmbedding, size=20, open_ids=True, block_len=9),
-    "generator": lambda: shared(DeepHashEmbedding, width=5, codes=8),
+    "codebook-sum": lambda: shared(LightRec, books=3, bits=2),
+    "codebook-hashed": lambda: shared(CCE, books=2, bits=2),
+    "flat": lambda: shared(ROBE, size=20, block_len=4),
+    "flat-signed": lambda: shared(ROBE, size=20, block_len=1, signed=True),
+    "flat-open": lambda: shared(ROBE, size=20, open_ids=True, block_len=9),
+    "generator": lambda: shared(DHE, width=5, codes=8),
     "generator-open": lambda: shared(
-        DeepHashEmbedding,
+        DHE,
         width=5,
         codes=8,
         layers=1,

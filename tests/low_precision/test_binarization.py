@@ -20,10 +20,10 @@ from survey_code.lab import Trial
 from survey_code.lab.task import make_task
 from survey_code.layouts import BinaryLayout
 from survey_code.low_precision.binarization import (
-    AnnealedCodes,
-    DiscreteFiltering,
-    GuidedCodes,
-    LayerwiseCodes,
+    CIGAR,
+    DCF,
+    BiGeaR,
+    HashGNN,
     ScaledSign,
     center_at_median,
     decorrelate,
@@ -350,7 +350,7 @@ def test_a_user_who_met_everything_has_no_unobserved_pair():
 
 
 def test_dcf_objective_never_rises_within_a_round(pairs):
-    table = DiscreteFiltering(small_spec(pairs, 8), rounds=4, balance=5.0)
+    table = DCF(small_spec(pairs, 8), rounds=4, balance=5.0)
     codes = table.descend(pairs.train, pairs.num_users)
     assert len(table.objective) == 4
     for steps in table.objective:
@@ -360,7 +360,7 @@ def test_dcf_objective_never_rises_within_a_round(pairs):
 
 
 def test_dcf_objective_is_what_it_says(pairs):
-    table = DiscreteFiltering(small_spec(pairs, 6), balance=0.3)
+    table = DCF(small_spec(pairs, 6), balance=0.3)
     _, codes, _, errors = dcf_problem()
     targets = [torch.randn(side.shape, dtype=torch.float64) for side in codes]
     wanted = errors.double().square().sum() - 0.6 * sum(
@@ -373,7 +373,7 @@ def test_dcf_is_the_same_twice_and_balance_balances(pairs):
     spec = small_spec(pairs, 8)
 
     def learnt(balance):
-        table = DiscreteFiltering(spec, rounds=3, balance=balance, seed=5)
+        table = DCF(spec, rounds=3, balance=balance, seed=5)
         return table.descend(pairs.train, pairs.num_users)[1]
 
     assert torch.equal(learnt(0.001), learnt(0.001))
@@ -384,7 +384,7 @@ def test_dcf_is_the_same_twice_and_balance_balances(pairs):
 def test_dcf_wants_more_ids_than_bits(pairs):
     task = make_task(pairs, TRIAL, 0)
     with pytest.raises(ValueError, match="200 bits need more than 200 users"):
-        DiscreteFiltering(task.spec, bits=200).fit(task)
+        DCF(task.spec, bits=200).fit(task)
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ def test_dcf_wants_more_ids_than_bits(pairs):
 )
 def test_bad_options_of_dcf_are_value_errors(pairs, options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
-        DiscreteFiltering(small_spec(pairs), **options)
+        DCF(small_spec(pairs), **options)
 
 
 def test_dcf_takes_more_bits_only_where_asked(pairs):
@@ -449,7 +449,7 @@ def test_factor_2_integrates_to_the_signs_jump(sharpness):
 @pytest.mark.parametrize("beta", [1, 10, 100])
 def test_annealed_tanh_nears_the_sign_outside_a_gap(beta):
     """|tanh(beta x) - sign(x)| <= 2 exp(-2 beta eps) for |x| >= eps."""
-    table = AnnealedCodes(TableSpec.of_shape(4, 4), beta=beta)
+    table = CIGAR(TableSpec.of_shape(4, 4), beta=beta)
     table.advance(1.0)
     gap = 0.05
     values = torch.cat([torch.linspace(-3, -gap, 50), torch.linspace(gap, 3, 50)])
@@ -459,7 +459,7 @@ def test_annealed_tanh_nears_the_sign_outside_a_gap(beta):
 
 
 def test_beta_grows_from_1_to_its_end_as_a_root():
-    table = AnnealedCodes(TableSpec.of_shape(4, 4), beta=5)
+    table = CIGAR(TableSpec.of_shape(4, 4), beta=5)
     found = []
     for progress in (0.0, 0.5, 1.0):
         table.advance(progress)
@@ -467,7 +467,7 @@ def test_beta_grows_from_1_to_its_end_as_a_root():
     np.testing.assert_allclose(found, [1, np.sqrt(13), 5])
     for beta in (0.5, np.nan, np.inf, "10", None):
         with pytest.raises(ValueError, match="beta must be"):
-            AnnealedCodes(TableSpec.of_shape(4, 4), beta=beta)
+            CIGAR(TableSpec.of_shape(4, 4), beta=beta)
 
 
 def test_more_candidates_never_find_less():
@@ -492,7 +492,7 @@ def test_reranking_every_item_is_the_exact_ranking():
 
 
 def test_guidance_0_is_the_continuous_model_and_1_is_the_codes(pairs):
-    table = GuidedCodes(small_spec(pairs), seed=1).train()
+    table = HashGNN(small_spec(pairs), seed=1).train()
     ids = torch.arange(pairs.num_embeddings)
     real = torch.tanh(table.latent() / table.unit) * table.scale
     assert torch.equal(table(ids), real)
@@ -509,7 +509,7 @@ def test_guided_gradient_does_not_depend_on_the_draw(pairs):
     """Signs pass the gradient on as the real entries beside them do."""
     grads = []
     for share in (0.0, 1.0):
-        table = GuidedCodes(small_spec(pairs), seed=1).train()
+        table = HashGNN(small_spec(pairs), seed=1).train()
         table.advance(share)
         upstream = torch.from_numpy(normal(500, 6))
         (table(torch.arange(500)) * upstream).sum().backward()
@@ -521,7 +521,7 @@ def test_guided_gradient_does_not_depend_on_the_draw(pairs):
 @pytest.mark.parametrize("layers", [0, 1, 3])
 def test_hashgnn_codes_are_taken_after_propagation(pairs, layers):
     """The signs of (I + A + ... + A^L) E."""
-    table = GuidedCodes(small_spec(pairs), layers=layers, seed=2)
+    table = HashGNN(small_spec(pairs), layers=layers, seed=2)
     graph, start = dense_graph(pairs), table.weight.detach().double().numpy()
     total = sum(np.linalg.matrix_power(graph, k) @ start for k in range(layers + 1))
     clear = np.abs(total) > 1e-6 * np.abs(total).max()
@@ -536,7 +536,7 @@ def test_hashgnn_codes_are_taken_after_propagation(pairs, layers):
 @pytest.mark.parametrize("half", [False, True])
 def test_bigear_rows_are_weighted_blocks_of_every_layer(pairs, half):
     """Block l is (l + 1) / (L + 1) mean|v_l| sign(v_l), with v_l = A^l E."""
-    table = LayerwiseCodes(small_spec(pairs), layers=2, half=half, seed=3).eval()
+    table = BiGeaR(small_spec(pairs), layers=2, half=half, seed=3).eval()
     graph, rows = dense_graph(pairs), table.weight.detach().double().numpy()
     blocks = []
     for layer in range(3):
@@ -567,7 +567,7 @@ def test_bigear_takes_as_many_layers_as_fit(pairs):
 
 
 def test_the_teachers_lists_are_its_best_items_layer_by_layer(pairs):
-    table = LayerwiseCodes(small_spec(pairs), layers=1, listed=9)
+    table = BiGeaR(small_spec(pairs), layers=1, listed=9)
     lists = table.list_items(chunk=70)
     graph, rows = dense_graph(pairs), table.weight.detach().double().numpy()
     for layer in range(2):
@@ -580,7 +580,7 @@ def test_the_teachers_lists_are_its_best_items_layer_by_layer(pairs):
 
 def test_distillation_is_softplus_weighted_by_rank(pairs):
     """Sum over layers of mean(exp(-0.1 r) softplus(-score)), r from 1."""
-    table = LayerwiseCodes(small_spec(pairs), layers=1, listed=4, distillation=3.0)
+    table = BiGeaR(small_spec(pairs), layers=1, listed=4, distillation=3.0)
     table.train()
     table.teacher = table.list_items()
     table.USERS = 2000  # every user, many times: compared with the mean of all
@@ -597,7 +597,7 @@ def test_distillation_is_softplus_weighted_by_rank(pairs):
 
 
 def test_distillation_reaches_the_weights(pairs):
-    table = LayerwiseCodes(small_spec(pairs), layers=1, listed=4).train()
+    table = BiGeaR(small_spec(pairs), layers=1, listed=4).train()
     table.teacher = table.list_items()
     before = [float(table.weight.detach().norm())]
     for _ in range(3):
@@ -618,7 +618,7 @@ def test_distillation_reaches_the_weights(pairs):
 )  # fmt: skip
 def test_bad_options_of_bigear_are_value_errors(pairs, options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        LayerwiseCodes(small_spec(pairs), **options)
+        BiGeaR(small_spec(pairs), **options)
 
 
 # -- graphs --------------------------------------------------------------------

@@ -15,11 +15,11 @@ from survey_code.embedding import TrainingStep, decode_layout, draw_normal
 from survey_code.lab.memory import measure_training
 from survey_code.layouts.rowwise import code_bytes, pack_codes, row_bytes
 from survey_code.low_precision.quantization import (
-    AdaptiveLowPrecisionEmbedding,
-    CachedEmbedding,
-    HalfEmbedding,
-    LearnedStepEmbedding,
-    LowPrecisionEmbedding,
+    ALPT,
+    LPT,
+    LSQ,
+    HalfPrecision,
+    MixedPrecisionCache,
     WriteBackEmbedding,
     clip_through,
     quantize_through,
@@ -150,7 +150,7 @@ def test_small_updates_are_lost_to_the_nearest_and_kept_by_chance():
     """Updates below half a unit of float16 (2**-11 at 1) add up only by chance."""
     moved = {}
     for rounding in ("nearest", "stochastic"):
-        table = HalfEmbedding(spec_of(1, 4000), rounding=rounding).train()
+        table = HalfPrecision(spec_of(1, 4000), rounding=rounding).train()
         table.values.fill_(1.0)
         for _ in range(40):
             take_step(table, push(table, torch.tensor([0])), learning_rate=5e-5)
@@ -162,7 +162,7 @@ def test_small_updates_are_lost_to_the_nearest_and_kept_by_chance():
 @pytest.mark.parametrize("dtype", HALF)
 def test_half_takes_half_the_bytes_trained_and_compressed(dtype):
     spec = spec_of(30, 6)
-    assert HalfEmbedding(spec, dtype=dtype).freeze().nbytes == spec.full_bytes // 2
+    assert HalfPrecision(spec, dtype=dtype).freeze().nbytes == spec.full_bytes // 2
     weight = draw_normal((30, 6), 1.0, 0)
     layout = survey_code.compress(weight, "half", dtype=dtype)
     wanted = weight.to(getattr(torch, dtype)).float()
@@ -328,7 +328,7 @@ def test_pacts_level_learns_from_clipped_weights_only():
 
 def test_lsq_plus_offset_learns_from_clipped_weights_only():
     """With w - b clipped: d/db = 0 inside and 1 outside, times 1 / sqrt(N P)."""
-    table = LearnedStepEmbedding(spec_of(2, 4), bits=4, rule="lsq+").train()
+    table = LSQ(spec_of(2, 4), bits=4, rule="lsq+").train()
     table.step.data.fill_(0.1)
     table.offset.data.fill_(0.2)
     table.weight.data[0] = torch.tensor([0.21, 0.5, 5.0, -5.0])
@@ -337,7 +337,7 @@ def test_lsq_plus_offset_learns_from_clipped_weights_only():
 
 
 def test_lsqs_factor_is_1_over_the_root_of_n_times_the_largest_code():
-    table = LearnedStepEmbedding(spec_of(3, 5), bits=4).train()
+    table = LSQ(spec_of(3, 5), bits=4).train()
     table.step.data.fill_(0.01)
     table.weight.data.fill_(1.0)  # clipped: each entry's gradient is 7
     table(torch.tensor([0, 2])).sum().backward()
@@ -347,7 +347,7 @@ def test_lsqs_factor_is_1_over_the_root_of_n_times_the_largest_code():
 def test_lsq_starts_at_twice_the_mean_over_the_root_of_the_largest_code():
     """s = 2 mean|w| / sqrt(P), for each field where fields have steps."""
     spec = spec_of(40, 8, fields=2)
-    table = LearnedStepEmbedding(spec, bits=4, per="field")
+    table = LSQ(spec, bits=4, per="field")
     for k, rows in enumerate(table.weight.detach().split(20)):
         wanted = 2 * rows.abs().mean() / np.sqrt(7)
         assert table.step[k].item() == pytest.approx(wanted.item(), rel=1e-6)
@@ -359,7 +359,7 @@ def test_lsq_starts_at_twice_the_mean_over_the_root_of_the_largest_code():
 def test_lsq_freezes_to_what_it_trained_with(rule, bits, per):
     """In training mode, in eval mode and frozen: the same multiples of the step."""
     spec = spec_of(30, 7, fields=3)
-    table = LearnedStepEmbedding(spec, bits=bits, rule=rule, per=per)
+    table = LSQ(spec, bits=bits, rule=rule, per=per)
     table.step.data *= torch.linspace(1, 2, len(table.step))[:, None]
     if rule == "lsq+":
         table.offset.data += 0.03
@@ -390,7 +390,7 @@ def test_lsqs_plan_takes_the_most_bits_that_fit(per):
 
 
 def test_lsqs_step_stays_positive():
-    table = LearnedStepEmbedding(spec_of())
+    table = LSQ(spec_of())
     table.step.data.fill_(-1.0)
     table.after_step(step_of(lambda: None))
     assert table.step.item() > 0
@@ -398,11 +398,11 @@ def test_lsqs_step_stays_positive():
 
 def test_pact_pulls_its_level_and_the_others_have_no_penalty():
     """PACT adds an L2 penalty on the level alone."""
-    table = LearnedStepEmbedding(spec_of(), bits=4, rule="pact")
+    table = LSQ(spec_of(), bits=4, rule="pact")
     small = table.penalty().item()
     table.step.data *= 2
     assert table.penalty().item() == pytest.approx(4 * small) and small > 0
-    assert LearnedStepEmbedding(spec_of(), rule="lsq").penalty() == 0
+    assert LSQ(spec_of(), rule="lsq").penalty() == 0
 
 
 # -- LPT -------------------------------------------------------------------------
@@ -430,7 +430,7 @@ def test_training_takes_at_most_40_percent_of_the_full_tables_bytes(key, optimiz
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_codes_are_packed_in_training_too(bits):
-    table = LowPrecisionEmbedding(spec_of(10, 16), bits=bits, per="table")
+    table = LPT(spec_of(10, 16), bits=bits, per="table")
     assert table.codes.shape == (10, 2 * bits) and table.codes.dtype == torch.uint8
     assert sum(b.nbytes for b in table.buffers()) == 10 * 2 * bits + 4
     assert not list(table.parameters())
@@ -440,9 +440,7 @@ def test_to_the_nearest_lpt_stalls_below_half_a_step_by_chance_it_moves():
     """lr |g| < s / 2: nearest rounding undoes every update, chance keeps the mean."""
     moved = {}
     for rounding in ("nearest", "stochastic"):
-        table = LowPrecisionEmbedding(
-            spec_of(1, 4000), rounding=rounding, per="table"
-        ).train()
+        table = LPT(spec_of(1, 4000), rounding=rounding, per="table").train()
         table.codes.fill_(128)
         step = table.step.item()
         for _ in range(50):
@@ -456,7 +454,7 @@ def test_to_the_nearest_lpt_stalls_below_half_a_step_by_chance_it_moves():
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_one_step_of_lpt_is_sgd_on_average(bits):
     """E w' = w - lr g while nothing is clipped."""
-    table = LowPrecisionEmbedding(spec_of(1, 30_000), bits=bits, per="table").train()
+    table = LPT(spec_of(1, 30_000), bits=bits, per="table").train()
     table.codes.copy_(pack_bits(torch.full((1, 30_000), table.middle).byte(), bits))
     step = table.step.item()
     take_step(table, push(table, torch.tensor([0])), learning_rate=0.4 * step)
@@ -468,7 +466,7 @@ def test_one_step_of_lpt_is_sgd_on_average(bits):
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_row_that_outgrows_its_step_gets_a_larger_one(bits):
-    table = LowPrecisionEmbedding(spec_of(6, 16), bits=bits).train()
+    table = LPT(spec_of(6, 16), bits=bits).train()
     before = table.step.clone()
     take_step(table, pull(table, torch.tensor([2, 5]), 3.0), learning_rate=1.0)
     grown = (table.step > before)[:, 0]
@@ -478,7 +476,7 @@ def test_a_row_that_outgrows_its_step_gets_a_larger_one(bits):
 
 
 def test_one_step_for_the_table_never_changes_and_clips():
-    table = LowPrecisionEmbedding(spec_of(6, 16), per="table").train()
+    table = LPT(spec_of(6, 16), per="table").train()
     before = table.step.clone()
     take_step(table, pull(table, torch.tensor([2]), 30.0), learning_rate=1.0)
     assert torch.equal(table.step, before)
@@ -490,7 +488,7 @@ def test_one_step_for_the_table_never_changes_and_clips():
 
 def test_alpts_step_gradient_is_lsqs_over_the_root_of_n_q():
     """g sum_j c_j (round(v_j) - v_j) inside, codes' ends outside; g = 1/sqrt(N q)."""
-    table = AdaptiveLowPrecisionEmbedding(spec_of(5, 6), bits=8).train()
+    table = ALPT(spec_of(5, 6), bits=8).train()
     table.step.fill_(0.01)
     ids = torch.tensor([1, 4])
     rows = torch.from_numpy(generator().normal(size=(2, 6)).astype("f4"))
@@ -510,7 +508,7 @@ def test_alpts_step_gradient_is_lsqs_over_the_root_of_n_q():
 
 
 def test_alpt_moves_weights_first_and_reads_the_loss_twice():
-    table = AdaptiveLowPrecisionEmbedding(spec_of(3, 4)).train()
+    table = ALPT(spec_of(3, 4)).train()
     seen = []
 
     def loss():
@@ -526,7 +524,7 @@ def test_alpt_moves_weights_first_and_reads_the_loss_twice():
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_alpts_step_grows_where_rows_are_clipped(optimizer):
-    table = AdaptiveLowPrecisionEmbedding(spec_of(4, 16), bits=4).train()
+    table = ALPT(spec_of(4, 16), bits=4).train()
     table.row_optimizer = optimizer
     before, ids = table.step.clone(), torch.tensor([2])
     for _ in range(60):
@@ -538,7 +536,7 @@ def test_alpts_step_grows_where_rows_are_clipped(optimizer):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_alpts_step_at_most_halves(optimizer):
     """However large its gradient: it never reaches 0."""
-    table = AdaptiveLowPrecisionEmbedding(spec_of(4, 16), bits=4).train()
+    table = ALPT(spec_of(4, 16), bits=4).train()
     table.row_optimizer, table.steps_done = optimizer, 1
     before, ids = table.step.clone(), torch.tensor([2])
     clipped = torch.full((1, 16), 100.0)
@@ -561,7 +559,7 @@ def test_rows_beyond_float16_are_clipped_at_its_end(key):
 
 
 def test_alpt_with_a_rate_of_0_keeps_its_steps():
-    table = AdaptiveLowPrecisionEmbedding(spec_of(), step_rate=0.0).train()
+    table = ALPT(spec_of(), step_rate=0.0).train()
     before = table.step.clone()
     take_step(table, pull(table, torch.tensor([1, 2]), 1.0))
     assert torch.equal(table.step, before)
@@ -614,7 +612,9 @@ def replay_lfu(ids, state):
 @pytest.mark.parametrize("ways", [1, 3, 8, 24])
 @pytest.mark.parametrize("policy", ["lru", "lfu"])
 def test_the_cache_holds_what_a_dictionary_would(policy, ways):
-    table = CachedEmbedding(spec_of(200, 4), slots=24, ways=ways, policy=policy).train()
+    table = MixedPrecisionCache(
+        spec_of(200, 4), slots=24, ways=ways, policy=policy
+    ).train()
     lines = table.keys.view(table.sets, ways)
     state = {
         # The first ids stand in their sets, none of them read yet.
@@ -633,7 +633,9 @@ def test_the_cache_holds_what_a_dictionary_would(policy, ways):
 
 @pytest.mark.parametrize("policy", ["lru", "lfu"])
 def test_the_hit_rate_is_counted(policy):
-    table = CachedEmbedding(spec_of(200, 4), slots=24, ways=4, policy=policy).train()
+    table = MixedPrecisionCache(
+        spec_of(200, 4), slots=24, ways=4, policy=policy
+    ).train()
     looks = hits = 0
     for ids in draw_batches(200, 20, 30):
         cached = set(table.keys.tolist())
@@ -650,7 +652,7 @@ def test_the_hit_rate_of_lfu_is_the_mass_of_zipfs_head():
     mass = zipf(rows)[:slots].sum()
     rates = {}
     for policy, ways in (("lfu", slots), ("lfu", 20), ("lru", slots)):
-        table = CachedEmbedding(
+        table = MixedPrecisionCache(
             spec_of(rows, 2), slots=slots, ways=ways, policy=policy
         ).train()
         for k, ids in enumerate(draw_batches(rows, 80, 2000)):
@@ -668,7 +670,7 @@ def test_the_hit_rate_of_lfu_is_the_mass_of_zipfs_head():
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_cache_for_all_rows_is_float_training_bit_for_bit(policy, optimizer):
     spec = spec_of(40, 6)
-    table = CachedEmbedding(spec, slots=40, ways=8, bits=2, policy=policy).train()
+    table = MixedPrecisionCache(spec, slots=40, ways=8, bits=2, policy=policy).train()
     floats = FloatRows(spec).train()
     floats.rows.copy_(draw_normal((40, 6), spec.init_std, [0, 0]))
     table.row_optimizer = floats.row_optimizer = optimizer
@@ -682,7 +684,7 @@ def test_a_cache_for_all_rows_is_float_training_bit_for_bit(policy, optimizer):
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_eviction_is_unbiased_within_a_step(bits):
     """E decode(round(row)) = row, and no entry moves by a whole step."""
-    table = CachedEmbedding(spec_of(3000, 8), slots=1, bits=bits)
+    table = MixedPrecisionCache(spec_of(3000, 8), slots=1, bits=bits)
     row = torch.linspace(-1, 1, 8) ** 3
     ids = torch.arange(1, 3000)
     table.write_back(ids, row.expand(2999, 8))
@@ -695,14 +697,14 @@ def test_eviction_is_unbiased_within_a_step(bits):
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_evicted_constant_rows_come_back(bits):
-    table = CachedEmbedding(spec_of(10, 8), slots=1, bits=bits)
+    table = MixedPrecisionCache(spec_of(10, 8), slots=1, bits=bits)
     rows = torch.tensor([[0.0], [0.25], [-3.0]]).expand(3, 8)
     table.write_back(torch.arange(1, 4), rows)
     torch.testing.assert_close(table.decode(table.rows[1:4]), rows)
 
 
 def test_cached_rows_are_frozen_in_float_and_the_others_in_few_bits():
-    table = CachedEmbedding(spec_of(50, 8), slots=6, ways=2, bits=4).train()
+    table = MixedPrecisionCache(spec_of(50, 8), slots=6, ways=2, bits=4).train()
     for ids in draw_batches(50, 10, 20):
         take_step(table, pull(table, ids, 1.0))
     layout = table.eval().freeze()
@@ -728,7 +730,7 @@ def test_the_cache_fills_the_budget():
 
 def test_lru_goes_on_where_a_state_dict_left_off():
     tables = [
-        CachedEmbedding(spec_of(60, 4), slots=8, ways=4, policy="lru").train()
+        MixedPrecisionCache(spec_of(60, 4), slots=8, ways=4, policy="lru").train()
         for _ in range(2)
     ]
     *first, last = draw_batches(60, 6, 10)

@@ -20,10 +20,10 @@ from survey_code.lab import (
 )
 from survey_code.lab.task import make_task
 from survey_code.mixed_dimension.architecture_search import (
+    ESAPN,
+    AutoSrh,
     BlockSupernet,
-    ColumnEmbedding,
     FieldWidths,
-    GrowingEmbedding,
     MaskedSupernet,
     PopularityWidths,
     PrefixEmbedding,
@@ -428,7 +428,7 @@ def test_columns_are_kept_by_magnitude_within_the_budget():
     magnitudes = np.random.default_rng(0).random((5, 16))
     budget = spec.budget(6)
     kept = keep_columns(magnitudes, group, spec, budget)
-    layout = ColumnEmbedding(spec, assignment=group, kept=kept).freeze()
+    layout = AutoSrh(spec, assignment=group, kept=kept).freeze()
     smallest = np.bincount(group).min() * 4
     assert budget - smallest - 2 < layout.nbytes <= budget
     rows = decode_layout(layout)
@@ -477,7 +477,7 @@ def test_rarer_groups_end_with_smaller_columns(data):
 def test_wrong_columns_are_value_errors(kept):
     spec = TableSpec.of_shape(6, 4)
     with pytest.raises(ValueError, match="kept must be bool"):
-        ColumnEmbedding(spec, assignment=np.zeros(6, int), kept=kept)
+        AutoSrh(spec, assignment=np.zeros(6, int), kept=kept)
 
 
 # -- NIS ----------------------------------------------------------------------------
@@ -662,7 +662,7 @@ def test_evolution_begins_with_wide_and_narrow_lists():
 
 def growing(spec, ratio=2, **options):
     plan = get_method("esapn").plan(spec, ratio, **options)
-    return GrowingEmbedding(spec, seed=1, **plan)
+    return ESAPN(spec, seed=1, **plan)
 
 
 def test_growing_changes_no_vector_and_sizes_never_shrink(task):
@@ -712,7 +712,7 @@ def test_the_policy_learns_whom_growing_helps(task):
 
 def test_a_budget_below_the_narrowest_rows_is_a_value_error():
     with pytest.raises(ValueError, match="budget must be at least"):
-        GrowingEmbedding(zipf_spec(), budget=100)
+        ESAPN(zipf_spec(), budget=100)
 
 
 def test_unused_numbers_have_gradients_and_no_effect(task):

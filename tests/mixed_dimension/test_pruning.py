@@ -16,7 +16,7 @@ from survey_code.lab import run
 from survey_code.lab.task import make_task
 from survey_code.layouts.sparse import default_block, sparse_bytes
 from survey_code.mixed_dimension.pruning import (
-    DeepLightEmbedding,
+    DeepLight,
     GatedColumns,
     GatedRows,
     PrefixTicket,
@@ -159,7 +159,7 @@ def test_the_schedule_is_the_published_formula():
 
 def test_the_table_is_as_sparse_as_the_schedule_says():
     spec = zipf_spec()
-    table = DeepLightEmbedding(spec, keep=4800, every=1, warm=0.1, end=0.6)
+    table = DeepLight(spec, keep=4800, every=1, warm=0.1, end=0.6)
     total = 3000 * 16
     for progress in (0.0, 0.1, 0.2, 0.35, 0.59, 0.6, 1.0):
         table.advance(progress)
@@ -175,7 +175,7 @@ def test_the_table_is_as_sparse_as_the_schedule_says():
 
 
 def test_a_zeroed_entry_may_grow_back():
-    table = DeepLightEmbedding(zipf_spec(), keep=100, every=1)
+    table = DeepLight(zipf_spec(), keep=100, every=1)
     table.advance(1.0)
     table.after_step(a_step(1.0))
     dead = int((table.weight.abs().sum(1) == 0).nonzero()[0])
@@ -184,7 +184,7 @@ def test_a_zeroed_entry_may_grow_back():
 
 
 def test_pruning_waits_its_steps():
-    table = DeepLightEmbedding(zipf_spec(), keep=100, every=3)
+    table = DeepLight(zipf_spec(), keep=100, every=3)
     table.advance(1.0)
     zeros = []
     for _ in range(3):
@@ -195,8 +195,8 @@ def test_pruning_waits_its_steps():
 
 def test_evaluation_reads_what_would_be_deployed_now():
     """Also after each kind of change of the weight."""
-    table, ids = DeepLightEmbedding(zipf_spec(90, 4), keep=50), torch.arange(90)
-    other = DeepLightEmbedding(zipf_spec(90, 4), keep=50, seed=3)
+    table, ids = DeepLight(zipf_spec(90, 4), keep=50), torch.arange(90)
+    other = DeepLight(zipf_spec(90, 4), keep=50, seed=3)
 
     def train():
         table.train()(ids).square().sum().backward()
@@ -217,7 +217,7 @@ def test_evaluation_reads_what_would_be_deployed_now():
 
 
 def test_the_mask_is_found_once_for_a_weight(monkeypatch):
-    table, calls = DeepLightEmbedding(zipf_spec(90, 4), keep=50).eval(), []
+    table, calls = DeepLight(zipf_spec(90, 4), keep=50).eval(), []
     own = table.final_mask
     monkeypatch.setattr(table, "final_mask", lambda: (calls.append(1), own())[1])
     for _ in range(3):

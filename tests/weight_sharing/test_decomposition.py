@@ -24,11 +24,11 @@ from survey_code.layouts.tensor_train import (
 )
 from survey_code.order import largest_first
 from survey_code.weight_sharing.decomposition import (
-    AnchorEmbedding,
-    CollapsedEmbedding,
-    LowRankEmbedding,
-    SemiTensorEmbedding,
-    TensorTrainEmbedding,
+    ANT,
+    MLET,
+    STTD,
+    LowRank,
+    TTRec,
     decompose,
     semi_tensor_product,
     split_columns,
@@ -81,7 +81,7 @@ def test_no_product_of_the_rank_is_nearer():
 
 
 def test_a_low_rank_table_has_the_rank():
-    table = LowRankEmbedding(SPEC, rank=3, seed=1)
+    table = LowRank(SPEC, rank=3, seed=1)
     assert np.linalg.matrix_rank(decode_layout(table.freeze())) == 3
 
 
@@ -193,11 +193,11 @@ def test_composed_entries_start_at_the_full_tables_spread():
     """Var = r1 r2 sigma^6 for three cores."""
     spec = TableSpec.of_shape(8000, 64)
     for kind, options in (
-        (TensorTrainEmbedding, {"rank": 8}),
-        (SemiTensorEmbedding, {"rank": 8}),
-        (SemiTensorEmbedding, {"rank": 8, "step": 4}),
-        (LowRankEmbedding, {"rank": 8}),
-        (CollapsedEmbedding, {"dim": 32, "hidden": 64}),
+        (TTRec, {"rank": 8}),
+        (STTD, {"rank": 8}),
+        (STTD, {"rank": 8, "step": 4}),
+        (LowRank, {"rank": 8}),
+        (MLET, {"dim": 32, "hidden": 64}),
     ):
         spreads = [
             decode_layout(kind(spec, seed=seed, **options).freeze()).std()
@@ -208,7 +208,7 @@ def test_composed_entries_start_at_the_full_tables_spread():
 
 def test_the_published_start_has_another_variance():
     spec = TableSpec.of_shape(8000, 64)
-    table = TensorTrainEmbedding(spec, rank=8, init="published", seed=0)
+    table = TTRec(spec, rank=8, init="published", seed=0)
     drawn = table.cores[1].detach().abs() / (1 / math.sqrt(3 * 8000)) ** (1 / 3)
     assert drawn.min() > 2 - 1e-5  # only what lies beyond two deviations
     variance = decode_layout(table.freeze()).var()
@@ -216,7 +216,7 @@ def test_the_published_start_has_another_variance():
 
 
 def test_gradients_of_the_cores_are_finite_differences():
-    table = TensorTrainEmbedding(TableSpec.of_shape(20, 8), rank=3, seed=1).double()
+    table = TTRec(TableSpec.of_shape(20, 8), rank=3, seed=1).double()
     ids = torch.tensor([[3, 7], [19, 3]])
     weights = torch.randn(2, 2, 8, dtype=torch.float64)
     (table(ids) * weights).sum().backward()
@@ -234,7 +234,7 @@ def test_gradients_of_the_cores_are_finite_differences():
 
 
 def test_the_cache_holds_the_most_read_rows_and_they_learn_alone():
-    table = TensorTrainEmbedding(SPEC, rank=2, slots=4, seed=1)
+    table = TTRec(SPEC, rank=2, slots=4, seed=1)
     ids = torch.tensor([5] * 9 + [7] * 8 + [1] * 7 + [3] * 6 + [2] * 5)
     table.train()(ids)
     before = table(torch.arange(60)).detach()
@@ -254,7 +254,7 @@ def test_the_cache_holds_the_most_read_rows_and_they_learn_alone():
 
 
 def test_cached_rows_ask_for_no_product():
-    table = TensorTrainEmbedding(SPEC, rank=2, slots=60, seed=1)
+    table = TTRec(SPEC, rank=2, slots=60, seed=1)
     table.train()(torch.arange(60))
     table.after_step(step_at(table, 0.2))
     (table(torch.tensor([[3, 7], [59, 3]])) ** 2).sum().backward()
@@ -264,7 +264,7 @@ def test_cached_rows_ask_for_no_product():
 
 def test_beginnings_that_ids_share_are_multiplied_once():
     """Rows of a batch are those of the layout, whatever digits the ids share."""
-    table = TensorTrainEmbedding(TableSpec.of_shape(60, 8), rank=3, seed=1)
+    table = TTRec(TableSpec.of_shape(60, 8), rank=3, seed=1)
     layout = table.freeze()
     for ids in ([0], [0, 1, 2, 3], [0, 20, 40], [7, 7, 59, 7], list(range(60))):
         np.testing.assert_allclose(
@@ -283,8 +283,8 @@ def test_rows_kept_in_full_after_training_are_exact():
 @pytest.mark.parametrize("ratio", [2, 3])
 def test_the_plan_is_the_largest_train_inside_the_budget(ratio):
     spec = TableSpec.of_shape(3000, 16)
-    for kind in (TensorTrainEmbedding, SemiTensorEmbedding):
-        held = {"slots": 0} if kind is TensorTrainEmbedding else {}
+    for kind in (TTRec, STTD):
+        held = {"slots": 0} if kind is TTRec else {}
         options = kind.plan(spec, ratio, **held)
         size = kind(spec, **options).freeze().nbytes
         assert size <= spec.budget(ratio)
@@ -344,7 +344,7 @@ def test_a_step_saves_its_square():
 
 
 def test_collapsing_changes_no_vector():
-    table = CollapsedEmbedding(SPEC, dim=5, hidden=12, seed=2)
+    table = MLET(SPEC, dim=5, hidden=12, seed=2)
     ids = torch.arange(60)
     np.testing.assert_allclose(
         decode_layout(table.freeze()), table(ids).detach().numpy(), rtol=1e-5, atol=1e-8
@@ -352,7 +352,7 @@ def test_collapsing_changes_no_vector():
 
 
 def test_a_step_on_one_row_moves_all_rows():
-    table = CollapsedEmbedding(SPEC, dim=4, hidden=8, seed=0)
+    table = MLET(SPEC, dim=4, hidden=8, seed=0)
     before = table(torch.arange(60)).detach()
     optimizer = torch.optim.SGD(table.parameters(), lr=1.0)
     table(torch.tensor([3])).sum().backward()
@@ -366,7 +366,7 @@ def test_a_step_on_one_row_moves_all_rows():
 
 def test_the_proximal_step_is_that_of_the_l1_norm_on_positive_numbers():
     """relu(t - eta lambda) minimises (x - t)^2 / 2 + eta lambda x over x >= 0."""
-    table = AnchorEmbedding(SPEC, anchors=4, entries=240, sparsity=0.5, seed=0)
+    table = ANT(SPEC, anchors=4, entries=240, sparsity=0.5, seed=0)
     with torch.no_grad():
         table.mixture.copy_(torch.linspace(-0.2, 0.6, 240).view(60, 4))
     before = table.mixture.detach().clone()
@@ -381,9 +381,7 @@ def test_more_sparsity_leaves_fewer_weights():
     spec = TableSpec.of_shape(200, 8)
     kept = []
     for sparsity in (0.0, 0.05, 0.5):
-        table = AnchorEmbedding(
-            spec, anchors=8, entries=1600, sparsity=sparsity, seed=0
-        )
+        table = ANT(spec, anchors=8, entries=1600, sparsity=sparsity, seed=0)
         for progress in np.linspace(0, 0.4, 20):
             table.after_step(step_at(table, progress))
         kept.append(len(table.freeze().weights))
@@ -391,7 +389,7 @@ def test_more_sparsity_leaves_fewer_weights():
 
 
 def test_the_budget_of_weights_is_kept_by_the_largest():
-    table = AnchorEmbedding(SPEC, anchors=6, entries=50, sparsity=0.0, seed=0)
+    table = ANT(SPEC, anchors=6, entries=50, sparsity=0.0, seed=0)
     before = table.mixture.detach().clone()
     table.after_step(step_at(table, 0.5))
     layout = table.freeze()
@@ -406,7 +404,7 @@ def test_the_budget_of_weights_is_kept_by_the_largest():
 def test_weights_of_rows_that_are_read_often_are_kept():
     counts = np.where(np.arange(60) < 10, 900, 1)
     spec = dataclasses.replace(TableSpec.of_shape(60, 8), train_counts=counts)
-    table = AnchorEmbedding(spec, anchors=4, entries=40, seed=1)
+    table = ANT(spec, anchors=4, entries=40, seed=1)
     with torch.no_grad():  # learnt weights no larger than those of untouched rows
         table.mixture.fill_(0.4)
         table.mixture[:10] = 0.3
@@ -448,16 +446,16 @@ def test_bad_options_of_compress_are_value_errors(key, options, message):
 @pytest.mark.parametrize(
     "kind, options, message",
     [
-        (TensorTrainEmbedding, {"rank": 2, "init": "zero"}, "init must be one of"),
-        (SemiTensorEmbedding, {"rank": 2, "step": 0}, "step must be an integer from 1"),
+        (TTRec, {"rank": 2, "init": "zero"}, "init must be one of"),
+        (STTD, {"rank": 2, "step": 0}, "step must be an integer from 1"),
         (
-            CollapsedEmbedding,
+            MLET,
             {"dim": 4, "hidden": 3},
             "hidden must be an integer from 4",
         ),
-        (AnchorEmbedding, {"anchors": 0, "entries": 1}, "anchors must be an integer"),
+        (ANT, {"anchors": 0, "entries": 1}, "anchors must be an integer"),
         (
-            AnchorEmbedding,
+            ANT,
             {"anchors": 2, "entries": 1, "sparsity": -1},
             "sparsity must be from 0 up, got -1",
         ),

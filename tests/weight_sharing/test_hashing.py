@@ -20,8 +20,8 @@ from survey_code.layouts.hashed import (
     take_digits,
 )
 from survey_code.weight_sharing.hashing import (
-    HashingEmbedding,
-    QuotientRemainderEmbedding,
+    HashingTrick,
+    QuotientRemainder,
 )
 
 # Ids as they come: in a row, in steps, beyond float32, beyond 32 bits.
@@ -45,7 +45,7 @@ def hash_ids(ids, seed, buckets):
 
 def qr(n, modulus, dim=4, **options):
     spec = TableSpec.of_shape(n, dim)
-    return QuotientRemainderEmbedding(spec, modulus=modulus, **options)
+    return QuotientRemainder(spec, modulus=modulus, **options)
 
 
 def every_row(table):
@@ -156,8 +156,8 @@ def test_signs_are_balanced_and_independent_of_the_row():
 
 def test_signed_table_multiplies_whole_rows():
     spec = TableSpec.of_shape(100, 4)
-    signed = HashingEmbedding(spec, rows=10, signed=True, seed=2)
-    plain = HashingEmbedding(spec, rows=10, seed=2)
+    signed = HashingTrick(spec, rows=10, signed=True, seed=2)
+    plain = HashingTrick(spec, rows=10, seed=2)
     signs = choose_signs(np.arange(100), signed.signs)
     np.testing.assert_array_equal(every_row(signed), every_row(plain) * signs[:, None])
 
@@ -239,22 +239,20 @@ def test_composed_rows_start_like_the_full_table(combine, std):
     """Traps: factors all positive, or so small that their product is dead."""
     starts = TableSpec.of_shape(40000, 16)
     spec = TableSpec(40000, 16, starts.field_starts, starts.train_counts, init_std=std)
-    rows = every_row(
-        QuotientRemainderEmbedding(spec, modulus=200, combine=combine, seed=1)
-    )
+    rows = every_row(QuotientRemainder(spec, modulus=200, combine=combine, seed=1))
     assert rows.std() == pytest.approx(std, rel=0.04)
     assert abs(rows.mean()) < 0.05 * std
     assert np.linalg.norm(rows, axis=1).mean() == pytest.approx(4 * std, rel=0.12)
 
 
 def test_hashed_rows_start_like_the_full_table():
-    rows = every_row(HashingEmbedding(TableSpec.of_shape(9000, 16), rows=3000))
+    rows = every_row(HashingTrick(TableSpec.of_shape(9000, 16), rows=3000))
     assert rows.std() == pytest.approx(0.01, rel=0.02)
 
 
 def test_another_seed_is_another_hash():
     spec = TableSpec.of_shape(1000, 2)
-    first, second = (HashingEmbedding(spec, rows=50, seed=s) for s in (0, 1))
+    first, second = (HashingTrick(spec, rows=50, seed=s) for s in (0, 1))
     assert not np.array_equal(
         take_digits(np.arange(1000), first.index)[0],
         take_digits(np.arange(1000), second.index)[0],
@@ -267,8 +265,8 @@ from survey_code import TableSpec
 from survey_code.weight_sharing.hashing import *
 from survey_code.embedding import decode_layout
 spec = TableSpec.of_shape(300, 6)
-tables = [HashingEmbedding(spec, rows=40, signed=True, seed=5),
-          QuotientRemainderEmbedding(spec, modulus=20, seed=5)]
+tables = [HashingTrick(spec, rows=40, signed=True, seed=5),
+          QuotientRemainder(spec, modulus=20, seed=5)]
 print([hashlib.sha256(decode_layout(t.freeze()).tobytes()).hexdigest() for t in tables])
 """
 
@@ -326,14 +324,14 @@ def test_torch_and_numpy_hash_alike_and_exactly(seed):
 
 def test_open_tables_serve_ids_that_were_never_counted():
     spec = TableSpec.of_shape(100, 4)
-    table = HashingEmbedding(spec, rows=10, open_ids=True)
+    table = HashingTrick(spec, rows=10, open_ids=True)
     ids = np.array([5, 100, 2**31, 2**62, 2**63 - 1])
     np.testing.assert_array_equal(
         table(torch.from_numpy(ids)).detach().numpy(), table.freeze().lookup(ids)
     )
     with pytest.raises(IndexError):
         table(torch.tensor([-1]))
-    closed = HashingEmbedding(spec, rows=10)
+    closed = HashingTrick(spec, rows=10)
     for read in (lambda ids: closed(torch.tensor(ids)), closed.freeze().lookup):
         with pytest.raises(IndexError, match="id 100 is out of range"):
             read([100])
@@ -342,10 +340,10 @@ def test_open_tables_serve_ids_that_were_never_counted():
 @pytest.mark.parametrize(
     ("make", "options", "others"),
     [
-        (HashingEmbedding, {"rows": 20}, [{"seed": 1}, {"seed": 2}]),
-        (HashingEmbedding, {"rows": 20, "signed": True}, [{"seed": 1}, {"seed": 2}]),
+        (HashingTrick, {"rows": 20}, [{"seed": 1}, {"seed": 2}]),
+        (HashingTrick, {"rows": 20, "signed": True}, [{"seed": 1}, {"seed": 2}]),
         # Both have 25 rows, split 5 + 20 and 20 + 5.
-        (QuotientRemainderEmbedding, {}, [{"modulus": 20}, {"modulus": 5}]),
+        (QuotientRemainder, {}, [{"modulus": 20}, {"modulus": 5}]),
     ],
     ids=["rows", "signed", "modulus"],
 )
@@ -362,7 +360,7 @@ def test_a_state_dict_carries_the_hash(make, options, others):
 def test_hash_parameters_are_counted():
     spec = TableSpec.of_shape(100, 4)
     for signed, parameters in ((False, 32), (True, 48)):
-        layout = HashingEmbedding(spec, rows=10, signed=signed).freeze()
+        layout = HashingTrick(spec, rows=10, signed=signed).freeze()
         assert layout.nbytes == 10 * 4 * 4 + parameters
     assert qr(100, 10).freeze().nbytes == 20 * 4 * 4 + 64
 
@@ -377,9 +375,9 @@ def test_quotient_remainder_plan_is_the_best_of_all_moduli(n, combine):
         fitting = [size for size in sizes.values() if size <= spec.budget(ratio)]
         if not fitting:
             with pytest.raises(ValueError, match="highest ratio it can reach"):
-                QuotientRemainderEmbedding.plan(spec, ratio, combine=combine)
+                QuotientRemainder.plan(spec, ratio, combine=combine)
             continue
-        planned = QuotientRemainderEmbedding.plan(spec, ratio, combine=combine)
+        planned = QuotientRemainder.plan(spec, ratio, combine=combine)
         assert sizes[planned["modulus"]] == max(fitting)
 
 
@@ -387,20 +385,20 @@ def test_quotient_remainder_plan_is_the_best_of_all_moduli(n, combine):
 def test_hashing_plan_leaves_no_room_for_another_row(signed):
     spec = TableSpec.of_shape(1000, 8)
     for ratio in (1, 3, 7.5, 30):
-        planned = HashingEmbedding.plan(spec, ratio, signed=signed)
-        layout = HashingEmbedding(spec, **planned).freeze()
+        planned = HashingTrick.plan(spec, ratio, signed=signed)
+        layout = HashingTrick(spec, **planned).freeze()
         assert layout.nbytes <= spec.budget(ratio) < layout.nbytes + 4 * 8
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda spec: HashingEmbedding(spec, rows=0),
-        lambda spec: HashingEmbedding(spec, rows=2.0),
-        lambda spec: QuotientRemainderEmbedding(spec, modulus=0),
-        lambda spec: QuotientRemainderEmbedding(spec, modulus=11),
-        lambda spec: QuotientRemainderEmbedding(spec, modulus=3, combine="mean"),
-        lambda spec: QuotientRemainderEmbedding(spec, modulus=3, combine="concat"),
+        lambda spec: HashingTrick(spec, rows=0),
+        lambda spec: HashingTrick(spec, rows=2.0),
+        lambda spec: QuotientRemainder(spec, modulus=0),
+        lambda spec: QuotientRemainder(spec, modulus=11),
+        lambda spec: QuotientRemainder(spec, modulus=3, combine="mean"),
+        lambda spec: QuotientRemainder(spec, modulus=3, combine="concat"),
         lambda spec: HashedLayout(np.ones((2, 5), np.float32), [[1, 1, 1]], 10, 5),
         lambda spec: HashedLayout(np.ones((2, 5)), [[1, 1, 1, 2]], 10, 5),
         lambda spec: HashedLayout(np.ones((3, 5), np.float32), [[1, 1, 1, 2]], 10, 5),

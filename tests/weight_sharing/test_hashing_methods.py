@@ -17,16 +17,16 @@ from survey_code.layouts.generator import BUCKETS, count_weights, hash_many
 from survey_code.layouts.hashed import take_digits
 from survey_code.order import largest_first
 from survey_code.weight_sharing.hashing import (
-    BinaryCodeEmbedding,
-    BloomEmbedding,
-    DeepHashEmbedding,
-    DoubleHashingEmbedding,
-    HashEmbedding,
-    HashingEmbedding,
-    HotSketchEmbedding,
-    MultiEmbedding,
-    QuotientRemainderEmbedding,
-    RobeEmbedding,
+    CAFE,
+    DHE,
+    ROBE,
+    BinaryCodeHash,
+    BloomEmbeddings,
+    DoubleHashing,
+    HashEmbeddings,
+    HashingTrick,
+    MEmCom,
+    QuotientRemainder,
 )
 from survey_code.weight_sharing.hashing.base import mixed_index
 from survey_code.weight_sharing.hashing.binary_code import bit_blocks
@@ -77,7 +77,7 @@ def test_distinct_pairs_are_b2_times_1_minus_1_minus_1_over_b2_to_the_n(n, bucke
 @pytest.mark.parametrize("combine", ["sum", "concat"])
 def test_frequent_ids_share_with_nobody(combine):
     spec = counted(200)
-    table = DoubleHashingEmbedding(spec, rows=10, frequent=30, combine=combine, seed=1)
+    table = DoubleHashing(spec, rows=10, frequent=30, combine=combine, seed=1)
     keys = table.keys.numpy()
     assert set(spec.train_counts[keys]) == set(range(171, 201))
     others = np.setdiff1d(np.arange(200), keys)
@@ -93,9 +93,7 @@ def test_frequent_ids_share_with_nobody(combine):
 
 @pytest.mark.parametrize("combine", ["sum", "concat"])
 def test_double_hashing_reads_what_its_formula_says(combine):
-    table = DoubleHashingEmbedding(
-        counted(100), rows=9, frequent=10, combine=combine, seed=2
-    )
+    table = DoubleHashing(counted(100), rows=9, frequent=10, combine=combine, seed=2)
     digits = np.stack(take_digits(np.arange(100), table.index))
     values, keys = values_of(table), table.keys.tolist()
     for i, row in enumerate(every_row(table)):
@@ -110,8 +108,8 @@ def test_double_hashing_reads_what_its_formula_says(combine):
 def test_keys_are_counted_and_the_share_is_kept():
     spec = counted(1000, 8)
     for share in (0.0, 0.5, 1.0):
-        planned = DoubleHashingEmbedding.plan(spec, 8, share=share)
-        layout = DoubleHashingEmbedding(spec, **planned).freeze()
+        planned = DoubleHashing.plan(spec, 8, share=share)
+        layout = DoubleHashing(spec, **planned).freeze()
         rows, frequent = planned["rows"], planned["frequent"]
         assert layout.nbytes == 32 * (2 * rows + frequent) + 4 * frequent + 64
         assert frequent * 36 == pytest.approx(share * 4000, abs=160)
@@ -144,7 +142,7 @@ def test_the_best_number_of_hashes_is_m_over_n_times_ln_2():
 
 
 def test_bloom_rows_are_bags_of_the_code():
-    table = BloomEmbedding(SPEC, rows=50, hashes=4, seed=3)
+    table = BloomEmbeddings(SPEC, rows=50, hashes=4, seed=3)
     bags = torch.from_numpy(np.stack(take_digits(np.arange(500), table.index), 1))
     wanted = functional.embedding_bag(bags, table.values, mode="sum")
     np.testing.assert_allclose(every_row(table), wanted.detach(), rtol=1e-5, atol=1e-8)
@@ -152,11 +150,11 @@ def test_bloom_rows_are_bags_of_the_code():
 
 
 def test_one_hash_is_the_hashing_trick():
-    wanted = every_row(HashingEmbedding(SPEC, rows=40, seed=4))
+    wanted = every_row(HashingTrick(SPEC, rows=40, seed=4))
     for table in (
-        BloomEmbedding(SPEC, rows=40, hashes=1, seed=4),
-        HashEmbedding(SPEC, rows=40, entries=500, hashes=1, seed=4),
-        MultiEmbedding(SPEC, rows=40, seed=4),
+        BloomEmbeddings(SPEC, rows=40, hashes=1, seed=4),
+        HashEmbeddings(SPEC, rows=40, entries=500, hashes=1, seed=4),
+        MEmCom(SPEC, rows=40, seed=4),
     ):
         np.testing.assert_array_equal(every_row(table), wanted)
 
@@ -174,7 +172,7 @@ def spread_weights(table, seed=0):
 
 @pytest.mark.parametrize("entries", [500, 90])
 def test_hash_embeddings_are_weighted_bags(entries):
-    table = spread_weights(HashEmbedding(SPEC, rows=30, entries=entries, hashes=3))
+    table = spread_weights(HashEmbeddings(SPEC, rows=30, entries=entries, hashes=3))
     ids = np.arange(500)
     bags = torch.from_numpy(np.stack(take_digits(ids, table.index), 1))
     own = ids if entries == 500 else take_digits(ids, table.weight_index)[0]
@@ -188,7 +186,7 @@ def test_hash_embeddings_are_weighted_bags(entries):
 
 
 def test_ids_that_share_all_rows_are_told_apart_by_their_weights():
-    table = HashEmbedding(SPEC, rows=3, entries=500, hashes=2)
+    table = HashEmbeddings(SPEC, rows=3, entries=500, hashes=2)
     digits = np.stack(take_digits(np.arange(500), table.index), 1)
     same = np.flatnonzero((digits == digits[7]).all(1))
     assert len(same) > 10
@@ -199,18 +197,18 @@ def test_ids_that_share_all_rows_are_told_apart_by_their_weights():
 
 
 def test_memcom_rows_of_one_bucket_are_collinear():
-    table = spread_weights(MultiEmbedding(SPEC, rows=20))
+    table = spread_weights(MEmCom(SPEC, rows=20))
     buckets, rows = take_digits(np.arange(500), table.index)[0], every_row(table)
     for bucket in range(20):
         assert np.linalg.matrix_rank(rows[buckets == bucket], tol=1e-6) <= 1
-    shifted = spread_weights(MultiEmbedding(SPEC, rows=20, bias=True))
+    shifted = spread_weights(MEmCom(SPEC, rows=20, bias=True))
     inside = every_row(shifted)[buckets == buckets[0]]
     assert np.linalg.matrix_rank(inside, tol=1e-5) == 2
 
 
 def test_memcom_gradient_of_a_multiplier_is_the_inner_product():
     """dL/dv_i = <dL/de, U[h(i)]>."""
-    table = spread_weights(MultiEmbedding(SPEC, rows=20, bias=True)).train()
+    table = spread_weights(MEmCom(SPEC, rows=20, bias=True)).train()
     gradient = torch.from_numpy(np.random.default_rng(1).normal(size=6)).float()
     (table(torch.tensor([11])) * gradient).sum().backward()
     row = values_of(table)[take_digits(np.array([11]), table.index)[0][0]]
@@ -222,19 +220,19 @@ def test_memcom_gradient_of_a_multiplier_is_the_inner_product():
 def test_memcom_never_compresses_beyond_the_dimension():
     """4 n bytes of multipliers are a floor: ratio < d."""
     spec = TableSpec.of_shape(100_000, 16)
-    MultiEmbedding.plan(spec, 15.9)
+    MEmCom.plan(spec, 15.9)
     for bias, ceiling in ((False, 16), (True, 8)):
         with pytest.raises(ValueError, match="highest ratio it can reach") as error:
-            MultiEmbedding.plan(spec, 16, bias=bias)
+            MEmCom.plan(spec, 16, bias=bias)
         assert float(str(error.value).split()[-1]) == pytest.approx(ceiling, abs=0.01)
 
 
 def test_weights_are_counted():
-    layout = HashEmbedding(SPEC, rows=9, entries=500).freeze()
+    layout = HashEmbeddings(SPEC, rows=9, entries=500).freeze()
     assert layout.nbytes == 4 * (9 * 6 + 500 * 2) + 2 * 32
-    layout = HashEmbedding(SPEC, rows=9, entries=70).freeze()
+    layout = HashEmbeddings(SPEC, rows=9, entries=70).freeze()
     assert layout.nbytes == 4 * (9 * 6 + 70 * 2) + 3 * 32
-    assert MultiEmbedding(SPEC, rows=9).freeze().nbytes == 4 * (9 * 6 + 500) + 32
+    assert MEmCom(SPEC, rows=9).freeze().nbytes == 4 * (9 * 6 + 500) + 32
 
 
 # -- complementary partitions --------------------------------------------------
@@ -242,7 +240,7 @@ def test_weights_are_counted():
 
 def index_of(n, **options):
     spec = TableSpec.of_shape(n, 4)
-    return QuotientRemainderEmbedding(spec, combine="sum", **options).index
+    return QuotientRemainder(spec, combine="sum", **options).index
 
 
 def are_unique(n, index):
@@ -289,7 +287,7 @@ def test_chinese_remainders():
 
 def test_a_path_is_a_small_network_of_the_remainder():
     spec = TableSpec.of_shape(50, 6)
-    table = QuotientRemainderEmbedding(spec, modulus=7, combine="path", hidden=3)
+    table = QuotientRemainder(spec, modulus=7, combine="path", hidden=3)
     with torch.no_grad():
         table.paths += torch.linspace(-0.1, 0.1, table.paths.shape[1])
     values, paths = values_of(table), table.paths.detach().numpy()
@@ -323,8 +321,8 @@ def test_every_partition_fits_its_budget_and_starts_like_the_full_table(
 ):
     spec = TableSpec.of_shape(40_000, 16)
     for ratio in (4, 20):
-        planned = QuotientRemainderEmbedding.plan(spec, ratio, **options)
-        table = QuotientRemainderEmbedding(spec, seed=1, **planned)
+        planned = QuotientRemainder.plan(spec, ratio, **options)
+        table = QuotientRemainder(spec, seed=1, **planned)
         layout = table.freeze()
         assert 0.5 * spec.budget(ratio) < layout.nbytes <= spec.budget(ratio)
         rows = every_row(table)
@@ -349,9 +347,9 @@ def test_bit_blocks_are_unique_and_at_most_ceil_t_over_l_tables_of_2_to_the_l(n)
 
 
 def test_a_binary_code_is_a_mixed_radix_with_powers_of_two():
-    by_bits = BinaryCodeEmbedding(SPEC, bits=3, seed=1)
+    by_bits = BinaryCodeHash(SPEC, bits=3, seed=1)
     radices = [8, 8, 8]
-    by_radix = QuotientRemainderEmbedding(SPEC, moduli=radices, combine="sum", seed=1)
+    by_radix = QuotientRemainder(SPEC, moduli=radices, combine="sum", seed=1)
     np.testing.assert_array_equal(by_bits.index, by_radix.index)
     np.testing.assert_array_equal(every_row(by_bits), every_row(by_radix))
 
@@ -363,7 +361,7 @@ def test_a_binary_code_is_a_mixed_radix_with_powers_of_two():
 @pytest.mark.parametrize("signed", [False, True])
 def test_robe_gather_and_scatter_are_adjoint(block_len, signed):
     """<y, G(M)> = <G^T(y), M>."""
-    table = RobeEmbedding(SPEC, size=97, block_len=block_len, signed=signed, seed=2)
+    table = ROBE(SPEC, size=97, block_len=block_len, signed=signed, seed=2)
     y = torch.from_numpy(np.random.default_rng(0).normal(size=(500, 6))).float()
     rows = table(torch.arange(500))
     rows.backward(y)
@@ -374,7 +372,7 @@ def test_robe_gather_and_scatter_are_adjoint(block_len, signed):
 
 @pytest.mark.parametrize("block_len", [1, 4, 6])
 def test_robe_blocks_are_runs_of_the_array(block_len):
-    table = RobeEmbedding(SPEC, size=97, block_len=block_len, seed=2)
+    table = ROBE(SPEC, size=97, block_len=block_len, seed=2)
     flat, rows = values_of(table)[:, 0], every_row(table)
     starts = locate_blocks(np.arange(500), table.multipliers, 97, 6, block_len)
     assert [length for _, length in starts] == {
@@ -390,7 +388,7 @@ def test_robe_blocks_are_runs_of_the_array(block_len):
 
 def test_robe_entries_are_used_evenly():
     starts = locate_blocks(np.arange(50_000), np.array([2**40 + 1, 77]), 100, 4, 1)
-    table = RobeEmbedding(SPEC, size=100, block_len=1)
+    table = ROBE(SPEC, size=100, block_len=1)
     starts = locate_blocks(np.arange(50_000), table.multipliers, 100, 4, 1)
     loads = np.bincount(np.concatenate([s for s, _ in starts]), minlength=100)
     assert loads.std() < 4 * math.sqrt(2000)
@@ -398,7 +396,7 @@ def test_robe_entries_are_used_evenly():
 
 def test_robe_ids_rarely_share_all_blocks():
     """A pair shares one block with 1/m, and two with 1/m**2."""
-    table = RobeEmbedding(SPEC, size=50, block_len=3)
+    table = ROBE(SPEC, size=50, block_len=3)
     (first, _), (second, _) = locate_blocks(
         np.arange(3000), table.multipliers, 50, 6, 3
     )
@@ -408,8 +406,8 @@ def test_robe_ids_rarely_share_all_blocks():
 
 
 def test_robe_bytes():
-    assert RobeEmbedding(SPEC, size=97).freeze().nbytes == 4 * 97 + 16
-    assert RobeEmbedding(SPEC, size=97, signed=True).freeze().nbytes == 4 * 97 + 32
+    assert ROBE(SPEC, size=97).freeze().nbytes == 4 * 97 + 16
+    assert ROBE(SPEC, size=97, signed=True).freeze().nbytes == 4 * 97 + 32
 
 
 # -- DHE -----------------------------------------------------------------------
@@ -417,7 +415,7 @@ def test_robe_bytes():
 
 def test_dhe_codes_are_uniform_and_distinct():
     """C(n, 2) / m**k pairs of ids agree in k codes: with k = 2, none expected."""
-    pair = DeepHashEmbedding(SPEC, width=2, codes=2).multipliers
+    pair = DHE(SPEC, width=2, codes=2).multipliers
     n = 50_000
     first, second = hash_many(np.arange(n), pair, 2)
     assert len(np.unique(first * BUCKETS + second)) == n
@@ -433,7 +431,7 @@ def test_dhe_codes_are_uniform_and_distinct():
 
 @pytest.mark.parametrize("distribution", ["uniform", "gaussian"])
 def test_dhe_inputs_have_the_distribution_asked_for(distribution):
-    table = DeepHashEmbedding(SPEC, width=2, codes=8, distribution=distribution)
+    table = DHE(SPEC, width=2, codes=8, distribution=distribution)
     ids = np.arange(20_000)
     codes = table.encode(torch.from_numpy(ids)).numpy()
     np.testing.assert_allclose(codes, table.freeze().encode(ids), atol=1e-5)
@@ -451,9 +449,7 @@ def test_dhe_inputs_have_the_distribution_asked_for(distribution):
 @pytest.mark.parametrize("activation", ["relu", "mish"])
 @pytest.mark.parametrize("layers", [1, 3])
 def test_dhe_is_the_network_that_torch_builds(activation, layers):
-    table = DeepHashEmbedding(
-        SPEC, width=9, codes=10, layers=layers, activation=activation, seed=3
-    )
+    table = DHE(SPEC, width=9, codes=10, layers=layers, activation=activation, seed=3)
     kinds = {"relu": torch.nn.ReLU, "mish": torch.nn.Mish}
     modules, sizes = [], [10] + [9] * layers + [6]
     for layer in range(layers + 1):
@@ -473,7 +469,7 @@ def test_dhe_is_the_network_that_torch_builds(activation, layers):
 
 
 def test_dhe_moves_all_rows_at_once():
-    table = DeepHashEmbedding(SPEC, width=8, codes=8)
+    table = DHE(SPEC, width=8, codes=8)
     before = every_row(table)
     optimizer = torch.optim.SGD(table.parameters(), lr=1.0)
     table.train()(torch.tensor([3])).square().sum().backward()
@@ -487,11 +483,11 @@ def test_dhe_moves_all_rows_at_once():
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        (BloomEmbedding, {"rows": 20}),
-        (HashEmbedding, {"rows": 20, "entries": 50}),
-        (HashEmbedding, {"rows": 20, "entries": 500}),
-        (RobeEmbedding, {"size": 60}),
-        (DeepHashEmbedding, {"width": 4, "codes": 6}),
+        (BloomEmbeddings, {"rows": 20}),
+        (HashEmbeddings, {"rows": 20, "entries": 50}),
+        (HashEmbeddings, {"rows": 20, "entries": 500}),
+        (ROBE, {"size": 60}),
+        (DHE, {"width": 4, "codes": 6}),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
@@ -583,9 +579,7 @@ def cafe_step(table, ids, gradient):
 
 
 def test_who_receives_large_gradients_gets_a_row_and_may_lose_it():
-    table = HotSketchEmbedding(
-        SPEC, rows=10, hot=4, slots=2, period=1, decay=0.5, seed=1
-    )
+    table = CAFE(SPEC, rows=10, hot=4, slots=2, period=1, decay=0.5, seed=1)
     before = every_row(table)
     ids = np.arange(40)
     large = np.isin(ids, [3, 9, 20]) * 10 + 0.01
@@ -625,7 +619,7 @@ def test_who_holds_a_row_is_not_pushed_out_of_the_sketch():
 def test_own_rows_keep_their_owners_where_ids_are_about_equally_frequent():
     """As on Frappe, where a row changed hands every 150 steps (here 247 times)."""
     rng = np.random.default_rng(0)
-    table = HotSketchEmbedding(SPEC, rows=10, hot=12, period=5)
+    table = CAFE(SPEC, rows=10, hot=12, period=5)
     moved = 0
     for _ in range(300):
         ids = np.unique(rng.integers(0, 500, 200))
@@ -637,7 +631,7 @@ def test_own_rows_keep_their_owners_where_ids_are_about_equally_frequent():
 
 
 def test_cafe_counts_the_length_of_the_summed_gradient():
-    table = HotSketchEmbedding(SPEC, rows=10, hot=8, period=100)
+    table = CAFE(SPEC, rows=10, hot=8, period=100)
     cafe_step(table, [5, 5, 6], [3.0, -1.0, 1.0])
     scores = dict(
         zip(table.sketch_ids.flatten().tolist(), table.scores.flatten().tolist())
@@ -647,18 +641,18 @@ def test_cafe_counts_the_length_of_the_summed_gradient():
 
 
 def test_cafe_without_own_rows_is_the_hashing_trick():
-    table = HotSketchEmbedding(SPEC, rows=30, hot=0, seed=5)
+    table = CAFE(SPEC, rows=30, hot=0, seed=5)
     cafe_step(table, [1, 2], [1.0, 1.0])
     np.testing.assert_array_equal(
-        every_row(table), every_row(HashingEmbedding(SPEC, rows=30, seed=5))
+        every_row(table), every_row(HashingTrick(SPEC, rows=30, seed=5))
     )
 
 
 def test_cafe_finds_the_frequent_ids_and_its_layout_agrees_after_training():
     data = make_clicks(rows=(20_000, 1000, 1000))
     task = make_task(data, TRIALS["synthetic", "dcnv2"], 1)
-    planned = HotSketchEmbedding.plan(task.spec, 10)
-    table = HotSketchEmbedding(task.spec, seed=1, **planned)
+    planned = CAFE.plan(task.spec, 10)
+    table = CAFE(task.spec, seed=1, **planned)
     task.train(table)
     found = table.hot_ids.long().numpy()
     assert len(np.unique(found)) == planned["hot"] and (np.diff(found) > 0).all()
@@ -668,7 +662,7 @@ def test_cafe_finds_the_frequent_ids_and_its_layout_agrees_after_training():
     layout = table.freeze()
     np.testing.assert_array_equal(decode_layout(layout), every_row(table))
     assert layout.nbytes <= task.spec.budget(10)
-    other = HotSketchEmbedding(task.spec, seed=2, **planned)
+    other = CAFE(task.spec, seed=2, **planned)
     other.load_state_dict(table.state_dict())
     np.testing.assert_array_equal(every_row(other), every_row(table))
 
@@ -682,34 +676,32 @@ INDEX = np.array([[1, 1, 1, 3]])
 @pytest.mark.parametrize(
     "make",
     [
-        lambda s: DoubleHashingEmbedding(s, rows=0),
-        lambda s: DoubleHashingEmbedding(s, rows=2, frequent=11),
-        lambda s: DoubleHashingEmbedding(s, rows=2, combine="product"),
-        lambda s: DoubleHashingEmbedding.plan(s, 2, share=1.5),
-        lambda s: BloomEmbedding(s, rows=2, hashes=0),
-        lambda s: HashEmbedding(s, rows=2, entries=11),
-        lambda s: HashEmbedding.plan(s, 2, share="half"),
-        lambda s: MultiEmbedding(s, rows=11),
-        lambda s: QuotientRemainderEmbedding(s),
-        lambda s: QuotientRemainderEmbedding(s, modulus=2, moduli=[2, 5]),
-        lambda s: QuotientRemainderEmbedding(s, moduli=[3, 3]),
-        lambda s: QuotientRemainderEmbedding(s, moduli=[10]),
-        lambda s: QuotientRemainderEmbedding(s, moduli=[0, 10]),
-        lambda s: QuotientRemainderEmbedding(s, moduli=[2, 5], partition="magic"),
-        lambda s: QuotientRemainderEmbedding(
-            s, moduli=[2, 2, 3], combine="path", hidden=1
-        ),
-        lambda s: QuotientRemainderEmbedding(s, modulus=2, combine="path", hidden=0),
-        lambda s: QuotientRemainderEmbedding.plan(s, 1, parts=1),
-        lambda s: BinaryCodeEmbedding(s, bits=0),
-        lambda s: BinaryCodeEmbedding(s, bits=2, combine="path"),
-        lambda s: RobeEmbedding(s, size=4, block_len=5),
-        lambda s: RobeEmbedding(s, size=10, block_len=0),
-        lambda s: DeepHashEmbedding(s, width=0, codes=2),
-        lambda s: DeepHashEmbedding(s, width=2, codes=3, distribution="gaussian"),
-        lambda s: DeepHashEmbedding(s, width=2, codes=2, activation="tanh"),
-        lambda s: HotSketchEmbedding(s, rows=2, hot=11),
-        lambda s: HotSketchEmbedding(s, rows=2, hot=1, decay=2),
+        lambda s: DoubleHashing(s, rows=0),
+        lambda s: DoubleHashing(s, rows=2, frequent=11),
+        lambda s: DoubleHashing(s, rows=2, combine="product"),
+        lambda s: DoubleHashing.plan(s, 2, share=1.5),
+        lambda s: BloomEmbeddings(s, rows=2, hashes=0),
+        lambda s: HashEmbeddings(s, rows=2, entries=11),
+        lambda s: HashEmbeddings.plan(s, 2, share="half"),
+        lambda s: MEmCom(s, rows=11),
+        lambda s: QuotientRemainder(s),
+        lambda s: QuotientRemainder(s, modulus=2, moduli=[2, 5]),
+        lambda s: QuotientRemainder(s, moduli=[3, 3]),
+        lambda s: QuotientRemainder(s, moduli=[10]),
+        lambda s: QuotientRemainder(s, moduli=[0, 10]),
+        lambda s: QuotientRemainder(s, moduli=[2, 5], partition="magic"),
+        lambda s: QuotientRemainder(s, moduli=[2, 2, 3], combine="path", hidden=1),
+        lambda s: QuotientRemainder(s, modulus=2, combine="path", hidden=0),
+        lambda s: QuotientRemainder.plan(s, 1, parts=1),
+        lambda s: BinaryCodeHash(s, bits=0),
+        lambda s: BinaryCodeHash(s, bits=2, combine="path"),
+        lambda s: ROBE(s, size=4, block_len=5),
+        lambda s: ROBE(s, size=10, block_len=0),
+        lambda s: DHE(s, width=0, codes=2),
+        lambda s: DHE(s, width=2, codes=3, distribution="gaussian"),
+        lambda s: DHE(s, width=2, codes=2, activation="tanh"),
+        lambda s: CAFE(s, rows=2, hot=11),
+        lambda s: CAFE(s, rows=2, hot=1, decay=2),
         lambda s: HashedLayout(ONES, INDEX, 10, 5, "path"),
         lambda s: HashedLayout(ONES, INDEX, 10, 5, weights=np.ones((9, 1), np.float32)),
         lambda s: HashedLayout(ONES, INDEX, 10, 5, weight_index=INDEX),

@@ -12,11 +12,11 @@ from survey_code import TableSpec, compress, data
 from survey_code.catalog import get_method
 from survey_code.embedding import decode_layout
 from survey_code.weight_sharing.vector_quantization import (
-    AdditiveEmbedding,
-    ClusteredEmbedding,
-    GranularEmbedding,
-    InteractionCodesEmbedding,
-    ProductEmbedding,
+    CCE,
+    DPQ,
+    MGQE,
+    LightRec,
+    RecJPQ,
     cluster_rows,
     count_perplexity,
     nearest_rows,
@@ -160,8 +160,8 @@ def test_a_rotation_is_orthogonal_and_never_raises_the_error():
         lambda w: compress(
             w, "clustering", clusters=9, heads=20, counts=np.arange(400)
         ),
-        lambda w: AdditiveEmbedding(SPEC, books=3, bits=4).freeze(),
-        lambda w: ClusteredEmbedding(SPEC, books=2, bits=4).freeze(),
+        lambda w: LightRec(SPEC, books=3, bits=4).freeze(),
+        lambda w: CCE(SPEC, books=2, bits=4).freeze(),
     ],
 )
 def test_scores_by_table_look_up_are_those_of_decoded_rows(make):
@@ -190,7 +190,7 @@ def test_heads_keep_their_rows_and_fields_their_own_clusters():
 
 
 def product(kind="vq", **options):
-    return ProductEmbedding(SPEC, books=2, bits=3, kind=kind, **options).train()
+    return DPQ(SPEC, books=2, bits=3, kind=kind, **options).train()
 
 
 def test_dpqs_forward_is_the_nearest_codeword():
@@ -264,16 +264,16 @@ def test_exported_codes_are_those_of_eval_mode(kind):
 def test_tails_use_the_first_codewords_only():
     counts = np.arange(400)
     spec = TableSpec(400, 8, [0, 400], counts)
-    table = GranularEmbedding(spec, books=2, bits=5, tail_bits=2, head_share=0.25)
+    table = MGQE(spec, books=2, bits=5, tail_bits=2, head_share=0.25)
     codes = table.all_codes()
     assert codes[:300].max() < 4 <= codes[300:].max() < 32
-    whole = GranularEmbedding(spec, books=2, bits=5, tail_bits=5)
-    plain = ProductEmbedding(spec, books=2, bits=5)
+    whole = MGQE(spec, books=2, bits=5, tail_bits=5)
+    plain = DPQ(spec, books=2, bits=5)
     np.testing.assert_array_equal(whole.all_codes(), plain.all_codes())
 
 
 def test_lightrec_starts_as_a_table_and_ends_as_sums():
-    table = AdditiveEmbedding(SPEC, books=3, bits=4).train()
+    table = LightRec(SPEC, books=3, bits=4).train()
     assert torch.equal(table(IDS), table.queries)
     table.advance(0.4)
     assert not table.begun
@@ -304,7 +304,7 @@ def pairs():
 
 
 def test_ids_that_are_read_alike_share_more_codes(pairs):
-    table = InteractionCodesEmbedding(pairs, books=4, bits=4)
+    table = RecJPQ(pairs, books=4, bits=4)
     codes = table.codes.numpy().astype(int)[pairs.field_starts[1] :]
     matrix = np.zeros((pairs.field_starts[1], len(codes)))
     matrix[pairs.interactions[:, 0], pairs.interactions[:, 1] - len(matrix)] = 1
@@ -318,21 +318,21 @@ def test_ids_that_are_read_alike_share_more_codes(pairs):
 
 
 def test_recjpq_trains_codewords_only(pairs):
-    table = InteractionCodesEmbedding(pairs, books=4, bits=4)
+    table = RecJPQ(pairs, books=4, bits=4)
     assert [p.shape for p in table.parameters()] == [(2 * 4 * 16, 8)]
     assert sum(b.nbytes for b in table.buffers()) == 4 * pairs.num_embeddings
 
 
 def test_recjpq_says_what_it_needs():
     with pytest.raises(ValueError, match="interactions of users and items"):
-        InteractionCodesEmbedding(SPEC, books=2, bits=3)
+        RecJPQ(SPEC, books=2, bits=3)
     with pytest.raises(ValueError, match=r"recjpq: .*interactions of users and items"):
         get_method("recjpq").plan(SPEC, 4)
     assert get_method("recjpq").tasks == ("top-n",)
 
 
 def test_clustering_again_keeps_the_rows_as_well_as_k_means_can():
-    table = ClusteredEmbedding(SPEC, books=2, bits=5)
+    table = CCE(SPEC, books=2, bits=5)
     before = table(IDS).detach().numpy().reshape(400, 2, 4)
     table.cluster()
     after = table(IDS).detach().numpy().reshape(400, 2, 4)
@@ -344,7 +344,7 @@ def test_clustering_again_keeps_the_rows_as_well_as_k_means_can():
 
 
 def test_clustering_draws_every_hash_once_and_divides_by_no_empty_bucket():
-    table = ClusteredEmbedding(SPEC, books=2, bits=7)  # more buckets than needed
+    table = CCE(SPEC, books=2, bits=7)  # more buckets than needed
     seen = [table.index.clone()]
     for _ in range(3):
         table.cluster()
@@ -354,7 +354,7 @@ def test_clustering_draws_every_hash_once_and_divides_by_no_empty_bucket():
 
 
 def test_cce_trains_far_less_than_a_table():
-    table = ClusteredEmbedding(TableSpec.of_shape(10_000, 16), books=2, bits=6)
+    table = CCE(TableSpec.of_shape(10_000, 16), books=2, bits=6)
     assert sum(p.numel() for p in table.parameters()) == 2 * 2 * 64 * 8
 
 
@@ -371,7 +371,7 @@ def test_plans_use_the_budget(key, most, rows, ratio):
 
 
 def test_a_round_keeps_the_number_of_helpers():
-    table = ClusteredEmbedding(SPEC, books=2, bits=3, helpers=21, seed=1)
+    table = CCE(SPEC, books=2, bits=3, helpers=21, seed=1)
     table.cluster()
     assert table.values.shape == (2 * (8 + 21), 4)
     assert (table.index[:, 3] == 21).all()

@@ -1,28 +1,28 @@
 """Binarisation: each weight becomes one bit.
 
-Three ways to get there: train real numbers and threshold them (`MedianCodes`),
-search among the codes themselves (`DiscreteFiltering`), or train through a smooth
-or pretended sign (`AnnealedCodes`, `GuidedCodes`, `LayerwiseCodes`).
+Three ways to get there: train real numbers and threshold them (`BCCF`),
+search among the codes themselves (`DCF`), or train through a smooth
+or pretended sign (`CIGAR`, `HashGNN`, `BiGeaR`).
 """
 
 from survey_code.low_precision.binarization.bccf import (
-    MedianCodes,
+    BCCF,
     center_at_median,
     fit_scales,
     learn_rotation,
     split_magnitudes,
 )
-from survey_code.low_precision.binarization.bigear import LayerwiseCodes, ScaledSign
-from survey_code.low_precision.binarization.cigar import AnnealedCodes, rerank
+from survey_code.low_precision.binarization.bigear import BiGeaR, ScaledSign
+from survey_code.low_precision.binarization.cigar import CIGAR, rerank
 from survey_code.low_precision.binarization.dcf import (
-    DiscreteFiltering,
+    DCF,
     decorrelate,
     descend_bit,
     draw_unobserved,
     spectral_codes,
 )
 from survey_code.low_precision.binarization.hashgnn import (
-    GuidedCodes,
+    HashGNN,
     straight_through,
 )
 from survey_code.low_precision.binarization.signs import (
@@ -32,11 +32,11 @@ from survey_code.low_precision.binarization.signs import (
 )
 
 __all__ = [
-    "AnnealedCodes",
-    "DiscreteFiltering",
-    "GuidedCodes",
-    "LayerwiseCodes",
-    "MedianCodes",
+    "BCCF",
+    "CIGAR",
+    "DCF",
+    "BiGeaR",
+    "HashGNN",
     "PropagatedEmbedding",
     "ScaledSign",
     "SignedEmbedding",

@@ -123,7 +123,7 @@ def split_magnitudes(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.bitwise_or.reduce(spread, axis=1), levels
 
 
-class MedianCodes:
+class BCCF:
     """Two stages: a trained table, then one bit per entry (key ``bccf``).
 
     ``rule="median"`` (BCCF) thresholds each column at its median, field by field.

@@ -49,7 +49,7 @@ class ScaledSign(torch.autograd.Function):
         return grads[0] * bell.clamp(1e-8, 1), None, None
 
 
-class LayerwiseCodes(PropagatedEmbedding):
+class BiGeaR(PropagatedEmbedding):
     r"""BiGeaR: codes of every layer, row scales, and a teacher (key ``bigear``).
 
     Layer l of the propagation gives a block of codes :math:`q_l = \mathrm{mean}|v_l|

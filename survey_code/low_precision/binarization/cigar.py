@@ -18,7 +18,7 @@ from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 
 
-class AnnealedCodes(SignedEmbedding):
+class CIGAR(SignedEmbedding):
     r"""CIGAR: codes :math:`\tanh(\beta w)` that harden to signs (key ``cigar``).
 
     The codes find candidates by Hamming distance (`BinaryLayout.topk`); `rerank`

@@ -140,7 +140,7 @@ def draw_unobserved(
     return np.stack(np.divmod(drawn[~met], num_items), axis=1)
 
 
-class DiscreteFiltering(CompressedEmbedding):
+class DCF(CompressedEmbedding):
     r"""DCF: codes found by coordinate descent, bit after bit (key ``dcf``).
 
     Minimises :math:`\sum (S_{ij} - b_i \cdot d_j)^2 - 2 \alpha \mathrm{tr}(B^T X)

@@ -21,7 +21,7 @@ def straight_through(values: Tensor) -> Tensor:
     return values + (take_signs(values) - values).detach()
 
 
-class GuidedCodes(SignedEmbedding):
+class HashGNN(SignedEmbedding):
     r"""HashGNN: a straight-through sign, led by the real vector (key ``hashgnn``).
 
     A vector spreads over the graph and is bent to :math:`z = \tanh(h)`.  Each

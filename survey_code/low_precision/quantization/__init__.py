@@ -2,22 +2,22 @@
 
 Three moments to round: after training (`RowwiseQuantization`,
 `GreedyQuantization`), on the way into the network while float weights stay behind
-(`LearnedStepEmbedding`), or on the way back into a table that has no other copy
-(`HalfEmbedding`, `LowPrecisionEmbedding`, `AdaptiveLowPrecisionEmbedding`,
-`CachedEmbedding`).
+(`LSQ`), or on the way back into a table that has no other copy
+(`HalfPrecision`, `LPT`, `ALPT`,
+`MixedPrecisionCache`).
 """
 
-from survey_code.low_precision.quantization.alpt import AdaptiveLowPrecisionEmbedding
-from survey_code.low_precision.quantization.cache import CachedEmbedding
+from survey_code.low_precision.quantization.alpt import ALPT
+from survey_code.low_precision.quantization.cache import MixedPrecisionCache
 from survey_code.low_precision.quantization.greedy import (
     GreedyQuantization,
     quantize_greedily,
     search_range,
 )
-from survey_code.low_precision.quantization.half import HalfEmbedding, round_to_format
-from survey_code.low_precision.quantization.lpt import LowPrecisionEmbedding
+from survey_code.low_precision.quantization.half import HalfPrecision, round_to_format
+from survey_code.low_precision.quantization.lpt import LPT
 from survey_code.low_precision.quantization.lsq import (
-    LearnedStepEmbedding,
+    LSQ,
     clip_through,
 )
 from survey_code.low_precision.quantization.rounding import (
@@ -33,12 +33,12 @@ from survey_code.low_precision.quantization.rowwise import (
 from survey_code.low_precision.quantization.writeback import WriteBackEmbedding
 
 __all__ = [
-    "AdaptiveLowPrecisionEmbedding",
-    "CachedEmbedding",
+    "ALPT",
+    "LPT",
+    "LSQ",
     "GreedyQuantization",
-    "HalfEmbedding",
-    "LearnedStepEmbedding",
-    "LowPrecisionEmbedding",
+    "HalfPrecision",
+    "MixedPrecisionCache",
     "RowwiseQuantization",
     "WriteBackEmbedding",
     "clip_through",

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from survey_code.embedding import TrainingStep
-from survey_code.low_precision.quantization.lpt import LowPrecisionEmbedding
+from survey_code.low_precision.quantization.lpt import LPT
 from survey_code.low_precision.quantization.rounding import (
     ROUNDINGS,
     quantize_through,
@@ -27,7 +27,7 @@ from survey_code.spec import TableSpec
 ROOM = 1.5
 
 
-class AdaptiveLowPrecisionEmbedding(LowPrecisionEmbedding):
+class ALPT(LPT):
     """Integer codes, and a learned step per row (key ``alpt``).
 
     Each step of training has two phases: move the weights with the steps fixed;

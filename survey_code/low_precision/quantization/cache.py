@@ -28,7 +28,7 @@ from survey_code.spec import TableSpec
 POLICIES = ("lfu", "lru")
 
 
-class CachedEmbedding(WriteBackEmbedding):
+class MixedPrecisionCache(WriteBackEmbedding):
     """Row-wise integers behind a set-associative cache of float32 rows.
 
     Key ``mixed_precision_cache``.  Id i may be cached in the `ways` lines of set

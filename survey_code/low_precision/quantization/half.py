@@ -51,7 +51,7 @@ def round_to_format(
     return rounded.clamp(-largest, largest).to(kind)
 
 
-class HalfEmbedding(WriteBackEmbedding):
+class HalfPrecision(WriteBackEmbedding):
     """A table of 16-bit numbers that is trained as such (key ``half``).
 
     Parameters

@@ -31,7 +31,7 @@ from survey_code.spec import TableSpec
 REACH = 6.0
 
 
-class LowPrecisionEmbedding(WriteBackEmbedding):
+class LPT(WriteBackEmbedding):
     """Integer codes and steps that are trained as such (key ``lpt``).
 
     Code q of row i stands for ``step[i] * (q - 2**(bits - 1))``.

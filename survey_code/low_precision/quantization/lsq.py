@@ -32,7 +32,7 @@ STORED = {8: 8, 4: 4, 3: 4, 2: 2}
 PACT_DECAY = 1e-4
 
 
-class LearnedStepEmbedding(CompressedEmbedding):
+class LSQ(CompressedEmbedding):
     """A float table that is read as multiples of a learned step (key ``lsq``).
 
     The float weights stay until the end of training, so only what is deployed
@@ -213,7 +213,7 @@ def clip_through(rows: Tensor, level: Tensor, high: int) -> Tensor:
 
 
 def check_options(bits: Any, rule: str, per: str, step_rate: Any) -> None:
-    """Raise ValueError for options that `LearnedStepEmbedding` does not know."""
+    """Raise ValueError for options that `LSQ` does not know."""
     if not isinstance(bits, int | np.integer) or bits not in STORED:
         raise ValueError(f"bits must be one of {tuple(STORED)}, got {bits!r}")
     check_choice("rule", rule, RULES)

@@ -5,20 +5,20 @@ that has these widths is trained anew.
 """
 
 from survey_code.mixed_dimension.architecture_search.autodim import (
-    FieldWidthEmbedding,
+    AutoDim,
     FieldWidths,
 )
 from survey_code.mixed_dimension.architecture_search.autoemb import (
-    PopularityEmbedding,
+    AutoEmb,
     PopularityWidths,
 )
 from survey_code.mixed_dimension.architecture_search.autosrh import (
-    ColumnEmbedding,
+    AutoSrh,
     ColumnMasks,
     keep_columns,
 )
 from survey_code.mixed_dimension.architecture_search.bet import (
-    BudgetedSampling,
+    BET,
     ProfileSupernet,
     draw_curve,
     draw_profile,
@@ -32,15 +32,15 @@ from survey_code.mixed_dimension.architecture_search.choices import (
     cut_by_frequency,
     rank_by_frequency,
 )
-from survey_code.mixed_dimension.architecture_search.esapn import GrowingEmbedding
+from survey_code.mixed_dimension.architecture_search.esapn import ESAPN
 from survey_code.mixed_dimension.architecture_search.nis import (
-    BlockEmbedding,
+    NIS,
     BlockSupernet,
     reinforce,
 )
 from survey_code.mixed_dimension.architecture_search.optembed import (
-    EvolvedEmbedding,
     MaskedSupernet,
+    OptEmbed,
     StepThrough,
     estimate_slope,
     evolve,
@@ -54,18 +54,18 @@ from survey_code.mixed_dimension.architecture_search.prefix import (
 )
 
 __all__ = [
-    "BlockEmbedding",
+    "BET",
+    "ESAPN",
+    "NIS",
+    "AutoDim",
+    "AutoEmb",
+    "AutoSrh",
     "BlockSupernet",
-    "BudgetedSampling",
     "ChoiceStep",
-    "ColumnEmbedding",
     "ColumnMasks",
-    "EvolvedEmbedding",
-    "FieldWidthEmbedding",
     "FieldWidths",
-    "GrowingEmbedding",
     "MaskedSupernet",
-    "PopularityEmbedding",
+    "OptEmbed",
     "PopularityWidths",
     "PrefixEmbedding",
     "PrefixSupernet",

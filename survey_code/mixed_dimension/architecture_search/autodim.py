@@ -26,7 +26,7 @@ from survey_code.spec import TableSpec
 COLDEST = 0.01
 
 
-class FieldWidthEmbedding(GroupedEmbedding):
+class AutoDim(GroupedEmbedding):
     """Every field its width, and a matrix to the full dimension (key ``autodim``).
 
     Parameters

@@ -91,7 +91,7 @@ class PopularityWidths(MixedWidths):
         self.counting = True
 
 
-class PopularityEmbedding(GroupedEmbedding):
+class AutoEmb(GroupedEmbedding):
     """Popular ids wide, rare ids narrow, as a controller chose (key ``autoemb``).
 
     Parameters

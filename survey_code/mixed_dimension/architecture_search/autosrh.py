@@ -84,7 +84,7 @@ class ColumnMasks(CompressedEmbedding):
         return (self.mask * sums / rows[:, None]).cpu().numpy()
 
 
-class ColumnEmbedding(GroupedEmbedding):
+class AutoSrh(GroupedEmbedding):
     """Each frequency group keeps columns of its own (key ``autosrh``).
 
     Parameters

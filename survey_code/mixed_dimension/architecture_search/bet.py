@@ -26,7 +26,7 @@ SHAPES = ("power", "exponential", "normal", "lognormal")
 STEEPEST = {"power": 2.0, "exponential": 60.0, "normal": 60.0, "lognormal": 3.0}
 
 
-class BudgetedSampling(PrefixEmbedding):
+class BET(PrefixEmbedding):
     """Row lengths from the best of several random profiles (key ``bet``).
 
     A profile says how long the row of the most, second most ... frequent id is.

@@ -35,7 +35,7 @@ MEMORY = 5
 GROWN = 0.8
 
 
-class GrowingEmbedding(CompressedEmbedding):
+class ESAPN(CompressedEmbedding):
     """Each id begins with the narrowest row and may be enlarged (key ``esapn``).
 
     A row of width s is mapped up by a chain of matrices, width by width, to the full

@@ -107,7 +107,7 @@ class BlockSupernet(CompressedEmbedding):
     ----------
     spec : TableSpec
     options : dict
-        From `BlockEmbedding.plan`.
+        From `NIS.plan`.
     seed : int
     """
 
@@ -185,7 +185,7 @@ class BlockSupernet(CompressedEmbedding):
         return float(self.price * max(0.0, cost / self.room - 1))
 
 
-class BlockEmbedding(PrefixEmbedding):
+class NIS(PrefixEmbedding):
     """Blocks of columns for the most frequent ids only (key ``nis``).
 
     Parameters

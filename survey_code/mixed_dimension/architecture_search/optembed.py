@@ -134,7 +134,7 @@ class MaskedSupernet(PrefixSupernet):
         return self.margin(self.weight, ids).cpu().numpy()
 
 
-class EvolvedEmbedding(PrefixEmbedding):
+class OptEmbed(PrefixEmbedding):
     """Each field its width, and only rows worth a place (key ``optembed``).
 
     Parameters

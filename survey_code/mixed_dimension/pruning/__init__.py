@@ -6,31 +6,31 @@ tails of rows (AMTL), whole rows (OptFS).
 """
 
 from survey_code.mixed_dimension.pruning.amtl import (
-    TwinLengths,
+    AMTL,
     TwinMasks,
     choose_hard,
     lengths_within,
     prefix_of,
 )
 from survey_code.mixed_dimension.pruning.deeplight import (
-    DeepLightEmbedding,
+    DeepLight,
     rescale_constant,
     scheduled_sparsity,
 )
 from survey_code.mixed_dimension.pruning.magnitude import MagnitudePruning
 from survey_code.mixed_dimension.pruning.optfs import (
     GatedRows,
-    SelectedRows,
+    OptFS,
     open_gates,
 )
 from survey_code.mixed_dimension.pruning.pep import (
-    ThresholdEmbedding,
+    PEP,
     ThresholdTable,
     soft_threshold,
 )
 from survey_code.mixed_dimension.pruning.sseds import (
+    SSEDS,
     GatedColumns,
-    SalientColumns,
     column_saliencies,
     widths_within,
 )
@@ -43,17 +43,17 @@ from survey_code.mixed_dimension.pruning.tickets import (
 )
 
 __all__ = [
-    "DeepLightEmbedding",
+    "AMTL",
+    "PEP",
+    "SSEDS",
+    "DeepLight",
     "GatedColumns",
     "GatedRows",
     "MagnitudePruning",
+    "OptFS",
     "PrefixTicket",
-    "SalientColumns",
-    "SelectedRows",
-    "ThresholdEmbedding",
     "ThresholdTable",
     "TicketEmbedding",
-    "TwinLengths",
     "TwinMasks",
     "choose_hard",
     "column_saliencies",

@@ -197,7 +197,7 @@ def lengths_within(
     return lengths
 
 
-class TwinLengths(PrefixTicket):
+class AMTL(PrefixTicket):
     """Rows as long as their frequency deserves (key ``amtl``).
 
     Parameters

@@ -55,7 +55,7 @@ def rescale_constant(steps: float) -> float:
     return steps * math.log(DAMPING) / math.log(1 - REACH)
 
 
-class DeepLightEmbedding(CompressedEmbedding):
+class DeepLight(CompressedEmbedding):
     """A table whose smallest entries are zeroed while it learns (``deeplight``).
 
     Zeroed entries keep their gradients: one that grows back in time stays.

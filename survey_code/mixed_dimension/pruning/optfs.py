@@ -91,7 +91,7 @@ def open_gates(w: Tensor, tau: float | None, start: float) -> Tensor:
     return soft / scale
 
 
-class SelectedRows(PrefixTicket):
+class OptFS(PrefixTicket):
     """Full rows for the ids whose gates stay open, zeros for the others (``optfs``).
 
     Parameters

@@ -107,7 +107,7 @@ class ThresholdTable(CompressedEmbedding):
             raise BudgetReached
 
 
-class ThresholdEmbedding(TicketEmbedding):
+class PEP(TicketEmbedding):
     """The entries that survived a learnt soft threshold (key ``pep``).
 
     Notes

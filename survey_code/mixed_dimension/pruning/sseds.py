@@ -130,7 +130,7 @@ def widths_within(saliency: np.ndarray, spec: TableSpec, budget: int) -> np.ndar
     return widths
 
 
-class SalientColumns(GroupedEmbedding):
+class SSEDS(GroupedEmbedding):
     """Each field its most salient columns, and a matrix back (key ``sseds``).
 
     Parameters

@@ -1,13 +1,13 @@
 """Decomposition: a table is a product of smaller ones."""
 
-from survey_code.weight_sharing.decomposition.ant import AnchorEmbedding
+from survey_code.weight_sharing.decomposition.ant import ANT
 from survey_code.weight_sharing.decomposition.low_rank import (
-    LowRankEmbedding,
+    LowRank,
     truncate,
 )
-from survey_code.weight_sharing.decomposition.mlet import CollapsedEmbedding
+from survey_code.weight_sharing.decomposition.mlet import MLET
 from survey_code.weight_sharing.decomposition.sttd import (
-    SemiTensorEmbedding,
+    STTD,
     semi_tensor_product,
 )
 from survey_code.weight_sharing.decomposition.trains import (
@@ -17,17 +17,17 @@ from survey_code.weight_sharing.decomposition.trains import (
     split_rows,
 )
 from survey_code.weight_sharing.decomposition.tt_rec import (
-    TensorTrainEmbedding,
+    TTRec,
     decompose,
     train_shapes,
 )
 
 __all__ = [
-    "AnchorEmbedding",
-    "CollapsedEmbedding",
-    "LowRankEmbedding",
-    "SemiTensorEmbedding",
-    "TensorTrainEmbedding",
+    "ANT",
+    "MLET",
+    "STTD",
+    "LowRank",
+    "TTRec",
     "TrainEmbedding",
     "decompose",
     "exact_stds",

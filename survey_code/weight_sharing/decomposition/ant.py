@@ -21,7 +21,7 @@ from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 
 
-class AnchorEmbedding(CompressedEmbedding):
+class ANT(CompressedEmbedding):
     r"""ANT: rows :math:`t_i A` with :math:`t_i \ge 0` sparse (key ``ant``).
 
     After each step the mixture is moved towards 0 by the learning rate times

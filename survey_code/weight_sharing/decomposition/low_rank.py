@@ -52,7 +52,7 @@ def truncate(table: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-class LowRankEmbedding(TrainEmbedding):
+class LowRank(TrainEmbedding):
     """Rows of length r times one r x d matrix (key ``low_rank``).
 
     Parameters

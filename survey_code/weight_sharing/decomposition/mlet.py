@@ -16,7 +16,7 @@ from survey_code.weight_sharing.decomposition.low_rank import low_rank_shapes
 from survey_code.weight_sharing.decomposition.trains import exact_stds
 
 
-class CollapsedEmbedding(CompressedEmbedding):
+class MLET(CompressedEmbedding):
     r"""MLET: rows :math:`W_1[i] W_2`, wider inside than outside (key ``mlet``).
 
     The product has no more freedom than its own n x d numbers, but it learns in

@@ -51,7 +51,7 @@ def semi_tensor_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return product
 
 
-class SemiTensorEmbedding(TrainEmbedding):
+class STTD(TrainEmbedding):
     """STTD: cores t times smaller in rank and columns (key ``sttd``).
 
     Parameters

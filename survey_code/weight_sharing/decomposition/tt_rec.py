@@ -101,7 +101,7 @@ def decompose(
     return [core.transpose(1, 0, 2, 3).astype(np.float32) for core in cores], lost
 
 
-class TensorTrainEmbedding(TrainEmbedding):
+class TTRec(TrainEmbedding):
     r"""TT-Rec: rows are products of three small slices (key ``tt_rec``).
 
     Parameters

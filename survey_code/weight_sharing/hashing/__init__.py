@@ -1,38 +1,38 @@
 """Hashing: ids share rows, and arithmetic on the id says which.
 
 Who collides, and how ids that collide are told apart again: by a second hash
-(`DoubleHashingEmbedding`, `BloomEmbedding`), by weights of their own
-(`HashEmbedding`, `MultiEmbedding`), by digits that are never all the same
-(`QuotientRemainderEmbedding`, `BinaryCodeEmbedding`), by collisions of single
-blocks (`RobeEmbedding`), by a network that reads the hashes
-(`DeepHashEmbedding`), or by rows of their own for those that matter
-(`HotSketchEmbedding`).
+(`DoubleHashing`, `BloomEmbeddings`), by weights of their own
+(`HashEmbeddings`, `MEmCom`), by digits that are never all the same
+(`QuotientRemainder`, `BinaryCodeHash`), by collisions of single
+blocks (`ROBE`), by a network that reads the hashes
+(`DHE`), or by rows of their own for those that matter
+(`CAFE`).
 """
 
 from survey_code.weight_sharing.hashing.base import HashedEmbedding
-from survey_code.weight_sharing.hashing.binary_code import BinaryCodeEmbedding
-from survey_code.weight_sharing.hashing.bloom import BloomEmbedding
-from survey_code.weight_sharing.hashing.cafe import HotSketch, HotSketchEmbedding
-from survey_code.weight_sharing.hashing.dhe import DeepHashEmbedding
-from survey_code.weight_sharing.hashing.double import DoubleHashingEmbedding
+from survey_code.weight_sharing.hashing.binary_code import BinaryCodeHash
+from survey_code.weight_sharing.hashing.bloom import BloomEmbeddings
+from survey_code.weight_sharing.hashing.cafe import CAFE, HotSketch
+from survey_code.weight_sharing.hashing.dhe import DHE
+from survey_code.weight_sharing.hashing.double import DoubleHashing
 from survey_code.weight_sharing.hashing.quotient_remainder import (
-    QuotientRemainderEmbedding,
+    QuotientRemainder,
 )
-from survey_code.weight_sharing.hashing.robe import RobeEmbedding
-from survey_code.weight_sharing.hashing.trick import HashingEmbedding
-from survey_code.weight_sharing.hashing.weighted import HashEmbedding, MultiEmbedding
+from survey_code.weight_sharing.hashing.robe import ROBE
+from survey_code.weight_sharing.hashing.trick import HashingTrick
+from survey_code.weight_sharing.hashing.weighted import HashEmbeddings, MEmCom
 
 __all__ = [
-    "BinaryCodeEmbedding",
-    "BloomEmbedding",
-    "DeepHashEmbedding",
-    "DoubleHashingEmbedding",
-    "HashEmbedding",
+    "CAFE",
+    "DHE",
+    "ROBE",
+    "BinaryCodeHash",
+    "BloomEmbeddings",
+    "DoubleHashing",
+    "HashEmbeddings",
     "HashedEmbedding",
-    "HashingEmbedding",
+    "HashingTrick",
     "HotSketch",
-    "HotSketchEmbedding",
-    "MultiEmbedding",
-    "QuotientRemainderEmbedding",
-    "RobeEmbedding",
+    "MEmCom",
+    "QuotientRemainder",
 ]

@@ -16,7 +16,7 @@ from survey_code.weight_sharing.hashing.base import (
 )
 
 
-class BinaryCodeEmbedding(HashedEmbedding):
+class BinaryCodeHash(HashedEmbedding):
     """Tables read at blocks of the id's bits (``binary_code_hash``).
 
     The blocks together are the id, so that no two ids share them all.

@@ -15,7 +15,7 @@ from survey_code.weight_sharing.hashing.base import (
 )
 
 
-class BloomEmbedding(HashedEmbedding):
+class BloomEmbeddings(HashedEmbedding):
     """k hashes into one table, and the sum of the rows they name (``bloom``).
 
     The set of rows of an id is its code in a Bloom filter: multiplying the code,

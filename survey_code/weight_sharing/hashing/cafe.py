@@ -105,7 +105,7 @@ class HotSketch:
         return ids.sort().values
 
 
-class HotSketchEmbedding(HashedEmbedding):
+class CAFE(HashedEmbedding):
     """Hashed rows; own rows for what a sketch finds important (key ``cafe``).
 
     Importance is the length of the gradient that an id receives, added up in a

@@ -31,7 +31,7 @@ CODES_PER_UNIT, MOST_CODES = 8, 1024
 PIECE = 2**17
 
 
-class DeepHashEmbedding(CompressedEmbedding):
+class DHE(CompressedEmbedding):
     """Many hashes of the id, and a network from them to a row (key ``dhe``).
 
     There is no table: every row is computed, also those of ids never seen.

@@ -18,7 +18,7 @@ from survey_code.weight_sharing.hashing.base import (
 )
 
 
-class DoubleHashingEmbedding(HashedEmbedding):
+class DoubleHashing(HashedEmbedding):
     """Two hashes into two tables, and own rows for frequent ids (``double_hashing``).
 
     Two ids share a vector only if both hashes agree.

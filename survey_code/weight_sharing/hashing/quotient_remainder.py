@@ -27,7 +27,7 @@ from survey_code.weight_sharing.hashing.base import (
 PARTITIONS = ("digits", "remainders")
 
 
-class QuotientRemainderEmbedding(HashedEmbedding):
+class QuotientRemainder(HashedEmbedding):
     """Small tables, read at the quotient and the remainder (``quotient_remainder``).
 
     No two ids share both digits, so every id keeps a vector of its own.  The same

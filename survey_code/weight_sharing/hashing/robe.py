@@ -16,7 +16,7 @@ from survey_code.spec import TableSpec
 from survey_code.weight_sharing.hashing.base import MOST_ROWS, PAIR_BYTES, as_array
 
 
-class RobeEmbedding(CompressedEmbedding):
+class ROBE(CompressedEmbedding):
     """Random offset blocks of one flat array (key ``robe``).
 
     Two ids that share one block differ in the others.

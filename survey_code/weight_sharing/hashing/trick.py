@@ -12,7 +12,7 @@ from survey_code.spec import TableSpec
 from survey_code.weight_sharing.hashing.base import MOST_ROWS, HashedEmbedding
 
 
-class HashingEmbedding(HashedEmbedding):
+class HashingTrick(HashedEmbedding):
     """The hashing trick: id i reads row h(i) of a table with few rows.
 
     Parameters

@@ -91,7 +91,7 @@ class WeightedEmbedding(HashedEmbedding):
         self.weight_index = None if index is None else np.array(index, dtype=np.int64)
 
 
-class HashEmbedding(WeightedEmbedding):
+class HashEmbeddings(WeightedEmbedding):
     """Rows of one shared table, weighted by the id (``hash_embeddings``).
 
     Parameters
@@ -162,7 +162,7 @@ class HashEmbedding(WeightedEmbedding):
         }  # fmt: skip
 
 
-class MultiEmbedding(WeightedEmbedding):
+class MEmCom(WeightedEmbedding):
     """A hashed row times a number of the id's own (``memcom``).
 
     Parameters

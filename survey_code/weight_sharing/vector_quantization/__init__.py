@@ -1,20 +1,20 @@
 """Vector quantisation: similar rows share codewords, and what is stored are codes.
 
-After training (`RowClustering`, `ProductQuantization`), on the way into the network
-while float vectors stay behind (`ProductEmbedding`, `GranularEmbedding`,
-`AdditiveEmbedding`), or from the first step on (`InteractionCodesEmbedding`,
-`ClusteredEmbedding`), which then needs no full table in training either.
+After training (`SAEC`, `ProductQuantization`), on the way into the network
+while float vectors stay behind (`DPQ`, `MGQE`,
+`LightRec`), or from the first step on (`RecJPQ`,
+`CCE`), which then needs no full table in training either.
 """
 
 from survey_code.weight_sharing.vector_quantization.additive import (
-    AdditiveEmbedding,
+    LightRec,
     ResidualCodes,
     quantize_residuals,
 )
-from survey_code.weight_sharing.vector_quantization.cce import ClusteredEmbedding
-from survey_code.weight_sharing.vector_quantization.clustering import RowClustering
+from survey_code.weight_sharing.vector_quantization.cce import CCE
+from survey_code.weight_sharing.vector_quantization.clustering import SAEC
 from survey_code.weight_sharing.vector_quantization.dpq import (
-    ProductEmbedding,
+    DPQ,
     count_perplexity,
 )
 from survey_code.weight_sharing.vector_quantization.lloyd import (
@@ -22,7 +22,7 @@ from survey_code.weight_sharing.vector_quantization.lloyd import (
     cluster_rows,
     nearest_rows,
 )
-from survey_code.weight_sharing.vector_quantization.mgqe import GranularEmbedding
+from survey_code.weight_sharing.vector_quantization.mgqe import MGQE
 from survey_code.weight_sharing.vector_quantization.pq import (
     ProductCodes,
     ProductQuantization,
@@ -30,21 +30,21 @@ from survey_code.weight_sharing.vector_quantization.pq import (
     split_books,
 )
 from survey_code.weight_sharing.vector_quantization.recjpq import (
-    InteractionCodesEmbedding,
+    RecJPQ,
     rank_into_bins,
 )
 
 __all__ = [
-    "AdditiveEmbedding",
-    "ClusteredEmbedding",
+    "CCE",
+    "DPQ",
+    "MGQE",
+    "SAEC",
     "Clusters",
-    "GranularEmbedding",
-    "InteractionCodesEmbedding",
+    "LightRec",
     "ProductCodes",
-    "ProductEmbedding",
     "ProductQuantization",
+    "RecJPQ",
     "ResidualCodes",
-    "RowClustering",
     "cluster_rows",
     "count_perplexity",
     "nearest_rows",

@@ -88,7 +88,7 @@ def quantize_residuals(
     return ResidualCodes(np.stack(codes, 1), np.stack(codewords), losses)
 
 
-class AdditiveEmbedding(CompressedEmbedding):
+class LightRec(CompressedEmbedding):
     r"""Additive codes, learned with the network (key ``lightrec``).
 
     Row i is :math:`\sum_b C_b[c_b(i)]`, with whole rows as codewords.  For the
@@ -254,7 +254,7 @@ class AdditiveEmbedding(CompressedEmbedding):
 
 
 def check_additive(books: Any, bits: Any, warm_up: Any, pull: Any) -> None:
-    """Raise ValueError for options that `AdditiveEmbedding` does not know."""
+    """Raise ValueError for options that `LightRec` does not know."""
     check_range("books", books, 1, MOST_BOOKS)
     check_bits("bits", bits)
     if not isinstance(warm_up, float | int) or not 0 <= warm_up < 1:

@@ -32,7 +32,7 @@ from survey_code.weight_sharing.vector_quantization.lloyd import (
 POINTS = 256
 
 
-class ClusteredEmbedding(CompressedEmbedding):
+class CCE(CompressedEmbedding):
     r"""Compositional codes, clustered again while training (key ``cce``).
 
     Part j of row i is :math:`T_j[c_j(i)] + U_j[h_j(i)]`: a codeword by a stored code

@@ -39,7 +39,7 @@ def code_bits(clusters: int) -> int:
     return max(int(clusters - 1).bit_length(), 1)
 
 
-class RowClustering:
+class SAEC:
     """One codeword for a cluster of similar rows (key ``clustering``).
 
     K-means runs in each field alone, with at most `clusters` clusters a field:

@@ -56,7 +56,7 @@ def count_perplexity(codes: np.ndarray, clusters: int) -> np.ndarray:
     return np.array(found)
 
 
-class ProductEmbedding(CompressedEmbedding):
+class DPQ(CompressedEmbedding):
     r"""Differentiable product quantisation (key ``dpq``).
 
     A float row of queries is cut into `books` parts; each names one of K keys, and
@@ -285,7 +285,7 @@ def fixed(values: Tensor) -> nn.Parameter:
 def check_options(
     spec: TableSpec, books: Any, bits: Any, kind: str, commitment: Any, warmth: Any
 ) -> None:
-    """Raise ValueError for options that `ProductEmbedding` does not know."""
+    """Raise ValueError for options that `DPQ` does not know."""
     check_books(books, spec.embedding_dim)
     check_bits("bits", bits)
     if kind not in KINDS:

@@ -12,7 +12,7 @@ from survey_code.layouts import CodebookLayout
 from survey_code.layouts.codebook import check_bits, codebook_bytes
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.vector_quantization.clustering import most_frequent
-from survey_code.weight_sharing.vector_quantization.dpq import ProductEmbedding
+from survey_code.weight_sharing.vector_quantization.dpq import DPQ
 from survey_code.weight_sharing.vector_quantization.lloyd import (
     check_books,
     divisors,
@@ -20,7 +20,7 @@ from survey_code.weight_sharing.vector_quantization.lloyd import (
 )
 
 
-class GranularEmbedding(ProductEmbedding):
+class MGQE(DPQ):
     """Multi-granular quantised embeddings (key ``mgqe``).
 
     DPQ with codebooks that all ids share, of which rare ids may use only the first
@@ -30,14 +30,14 @@ class GranularEmbedding(ProductEmbedding):
     ----------
     spec : TableSpec
     books, bits : int
-        As in `ProductEmbedding`, for the heads.
+        As in `DPQ`, for the heads.
     tail_bits : int
         Of a code of the other ids, at most `bits`.
     head_share : float, default 0.1
         Share of the ids, the most frequent, that are heads.
     seed : int, default 0
     **rest
-        As in `ProductEmbedding`.
+        As in `DPQ`.
 
     Raises
     ------

@@ -113,7 +113,7 @@ def code_interactions(spec: TableSpec, books: int, bits: int, seed: int) -> np.n
     return np.concatenate(codes)
 
 
-class InteractionCodesEmbedding(CompressedEmbedding):
+class RecJPQ(CompressedEmbedding):
     """Product codes from the interactions, fixed from the start (key ``recjpq``).
 
     Users and items have books of their own.  Similar ids share codewords because
