@@ -4,6 +4,7 @@
 # make html     build the book from the stored outputs
 # make refresh  run chapters and store their outputs: make refresh CHAPTER=path
 # make lint, types, unit, compare  the parts of make test
+# make fuzz     the tests of random examples, other ones and many more (minutes)
 # make test-cpus  compare the chapters as other processors would compute them
 # make test-ties  compare them with equal keys in a random order
 # make clean    remove what was built; the environment in .venv stays
@@ -32,7 +33,7 @@ NBVAL = SURVEY_CODE_ROUNDING=check $(PY) -m pytest --nbval --nbval-current-env \
 	$$($(PY) book/_tools/toc.py)
 
 .NOTPARALLEL:
-.PHONY: book test html refresh lint types unit compare test-cpus test-ties clean
+.PHONY: book test html refresh lint types unit fuzz compare test-cpus test-ties clean
 
 book: $(DONE)
 	@$(PY) book/_tools/run.py
@@ -59,6 +60,9 @@ types: $(DONE)
 unit: $(DONE)
 	@$(PY) -m pytest -n $(WORKERS) tests
 	@$(PY) -m pytest --doctest-modules survey_code
+
+fuzz: $(DONE)
+	@$(PY) -m pytest -n $(WORKERS) -m hypothesis --hypothesis-profile=fuzz tests
 
 html: $(DONE)
 	@$(PY) book/_tools/build.py

@@ -19,7 +19,9 @@ from nbval.kernel import RunningKernel
 
 STARTS = 3
 OUTPUT_SECONDS = 60  # for what a finished cell printed to arrive
-LOCK = Path(tempfile.gettempdir()) / f"survey_code_kernels_{os.getuid()}.lock"
+# One lock a user; on Windows every user has a temporary folder of their own.
+USER = os.getuid() if hasattr(os, "getuid") else ""
+LOCK = Path(tempfile.gettempdir()) / f"survey_code_kernels_{USER}.lock"
 
 
 class PatientKernel(RunningKernel):

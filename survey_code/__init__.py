@@ -10,32 +10,72 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from survey_code.baselines import FullEmbedding
+    from survey_code.catalog import Method, compress, load_plugin, methods
+    from survey_code.embedding import CompressedEmbedding, FrozenEmbedding
+    from survey_code.lab.experiment import Experiment, run
+    from survey_code.lab.results import Result
+    from survey_code.layouts import Layout, load_layout
+    from survey_code.method import AfterTraining, Searched, Trained
+    from survey_code.options import Options
+    from survey_code.spec import OutOfReach, TableSpec
 
 __version__ = "0.1.0"
 
 # Names are loaded when first used, so that importing the package is instant.
 _HOMES = {
+    "AfterTraining": "method",
     "CompressedEmbedding": "embedding",
+    "Experiment": "lab.experiment",
     "FrozenEmbedding": "embedding",
-    "FullEmbedding": "embedding",
+    "FullEmbedding": "baselines",
     "Layout": "layouts",
     "Method": "catalog",
-    "Result": "lab",
+    "Options": "options",
+    "OutOfReach": "spec",
+    "Result": "lab.results",
+    "Searched": "method",
     "TableSpec": "spec",
+    "Trained": "method",
     "compress": "catalog",
     "load_layout": "layouts",
+    "load_plugin": "catalog",
     "methods": "catalog",
-    "run": "lab",
+    "run": "lab.experiment",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "AfterTraining",
+    "CompressedEmbedding",
+    "Experiment",
+    "FrozenEmbedding",
+    "FullEmbedding",
+    "Layout",
+    "Method",
+    "Options",
+    "OutOfReach",
+    "Result",
+    "Searched",
+    "TableSpec",
+    "Trained",
+    "compress",
+    "load_layout",
+    "load_plugin",
+    "methods",
+    "run",
+]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'survey_code' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"survey_code.{_HOMES[name]}"), name)
+# Type checkers see the names above, and no others.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'survey_code' has no attribute {name!r}")
+        return getattr(importlib.import_module(f"survey_code.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -6,13 +6,33 @@ first used.
 
 from __future__ import annotations
 
+import functools
 import importlib
-import inspect
-from collections.abc import Callable
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
+from survey_code.options import Options
 from survey_code.spec import TableSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from survey_code.layouts import Layout
+
+    # A table of numbers, in any form that holds one.
+    Weights = npt.NDArray[np.floating] | Tensor | Sequence[Sequence[float]]
+    Integers = npt.NDArray[np.integer] | Sequence[int]
 
 # The survey's categories and families, in its order.
 TAXONOMY: dict[str, tuple[str, ...]] = {
@@ -46,8 +66,8 @@ class Method:
         `run` does.
     tasks : tuple of str
         ``"ctr"``, ``"top-n"`` or both.
-    implementation : str
-        ``"module:Class"`` below ``survey_code``.
+    implementation : str or class
+        ``"module:Class"`` below ``survey_code``; of a plug-in, the class itself.
     """
 
     key: str
@@ -58,7 +78,7 @@ class Method:
     citation: str
     stages: tuple[str, ...]
     tasks: tuple[str, ...]
-    implementation: str
+    implementation: Any
 
     @property
     def stage(self) -> str:
@@ -68,57 +88,73 @@ class Method:
     @property
     def chapter(self) -> str:
         """The module that holds its code, and the chapter of the same name."""
-        return self.implementation.split(":")[0]
+        if isinstance(self.implementation, type):
+            return self.implementation.__module__
+        return str(self.implementation).split(":")[0]
 
     def load(self) -> Any:
         """The class that implements the method."""
+        if isinstance(self.implementation, type):
+            return self.implementation
         module, name = self.implementation.split(":")
         return getattr(importlib.import_module(f"survey_code.{module}"), name)
 
-    def plan(self, spec: TableSpec, ratio: float, **options: Any) -> dict[str, Any]:
-        """Options of the largest configuration inside the budget.
+    def ask(self, given: Options | Mapping[str, object]) -> Options:
+        """What a user asks for, with the defaults for all else.
 
         Raises
         ------
         ValueError
-            If the budget is out of reach (the message names the highest ratio
-            in reach) or an option is unknown.
+            If an option is unknown, or its value not allowed.
         """
-        plan = self.load().plan
-        check_options(self.key, plan, options)
-        try:
-            planned: dict[str, Any] = plan(spec, ratio, **options)
-        except ValueError as error:
-            raise ValueError(f"{self.key}: {error}") from error
-        return planned
+        if isinstance(given, Options):
+            return given
+        asked: Options = self.load().options.of(self.key, given)
+        return asked
 
-    def build(self, spec: TableSpec, options: dict[str, Any], seed: int = 0) -> Any:
+    def plan(self, spec: TableSpec, ratio: float, **given: object) -> Options:
+        """Options of the largest configuration inside the budget.
+
+        Raises
+        ------
+        OutOfReach
+            If the budget is out of reach (the message names the highest ratio
+            in reach).
+        ValueError
+            If an option is unknown, or its value not allowed.
+        """
+        return self.fit_budget(spec, ratio, self.ask(given))
+
+    def fit_budget(self, spec: TableSpec, ratio: float, asked: Options) -> Options:
+        """What was asked, and what a plan chooses beside it."""
+        try:
+            return asked.replace(**self.load().plan(spec, ratio, asked))
+        except ValueError as error:
+            error.args = (f"{self.key}: {error}",)
+            raise
+
+    def build(
+        self, spec: TableSpec, options: Options | Mapping[str, object], seed: int = 0
+    ) -> Any:
         """A table ready to be trained, or retrained after a search."""
         self._require(DURING, SEARCH)
-        check_options(self.key, self.load(), options)
-        return self.load()(spec, seed=seed, **options)
+        return self.load()(spec, self.ask(options).settled(), seed)
 
     def compress(
-        self, weight: Any, options: dict[str, Any], spec: TableSpec | None = None
-    ) -> Any:
+        self,
+        weight: Weights,
+        options: Options | Mapping[str, object],
+        spec: TableSpec | None = None,
+    ) -> Layout:
         """A layout made from trained weights (stage "after training")."""
+        from survey_code.layouts.layout import as_finite_table
+
         self._require(AFTER)
-        compress = self.load().compress
-        check_options(self.key, compress, options)
-        return compress(weight, spec=spec, **options)
-
-    def search(
-        self, task: Any, spec: TableSpec, options: dict[str, Any], seed: int = 0
-    ) -> dict[str, Any]:
-        """Options to retrain with (stage "search, then retrain").
-
-        A class whose search trains a table of its own also has a class method
-        ``searching(spec, options, seed)`` that makes this table, fresh, so that
-        the memory of the search can be measured.
-        """
-        self._require(SEARCH)
-        found: dict[str, Any] = self.load().search(task, spec, options, seed)
-        return found
+        rows = as_finite_table(weight)
+        spec = spec or TableSpec.of_shape(*rows.shape)
+        asked = self.ask(options).settled()
+        layout: Layout = self.load().compress(rows, spec, asked)
+        return layout
 
     def _require(self, *stages: str) -> None:
         if not set(stages) & set(self.stages):
@@ -128,180 +164,213 @@ class Method:
             )
 
 
-def check_options(
-    key: str, function: Callable[..., Any], options: dict[str, Any]
-) -> None:
-    """Raise ValueError if `function` does not take these keyword options."""
-    parameters = inspect.signature(function).parameters.values()
-    known = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {"spec", "seed"}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        allowed = ", ".join(sorted(known)) or "none"
-        raise ValueError(f"{key} has no option {unknown[0]!r}; its options: {allowed}")
+CLICKS, RANKS = ("ctr",), ("top-n",)
+BOTH = CLICKS + RANKS
+
+# Key, title, year, citation, stages, tasks, class.
+Line = tuple[str, str, int, str, str | tuple[str, ...], tuple[str, ...], str]
 
 
-BOTH_TASKS = ("ctr", "top-n")
+def list_family(
+    category: str, family: str, module: str, lines: tuple[Line, ...]
+) -> Iterator[Method]:
+    """The methods of a family whose code lies in one module or folder."""
+    for key, title, year, citation, given, tasks, name in lines:
+        stages = (given,) if isinstance(given, str) else given
+        place = f"{module}:{name}"
+        yield Method(key, title, category, family, year, citation, stages, tasks, place)
+
 
 CATALOG: tuple[Method, ...] = (
-    Method("full", "Full table", "baseline", "baseline", 2016, "cheng2016",
-           (DURING, AFTER), BOTH_TASKS, "embedding:FullEmbedding"),
-    Method("uniform", "Smaller dimension", "baseline", "baseline", 2016,
-           "cheng2016", (DURING,), BOTH_TASKS, "embedding:UniformEmbedding"),
-    Method("bccf", "Median threshold", "low precision", "binarisation", 2012,
-           "zhou2012bccf", (AFTER,), BOTH_TASKS,
-           "low_precision.binarization:BCCF"),
-    Method("dcf", "Discrete collaborative filtering", "low precision",
-           "binarisation", 2016, "zhang2016dcf", (DURING,), ("top-n",),
-           "low_precision.binarization:DCF"),
-    Method("cigar", "Annealed tanh", "low precision", "binarisation", 2019,
-           "kang2019cigar", (DURING,), ("top-n",),
-           "low_precision.binarization:CIGAR"),
-    Method("hashgnn", "Straight-through with guidance", "low precision",
-           "binarisation", 2020, "tan2020hashgnn", (DURING,), BOTH_TASKS,
-           "low_precision.binarization:HashGNN"),
-    Method("bigear", "Layer-wise codes", "low precision", "binarisation", 2022,
-           "chen2022bigear", (DURING,), BOTH_TASKS,
-           "low_precision.binarization:BiGeaR"),
-    Method("rowwise", "Row-wise quantisation", "low precision", "quantisation",
-           2019, "guan2019", (AFTER,), BOTH_TASKS,
-           "low_precision.quantization:RowwiseQuantization"),
-    Method("greedy", "Greedy range search", "low precision", "quantisation", 2019,
-           "guan2019", (AFTER,), BOTH_TASKS,
-           "low_precision.quantization:GreedyQuantization"),
-    Method("half", "Half precision", "low precision", "quantisation", 2018,
-           "zhang2018lowprecision", (DURING, AFTER), BOTH_TASKS,
-           "low_precision.quantization:HalfPrecision"),
-    Method("lsq", "Learned step size", "low precision", "quantisation", 2020,
-           "esser2020lsq", (DURING,), BOTH_TASKS,
-           "low_precision.quantization:LSQ"),
-    Method("lpt", "Low-precision training", "low precision", "quantisation", 2021,
-           "xu2021lpt", (DURING,), BOTH_TASKS,
-           "low_precision.quantization:LPT"),
-    Method("alpt", "Adaptive low-precision training", "low precision",
-           "quantisation", 2023, "li2023alpt", (DURING,), BOTH_TASKS,
-           "low_precision.quantization:ALPT"),
-    Method("mixed_precision_cache", "Mixed precision with a cache", "low precision",
-           "quantisation", 2020, "yang2020cache", (DURING,), BOTH_TASKS,
-           "low_precision.quantization:MixedPrecisionCache"),
-    Method("mde_field", "Mixed dimension by field", "mixed dimension", "rule-based",
-           2021, "ginart2021mde", (DURING,), BOTH_TASKS,
-           "mixed_dimension.rule_based:MDEFields"),
-    Method("mde_popularity", "Mixed dimension by popularity", "mixed dimension",
-           "rule-based", 2021, "ginart2021mde", (DURING,), BOTH_TASKS,
-           "mixed_dimension.rule_based:MDEBlocks"),
-    Method("cprec", "Block-wise decomposition", "mixed dimension", "rule-based",
-           2020, "sun2020cprec", (DURING,), BOTH_TASKS,
-           "mixed_dimension.rule_based:CpRec"),
-    Method("dimension_rules", "Rules of thumb", "mixed dimension", "rule-based",
-           2017, "wang2017dcn", (DURING,), BOTH_TASKS,
-           "mixed_dimension.rule_based:RuleOfThumb"),
-    Method("nis", "NIS", "mixed dimension", "architecture search", 2020,
-           "joglekar2020nis", (SEARCH,), BOTH_TASKS,
-           "mixed_dimension.architecture_search:NIS"),
-    Method("esapn", "ESAPN", "mixed dimension", "architecture search", 2020,
-           "liu2020esapn", (DURING,), ("ctr",),
-           "mixed_dimension.architecture_search:ESAPN"),
-    Method("autoemb", "AutoEmb", "mixed dimension", "architecture search", 2021,
-           "zhao2021autoemb", (SEARCH,), BOTH_TASKS,
-           "mixed_dimension.architecture_search:AutoEmb"),
-    Method("autodim", "AutoDim", "mixed dimension", "architecture search", 2021,
-           "zhao2021autodim", (SEARCH,), BOTH_TASKS,
-           "mixed_dimension.architecture_search:AutoDim"),
-    Method("autosrh", "AutoSrh", "mixed dimension", "architecture search", 2023,
-           "kong2023autosrh", (SEARCH,), BOTH_TASKS,
-           "mixed_dimension.architecture_search:AutoSrh"),
-    Method("optembed", "OptEmbed", "mixed dimension", "architecture search", 2022,
-           "lyu2022optembed", (SEARCH,), BOTH_TASKS,
-           "mixed_dimension.architecture_search:OptEmbed"),
-    Method("bet", "Budgeted sampling", "mixed dimension", "architecture search",
-           2024, "qu2024bet", (SEARCH,), BOTH_TASKS,
-           "mixed_dimension.architecture_search:BET"),
-    Method("magnitude", "Magnitude pruning", "mixed dimension", "pruning", 2015,
-           "han2015", (AFTER,), BOTH_TASKS,
-           "mixed_dimension.pruning:MagnitudePruning"),
-    Method("deeplight", "DeepLight", "mixed dimension", "pruning", 2021,
-           "deng2021deeplight", (DURING,), BOTH_TASKS,
-           "mixed_dimension.pruning:DeepLight"),
-    Method("pep", "PEP", "mixed dimension", "pruning", 2021, "liu2021pep",
-           (SEARCH,), BOTH_TASKS, "mixed_dimension.pruning:PEP"),
-    Method("sseds", "SSEDS", "mixed dimension", "pruning", 2022, "qu2022sseds",
-           (SEARCH,), BOTH_TASKS, "mixed_dimension.pruning:SSEDS"),
-    Method("amtl", "AMTL", "mixed dimension", "pruning", 2021, "yan2021amtl",
-           (SEARCH,), BOTH_TASKS, "mixed_dimension.pruning:AMTL"),
-    Method("optfs", "OptFS", "mixed dimension", "pruning", 2023, "lyu2023optfs",
-           (SEARCH,), BOTH_TASKS, "mixed_dimension.pruning:OptFS"),
-    Method("hashing", "Hashing trick", "weight sharing", "hashing", 2009,
-           "weinberger2009", (DURING,), BOTH_TASKS,
-           "weight_sharing.hashing:HashingTrick"),
-    Method("double_hashing", "Double hashing", "weight sharing", "hashing", 2020,
-           "zhang2020double", (DURING,), BOTH_TASKS,
-           "weight_sharing.hashing:DoubleHashing"),
-    Method("bloom", "Bloom embeddings", "weight sharing", "hashing", 2017,
-           "serra2017bloom", (DURING,), BOTH_TASKS,
-           "weight_sharing.hashing:BloomEmbeddings"),
-    Method("hash_embeddings", "Hash embeddings", "weight sharing", "hashing", 2017,
-           "svenstrup2017", (DURING,), BOTH_TASKS,
-           "weight_sharing.hashing:HashEmbeddings"),
-    Method("quotient_remainder", "Quotient-remainder", "weight sharing", "hashing",
-           2020, "shi2020", (DURING,), BOTH_TASKS,
-           "weight_sharing.hashing:QuotientRemainder"),
-    Method("memcom", "MEmCom", "weight sharing", "hashing", 2022,
-           "pansare2022memcom", (DURING,), BOTH_TASKS,
-           "weight_sharing.hashing:MEmCom"),
-    Method("binary_code_hash", "Binary code hash", "weight sharing", "hashing", 2021,
-           "yan2021bch", (DURING,), BOTH_TASKS,
-           "weight_sharing.hashing:BinaryCodeHash"),
-    Method("robe", "ROBE", "weight sharing", "hashing", 2022,
-           "desai2022robe", (DURING,), BOTH_TASKS,
-           "weight_sharing.hashing:ROBE"),
-    Method("dhe", "Deep hash embedding", "weight sharing", "hashing", 2021,
-           "kang2021dhe", (DURING,), BOTH_TASKS,
-           "weight_sharing.hashing:DHE"),
-    Method("cafe", "CAFE", "weight sharing", "hashing", 2024,
-           "zhang2024cafe", (DURING,), BOTH_TASKS,
-           "weight_sharing.hashing:CAFE"),
-    Method("clustering", "Clusters of rows", "weight sharing",
-           "vector quantisation", 2019, "wu2019saec", (AFTER,), BOTH_TASKS,
-           "weight_sharing.vector_quantization:SAEC"),
-    Method("pq", "Product quantisation", "weight sharing", "vector quantisation",
-           2011, "jegou2011pq", (AFTER,), BOTH_TASKS,
-           "weight_sharing.vector_quantization:ProductQuantization"),
-    Method("dpq", "Differentiable product quantisation", "weight sharing",
-           "vector quantisation", 2020, "chen2020dpq", (DURING,), BOTH_TASKS,
-           "weight_sharing.vector_quantization:DPQ"),
-    Method("mgqe", "Multi-granular codes", "weight sharing", "vector quantisation",
-           2020, "kang2020mgqe", (DURING,), BOTH_TASKS,
-           "weight_sharing.vector_quantization:MGQE"),
-    Method("lightrec", "LightRec", "weight sharing", "vector quantisation", 2020,
-           "lian2020lightrec", (DURING,), BOTH_TASKS,
-           "weight_sharing.vector_quantization:LightRec"),
-    Method("recjpq", "RecJPQ", "weight sharing", "vector quantisation", 2024,
-           "petrov2024recjpq", (DURING,), ("top-n",),
-           "weight_sharing.vector_quantization:RecJPQ"),
-    Method("cce", "Clustered compositional embeddings", "weight sharing",
-           "vector quantisation", 2023, "tsang2023cce", (DURING,), BOTH_TASKS,
-           "weight_sharing.vector_quantization:CCE"),
-    Method("low_rank", "Low rank", "weight sharing", "decomposition", 2009,
-           "koren2009", (DURING, AFTER), BOTH_TASKS,
-           "weight_sharing.decomposition:LowRank"),
-    Method("mlet", "Multi-layer embedding", "weight sharing", "decomposition", 2020,
-           "ghaemmaghami2020mlet", (DURING,), BOTH_TASKS,
-           "weight_sharing.decomposition:MLET"),
-    Method("tt_rec", "Tensor train", "weight sharing", "decomposition", 2021,
-           "yin2021ttrec", (DURING, AFTER), BOTH_TASKS,
-           "weight_sharing.decomposition:TTRec"),
-    Method("sttd", "Semi-tensor train", "weight sharing", "decomposition", 2022,
-           "xia2022sttd", (DURING,), BOTH_TASKS,
-           "weight_sharing.decomposition:STTD"),
-    Method("ant", "Anchor and transform", "weight sharing", "decomposition", 2021,
-           "liang2021ant", (DURING,), BOTH_TASKS,
-           "weight_sharing.decomposition:ANT"),
+    *list_family("baseline", "baseline", "baselines", (
+        ("full", "Full table", 2016, "cheng2016", (DURING, AFTER), BOTH,
+         "FullEmbedding"),
+        ("uniform", "Smaller dimension", 2016, "cheng2016", DURING, BOTH,
+         "UniformEmbedding"),
+    )),
+    *list_family("low precision", "binarisation", "low_precision.binarization", (
+        ("bccf", "Median threshold", 2012, "zhou2012bccf", AFTER, BOTH, "BCCF"),
+        ("dcf", "Discrete collaborative filtering", 2016, "zhang2016dcf", DURING,
+         RANKS, "DCF"),
+        ("cigar", "Annealed tanh", 2019, "kang2019cigar", DURING, RANKS, "CIGAR"),
+        ("hashgnn", "Straight-through with guidance", 2020, "tan2020hashgnn", DURING,
+         BOTH, "HashGNN"),
+        ("bigear", "Layer-wise codes", 2022, "chen2022bigear", DURING, BOTH, "BiGeaR"),
+    )),
+    *list_family("low precision", "quantisation", "low_precision.quantization", (
+        ("rowwise", "Row-wise quantisation", 2019, "guan2019", AFTER, BOTH,
+         "RowwiseQuantization"),
+        ("greedy", "Greedy range search", 2019, "guan2019", AFTER, BOTH,
+         "GreedyQuantization"),
+        ("half", "Half precision", 2018, "zhang2018lowprecision", (DURING, AFTER),
+         BOTH, "HalfPrecision"),
+        ("lsq", "Learned step size", 2020, "esser2020lsq", DURING, BOTH, "LSQ"),
+        ("lpt", "Low-precision training", 2021, "xu2021lpt", DURING, BOTH, "LPT"),
+        ("alpt", "Adaptive low-precision training", 2023, "li2023alpt", DURING, BOTH,
+         "ALPT"),
+        ("mixed_precision_cache", "Mixed precision with a cache", 2020,
+         "yang2020cache", DURING, BOTH, "MixedPrecisionCache"),
+    )),
+    *list_family("mixed dimension", "rule-based", "mixed_dimension.rule_based", (
+        ("mde_field", "Mixed dimension by field", 2021, "ginart2021mde", DURING,
+         BOTH, "MDEFields"),
+        ("mde_popularity", "Mixed dimension by popularity", 2021, "ginart2021mde",
+         DURING, BOTH, "MDEBlocks"),
+        ("cprec", "Block-wise decomposition", 2020, "sun2020cprec", DURING, BOTH,
+         "CpRec"),
+        ("dimension_rules", "Rules of thumb", 2017, "wang2017dcn", DURING, BOTH,
+         "RuleOfThumb"),
+    )),
+    *list_family("mixed dimension", "architecture search",
+                 "mixed_dimension.architecture_search", (
+        ("nis", "NIS", 2020, "joglekar2020nis", SEARCH, BOTH, "NIS"),
+        ("esapn", "ESAPN", 2020, "liu2020esapn", DURING, CLICKS, "ESAPN"),
+        ("autoemb", "AutoEmb", 2021, "zhao2021autoemb", SEARCH, BOTH, "AutoEmb"),
+        ("autodim", "AutoDim", 2021, "zhao2021autodim", SEARCH, BOTH, "AutoDim"),
+        ("autosrh", "AutoSrh", 2023, "kong2023autosrh", SEARCH, BOTH, "AutoSrh"),
+        ("optembed", "OptEmbed", 2022, "lyu2022optembed", SEARCH, BOTH, "OptEmbed"),
+        ("bet", "Budgeted sampling", 2024, "qu2024bet", SEARCH, BOTH, "BET"),
+    )),
+    *list_family("mixed dimension", "pruning", "mixed_dimension.pruning", (
+        ("magnitude", "Magnitude pruning", 2015, "han2015", AFTER, BOTH,
+         "MagnitudePruning"),
+        ("deeplight", "DeepLight", 2021, "deng2021deeplight", DURING, BOTH,
+         "DeepLight"),
+        ("pep", "PEP", 2021, "liu2021pep", SEARCH, BOTH, "PEP"),
+        ("sseds", "SSEDS", 2022, "qu2022sseds", SEARCH, BOTH, "SSEDS"),
+        ("amtl", "AMTL", 2021, "yan2021amtl", SEARCH, BOTH, "AMTL"),
+        ("optfs", "OptFS", 2023, "lyu2023optfs", SEARCH, BOTH, "OptFS"),
+    )),
+    *list_family("weight sharing", "hashing", "weight_sharing.hashing", (
+        ("hashing", "Hashing trick", 2009, "weinberger2009", DURING, BOTH,
+         "HashingTrick"),
+        ("double_hashing", "Double hashing", 2020, "zhang2020double", DURING, BOTH,
+         "DoubleHashing"),
+        ("bloom", "Bloom embeddings", 2017, "serra2017bloom", DURING, BOTH,
+         "BloomEmbeddings"),
+        ("hash_embeddings", "Hash embeddings", 2017, "svenstrup2017", DURING, BOTH,
+         "HashEmbeddings"),
+        ("quotient_remainder", "Quotient-remainder", 2020, "shi2020", DURING, BOTH,
+         "QuotientRemainder"),
+        ("memcom", "MEmCom", 2022, "pansare2022memcom", DURING, BOTH, "MEmCom"),
+        ("binary_code_hash", "Binary code hash", 2021, "yan2021bch", DURING, BOTH,
+         "BinaryCodeHash"),
+        ("robe", "ROBE", 2022, "desai2022robe", DURING, BOTH, "ROBE"),
+        ("dhe", "Deep hash embedding", 2021, "kang2021dhe", DURING, BOTH, "DHE"),
+        ("cafe", "CAFE", 2024, "zhang2024cafe", DURING, BOTH, "CAFE"),
+    )),
+    *list_family("weight sharing", "vector quantisation",
+                 "weight_sharing.vector_quantization", (
+        ("clustering", "Clusters of rows", 2019, "wu2019saec", AFTER, BOTH, "SAEC"),
+        ("pq", "Product quantisation", 2011, "jegou2011pq", AFTER, BOTH,
+         "ProductQuantization"),
+        ("dpq", "Differentiable product quantisation", 2020, "chen2020dpq", DURING,
+         BOTH, "DPQ"),
+        ("mgqe", "Multi-granular codes", 2020, "kang2020mgqe", DURING, BOTH, "MGQE"),
+        ("lightrec", "LightRec", 2020, "lian2020lightrec", DURING, BOTH, "LightRec"),
+        ("recjpq", "RecJPQ", 2024, "petrov2024recjpq", DURING, RANKS, "RecJPQ"),
+        ("cce", "Clustered compositional embeddings", 2023, "tsang2023cce", DURING,
+         BOTH, "CCE"),
+    )),
+    *list_family("weight sharing", "decomposition", "weight_sharing.decomposition", (
+        ("low_rank", "Low rank", 2009, "koren2009", (DURING, AFTER), BOTH, "LowRank"),
+        ("mlet", "Multi-layer embedding", 2020, "ghaemmaghami2020mlet", DURING, BOTH,
+         "MLET"),
+        ("tt_rec", "Tensor train", 2021, "yin2021ttrec", (DURING, AFTER), BOTH,
+         "TTRec"),
+        ("sttd", "Semi-tensor train", 2022, "xia2022sttd", DURING, BOTH, "STTD"),
+        ("ant", "Anchor and transform", 2021, "liang2021ant", DURING, BOTH, "ANT"),
+    )),
 )  # fmt: skip
+
+# Methods of plug-ins, by key, and the files that they came from.
+_ADDED: dict[str, Method] = {}
+_FILES: list[str] = []
+# Where installed packages say that they hold methods.
+GROUP = "survey_code.methods"
+
+
+def add_method(method: Method) -> None:
+    """Put a method of your own beside those of the catalogue, for this process.
+
+    Raises
+    ------
+    ValueError
+        If another method has its key, or its place in the taxonomy does not exist.
+    """
+    taken = {known.key: known for known in (*CATALOG, *_ADDED.values())}
+    if taken.get(method.key, method) != method:
+        raise ValueError(f"there is a method {method.key!r} already")
+    families = TAXONOMY.get(method.category, ())
+    if method.family not in families:
+        raise ValueError(
+            f"{method.key}: no family {method.family!r} in category "
+            f"{method.category!r}; the taxonomy: {TAXONOMY}"
+        )
+    _ADDED[method.key] = method
+
+
+def load_plugin(path: str | os.PathLike[str]) -> list[Method]:
+    """Add the methods of a Python file: every `Method` that it defines.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be run, or defines no method.
+    """
+    place = Path(path).resolve()
+    name = f"survey_code_plugin_{place.stem}"
+    if str(place) not in _FILES:
+        run_file(name, place)
+    defined = defined_methods(sys.modules[name])
+    if not defined:
+        raise ValueError(f"{path}: defines no survey_code.Method")
+    for method in defined:
+        add_method(method)
+    if str(place) not in _FILES:
+        _FILES.append(str(place))
+    return defined
+
+
+def run_file(name: str, place: Path) -> None:
+    """Import a file as a module of this name."""
+    found = importlib.util.spec_from_file_location(name, place)
+    if found is None or found.loader is None:
+        raise ValueError(f"{place}: a plug-in is a Python file")
+    sys.modules[name] = module = importlib.util.module_from_spec(found)
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"{place}: {type(error).__name__}: {error}") from error
+
+
+def defined_methods(module: ModuleType) -> list[Method]:
+    """The methods that a module names."""
+    return [thing for thing in vars(module).values() if isinstance(thing, Method)]
+
+
+def loaded_plugins() -> list[str]:
+    """The plug-in files of this process, for others that are to know them too."""
+    return list(_FILES)
+
+
+@functools.cache
+def find_installed() -> None:
+    """Add the methods of installed packages, which name them as entry points.
+
+    One that cannot be loaded is a warning, for the others' sake.
+    """
+    for entry in entry_points(group=GROUP):
+        try:
+            add_method(entry.load())
+        except Exception as error:
+            warnings.warn(f"plug-in {entry.value}: {error}", stacklevel=3)
 
 
 def methods() -> list[Method]:
-    """All methods, in the survey's order."""
-    return list(CATALOG)
+    """All methods: the catalogue's in the survey's order, then those of plug-ins."""
+    find_installed()
+    return [*CATALOG, *_ADDED.values()]
 
 
 def get_method(key: str) -> Method:
@@ -312,22 +381,22 @@ def get_method(key: str) -> Method:
     ValueError
         If there is none; the message lists the keys.
     """
-    for method in CATALOG:
+    for method in methods():
         if method.key == key:
             return method
     raise ValueError(
-        f"unknown method {key!r}; methods: {', '.join(m.key for m in CATALOG)}"
+        f"unknown method {key!r}; methods: {', '.join(m.key for m in methods())}"
     )
 
 
 def compress(
-    weight: Any,
+    weight: Weights,
     method: str,
     *,
-    counts: Any = None,
-    field_starts: Any = None,
-    **options: Any,
-) -> Any:
+    counts: Integers | None = None,
+    field_starts: Integers | None = None,
+    **options: object,
+) -> Layout:
     """Compress an embedding table of your own, after training.
 
     Parameters
@@ -360,16 +429,9 @@ def compress(
     >>> compress(table, "rowwise", bits=4)
     RowwiseLayout(4 x 8, 32 bytes, 4.0x)
     """
-    import numpy as np
-
     from survey_code.layouts.layout import as_finite_table
 
     table = as_finite_table(weight)
     rows, dim = table.shape
-    spec = TableSpec(
-        rows,
-        dim,
-        np.array([0, rows]) if field_starts is None else field_starts,
-        np.zeros(rows, dtype=np.int64) if counts is None else counts,
-    )
+    spec = TableSpec.of_table(rows, dim, counts, field_starts)
     return get_method(method).compress(table, options, spec)

@@ -1,16 +1,19 @@
-"""The command line: ``survey-code methods | run | record | compress | inspect``."""
+"""The command line: ``survey-code methods | run | compress | inspect``."""
 
 from __future__ import annotations
 
 import argparse
-import ast
-import importlib
-import json
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from survey_code.catalog import Method, get_method, load_plugin, methods
+from survey_code.options import Options
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DATA_NAMES = (
     "synthetic",
@@ -22,16 +25,6 @@ DATA_NAMES = (
     "movietweetings",
     "synthetic-interactions",
 )
-# What `survey-code rates` measures, and by which function of survey_code.lab.
-RATES = {
-    "rows": "rates.measure_rates",
-    "composed": "rates.measure_composed",
-    "scans": "rates.measure_scans",
-    "writes": "rates.measure_writes",
-    "codes": "arithmetic_rates.measure_codes",
-    "gradients": "arithmetic_rates.measure_gradients",
-    "generator": "arithmetic_rates.measure_generator",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     given.words = shlex.join(["survey-code", *words])
     try:
+        for path in getattr(given, "plugin", []):
+            load_plugin(path)
         given.action(given)
     except BrokenPipeError:
         return 0
@@ -61,13 +56,24 @@ def make_parser() -> argparse.ArgumentParser:
         description="Embedding compression in recommender systems, executable.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for describe in (parse_methods, parse_run, parse_compress, parse_inspect):
+        describe(commands)
+    return parser
 
-    listing = commands.add_parser("methods", help="list the catalogue")
+
+def parse_methods(commands: Commands) -> None:
+    """``methods [KEY]``."""
+    listing = commands.add_parser("methods", help="list the catalogue, or a method")
+    listing.add_argument(
+        "method", nargs="?", metavar="METHOD", help="show its options instead"
+    )
+    add_plugin(listing)
     listing.set_defaults(action=list_methods)
 
-    running = commands.add_parser(
-        "run", help="train, freeze and evaluate a method; append to a results file"
-    )
+
+def parse_run(commands: Commands) -> None:
+    """``run METHOD ...``."""
+    running = commands.add_parser("run", help="train, freeze and evaluate a method")
     running.add_argument("method", metavar="METHOD")
     running.add_argument("--data", default="synthetic", choices=DATA_NAMES)
     running.add_argument("--model", help="fm, deepfm, dcnv2, dlrm, mf or lightgcn")
@@ -75,62 +81,19 @@ def make_parser() -> argparse.ArgumentParser:
     running.add_argument("--dim", type=int, help="dimension of the full table")
     running.add_argument("--seeds", type=int, default=1, help="runs seeds 1 to N")
     running.add_argument("--device", default="cpu")
-    running.add_argument(
-        "--option",
-        "-o",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="of the method, e.g. bits=4; may be repeated",
-    )
-    running.add_argument(
-        "--set",
-        "-s",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        dest="settings",
-        help="of the training, e.g. epochs=3; may be repeated",
-    )
+    add_words(running, "--option", "-o", "of the method, e.g. bits=4")
+    add_words(running, "--set", "-s", "of the training, e.g. epochs=3")
     running.add_argument(
         "--out",
         type=Path,
-        default=Path("results.jsonl"),
-        help="results file; runs that it already holds are skipped",
+        help="results file to add to; runs that it holds are skipped",
     )
+    add_plugin(running)
     running.set_defaults(action=run_method)
 
-    recording = commands.add_parser(
-        "record", help="make or resume one of the book's recorded results"
-    )
-    recording.add_argument("name", metavar="NAME")
-    recording.add_argument("--device", default="cpu")
-    recording.add_argument("--seed", type=int, help="make this seed's runs only")
-    recording.add_argument(
-        "--method", action="append", help="make this method's runs only; repeatable"
-    )
-    recording.add_argument(
-        "--jobs", type=int, default=1, help="runs made side by side (default: 1)"
-    )
-    recording.add_argument("--out", type=Path, default=Path("book/results"))
-    recording.set_defaults(action=record_results)
 
-    rating = commands.add_parser(
-        "rates", help="measure the GPU kernels beside the ceilings of the same run"
-    )
-    rating.add_argument(
-        "what",
-        nargs="?",
-        default="rows",
-        choices=list(RATES),
-    )
-    rating.add_argument(
-        "--kind", action="append", help="of rows or composed, e.g. '4 bits'"
-    )
-    rating.add_argument("--seed", type=int, default=1)
-    rating.add_argument("--out", type=Path, default=Path("book/results/speed"))
-    rating.set_defaults(action=measure_gpu)
-
+def parse_compress(commands: Commands) -> None:
+    """``compress TABLE ...``."""
     compressing = commands.add_parser("compress", help="compress a table of your own")
     compressing.add_argument(
         "table", type=Path, help=".npy, or .safetensors with one 2-D tensor"
@@ -138,114 +101,104 @@ def make_parser() -> argparse.ArgumentParser:
     compressing.add_argument("--method", required=True)
     compressing.add_argument("--out", type=Path, required=True)
     compressing.add_argument("--tensor", help="name of the tensor in the file")
-    compressing.add_argument(
-        "--option", "-o", action="append", default=[], metavar="NAME=VALUE"
-    )
+    add_words(compressing, "--option", "-o", "of the method, e.g. bits=4")
+    add_plugin(compressing)
     compressing.set_defaults(action=compress_table)
 
+
+def parse_inspect(commands: Commands) -> None:
+    """``inspect FILE``."""
     inspecting = commands.add_parser("inspect", help="say what a file holds")
     inspecting.add_argument("file", type=Path)
     inspecting.set_defaults(action=inspect_file)
-    return parser  # fmt: skip
+
+
+def add_words(parser: argparse.ArgumentParser, *names: str) -> None:
+    """An argument NAME=VALUE that may be repeated; the last of `names` is its help."""
+    *flags, words = names
+    parser.add_argument(
+        *flags, action="append", default=[], metavar="NAME=VALUE",
+        help=f"{words}; may be repeated",
+    )  # fmt: skip
+
+
+def add_plugin(parser: argparse.ArgumentParser) -> None:
+    """``--plugin FILE``."""
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="a Python file that defines methods; may be repeated",
+    )
 
 
 def list_methods(given: argparse.Namespace) -> None:
-    """Print the catalogue."""
-    from survey_code.catalog import methods
+    """Print the catalogue, or the options of a method."""
+    if given.method:
+        return describe_method(get_method(given.method))
+    print_table(
+        ("key", "family", "stage", "year", "title"),
+        [(m.key, m.family, ", ".join(m.stages), m.year, m.title) for m in methods()],
+    )
 
-    rows = [("key", "family", "stage", "year", "title")]
-    rows += [
-        (m.key, m.family, ", ".join(m.stages), str(m.year), m.title) for m in methods()
-    ]
-    widths = [max(len(row[k]) for row in rows) for k in range(5)]
-    for row in rows:
-        print("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip())
+
+def describe_method(method: Method) -> None:
+    """Print what a method is, and its options, one a line."""
+    print(f"{method.title} ({method.citation}): {method.family}, {method.stage}")
+    options = method.load().options.describe()
+    if options:
+        print_table(("option", "type", "default", "allowed", "what"), options)
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows in columns."""
+    lines = [[*map(str, row)] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for line in lines:
+        print("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip())
 
 
 def run_method(given: argparse.Namespace) -> None:
-    """Run a method for each seed, append the results, print mean and deviation."""
-    from survey_code.lab import summarize
-    from survey_code.lab.runs import run_once
+    """Run a method for each seed, print mean and deviation; add to a file if asked."""
+    from survey_code.lab.experiment import run, run_once
+    from survey_code.lab.results import describe_result, summarize
+    from survey_code.training import TrainingSettings
 
     if given.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {given.seeds}")
+    arguments: dict[str, Any] = {
+        "model": given.model,
+        "dim": given.dim,
+        "device": given.device,
+        "settings": TrainingSettings.parse(split_words(given.set)),
+        **get_method(given.method).ask(parse_options(given)).given(),
+    }
     results = []
     for seed in range(1, given.seeds + 1):
-        result = run_once(
-            given.out, given.method, given.data, given.ratio, seed,
-            model=given.model, dim=given.dim, device=given.device,
-            command=f"{given.words}  # seed {seed}",
-            settings=parse_options(given.settings), **parse_options(given.option),
-        )  # fmt: skip
-        results.append(result)
-        print(describe_result(result))
+        asked: Any = (given.method, given.data, given.ratio, seed)
+        arguments["command"] = f"{given.words}  # seed {seed}"
+        results.append(
+            run_once(given.out, *asked, **arguments)
+            if given.out
+            else run(*asked, **arguments)
+        )
+        print(describe_result(results[-1]))
     metric = next(iter(results[0].test))
     row = summarize(results, metric).iloc[0]
+    where = f"; {given.out}" if given.out else ""
     print(
         f"test {metric}: mean {row['mean']:.5f}, deviation {row['deviation']:.5f}, "
-        f"{row['seeds']} seed(s); {given.out}"
-    )
-
-
-def record_results(given: argparse.Namespace) -> None:
-    """Make one of the book's recorded results, from where it was left."""
-    from survey_code.lab import record
-
-    made = record(
-        given.name, given.out, given.device, given.seed, given.method, given.jobs
-    )
-    for result in made:
-        print(describe_result(result), flush=True)
-
-
-def measure_gpu(given: argparse.Namespace) -> None:
-    """Measure reading, searching or writing on the GPU, a line of evidence each."""
-    from survey_code.lab.results import append_line
-
-    command = f"survey-code rates {given.what} --seed {given.seed}"
-    options: dict[str, Any] = {"seed": given.seed, "command": command}
-    if given.kind:
-        if given.what not in ("rows", "composed"):
-            raise ValueError(f"--kind is of rows and composed, not of {given.what}")
-        options["kinds"] = tuple(given.kind)
-    module, name = RATES[given.what].split(".")
-    measure = getattr(importlib.import_module(f"survey_code.lab.{module}"), name)
-    for line in measure(**options):
-        append_line(given.out / f"{given.what}.jsonl", json.dumps(line, sort_keys=True))
-        print(describe_rate(line), flush=True)
-
-
-def describe_rate(line: dict[str, Any]) -> str:
-    """One line on one measured rate."""
-    if "per_s" in line:
-        rate = line["per_s"] / 1e9
-        return f"{line['kind']:12} {line['what']:20} {rate:9.4f} billion/s"
-    if "queries" in line:
-        return (
-            f"{line['queries']:>5,} queries: {line['codes_per_s'] / 1e9:7.1f} "
-            "billion codes/s"
-        )
-    size = f" {line['bags']:>9,} x {line['length']:<2}" if "bags" in line else ""
-    rate = line["rows_per_s"] / 1e9
-    return f"{line['kind']:8} {line['what']:6}{size} {rate:6.2f} billion rows/s"
-
-
-def describe_result(result: Any) -> str:
-    """One line on one run."""
-    metrics = ", ".join(f"{name} {value:.5f}" for name, value in result.test.items())
-    return (
-        f"{result.key} {result.model} seed {result.seed}: {metrics}, "
-        f"{result.bytes['inference']:,} bytes, {result.reached_ratio:.2f}x, "
-        f"{result.seconds['train']:.1f} s"
+        f"{row['seeds']} seed(s){where}"
     )
 
 
 def compress_table(given: argparse.Namespace) -> None:
     """Compress a table from a file into a file."""
-    from survey_code.catalog import compress
-
-    table = read_table(given.table, given.tensor)
-    layout = compress(table, given.method, **parse_options(given.option))
+    method = get_method(given.method)
+    asked = method.ask(parse_options(given))
+    layout = method.compress(read_table(given.table, given.tensor), asked)
     layout.save(given.out)
     print(f"{given.out}: {layout!r}")
 
@@ -296,18 +249,21 @@ def inspect_file(given: argparse.Namespace) -> None:
         print(f"array       {name}: {array.dtype} {tuple(array.shape)}")
 
 
-def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["bits=4", "combine=sum"]`` -> ``{"bits": 4, "combine": "sum"}``."""
-    options = {}
+def parse_options(given: argparse.Namespace) -> dict[str, object]:
+    """The method's options, of their own types: ``symmetric=false`` is False."""
+    kind: type[Options] = get_method(given.method).load().options
+    return kind.parse(split_words(given.option))
+
+
+def split_words(pairs: Sequence[str]) -> dict[str, str]:
+    """``["bits=4", "a=b=c"]`` -> ``{"bits": "4", "a": "b=c"}``."""
+    words = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name.isidentifier():
             raise ValueError(f"an option is NAME=VALUE, got {pair!r}")
-        try:
-            options[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            options[name] = text
-    return options
+        words[name] = text
+    return words
 
 
 if __name__ == "__main__":

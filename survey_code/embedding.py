@@ -1,19 +1,19 @@
-"""The contract: an embedding table that learns, and the uncompressed baseline."""
+"""The contract: an embedding table that learns, and the network around it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from survey_code.layouts import DenseLayout, Layout
-from survey_code.layouts.layout import as_finite_table
-from survey_code.spec import TableSpec
+from survey_code.layouts import Layout
+
+# What NumPy's generators take for a seed.
+Seed = int | Sequence[int]
 
 
 @dataclass
@@ -36,6 +36,8 @@ class TrainingStep:
     row_losses : callable returning a Tensor of shape (batch,)
         The loss of each row of the batch alone, where rows are what the task has
         (clicks); for methods that judge single ids.
+    stop : callable
+        Ends the training after this step: a search has found what it looked for.
     """
 
     loss: Callable[[], Tensor]
@@ -44,6 +46,45 @@ class TrainingStep:
     learning_rate: float
     progress: float
     row_losses: Callable[[], Tensor] = lambda: torch.zeros(0)
+    stop: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Regime:
+    """How the training loop moves a table, told before the first step.
+
+    Parameters
+    ----------
+    optimizer : {"adam", "rowwise_adagrad", "sgd"}
+        The rule for rows; a table that moves its rows itself follows it.
+    sparse : bool
+        Whether the optimiser takes sparse gradients.
+    steps : int
+        Of the whole training.
+    """
+
+    optimizer: str = "sgd"
+    sparse: bool = False
+    steps: int = 1000
+
+
+@dataclass
+class History:
+    """What happened in training.
+
+    Parameters
+    ----------
+    epochs : list of dict
+        ``"train_loss"`` of each epoch, and its validation metrics where it was
+        looked at.
+    best : int
+        Index of the epoch whose weights were kept.
+    seconds : float
+    """
+
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    best: int = 0
+    seconds: float = 0.0
 
 
 class CompressedEmbedding(nn.Module):
@@ -64,17 +105,11 @@ class CompressedEmbedding(nn.Module):
     open_ids: bool = False
     # Whether unrelated ids, a user and an item say, may be given the same rows.
     shares_rows: bool = False
-    # The training loop checks a data set once and then turns this off: on a GPU
-    # each check would wait for the device.
-    checks_ids: bool = True
-    # Progress at which the schedule of `advance` is over.  Only epochs that end
-    # there or later can be the best one.
-    schedule_end: float = 1.0
-    # Set by the training loop where the optimiser takes sparse gradients.
-    sparse_gradients: bool = False
-    # Set by the training loop, for tables that move their rows themselves in
-    # `after_step`: the rule that the optimiser would follow.
-    row_optimizer: str = "sgd"
+    # Progress at which the schedule of `advance` is over, 0 where there is none.
+    # Only epochs that end there or later can be the best one.
+    schedule_end: float = 0.0
+    # What the training loop said in `begin`.
+    regime: Regime = Regime()
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         super().__init__()
@@ -99,8 +134,12 @@ class CompressedEmbedding(nn.Module):
         ValueError
             If ids are not integers.
         """
-        ids = self.check_ids(ids) if self.checks_ids else ids.to(torch.int64)
-        return self.embed(ids)
+        return self.embed(self.check_ids(ids))
+
+    if TYPE_CHECKING:  # nn.Module's own says Any
+
+        def __call__(self, ids: Tensor) -> Tensor:
+            """`forward`."""
 
     def check_ids(self, ids: Tensor) -> Tensor:
         """The ids as int64, or one clear error."""
@@ -128,6 +167,12 @@ class CompressedEmbedding(nn.Module):
 
     # -- hooks of the training loop -----------------------------------------
 
+    def begin(self, regime: Regime) -> None:
+        """Hear how this table, and those inside it, are going to be moved."""
+        for part in self.modules():
+            if isinstance(part, CompressedEmbedding):
+                part.regime = regime
+
     def penalty(self) -> Tensor:
         """A scalar that is added to the loss; 0 where the method has none."""
         return torch.zeros(())
@@ -143,7 +188,7 @@ class CompressedEmbedding(nn.Module):
     def validation_step(self, step: TrainingStep) -> None:
         """One step of a search that learns from validation batches.
 
-        The loop draws validation batches only for tables that override this.
+        A validation batch is drawn only where its loss is asked for.
         """
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
@@ -152,76 +197,26 @@ class CompressedEmbedding(nn.Module):
         """
         return [{"params": list(self.parameters()), "lr": learning_rate}]
 
-    def fit(self, task: Any) -> Any:
-        """Learn from a task; methods that are not trained by gradients override
-        this.  `task.train(table)` runs the usual loop and returns the network.
-        """
-        return task.train(self)
 
-
-class FullEmbedding(CompressedEmbedding):
-    """The uncompressed table: one float32 row per id.  The baseline.
+class Network(nn.Module):
+    """A network around a table, which it reads vectors from.
 
     Parameters
     ----------
-    spec : TableSpec
-    seed : int, default 0
-        The entries are drawn from N(0, spec.init_std**2) by a NumPy generator,
-        so that they are the same on every machine.
+    table : CompressedEmbedding
     """
 
-    def __init__(self, spec: TableSpec, *, seed: int = 0) -> None:
-        super().__init__(spec.num_embeddings, spec.embedding_dim)
-        shape = (spec.num_embeddings, spec.embedding_dim)
-        self.weight = nn.Parameter(draw_normal(shape, spec.init_std, seed))
-
-    @classmethod
-    def plan(cls, spec: TableSpec, ratio: float) -> dict[str, Any]:
-        """No options: the table has one size."""
-        spec.require(ratio, smallest=spec.full_bytes)
-        return {}
-
-    @classmethod
-    def compress(cls, weight: Any, *, spec: TableSpec | None = None) -> Layout:
-        """The table as it is."""
-        return DenseLayout.from_weight(weight)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """One row per id."""
-        return functional.embedding(ids, self.weight, sparse=self.sparse_gradients)
-
-    def freeze(self) -> Layout:
-        """The rows, as they are."""
-        return DenseLayout.from_weight(self.weight)
+    def __init__(self, table: CompressedEmbedding) -> None:
+        super().__init__()
+        self.table = table
 
 
-class UniformEmbedding(FullEmbedding):
-    """The same table with fewer columns: what every clever method must beat.
+@dataclass(frozen=True)
+class Fitted:
+    """A network that has learnt, table included, and how its training went."""
 
-    The network reads vectors of the smaller dimension; nothing projects them up.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    dim : int
-        Columns to keep, 1 to spec.embedding_dim.
-    seed : int, default 0
-    """
-
-    def __init__(self, spec: TableSpec, *, dim: int, seed: int = 0) -> None:
-        check_range("dim", dim, 1, spec.embedding_dim)
-        super().__init__(replace(spec, embedding_dim=dim), seed=seed)
-
-    @classmethod
-    def plan(
-        cls, spec: TableSpec, ratio: float, *, dim: int | None = None
-    ) -> dict[str, Any]:
-        """The most columns whose rows fit into the budget."""
-        column = 4 * spec.num_embeddings
-        if dim is not None:
-            check_range("dim", dim, 1, spec.embedding_dim)
-        budget = spec.require(ratio, smallest=column * (dim or 1))
-        return {"dim": dim or min(budget // column, spec.embedding_dim)}
+    network: Any
+    history: History
 
 
 class FrozenEmbedding(CompressedEmbedding):
@@ -239,7 +234,10 @@ class FrozenEmbedding(CompressedEmbedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Vectors read from the layout, without gradients; ids as for any table."""
-        ids = torch.as_tensor(ids)
+        return self.embed(torch.as_tensor(ids))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """The layout's look-up, which checks the ids."""
         if ids.is_cuda:
             return torch.from_dlpack(self.layout.lookup(ids))
         return torch.from_numpy(self.layout.lookup(ids.numpy()))
@@ -259,25 +257,14 @@ def decode_layout(layout: Layout, chunk: int = 65536) -> np.ndarray:
     return table
 
 
-def as_table(weight: Any) -> FullEmbedding:
-    """A full table that holds the given (n, d) weights."""
-    rows = as_finite_table(weight)
-    table = FullEmbedding.__new__(FullEmbedding)
-    CompressedEmbedding.__init__(table, *rows.shape)
-    table.weight = nn.Parameter(torch.from_numpy(rows.copy()))
-    return table
-
-
-def draw_normal(shape: tuple[int, ...], std: float, seed: Any) -> Tensor:
+def draw_normal(shape: tuple[int, ...], std: float, seed: Seed) -> Tensor:
     """Normal numbers of NumPy's generator: torch's own differ between CPU types."""
     rng = np.random.default_rng(seed)
     drawn = rng.standard_normal(shape, dtype=np.float32) * np.float32(std)
     return torch.from_numpy(drawn)
 
 
-def check_range(name: str, value: Any, low: int, high: int) -> None:
-    """Raise ValueError unless `value` is an integer from low to high."""
-    if not isinstance(value, int | np.integer) or not low <= value <= high:
-        raise ValueError(
-            f"{name} must be an integer from {low} to {high}, got {value!r}"
-        )
+def as_float32(weight: Tensor) -> np.ndarray:
+    """A copy of a parameter as NumPy's float32."""
+    array: np.ndarray = weight.detach().cpu().to(torch.float32).numpy().copy()
+    return array

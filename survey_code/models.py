@@ -7,7 +7,6 @@ other numbers on other CPU types.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -16,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding
+from survey_code.embedding import CompressedEmbedding, Network
+from survey_code.graph import normalize_graph, propagate_layers
 
 
-class ClickNetwork(nn.Module):
+class ClickNetwork(Network):
     """A network that turns the vectors of a row's ids into one logit.
 
     Parameters
@@ -31,13 +31,13 @@ class ClickNetwork(nn.Module):
     task: ClassVar[str] = "ctr"
 
     def __init__(self, table: CompressedEmbedding) -> None:
-        super().__init__()
-        self.table = table
+        super().__init__(table)
         # Weights per id outside the table (FM, DeepFM) count as storage too.
         self.first_order: nn.Embedding | None = None
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Logits of rows of ids: (batch, fields) -> (batch,)."""
+        """Logits of rows of ids: (batch, fields) -> (batch,); ids are checked."""
+        ids = self.table.check_ids(ids)
         return self.score(self.read(ids), ids)
 
     def read(self, ids: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class ClickNetwork(nn.Module):
         Tables of integers or of half precision return float32 also while the
         network learns in float64.
         """
-        vectors: Tensor = self.table(ids)
+        vectors: Tensor = self.table.embed(ids)
         *_, last = self.parameters()  # the network's own: the table's come first
         return vectors.to(last.dtype)
 
@@ -164,7 +164,7 @@ class DLRM(ClickNetwork):
         return self.deep(inputs).squeeze(1)
 
 
-class RankingNetwork(nn.Module):
+class RankingNetwork(Network):
     """A network that gives users and items vectors whose products rank.
 
     Parameters
@@ -181,8 +181,7 @@ class RankingNetwork(nn.Module):
     def __init__(
         self, table: CompressedEmbedding, num_users: int, normalize: bool = False
     ) -> None:
-        super().__init__()
-        self.table = table
+        super().__init__(table)
         self.num_users = num_users
         self.normalize = normalize
         # Asked of the table that is trained; the frozen one in its place knows rows.
@@ -216,14 +215,14 @@ class MatrixFactorization(RankingNetwork):
 
     def represent(self, *batch: Tensor) -> tuple[list[Tensor], Tensor]:
         """Rows of the batch's ids, users first."""
-        rows = self.table(torch.cat(batch))
+        rows = self.table.embed(torch.cat(batch))
         read = rows.square().sum()
         users, *others = self._finish(rows).split([len(ids) for ids in batch])
         return [self._turn(users), *others], read
 
     def represent_all(self) -> tuple[Tensor, Tensor]:
         """Rows of all ids."""
-        rows = self._finish(self.table(self.ids))
+        rows = self._finish(self.table.embed(self.ids))
         return self._turn(rows[: self.num_users]), rows[self.num_users :]
 
     def _turn(self, users: Tensor) -> Tensor:
@@ -261,14 +260,14 @@ class LightGCN(RankingNetwork):
 
     def represent(self, *batch: Tensor) -> tuple[list[Tensor], Tensor]:
         """Propagated vectors of the batch's ids."""
-        start = self.table(self.ids)
+        start = self.table.embed(self.ids)
         vectors = self._finish(self.propagate(start))
         read = start.index_select(0, torch.cat(batch)).square().sum()
         return [vectors.index_select(0, ids) for ids in batch], read
 
     def represent_all(self) -> tuple[Tensor, Tensor]:
         """Propagated vectors of all ids."""
-        vectors = self._finish(self.propagate(self.table(self.ids)))
+        vectors = self._finish(self.propagate(self.table.embed(self.ids)))
         return vectors[: self.num_users], vectors[self.num_users :]
 
     def propagate(self, vectors: Tensor) -> Tensor:
@@ -278,74 +277,6 @@ class LightGCN(RankingNetwork):
         for layer in layers[1:]:
             total = total + layer
         return total / len(layers)
-
-
-def propagate_layers(graph: Tensor, vectors: Tensor, layers: int) -> list[Tensor]:
-    """The vectors and what they become layer by layer, `layers` + 1 tensors.
-
-    Parameters
-    ----------
-    graph : sparse Tensor, shape (ids, ids)
-        From `normalize_graph`.
-    vectors : Tensor of float32, shape (ids, dim)
-    layers : int
-    """
-    reached = [vectors]
-    for _ in range(layers):
-        reached.append(SymmetricProduct.apply(graph, reached[-1]))
-    return reached
-
-
-class SymmetricProduct(torch.autograd.Function):
-    """A symmetric sparse matrix times a dense one.
-
-    Its gradient is the same product again.  torch does not know the symmetry and
-    would transpose, and sort, the matrix at every step.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, matrix: Tensor, vectors: Tensor) -> Tensor:
-        """``matrix @ vectors``."""
-        ctx.matrix = matrix
-        return matrix @ vectors
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
-        """``matrix @ grad``, because the matrix is its own transpose."""
-        return None, ctx.matrix @ grads[0]
-
-
-def normalize_graph(pairs: np.ndarray, num_ids: int) -> Tensor:
-    """The symmetric adjacency matrix with 1 / sqrt(degree degree'), as CSR."""
-    return make_csr(*graph_arrays(pairs, num_ids))
-
-
-def graph_arrays(pairs: np.ndarray, num_ids: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The arrays of `normalize_graph`'s matrix: row starts, columns, values."""
-    edges = np.concatenate([pairs, pairs[:, ::-1]])  # both directions
-    degrees = np.bincount(edges[:, 0], minlength=num_ids)
-    order = np.lexsort((edges[:, 1], edges[:, 0]))
-    rows, columns = edges[order].T
-    values = 1 / np.sqrt(degrees[rows] * degrees[columns].astype(np.float64))
-    return (
-        torch.from_numpy(np.concatenate([[0], np.cumsum(degrees)])),
-        torch.from_numpy(np.ascontiguousarray(columns)),
-        torch.from_numpy(values.astype(np.float32)),
-    )
-
-
-def make_csr(
-    starts: Tensor, columns: Tensor, values: Tensor, check: bool = True
-) -> Tensor:
-    """A square sparse matrix from its arrays; checking them waits for a GPU."""
-    size = len(starts) - 1
-    with warnings.catch_warnings():
-        # torch says once a process that compressed rows are "beta", and that it
-        # checks no invariants unless asked: nothing to act on.
-        warnings.filterwarnings("ignore", message="Sparse (CSR|invariant)")
-        return torch.sparse_csr_tensor(
-            starts, columns, values, (size, size), check_invariants=check
-        )
 
 
 def make_linear(inputs: int, outputs: int, rng: np.random.Generator) -> nn.Linear:
@@ -391,11 +322,7 @@ CLICK_NETWORKS: dict[str, Any] = {
 
 
 def build_click_network(
-    name: str,
-    table: CompressedEmbedding,
-    fields: int,
-    seed: int = 0,
-    **layers: Any,
+    name: str, table: CompressedEmbedding, fields: int, seed: int = 0, **layers: Any
 ) -> ClickNetwork:
     """A click network around a table.
 

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from survey_code.data.tasks import ClickData, ClickRows, InteractionData
+from survey_code.embedding import Network
 from survey_code.metrics import measure_clicks, measure_ranking
 from survey_code.models import ClickNetwork, RankingNetwork
 from survey_code.ranking import choose_top
 from survey_code.sampled_softmax import sampled_softmax
-from survey_code.training import TrainingSettings
+from survey_code.training import Batch, TrainingSettings
 
 
 class ClickObjective:
@@ -35,20 +36,18 @@ class ClickObjective:
         self._valid = to_device(data.valid, settings.device)
         self.steps = -(-len(data.train) // settings.batch_size)
 
-    def batches(self, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, rng: np.random.Generator) -> Iterator[Batch]:
         """Rows in a fresh random order."""
         yield from split_rows(self._train, self.settings.batch_size, rng)
 
-    def validation_batches(
-        self, rng: np.random.Generator
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def validation_batches(self, rng: np.random.Generator) -> Iterator[Batch]:
         """Validation rows in random order, again and again."""
         if not len(self._valid[1]):
             raise ValueError(f"{self.data.name} has no validation rows to search on")
         while True:
             yield from split_rows(self._valid, self.settings.batch_size, rng)
 
-    def loss(self, network: ClickNetwork, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def loss(self, network: ClickNetwork, batch: Batch) -> Tensor:
         """Cross-entropy, plus L2 of the vectors read, plus the table's penalty."""
         ids, labels = batch
         vectors = network.read(ids)  # (batch, fields, dim)
@@ -61,7 +60,7 @@ class ClickObjective:
             loss = loss + self.settings.table_l2 / 2 * squared_length(network)
         return loss + network.table.penalty()
 
-    def row_losses(self, network: ClickNetwork, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def row_losses(self, network: ClickNetwork, batch: Batch) -> Tensor:
         """Cross-entropy of each row, shape (batch,)."""
         ids, labels = batch
         logits = network.score(network.read(ids), ids)
@@ -83,7 +82,7 @@ def to_device(rows: ClickRows, device: str) -> tuple[Tensor, Tensor]:
 
 def split_rows(
     rows: tuple[Tensor, Tensor], batch_size: int, rng: np.random.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Batch]:
     """Batches of rows in a random order that is the same on every device."""
     ids, labels = rows
     order = torch.from_numpy(rng.permutation(len(labels))).to(ids.device)
@@ -105,7 +104,7 @@ def squared_length(network: ClickNetwork) -> Tensor:
 
 @torch.no_grad()
 def predict_clicks(
-    network: ClickNetwork, rows: ClickRows, device: str = "cpu", chunk: int = 16384
+    network: Network, rows: ClickRows, device: str = "cpu", chunk: int = 16384
 ) -> np.ndarray:
     """Logits of rows, shape (rows,), with the network in eval mode."""
     was_training = network.training
@@ -117,7 +116,7 @@ def predict_clicks(
 
 
 def evaluate_clicks(
-    network: ClickNetwork, rows: ClickRows, device: str = "cpu"
+    network: Network, rows: ClickRows, device: str = "cpu"
 ) -> dict[str, float]:
     """AUC and log-loss of a network on rows."""
     return measure_clicks(rows.labels, predict_clicks(network, rows, device))
@@ -167,7 +166,7 @@ class RankingObjective:
         self._pairs = torch.from_numpy(np.array(data.train)).to(settings.device)
         self.steps = -(-len(data.train) // settings.batch_size)
 
-    def batches(self, rng: np.random.Generator) -> Iterator[tuple[Tensor, ...]]:
+    def batches(self, rng: np.random.Generator) -> Iterator[Batch]:
         """Users, positive items and negative items, all as ids."""
         device, size = self._pairs.device, self.settings.batch_size
         order = torch.from_numpy(rng.permutation(len(self._pairs))).to(device)
@@ -180,9 +179,7 @@ class RankingObjective:
             users, positives = self._pairs[chosen].unbind(1)
             yield users, positives, others
 
-    def validation_batches(
-        self, rng: np.random.Generator
-    ) -> Iterator[tuple[Tensor, ...]]:
+    def validation_batches(self, rng: np.random.Generator) -> Iterator[Batch]:
         """Held-out pairs in random order, again and again."""
         held_out = torch.from_numpy(np.array(self.data.valid)).to(self._pairs.device)
         while True:
@@ -198,7 +195,7 @@ class RankingObjective:
         drawn = rng.integers(self.data.num_users, self.data.num_embeddings, size=shape)
         return torch.from_numpy(drawn).to(self._pairs.device)
 
-    def loss(self, network: RankingNetwork, batch: tuple[Tensor, ...]) -> Tensor:
+    def loss(self, network: RankingNetwork, batch: Batch) -> Tensor:
         """BPR or softmax, plus L2 of the vectors read, plus the table's penalty."""
         (users, positives, negatives), read = network.represent(*batch)
         if self.kind == "bpr":
@@ -209,6 +206,10 @@ class RankingObjective:
         if self.settings.l2:
             loss = loss + self.settings.l2 / 2 * read / len(users)
         return loss + network.table.penalty()
+
+    def row_losses(self, network: RankingNetwork, batch: Batch) -> Tensor:
+        """None: a pair is judged among others."""
+        return torch.zeros(0)
 
     def validate(self, network: RankingNetwork) -> dict[str, float]:
         """Recall@20 and NDCG@20 on the held-out pairs."""
@@ -256,32 +257,38 @@ def evaluate_ranking(
     was_training = network.training
     network.eval()
     users, items = network.represent_all()
-    if not (users.isfinite().all() and items.isfinite().all()):
+    if not all(vectors.isfinite().all() for vectors in (users, items)):
         raise ValueError("vectors of users or items are NaN or infinite")
-    if chunk is None:
-        on_cpu = users.device.type == "cpu"
-        chunk = max(1, CACHED_SCORES // len(items)) if on_cpu else 2048
-    masked, wanted = (PairLists(pairs, len(users), users) for pairs in (seen, held_out))
+    cached = max(1, CACHED_SCORES // len(items))
+    chunk = chunk or (cached if users.device.type == "cpu" else 2048)
     totals: dict[str, float] = {}
+    masked, wanted = (PairLists(pairs, len(users), users) for pairs in (seen, held_out))
     for start in range(0, len(users), chunk):
-        stop = min(start + chunk, len(users))
-        scores = users[start:stop] @ items.T  # (chunk, items)
-        scores[masked.between(start, stop)] = -torch.inf
-        relevant = torch.zeros_like(scores, dtype=torch.bool)
-        relevant[wanted.between(start, stop)] = True
-        part = measure_ranking(
-            choose_top(scores, k, users[start:stop], items),
-            relevant,
-            wanted.counts[start:stop],
-            k,
-        )
-        for name, value in part.items():
+        span = (start, min(start + chunk, len(users)))
+        for name, value in rank_some(users, items, span, masked, wanted, k).items():
             totals[name] = totals.get(name, 0.0) + value
     network.train(was_training)
-    found = totals.pop("users")
-    if not found:
+    if not (found := totals.pop("users")):
         raise ValueError("no user has a held-out item to find again")
     return {name: value / found for name, value in totals.items()}
+
+
+def rank_some(
+    users: Tensor,
+    items: Tensor,
+    span: tuple[int, int],
+    masked: PairLists,
+    wanted: PairLists,
+    k: int,
+) -> dict[str, float]:
+    """Sums of the metrics over the users of a span, and how many they are."""
+    own = users[slice(*span)]
+    scores = own @ items.T  # (chunk, items)
+    scores[masked.between(*span)] = -torch.inf
+    relevant = torch.zeros_like(scores, dtype=torch.bool)
+    relevant[wanted.between(*span)] = True
+    chosen = choose_top(scores, k, own, items)
+    return measure_ranking(chosen, relevant, wanted.counts[slice(*span)], k)
 
 
 class PairLists:

@@ -7,12 +7,27 @@ of keys that can tie is stable; a test looks for those that are not.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def largest_first(values: Any, axis: int | None = -1) -> Any:
+    from survey_code.gpu import GpuArray
+
+N = TypeVar("N", np.ndarray, "GpuArray")
+
+
+@overload
+def largest_first(values: N, axis: int | None = -1) -> N: ...
+@overload
+def largest_first(values: Tensor, axis: int | None = -1) -> Tensor: ...
+
+
+def largest_first(
+    values: np.ndarray | GpuArray | Tensor, axis: int | None = -1
+) -> np.ndarray | GpuArray | Tensor:
     """The order that puts the largest value first; equal values stay as they are.
 
     Parameters
@@ -30,10 +45,24 @@ def largest_first(values: Any, axis: int | None = -1) -> Any:
     >>> largest_first(np.array([3, 9, 3, 9]))
     array([1, 3, 0, 2])
     """
-    if hasattr(values, "is_cuda"):  # a Tensor; torch is not needed for arrays
+    if hasattr(values, "is_cuda"):  # torch is not needed for arrays
+        from torch import Tensor
+
+        assert isinstance(values, Tensor)
         if axis is None:
             values, axis = values.flatten(), 0
         return values.argsort(dim=axis, descending=True, stable=True)
     if values.dtype.kind in "ub":
         values = values.astype(np.int64)  # whose negatives are below 0
     return (-values).argsort(axis=axis, kind="stable")
+
+
+def most_frequent(counts: np.ndarray, number: int) -> np.ndarray:
+    """The ids with the largest counts, rising; of equals the lower ids.
+
+    Examples
+    --------
+    >>> most_frequent(np.array([3, 9, 3, 9]), 3)
+    array([0, 1, 3])
+    """
+    return np.sort(largest_first(counts)[:number])

@@ -5,13 +5,27 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 # Standard deviation of a fresh embedding table's entries.  Every method aims
 # its *composed* rows at this value, so that no method starts ahead.
 INIT_STD = 0.01
+
+
+class OutOfReach(ValueError):
+    """No configuration of a method is as small as was asked for.
+
+    Attributes
+    ----------
+    nearest : float or None
+        The highest ratio that it can reach; None if it cannot even reach 1.
+    """
+
+    def __init__(self, message: str, nearest: float | None) -> None:
+        super().__init__(message)
+        self.nearest = nearest
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +138,7 @@ class TableSpec:
 
         Raises
         ------
-        ValueError
+        OutOfReach
             If it does not; the message names the highest ratio in reach.
         """
         budget = self.budget(ratio)
@@ -135,25 +149,43 @@ class TableSpec:
             reach = 1000 * whole // (smallest + self.outside_bytes)
             while reach > 1000 and self.budget(reach / 1000) < smallest:
                 reach -= 1
-            raise ValueError(
+            nearest = reach / 1000 if reach >= 1000 else None
+            raise OutOfReach(
                 f"ratio {ratio:g} leaves {budget:,} bytes, but the smallest such "
                 f"table takes {smallest:,}: the highest ratio it can reach is "
-                + (f"{reach / 1000:.15g}" if reach >= 1000 else "below 1")
+                + ("below 1" if nearest is None else f"{nearest:.15g}"),
+                nearest,
             )
         return budget
 
     @classmethod
-    def of_shape(cls, num_embeddings: int, embedding_dim: int) -> TableSpec:
-        """A spec of one field about which nothing is known but its shape."""
+    def of_table(
+        cls,
+        num_embeddings: int,
+        embedding_dim: int,
+        train_counts: npt.ArrayLike | None = None,
+        field_starts: npt.ArrayLike | None = None,
+    ) -> TableSpec:
+        """The spec of a table of one's own: one field, never read, unless told."""
         return cls(
             num_embeddings,
             embedding_dim,
-            np.array([0, num_embeddings]),
-            np.zeros(max(num_embeddings, 0), dtype=np.int64),
+            as_integers(
+                [0, num_embeddings] if field_starts is None else field_starts,
+                "field_starts",
+            ),
+            np.zeros(max(num_embeddings, 0), dtype=np.int64)
+            if train_counts is None
+            else as_integers(train_counts, "train_counts"),
         )
 
+    @classmethod
+    def of_shape(cls, num_embeddings: int, embedding_dim: int) -> TableSpec:
+        """A spec of one field about which nothing is known but its shape."""
+        return cls.of_table(num_embeddings, embedding_dim)
 
-def as_integers(values: Any, name: str) -> np.ndarray:
+
+def as_integers(values: npt.ArrayLike, name: str) -> np.ndarray:
     """An int64 array, or one clear ValueError."""
     array = np.asarray(values)
     if array.dtype.kind not in "iu":

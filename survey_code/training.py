@@ -6,203 +6,107 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from survey_code.embedding import CompressedEmbedding, TrainingStep
+from survey_code.adagrad import RowwiseAdagrad
+from survey_code.embedding import (
+    CompressedEmbedding,
+    History,
+    Network,
+    Regime,
+    TrainingStep,
+)
+from survey_code.options import Options, option
 
-TABLE_OPTIMIZERS = ("adam", "rowwise_adagrad", "sgd")
-CHOICES = {
-    "optimizer": TABLE_OPTIMIZERS,
-    "schedule": ("constant", "linear"),
-    "precision": ("float32", "float64"),
-}
+Batch = tuple[Tensor, ...]
+N = TypeVar("N", bound=Network, contravariant=True)
+M = TypeVar("M", bound=Network)
+
+# Validation batches on which a search compares its choices.
+JUDGED = 4
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
+class TrainingSettings(Options):
     """How long, how fast and on what a network is trained.
 
-    Parameters
-    ----------
-    epochs : int
-        At most; training stops earlier after `patience` epochs in a row without
-        a better validation metric.
-    batch_size : int
-    learning_rate : float
-    optimizer : {"adam", "rowwise_adagrad", "sgd"}
-        Of the table.  The network around it always uses Adam.
-    table_learning_rate : float, optional
-        Of the table, where it differs.
-    l2 : float
-        Factor of half the squared length of the vectors read in a batch,
-        averaged over its rows; the same for every method.
-    table_l2 : float
-        Factor of half the squared length of the *whole* table and the weights
-        per id.  Only for repeating published runs that did so.
-    patience : int
-        0 trains all epochs and keeps the last.
-    decay : float
-        The learning rate is multiplied by this after every epoch without a
-        better metric.
-    schedule : {"constant", "linear"}
-        ``"linear"`` lowers the learning rates from epoch to epoch, in a straight
-        line that would reach 0 after the last.
-    clip_norm : float
-        Largest length of the gradient of all weights; 0 leaves it alone.
-    evaluate_every : int
-        Epochs from one look at validation to the next; `patience` counts looks.
-        The last epoch is always looked at.
-    precision : {"float32", "float64"}
-        Of all weights while they learn; in float64 an experiment has the same
-        digits on every processor.  The trained weights are float32 either way.
-    device : str
-        ``"cpu"`` or ``"cuda"``.
-    progress : bool
-        Show a progress bar, one step per epoch.
+    The network around the table always uses Adam.  L2 counts the vectors read in a
+    batch, the same for every method; `table_l2` is only for repeating published runs.
+    The trained weights are float32 in either precision.
+
+    Raises
+    ------
+    ValueError
+        If a setting is not what it must be.
     """
 
-    epochs: int = 20
-    batch_size: int = 4096
-    learning_rate: float = 1e-3
-    optimizer: str = "adam"
-    table_learning_rate: float | None = None
-    l2: float = 0.0
-    table_l2: float = 0.0
-    patience: int = 2
-    decay: float = 0.1
-    schedule: str = "constant"
-    clip_norm: float = 0.0
-    evaluate_every: int = 1
-    precision: str = "float32"
-    device: str = "cpu"
-    progress: bool = False
-
-    def __post_init__(self) -> None:
-        for name, low in (
-            ("epochs", 1),
-            ("batch_size", 1),
-            ("patience", 0),
-            ("evaluate_every", 1),
-        ):
-            count = getattr(self, name)
-            if not isinstance(count, int) or count < low:
-                raise ValueError(
-                    f"{name} must be an integer from {low} up, got {count!r}"
-                )
-        for name in ("learning_rate", "table_learning_rate"):
-            rate = getattr(self, name)
-            unset = rate is None and name == "table_learning_rate"
-            if not (unset or (is_finite(rate) and rate > 0)):
-                raise ValueError(f"{name} must be a positive number, got {rate!r}")
-        for name in ("l2", "table_l2", "decay", "clip_norm"):
-            factor = getattr(self, name)
-            if not (is_finite(factor) and factor >= 0):
-                raise ValueError(f"{name} must be a number from 0 up, got {factor!r}")
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} must be one of {choices}, got {getattr(self, name)!r}"
-                )
+    epochs: int = option(20, "at most; `patience` may end the training earlier", low=1)
+    batch_size: int = option(4096, "rows of a step", low=1)
+    learning_rate: float = option(1e-3, "of the network, and the table", above=0)
+    optimizer: str = option(
+        "adam", "of the table", choices=("adam", "rowwise_adagrad", "sgd")
+    )
+    table_learning_rate: float | None = option(
+        None, "of the table, where it differs", above=0
+    )
+    l2: float = option(
+        0.0, "factor of half the mean squared length of a row's vectors", low=0
+    )
+    table_l2: float = option(
+        0.0, "factor of half the squared length of the whole table", low=0
+    )
+    patience: int = option(
+        2, "looks without a better metric that end it; 0 trains all epochs", low=0
+    )
+    decay: float = option(
+        0.1, "of the rates, after each look without a better metric", low=0
+    )
+    schedule: str = option(
+        "constant",
+        "of the rates over epochs; linear ends at 0",
+        choices=("constant", "linear"),
+    )
+    clip_norm: float = option(
+        0.0, "largest length of the whole gradient; 0 leaves it alone", low=0
+    )
+    evaluate_every: int = option(
+        1, "epochs from one look at validation to the next", low=1
+    )
+    # In float64 an experiment has the same digits on every processor.
+    precision: str = option(
+        "float32", "of all weights while they learn", choices=("float32", "float64")
+    )
+    device: str = option("cpu", "cpu or cuda")
+    progress: bool = option(False, "show a progress bar")
 
 
-def is_finite(value: Any) -> bool:
-    """Whether a value is a number, and not NaN or infinite."""
-    return isinstance(value, int | float) and math.isfinite(value)
+class Objective(Protocol[N]):
+    """What a network is to learn: batches, their loss, and how good it is.
 
-
-@dataclass
-class History:
-    """What happened in training.
-
-    Parameters
-    ----------
-    epochs : list of dict
-        ``"train_loss"`` of each epoch, and its validation metrics where it was
-        looked at.
-    best : int
-        Index of the epoch whose weights were kept.
-    seconds : float
+    A batch is a tuple of tensors.
     """
-
-    epochs: list[dict[str, float]] = field(default_factory=list)
-    best: int = 0
-    seconds: float = 0.0
-
-
-class Objective(Protocol):
-    """What a network is to learn: batches, their loss, and how good it is."""
 
     monitor: str
     steps: int
 
-    def batches(self, rng: np.random.Generator) -> Iterable[Any]:
+    def batches(self, rng: np.random.Generator) -> Iterable[Batch]:
         """One epoch of training batches."""
 
-    def validation_batches(self, rng: np.random.Generator) -> Iterator[Any]:
+    def validation_batches(self, rng: np.random.Generator) -> Iterator[Batch]:
         """Validation batches without end, for searches on two levels."""
 
-    def loss(self, network: Any, batch: Any) -> Tensor:
+    def loss(self, network: N, batch: Batch) -> Tensor:
         """The loss to be reduced, regularisation included."""
 
-    def validate(self, network: Any) -> dict[str, float]:
+    def row_losses(self, network: N, batch: Batch) -> Tensor:
+        """The loss of each row alone, shape (batch,); none where there are no rows."""
+
+    def validate(self, network: N) -> dict[str, float]:
         """Validation metrics; `monitor` names the one to raise."""
-
-
-class RowwiseAdagrad(torch.optim.Optimizer):
-    """Adagrad that keeps one number per row instead of one per weight.
-
-    The state of row i is the running sum of the mean squared gradient of its
-    entries; a vector counts as rows of one entry, a single number as one row.
-    Takes dense and sparse gradients.
-
-    Parameters
-    ----------
-    params : iterable
-    lr : float
-    eps : float, default 1e-8
-    """
-
-    def __init__(self, params: Any, lr: float, eps: float = 1e-8) -> None:
-        super().__init__(params, {"lr": lr, "eps": eps})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._update(weight, weight.grad, group["lr"], group["eps"])
-
-    def _update(self, weight: Tensor, grad: Tensor, lr: float, eps: float) -> None:
-        state = self.state[weight]
-        if not state:
-            state["sum"] = weight.new_zeros(weight.shape[:1])
-        if grad.is_sparse:
-            grad = grad.coalesce()
-            rows, values = grad.indices()[0], grad.values()
-            state["sum"].index_add_(0, rows, row_means(values))
-            scale = lr / (state["sum"][rows].sqrt() + eps)
-            weight.index_add_(0, rows, -values * widen(scale, values))
-        else:
-            state["sum"] += row_means(grad)
-            scale = lr / (state["sum"].sqrt() + eps)
-            weight -= grad * widen(scale, grad)
-
-
-def row_means(grad: Tensor) -> Tensor:
-    """Mean of the squares of each row, shape (rows,)."""
-    return grad.square().flatten(1).mean(1) if grad.ndim > 1 else grad.square()
-
-
-def widen(scale: Tensor, like: Tensor) -> Tensor:
-    """A number per row, shaped to multiply whole rows."""
-    return scale.reshape(scale.shape + (1,) * (like.ndim - scale.ndim))
 
 
 def table_rate(settings: TrainingSettings) -> float:
@@ -216,13 +120,17 @@ def moves(weight: Tensor) -> bool:
 
 
 def make_table_optimizer(
-    table: CompressedEmbedding, settings: TrainingSettings
+    table: CompressedEmbedding, settings: TrainingSettings, steps: int = 1000
 ) -> torch.optim.Optimizer | None:
-    """The table's optimiser, or None for a table without parameters."""
+    """The table's optimiser, or None for a table without parameters.
+
+    The table hears of it, and of the steps to come, before it names its parameters.
+    """
     rate = table_rate(settings)
-    parts = [p for p in table.modules() if isinstance(p, CompressedEmbedding)]
-    for part in parts:  # a table may hold others
-        part.row_optimizer = settings.optimizer
+    # Adam moves every row at every step; the other two only the rows read.
+    whole = settings.table_l2 or settings.clip_norm
+    sparse = settings.optimizer != "adam" and not whole
+    table.begin(Regime(settings.optimizer, sparse, steps))
     # A group of width 0 has a parameter without entries: nothing to move there.
     groups = [
         {**group, "params": [p for p in group["params"] if moves(p)]}
@@ -231,10 +139,6 @@ def make_table_optimizer(
     groups = [group for group in groups if group["params"]]
     if not groups:
         return None
-    # Adam moves every row at every step; the other two only the rows read.
-    whole = settings.table_l2 or settings.clip_norm
-    for part in parts:
-        part.sparse_gradients = settings.optimizer != "adam" and not whole
     if settings.optimizer == "adam":
         # One kernel per step on a GPU; on the CPU the plain form, whose digits
         # agree between processors.
@@ -245,7 +149,7 @@ def make_table_optimizer(
 
 
 def train(
-    network: Any, objective: Objective, settings: TrainingSettings, seed: int = 0
+    network: M, objective: Objective[M], settings: TrainingSettings, seed: int = 0
 ) -> History:
     """Train a network in place and keep the weights of its best epoch.
 
@@ -284,11 +188,11 @@ def flushed_denormals() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-class Trainer:
+class Trainer(Generic[M]):
     """The loop: epochs of steps, a look at validation, the best weights kept."""
 
     def __init__(
-        self, network: Any, objective: Objective, settings: TrainingSettings, seed: int
+        self, network: M, objective: Objective[M], settings: TrainingSettings, seed: int
     ) -> None:
         self.network = network.to(settings.device)
         set_precision(self.network, getattr(torch, settings.precision))
@@ -300,7 +204,10 @@ class Trainer:
         torch.manual_seed(seed)
         own = {id(parameter) for parameter in self.table.parameters()}
         rest = [p for p in network.parameters() if id(p) not in own]
-        table_optimizer = make_table_optimizer(self.table, settings)
+        self.steps_done = 0
+        self.steps_planned = settings.epochs * objective.steps
+        self.stopped = False
+        table_optimizer = make_table_optimizer(self.table, settings, self.steps_planned)
         self.optimizers = [table_optimizer] if table_optimizer else []
         if rest:
             fused = settings.device == "cuda"
@@ -311,20 +218,13 @@ class Trainer:
         self.first_rates = [group["lr"] for group in self.groups]
         self.rate = table_rate(settings)
         self.decayed = 1.0
-        self.searches = overrides(self.table, "validation_step")
-        scheduled = overrides(self.table, "advance")
-        self.settled_at = self.table.schedule_end if scheduled else 0.0
-        self.steps_done = 0
-        self.steps_planned = settings.epochs * objective.steps
 
     def run(self) -> History:
         """All epochs, or until validation stops improving."""
         start = time.perf_counter()
-        self.table.checks_ids = False
         try:
             history = self._run_epochs()
         finally:
-            self.table.checks_ids = True
             set_precision(self.network, torch.float32)
             self.network.eval()
         history.seconds = time.perf_counter() - start
@@ -337,6 +237,9 @@ class Trainer:
             self._set_rates(epoch)
             entry = {"train_loss": self._run_epoch()}
             history.epochs.append(entry)
+            if self.stopped:
+                history.best = epoch
+                break
             if not self.settings.patience:
                 history.best = epoch
                 continue
@@ -360,7 +263,11 @@ class Trainer:
 
     def _run_epoch(self) -> float:
         self.network.train()
-        losses = [self._run_step(batch) for batch in self.objective.batches(self.rng)]
+        losses: list[Tensor] = []
+        for batch in self.objective.batches(self.rng):
+            losses.append(self._run_step(batch))
+            if self.stopped:
+                break
         loss = float(torch.stack(losses).mean())
         if not math.isfinite(loss):
             raise ValueError(
@@ -369,28 +276,10 @@ class Trainer:
             )
         return loss
 
-    def _run_step(self, batch: Any) -> Tensor:
-        progress = self._progress(self.steps_done)
-        self.table.advance(progress)
-        drawn: list[Any] = []
-
-        def validation_loss() -> Tensor:
-            if not drawn:  # only now: most methods need none
-                drawn.append(next(self.validation))
-            return self.objective.loss(self.network, drawn[0])
-
-        step = TrainingStep(
-            loss=lambda: self.objective.loss(self.network, batch),
-            validation_loss=validation_loss,
-            network=self.network,
-            learning_rate=self.rate,
-            progress=progress,
-        )
-        if hasattr(self.objective, "row_losses"):
-            rows = self.objective.row_losses
-            step.row_losses = lambda: rows(self.network, batch)
-        if self.searches:
-            self.table.validation_step(step)
+    def _run_step(self, batch: Batch) -> Tensor:
+        step = self._describe_step(batch)
+        self.table.advance(step.progress)
+        self.table.validation_step(step)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss = step.loss()
@@ -405,6 +294,28 @@ class Trainer:
         self.steps_done += 1
         return loss.detach()
 
+    def _describe_step(self, batch: Batch) -> TrainingStep:
+        """What the table's hooks may ask in this step."""
+        drawn: list[Batch] = []
+
+        def validation_loss() -> Tensor:
+            if not drawn:  # only now: most methods need none
+                drawn.append(next(self.validation))
+            return self.objective.loss(self.network, drawn[0])
+
+        def stop() -> None:
+            self.stopped = True
+
+        return TrainingStep(
+            loss=lambda: self.objective.loss(self.network, batch),
+            validation_loss=validation_loss,
+            network=self.network,
+            learning_rate=self.rate,
+            progress=self._progress(self.steps_done),
+            row_losses=lambda: self.objective.row_losses(self.network, batch),
+            stop=stop,
+        )
+
     def _progress(self, step: int) -> float:
         """0 at the first step, 1 at the last."""
         return step / max(self.steps_planned - 1, 1)
@@ -413,7 +324,7 @@ class Trainer:
         """Whether the table's schedule has come to its end: an epoch before that
         is a larger table, and is neither kept nor waited for.
         """
-        return self._progress(self.steps_done - 1) >= self.settled_at
+        return self._progress(self.steps_done - 1) >= self.table.schedule_end
 
     def _set_rates(self, epoch: int) -> None:
         """The learning rates of an epoch."""
@@ -425,7 +336,7 @@ class Trainer:
             group["lr"] = first * factor
 
 
-def set_precision(network: Any, kind: torch.dtype) -> None:
+def set_precision(network: Network, kind: torch.dtype) -> None:
     """Make all weights float32 or float64, and the network's own buffers.
 
     A table's buffers stay: what it keeps in few bits, it keeps so on purpose.
@@ -441,12 +352,6 @@ def set_precision(network: Any, kind: torch.dtype) -> None:
                 setattr(module, name, buffer.to(kind))
 
 
-def overrides(table: CompressedEmbedding, hook: str) -> bool:
-    """Whether a table's class has its own version of a hook."""
-    own: Callable[..., Any] = getattr(type(table), hook)
-    return own is not getattr(CompressedEmbedding, hook)
-
-
 def show_progress(settings: TrainingSettings) -> Iterable[int]:
     """The epochs, behind a progress bar where one is asked for."""
     if not settings.progress:
@@ -454,6 +359,63 @@ def show_progress(settings: TrainingSettings) -> Iterable[int]:
     from tqdm.auto import tqdm
 
     return tqdm(range(settings.epochs), unit="epoch", desc="training")
+
+
+class Jury(Generic[M]):
+    """Judges the choices of a search by a network that it has trained.
+
+    Parameters
+    ----------
+    network : Network
+        Trained, with the table that tries the choices.
+    objective : Objective
+    settings : TrainingSettings
+    seed : int
+        Of the batches.
+    """
+
+    def __init__(
+        self, network: M, objective: Objective[M], settings: TrainingSettings, seed: int
+    ) -> None:
+        self.network, self.objective = network, objective
+        self.precision, self.seed = getattr(torch, settings.precision), seed
+        self.batches: list[Batch] = []
+
+    def prepare(self) -> None:
+        """The network in the precision of training, in which all is judged: a close
+        call must not depend on the processor.
+        """
+        set_precision(self.network.eval(), self.precision)
+
+    @torch.no_grad()
+    def loss(self) -> float:
+        """Mean loss on the same four validation batches, with the table as it is."""
+        self.prepare()
+        if not self.batches:
+            rng = np.random.default_rng(self.seed)
+            drawn = self.objective.validation_batches(rng)
+            self.batches = [next(drawn) for _ in range(JUDGED)]
+        losses = [self.objective.loss(self.network, batch) for batch in self.batches]
+        return float(torch.stack(losses).mean())
+
+    def metric(self) -> float:
+        """AUC or Recall@20 on all validation rows, with the table as it is.
+
+        It asks for the order alone.  Cosines of rows that are read in part are larger
+        than they should be, and by their loss nothing at all may seem better.
+        """
+        self.prepare()
+        return float(self.objective.validate(self.network)[self.objective.monitor])
+
+    def gradients(self, weights: list[Tensor], batches: int) -> list[Tensor]:
+        """Gradients of the mean loss of the first few training batches."""
+        self.prepare()
+        drawn = self.objective.batches(np.random.default_rng([self.seed, 6]))
+        losses = [
+            self.objective.loss(self.network, batch)
+            for batch, _ in zip(drawn, range(batches))
+        ]
+        return list(torch.autograd.grad(torch.stack(losses).mean(), weights))
 
 
 def count_parameters(network: nn.Module) -> int:

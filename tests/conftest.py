@@ -26,6 +26,16 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("repeatable")
 
+# `make fuzz`: other examples in every run, and so many times as many.
+FUZZ = 20
+hypothesis.settings.register_profile(
+    "fuzz",
+    hypothesis.settings.get_profile("repeatable"),
+    derandomize=False,
+    max_examples=100 * FUZZ,
+    print_blob=True,
+)
+
 DATA = "SURVEY_CODE_DATA"
 
 
@@ -44,6 +54,18 @@ def pytest_sessionstart(session: Any) -> None:
     plugins = session.config.pluginmanager
     if plugins.has_plugin("logging-plugin"):
         plugins.unregister(name="logging-plugin")
+
+
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+    """Under ``make fuzz``, tests that number their own examples try more as well."""
+    if config.getoption("hypothesis_profile", None) != "fuzz":
+        return
+    fuzz = hypothesis.settings.get_profile("fuzz")
+    for test in {item.function for item in items if hasattr(item, "function")}:
+        own = getattr(test, "_hypothesis_internal_use_settings", fuzz)
+        if own.max_examples != fuzz.max_examples:
+            many = hypothesis.settings(fuzz, max_examples=FUZZ * own.max_examples)
+            test._hypothesis_internal_use_settings = many
 
 
 def pytest_collection_finish() -> None:

@@ -10,7 +10,8 @@ import pytest
 
 import survey_code
 from survey_code import book
-from survey_code.embedding import FullEmbedding, draw_normal
+from survey_code.baselines import FullEmbedding
+from survey_code.embedding import draw_normal
 
 ROOT = Path(survey_code.__file__).parents[1]
 
@@ -144,15 +145,22 @@ def test_ratios_and_counts_are_exact_and_not_checked(monkeypatch):
 # -- source ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("thing", [draw_normal, FullEmbedding, FullEmbedding.embed])
-def test_source_is_shown_as_it_stands_in_its_file(thing):
+@pytest.mark.parametrize(
+    ("thing", "file"),
+    [
+        (draw_normal, "embedding"),
+        (FullEmbedding, "baselines"),
+        (FullEmbedding.embed, "baselines"),
+    ],
+)
+def test_source_is_shown_as_it_stands_in_its_file(thing, file):
     text = book.source_markdown(thing)
     head, rest = text.split("\n\n", 1)
-    assert head == "From `survey_code/embedding.py`:"
+    assert head == f"From `survey_code/{file}.py`:"
     assert rest.startswith("```python\n") and rest.endswith("\n```")
     code = rest.removeprefix("```python\n").removesuffix("\n```")
     assert code == inspect.getsource(thing).rstrip()
-    assert code in (ROOT / "survey_code" / "embedding.py").read_text()
+    assert code in (ROOT / "survey_code" / f"{file}.py").read_text()
 
 
 def test_showing_is_the_same_markdown():

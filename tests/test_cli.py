@@ -6,7 +6,7 @@ import torch
 from safetensors.numpy import save_file
 
 from survey_code import compress, data, load_layout, methods
-from survey_code.cli import DATA_NAMES, main, parse_options
+from survey_code.cli import DATA_NAMES, main, split_words
 from survey_code.data import LOADERS
 from survey_code.lab import load_results
 
@@ -196,7 +196,7 @@ def test_run_appends_a_line_a_seed_and_skips_what_is_there(tmp_path, capsys):
     out = tmp_path / "results.jsonl"
     assert main(run_words(out)) == 0
     (first,) = load_results(out)
-    assert (first.key, first.seed, first.options) == ("uniform", 1, {"dim": 4})
+    assert (first.key, first.seed, first.options) == ("uniform", 1, {"columns": 4})
     assert first.settings["batch_size"] == 20000
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("uniform dcnv2 seed 1: auc 0.") and "4.00x" in said[0]
@@ -255,25 +255,61 @@ def test_without_data_and_network_run_is_one_line(tmp_path, monkeypatch, capsys)
     assert "SURVEY_CODE_DATA is set, but" in said
 
 
-def test_an_unknown_record_is_one_line(tmp_path, capsys):
-    said = refused(capsys, "record", "everything", "--out", str(tmp_path))
-    assert "unknown record 'everything'; records: " in said
+def test_without_a_file_run_writes_nowhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["run", "uniform", "--ratio", "4", "--set", "batch_size=20000"]
+    assert main(words) == 0
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out.splitlines()[-1].endswith("1 seed(s)")
 
 
-def test_options_are_python_values_or_text():
-    words = [
-        "bits=4",
-        "rate=1e-3",
-        "combine=sum",
-        "hidden=(8, 4)",
-        "flag=True",
-        "a=b=c",
-    ]
-    assert parse_options(words) == {
-        "bits": 4,
-        "rate": 1e-3,
-        "combine": "sum",
-        "hidden": (8, 4),
-        "flag": True,
+# -- options in words ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("false", False), ("False", False), ("no", False), ("true", True), ("yes", True)],
+)
+def test_a_switch_in_words_is_a_truth_value(word, value, table, out):
+    words = ["compress", table, "--method", "rowwise", "--out", out]
+    assert main([*words, "-o", f"symmetric={word}"]) == 0
+    wanted = compress(TABLE, "rowwise", symmetric=value)
+    np.testing.assert_array_equal(load_layout(out).lookup([3]), wanted.lookup([3]))
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "said"),
+    [
+        ("rowwise", "symmetric=off", "symmetric must be True or False, got 'off'"),
+        ("rowwise", "symmetric=0", "symmetric must be True or False, got '0'"),
+        ("rowwise", "bits=4.0", "bits must be one of (8, 4, 2), got '4.0'"),
+        ("rowwise", "per=column", "per must be one of ('row', 'table'), got 'column'"),
+        ("rowwise", "weight=3", "rowwise has no option 'weight'; its options: bits,"),
+        ("rowwise", "method=3", "rowwise has no option 'method'"),
+        ("pq", "books=True", "books must be an integer from 1"),
+        ("pq", "rotate=1", "rotate must be True or False, got '1'"),
+        ("clustering", "half=off", "half must be True or False, got 'off'"),
+        ("tt_rec", "init=nonsense", "init must be one of"),
+    ],
+)
+def test_a_wrong_option_says_what_is_allowed(method, option, said, table, out, capsys):
+    words = ("compress", table, "--method", method, "--out", out, "-o", option)
+    assert said in refused(capsys, *words)
+
+
+def test_methods_shows_a_methods_options(capsys):
+    assert main(["methods", "rowwise"]) == 0
+    printed = capsys.readouterr().out
+    head, names, *lines = printed.splitlines()
+    assert head.startswith("Row-wise quantisation (guan2019)")
+    assert names.split() == ["option", "type", "default", "allowed", "what"]
+    assert [line.split()[0] for line in lines] == ["bits", "symmetric", "per"]
+    assert "by the budget" in lines[0] and "(8, 4, 2)" in lines[0]
+
+
+def test_words_are_split_at_the_first_sign():
+    assert split_words(["bits=4", "a=b=c", "empty="]) == {
+        "bits": "4",
         "a": "b=c",
+        "empty": "",
     }

@@ -5,7 +5,6 @@ searches and retrains, ALPT trains integers with nothing else behind them, DCF
 does not follow gradients at all.  All three go through the real `run`.
 """
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -15,15 +14,19 @@ from torch import nn
 
 import survey_code
 from survey_code import CompressedEmbedding, FullEmbedding, TableSpec, catalog
+from survey_code.baselines import DenseTable
+from survey_code.bits import pack_codes, unpack_codes
 from survey_code.catalog import DURING, SEARCH, Method
 from survey_code.data.tasks import ClickData, ClickRows, InteractionData
-from survey_code.embedding import TrainingStep, check_range, decode_layout, draw_normal
+from survey_code.embedding import Network, TrainingStep, decode_layout, draw_normal
 from survey_code.lab import Trial
 from survey_code.lab.task import make_task
 from survey_code.layouts import Layout, RowwiseLayout
-from survey_code.layouts.rowwise import pack_codes, row_bytes, unpack_codes
+from survey_code.layouts.rowwise import row_bytes
+from survey_code.method import Searched, Trained
+from survey_code.options import Options, SearchOptions, found, planned
 from survey_code.order import largest_first
-from survey_code.training import History, TrainingSettings, train
+from survey_code.training import TrainingSettings, train
 
 # -- two layouts -------------------------------------------------------------
 
@@ -70,33 +73,49 @@ class BinarySketch(Layout):
 # -- (a) magnitude pruning: search, then retrain -------------------------------
 
 
-class MagnitudeSketch(FullEmbedding):
-    """Train, keep the largest entries, train those again from their start."""
+class MagnitudeSketchOptions(SearchOptions):
+    kept: int = found("entries to keep")
+    mask: np.ndarray = found("which they are")
 
-    def __init__(self, spec, *, mask, seed=0):
-        super().__init__(spec, seed=seed)
+
+class MaskedTable(DenseTable):
+    """Only the entries under a mask exist."""
+
+    def __init__(self, spec, mask, seed=0):
+        super().__init__(spec.num_embeddings, spec.embedding_dim, spec.init_std, seed)
         self.register_buffer("mask", torch.as_tensor(mask))
-
-    @classmethod
-    def plan(cls, spec, ratio, *, rounds=1):
-        rows = spec.num_embeddings
-        budget = spec.require(ratio, SparseSketch.bytes(rows, 1))
-        kept = min((budget - SparseSketch.bytes(rows, 0)) // 6, spec.full_bytes // 4)
-        return {"kept": kept, "rounds": rounds}
-
-    @classmethod
-    def search(cls, task, spec, options, seed):
-        weight = task.train(FullEmbedding(spec, seed=seed)).table.weight.detach()
-        order = weight.abs().flatten().argsort(descending=True, stable=True)
-        mask = torch.zeros(weight.numel(), dtype=torch.bool)
-        mask[order[: options["kept"]]] = True
-        return {"mask": mask.view(weight.shape).numpy()}
 
     def embed(self, ids):
         return super().embed(ids) * self.mask[ids]
 
     def freeze(self):
         return SparseSketch(self.weight.detach().numpy(), self.mask.numpy())
+
+
+class MagnitudeSketch(MaskedTable, Searched[MagnitudeSketchOptions, FullEmbedding]):
+    """Train, keep the largest entries, train those again from their start."""
+
+    def __init__(self, spec, options, seed=0):
+        super().__init__(spec, options.mask, seed)
+
+    @classmethod
+    def plan(cls, spec, ratio, options):
+        rows = spec.num_embeddings
+        budget = spec.require(ratio, SparseSketch.bytes(rows, 1))
+        kept = min((budget - SparseSketch.bytes(rows, 0)) // 6, spec.full_bytes // 4)
+        return {"kept": kept, "budget": budget}
+
+    @classmethod
+    def searching(cls, spec, options, seed):
+        return FullEmbedding(spec, seed=seed)
+
+    @classmethod
+    def settle(cls, table, judge, spec, options):
+        weight = table.weight.detach()
+        order = weight.abs().flatten().argsort(descending=True, stable=True)
+        mask = torch.zeros(weight.numel(), dtype=torch.bool)
+        mask[order[: options.kept]] = True
+        return {"mask": mask.view(weight.shape).numpy()}
 
 
 # -- (b) ALPT: the integers are the only copy of the weights -------------------
@@ -119,10 +138,14 @@ class RoundToStep(torch.autograd.Function):
         return None, (grad * by_step).sum(-1, keepdim=True)
 
 
-class AlptSketch(CompressedEmbedding):
+class NoOptions(Options):
+    """The sketches of the other two have none, or one that their plan chooses."""
+
+
+class AlptSketch(Trained[NoOptions]):
     """uint8 codes and a learned step per row; no float copy of the table."""
 
-    def __init__(self, spec, *, seed=0):
+    def __init__(self, spec, options=None, seed=0):
         super().__init__(spec.num_embeddings, spec.embedding_dim)
         shape = (spec.num_embeddings, spec.embedding_dim)
         start = draw_normal(shape, spec.init_std, [seed, 0])
@@ -134,7 +157,7 @@ class AlptSketch(CompressedEmbedding):
         self.trial = None  # ids and their updated rows, while the step size learns
 
     @classmethod
-    def plan(cls, spec, ratio):
+    def plan(cls, spec, ratio, options):
         spec.require(ratio, spec.num_embeddings * row_bytes(spec.embedding_dim, 8))
         return {}
 
@@ -191,11 +214,16 @@ class AlptSketch(CompressedEmbedding):
 # -- (c) DCF: bits found by coordinate descent --------------------------------
 
 
-class DcfSketch(CompressedEmbedding):
+class DcfSketchOptions(Options):
+    bits: int = planned("of a code", low=1)
+
+
+class DcfSketch(Trained[DcfSketchOptions]):
     """Codes of +1 and -1 whose products fit a 0/1 matrix; no gradients."""
 
-    def __init__(self, spec, *, bits, seed=0):
-        check_range("bits", bits, 1, 32 * spec.embedding_dim)
+    def __init__(self, spec, options, seed=0):
+        bits = options.bits
+        self.pairs, self.users = spec.interactions, int(spec.field_starts[1])
         super().__init__(spec.num_embeddings, bits)
         signs = np.random.default_rng(seed).integers(
             2, size=(spec.num_embeddings, bits)
@@ -204,16 +232,16 @@ class DcfSketch(CompressedEmbedding):
         self.objective = []
 
     @classmethod
-    def plan(cls, spec, ratio):
+    def plan(cls, spec, ratio, options):
         rows = spec.num_embeddings
         budget = spec.require(ratio, smallest=rows)
         return {"bits": min(8 * (budget // rows), 32 * spec.embedding_dim)}
 
     def fit(self, task):
         codes = self.codes.numpy().astype(np.float64)
-        users, items = np.split(codes, [task.data.num_users])
+        users, items = np.split(codes, [self.users])
         wanted = -np.ones((len(users), len(items)))
-        wanted[task.data.train[:, 0], task.data.train[:, 1] - len(users)] = 1
+        wanted[self.pairs[:, 0], self.pairs[:, 1] - len(users)] = 1
         wanted *= self.embedding_dim / 2
         for _ in range(3):
             for own, other, target in (
@@ -223,9 +251,7 @@ class DcfSketch(CompressedEmbedding):
                 descend(own, other, target)
                 self.objective.append(np.square(wanted - users @ items.T).sum())
         self.codes.copy_(torch.from_numpy(np.concatenate([users, items])))
-        network = task.build_network(self).eval()
-        network.history = History(epochs=[{}])
-        return network
+        return task.surround(self)
 
     def embed(self, ids):
         return self.codes[ids].float()
@@ -279,14 +305,8 @@ def pairs():
 # -- the sketches as methods of the catalogue ----------------------------------
 
 
-@dataclass(frozen=True)
-class SketchMethod(Method):
-    def load(self):
-        return globals()[self.implementation]
-
-
 def sketch(key, kind, *stages, task):
-    return SketchMethod(
+    return Method(
         key, "Sketch", "low precision", "quantisation", 2020, "sketch2020",
         stages, (task,), kind,
     )  # fmt: skip
@@ -303,16 +323,17 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def sketches(monkeypatch):
-    added = (
-        sketch("magnitude_sketch", "MagnitudeSketch", SEARCH, task="ctr"),
-        sketch("alpt_sketch", "AlptSketch", DURING, task="ctr"),
-        sketch("dcf_sketch", "DcfSketch", DURING, task="top-n"),
-    )
-    monkeypatch.setattr(catalog, "CATALOG", (*catalog.CATALOG, *added))
+    monkeypatch.setattr(catalog, "_ADDED", {})
+    for method in (
+        sketch("magnitude_sketch", MagnitudeSketch, SEARCH, task="ctr"),
+        sketch("alpt_sketch", AlptSketch, DURING, task="ctr"),
+        sketch("dcf_sketch", DcfSketch, DURING, task="top-n"),
+    ):
+        catalog.add_method(method)
 
 
 def step_of(loss, learning_rate=0.1):
-    return TrainingStep(loss, loss, nn.Module(), learning_rate, 0.0)
+    return TrainingStep(loss, loss, Network(None), learning_rate, 0.0)
 
 
 # -- (a) -----------------------------------------------------------------------
@@ -329,7 +350,7 @@ def test_magnitude_keeps_the_largest_inside_the_budget(clicks, ratio):
 def test_magnitude_retrains_from_the_same_start(clicks):
     task = make_task(clicks, CLICKS, 1)
     method = catalog.get_method("magnitude_sketch")
-    options = method.search(task, task.spec, method.plan(task.spec, 4), 1)
+    options = task.search(method, method.plan(task.spec, 4))
     table, again = (method.build(task.spec, options, 1) for _ in range(2))
     start = FullEmbedding(task.spec, seed=1).weight
     assert torch.equal(table.weight, start)
@@ -337,7 +358,7 @@ def test_magnitude_retrains_from_the_same_start(clicks):
     assert not torch.equal(table.weight, start)
     assert torch.equal(again.weight, start)
     rows = decode_layout(table.eval().freeze())
-    assert (rows[~options["mask"]] == 0).all() and (rows[options["mask"]] != 0).all()
+    assert (rows[~options.mask] == 0).all() and (rows[options.mask] != 0).all()
     np.testing.assert_array_equal(table(torch.arange(50)).detach().numpy(), rows)
 
 
@@ -414,13 +435,18 @@ def test_alpt_sums_the_gradients_of_all_its_lookups():
 
 
 def test_alpts_step_gradient_is_lsqs():
-    weight = torch.tensor([[0.31, -0.2], [0.9, 7.0]])
+    """torch's own rounding with a learnable scale, an independent implementation."""
+    weight = torch.tensor([[0.31, -0.2, 0.04], [0.9, 7.0, -3.0]])
     step = torch.tensor([[0.1], [0.02]], requires_grad=True)
     RoundToStep.apply(weight, step).sum().backward()
-    scaled = weight / step.detach()
-    inside = scaled.round() - scaled
-    assert step.grad[0].item() == pytest.approx(inside[0].sum().item(), abs=1e-5)
-    assert step.grad[1].item() == pytest.approx(inside[1, 0].item() + 127, abs=1e-4)
+    for row, own, grad in zip(weight, step.detach(), step.grad, strict=True):
+        scale = own.clone().requires_grad_()
+        zero = torch.zeros(1)
+        torch._fake_quantize_learnable_per_tensor_affine(
+            row, scale, zero, -128, 127, 1.0
+        ).sum().backward()
+        # torch takes the lowest code, -128, as the end below.
+        assert grad.item() == pytest.approx(scale.grad.item(), abs=1e-4)
 
 
 # -- (c) -----------------------------------------------------------------------
@@ -435,9 +461,8 @@ def test_dcf_runs_without_gradients(pairs):
 
 def test_dcfs_objective_never_rises(pairs):
     task = make_task(pairs, RANKING, 0)
-    table = DcfSketch(task.spec, bits=16)
-    network = table.fit(task)
-    assert network.table is table
+    table = DcfSketch.make(task.spec, bits=16)
+    assert table.fit(task).network.table is table
     assert (np.diff(table.objective) <= 1e-9).all()
     assert table.objective[-1] < 0.9 * table.objective[0]
     assert set(np.unique(decode_layout(table.freeze()))) == {-1, 1}
@@ -446,12 +471,14 @@ def test_dcfs_objective_never_rises(pairs):
 # -- schedules -----------------------------------------------------------------
 
 
-class GradualSketch(MagnitudeSketch):
+class GradualSketch(MaskedTable):
     """Prunes while it trains: within its budget only once progress is 1."""
 
-    def __init__(self, spec, *, kept, seed=0):
+    schedule_end = 1.0
+
+    def __init__(self, spec, kept, seed=0):
         full = np.ones((spec.num_embeddings, spec.embedding_dim), dtype=bool)
-        super().__init__(spec, mask=full, seed=seed)
+        super().__init__(spec, full, seed)
         self.kept = kept
 
     def advance(self, progress):
@@ -485,8 +512,7 @@ class FallingObjective:
 
 
 def train_sketch(table, **settings):
-    network = nn.Module()
-    network.table = table
+    network = Network(table)
     train(network, FallingObjective(), TrainingSettings(epochs=3, **settings))
     return table
 
@@ -504,8 +530,7 @@ def test_epochs_after_a_schedules_end_compete():
     table.advance = lambda progress: GradualSketch.advance(
         table, min(progress / 0.6, 1.0)
     )
-    network, objective = nn.Module(), FallingObjective()
-    network.table = table
+    network, objective = Network(table), FallingObjective()
     history = train(network, objective, TrainingSettings(epochs=3, patience=10))
     assert history.best == 1 and objective.looks == 2
     assert table.mask.sum() == 8
@@ -523,10 +548,24 @@ def test_after_step_is_told_the_tables_own_learning_rate():
 
 def test_a_search_is_not_repeated_to_retrain_on_all_pairs(pairs, monkeypatch):
     """The second training takes the options that the search found."""
-    method = sketch("search_pairs", "MagnitudeSketch", SEARCH, task="top-n")
-    monkeypatch.setattr(catalog, "CATALOG", (method,))
-    result = survey_code.run("search_pairs", pairs, 2, trial=RANKING)
+    catalog.add_method(sketch("pairs_sketch", MagnitudeSketch, SEARCH, task="top-n"))
+    searched, made = [], []
+    settle, start = MagnitudeSketch.settle, MagnitudeSketch.__init__
+
+    def count(cls, *arguments):
+        searched.append(settle(*arguments))
+        return searched[-1]
+
+    def note(table, spec, options, seed=0):
+        made.append(options.mask)
+        start(table, spec, options, seed)
+
+    monkeypatch.setattr(MagnitudeSketch, "settle", classmethod(count))
+    monkeypatch.setattr(MagnitudeSketch, "__init__", note)
+    result = survey_code.run("pairs_sketch", pairs, 2, trial=RANKING, measure=False)
     assert result.reached_ratio >= 2
+    assert len(searched) == 1 and len(made) == 2
+    assert made[0] is made[1] is searched[0]["mask"]
 
 
 def test_tables_inside_a_table_hear_of_sparse_gradients():
@@ -539,7 +578,7 @@ def test_tables_inside_a_table_hear_of_sparse_gradients():
             return self.inner(ids)
 
     table = train_sketch(Two(), optimizer="sgd", patience=0)
-    assert table.sparse_gradients and table.inner.sparse_gradients
+    assert table.regime.sparse and table.inner.regime.sparse
 
 
 def test_row_wise_adagrad_takes_a_single_number():

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from survey_code import CompressedEmbedding, FrozenEmbedding, FullEmbedding, TableSpec
-from survey_code.embedding import (
-    UniformEmbedding,
-    as_table,
-    check_range,
-    decode_layout,
-    draw_normal,
+from survey_code import (
+    CompressedEmbedding,
+    FrozenEmbedding,
+    FullEmbedding,
+    OutOfReach,
+    TableSpec,
 )
+from survey_code.baselines import UniformEmbedding, as_table
+from survey_code.checks import check_range
+from survey_code.embedding import decode_layout, draw_normal
 from survey_code.layouts import DenseLayout
 
 SPEC = TableSpec.of_shape(30, 4)
@@ -45,7 +47,7 @@ def test_fit_is_the_tasks_usual_training():
         def train(self, table):
             return ("network of", table)
 
-    table = Doubling(5, 2)
+    table = FullEmbedding(SPEC)
     assert table.fit(Task()) == ("network of", table)
 
 
@@ -71,10 +73,8 @@ def test_ids_that_are_not_integers_are_value_errors(kind):
         FullEmbedding(SPEC)(torch.zeros(3, dtype=kind))
 
 
-@pytest.mark.parametrize("checks", [True, False])
-def test_every_integer_type_reads_the_same(checks):
+def test_every_integer_type_reads_the_same():
     table = FullEmbedding(SPEC)
-    table.checks_ids = checks
     ids = torch.tensor([[1, 29], [0, 7]])
     for kind in (torch.uint8, torch.int16, torch.int32, torch.int64):
         assert torch.equal(table(ids.to(kind)), table.weight[ids])
@@ -91,19 +91,25 @@ def test_full_table_starts_at_the_specs_spread():
     assert FullEmbedding(spec).weight.std().item() == pytest.approx(0.01, rel=0.02)
 
 
+def plan_uniform(ratio, **asked):
+    return UniformEmbedding.plan(SPEC, ratio, UniformEmbedding.options(**asked))
+
+
 def test_uniform_is_a_full_table_with_fewer_columns():
-    table = UniformEmbedding(SPEC, dim=3)
+    table = UniformEmbedding.make(SPEC, columns=3)
     assert table.embedding_dim == 3 and table.freeze().nbytes == 4 * 30 * 3
-    assert UniformEmbedding.plan(SPEC, 1) == {"dim": 4}
-    assert UniformEmbedding.plan(SPEC, 1.9) == {"dim": 2}
-    assert UniformEmbedding.plan(SPEC, 2, dim=1) == {"dim": 1}
-    with pytest.raises(ValueError, match=r"highest ratio it can reach is 2$"):
-        UniformEmbedding.plan(SPEC, 3, dim=2)
-    for dim in (0, 5, 2.0, "2"):
-        with pytest.raises(ValueError, match="dim must be an integer from 1 to 4"):
-            UniformEmbedding(SPEC, dim=dim)
-        with pytest.raises(ValueError, match="dim must be an integer from 1 to 4"):
-            UniformEmbedding.plan(SPEC, 2, dim=dim)
+    assert plan_uniform(1) == {"columns": 4}
+    assert plan_uniform(1.9) == {"columns": 2}
+    assert plan_uniform(2, columns=1) == {"columns": 1}
+    with pytest.raises(OutOfReach, match=r"highest ratio it can reach is 2$") as error:
+        plan_uniform(3, columns=2)
+    assert error.value.nearest == 2.0
+    for columns in (0, 2.0, "2", True):
+        for call in (plan_uniform, lambda _, **o: UniformEmbedding.make(SPEC, **o)):
+            with pytest.raises(ValueError, match="columns must be an integer from 1"):
+                call(2, columns=columns)
+    with pytest.raises(ValueError, match="columns must be an integer from 1 to 4"):
+        plan_uniform(2, columns=5)
 
 
 def test_frozen_embedding_is_a_module_without_weights():

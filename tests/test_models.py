@@ -7,16 +7,15 @@ import pytest
 import torch
 
 from survey_code import FullEmbedding, TableSpec
-from survey_code.embedding import UniformEmbedding
+from survey_code.baselines import UniformEmbedding
+from survey_code.graph import SymmetricProduct, normalize_graph
 from survey_code.models import (
     CLICK_NETWORKS,
     MatrixFactorization,
-    SymmetricProduct,
     build_click_network,
     build_ranking_network,
     make_linear,
     make_mlp,
-    normalize_graph,
 )
 from survey_code.training import count_parameters
 from survey_code.weight_sharing.hashing import HashingTrick
@@ -139,7 +138,7 @@ def test_parameters_are_as_many_as_the_formula_says(dim):
 
 @pytest.mark.parametrize("name", CLICK_NETWORKS)
 def test_a_network_learns_with_a_smaller_dimension(name):
-    table = UniformEmbedding(SPEC, dim=2)
+    table = UniformEmbedding.make(SPEC, columns=2)
     network = build_click_network(name, table, FIELDS)
     network(ROWS).sum().backward()
     assert table.weight.grad.shape == (IDS, 2)
@@ -294,7 +293,7 @@ def test_an_item_in_a_users_row_is_not_the_user():
     # and with some rows an item of the user's own would always come first.
     spec = TableSpec.of_shape(30, 8)
     for shares in (True, False):
-        table = HashingTrick(spec, rows=4, seed=1)
+        table = HashingTrick.make(spec, rows=4, seed=1)
         table.shares_rows = shares
         network = MatrixFactorization(table, num_users=10, normalize=True)
         users, items = network.represent_all()

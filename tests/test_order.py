@@ -8,8 +8,7 @@ import checks
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from survey_code.order import largest_first
 from survey_code.ranking import choose_top

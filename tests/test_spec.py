@@ -71,8 +71,7 @@ def test_budget_is_full_bytes_over_ratio_rounded_down(ratio, bytes):
 
 
 @pytest.mark.parametrize(
-    "ratio",
-    [0, -1, 0.5, 0.999, math.nan, math.inf, -math.inf, "4", None, [4], 4 + 0j],
+    "ratio", [0, -1, 0.5, 0.999, math.nan, math.inf, -math.inf, "4", None, [4], 4 + 0j]
 )
 def test_bad_ratios_are_value_errors(ratio):
     with pytest.raises(ValueError, match="ratio must be a number from 1 up"):

@@ -5,16 +5,13 @@ import pytest
 import torch
 
 from survey_code import CompressedEmbedding, FullEmbedding, TableSpec
+from survey_code.adagrad import RowwiseAdagrad
 from survey_code.data.tasks import ClickData, ClickRows, InteractionData
+from survey_code.embedding import Regime
 from survey_code.models import build_click_network, build_ranking_network
 from survey_code.objectives import ClickObjective, RankingObjective
 from survey_code.sampled_softmax import sampled_softmax
-from survey_code.training import (
-    RowwiseAdagrad,
-    TrainingSettings,
-    make_table_optimizer,
-    train,
-)
+from survey_code.training import TrainingSettings, make_table_optimizer, train
 
 STARTS = np.array([0, 30, 50])
 
@@ -233,7 +230,7 @@ def stepped(optimizer, sparse, steps=3):
     table = FullEmbedding(TableSpec.of_shape(20, 4), seed=1)
     settings = TrainingSettings(optimizer=optimizer, learning_rate=0.1)
     chosen = make_table_optimizer(table, settings)
-    table.sparse_gradients = sparse
+    table.begin(Regime(optimizer, sparse))
     for step in range(steps):
         chosen.zero_grad(set_to_none=True)
         ids = torch.tensor([3, 3, 7, 11 + step])  # one id twice
@@ -277,7 +274,7 @@ def test_adam_is_torch_s_own():
 def test_gradients_are_sparse_where_the_optimiser_moves_rows_alone(settings, sparse):
     table = FullEmbedding(SPEC)
     make_table_optimizer(table, TrainingSettings(**settings))
-    assert table.sparse_gradients == sparse
+    assert table.regime == Regime(settings["optimizer"], sparse, 1000)
 
 
 def test_clipping_bounds_the_gradient_s_length():

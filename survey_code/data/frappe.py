@@ -27,8 +27,8 @@ FIELDS = {
 }
 ROWS = {"train": 202_027, "valid": 57_722, "test": 28_860}
 
-ADDRESS = "https://huggingface.co/datasets/reczoo/Frappe_x1/resolve/main/{}"
-EDITIONS = {
+FRAPPE_ADDRESS = "https://huggingface.co/datasets/reczoo/Frappe_x1/resolve/main/{}"
+FRAPPE_EDITIONS = {
     "train": {
         "ba7306e6c4fc19dd2cd84f2f0596d158": "published",
         "e6c0fa27411fa70cdb4eb5780498f540bebaeb69b65943a1943c548a1f040d6e": "rebuilt",
@@ -60,7 +60,9 @@ def load_frappe() -> ClickData:
     parts, source = {}, {}
     for part in ROWS:
         name = f"{part}.csv"
-        file = DataFile("frappe_x1", name, ADDRESS.format(name), EDITIONS[part])
+        file = DataFile(
+            "frappe_x1", name, FRAPPE_ADDRESS.format(name), FRAPPE_EDITIONS[part]
+        )
         content, source[part] = read_data(file)
         parts[part] = parse_rows(content, part)
     rebuilt = source["train"]["edition"] == "rebuilt"

@@ -6,6 +6,7 @@ Cho, Myers and Leskovec (2011); the split of NGCF (2019) and LightGCN (2020).
 from __future__ import annotations
 
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,8 @@ from survey_code.data.tasks import InteractionData
 
 USERS, ITEMS = 29_858, 40_981
 PAIRS = {"train": 810_128, "test": 217_242}
-ADDRESS = "https://raw.githubusercontent.com/gusye1234/LightGCN-PyTorch/master/data/gowalla/{}"
-EDITIONS = {
+GOWALLA_ADDRESS = "https://raw.githubusercontent.com/gusye1234/LightGCN-PyTorch/master/data/gowalla/{}"
+GOWALLA_EDITIONS = {
     "train": {
         "7244696fdeb23911319cf7b689f2e15a3c4c92549c873a5677b44e3f13cc3e62": "published"
     },
@@ -57,12 +58,7 @@ def load_gowalla(
     """
     if not (isinstance(hold_out, Real) and 0 <= hold_out < 1):
         raise ValueError(f"hold_out must be from 0 to below 1, got {hold_out!r}")
-    parts, source = {}, {}
-    for part in PAIRS:
-        name = f"{part}.txt"
-        file = DataFile("gowalla", name, ADDRESS.format(name), EDITIONS[part])
-        content, source[part] = read_data(file)
-        parts[part] = parse_pairs(content, part)
+    parts, source = read_parts()
     held_out = choose_hold_out(parts["train"][:, 0], hold_out, seed)
     name = "gowalla"
     if renumber is not None:
@@ -78,6 +74,18 @@ def load_gowalla(
         test=parts["test"],
         source={**source, "hold_out": hold_out, "hold_out_seed": seed},
     )
+
+
+def read_parts() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The pairs of each published part, and where they come from."""
+    parts, source = {}, {}
+    for part in PAIRS:
+        name = f"{part}.txt"
+        address = GOWALLA_ADDRESS.format(name)
+        file = DataFile("gowalla", name, address, GOWALLA_EDITIONS[part])
+        content, source[part] = read_data(file)
+        parts[part] = parse_pairs(content, part)
+    return parts, source
 
 
 def parse_pairs(content: bytes, part: str) -> np.ndarray:

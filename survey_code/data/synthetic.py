@@ -19,12 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from survey_code.data.tasks import (
-    ClickData,
-    ClickRows,
-    InteractionData,
-    StreamData,
-)
+from survey_code.data.tasks import ClickData, ClickRows, InteractionData, StreamData
 from survey_code.order import largest_first
 
 # Factors are multiples of 1/64, so their products, and log-odds, of 1/4096.
@@ -108,9 +103,7 @@ PRESETS = {
         (6000, 4000, 1500, 500, 100, 30, 10, 4), 1.05, (200_000, 40_000, 40_000)
     ),
     "large": SyntheticSettings(
-        (1_000_000, 100_000, 10_000, 1000, 100, 10),
-        1.05,
-        (2_000_000, 100_000, 100_000),
+        (1_000_000, 100_000, 10_000, 1000, 100, 10), 1.05, (2_000_000, 100_000, 100_000)
     ),
     "stream": SyntheticSettings(
         (4000, 3000, 1000, 300, 50, 10),
@@ -221,11 +214,18 @@ def choose_settings(preset: str, overrides: dict[str, Any]) -> SyntheticSettings
     """A preset's settings with some replaced."""
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; presets: {sorted(PRESETS)}")
-    known = {field.name for field in dataclasses.fields(SyntheticSettings)}
-    unknown = sorted(set(overrides) - known)
+    check_settings(SyntheticSettings, overrides)
+    return dataclasses.replace(PRESETS[preset], **overrides)
+
+
+def check_settings(
+    kind: type[SyntheticSettings | InteractionSettings], given: dict[str, Any]
+) -> None:
+    """Raise ValueError if there is no such setting."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    unknown = sorted(set(given) - known)
     if unknown:
         raise ValueError(f"unknown setting {unknown[0]!r}; settings: {sorted(known)}")
-    return dataclasses.replace(PRESETS[preset], **overrides)
 
 
 class World:
@@ -415,10 +415,7 @@ def make_interactions(*, seed: int = 0, **overrides: Any) -> InteractionData:
     >>> data.num_users, data.num_items, data.train.shape[1]
     (50, 40, 2)
     """
-    known = {field.name for field in dataclasses.fields(InteractionSettings)}
-    unknown = sorted(set(overrides) - known)
-    if unknown:
-        raise ValueError(f"unknown setting {unknown[0]!r}; settings: {sorted(known)}")
+    check_settings(InteractionSettings, overrides)
     settings = InteractionSettings(**overrides)
     rng = np.random.default_rng([seed, 7])
     users, items = settings.num_users, settings.num_items
@@ -427,29 +424,30 @@ def make_interactions(*, seed: int = 0, **overrides: Any) -> InteractionData:
     order = largest_first(scores + np.rint(noise * LOGIT_GRID), axis=1)
     counts = rng.integers(settings.per_user[0], settings.per_user[1] + 1, size=users)
     met = np.arange(items) < counts[:, None]  # (users, items): a prefix of each order
-    pairs = np.stack(
-        [np.repeat(np.arange(users), counts), users + order[met]], axis=1
-    )  # (pairs, 2)
+    pairs = np.stack([np.repeat(np.arange(users), counts), users + order[met]], 1)
+    changed = {"seed": seed, **overrides} if seed else overrides
+    named = "".join(f", {name}={value}" for name, value in changed.items())
+    train, test, valid = split_pairs(rng, pairs, counts, settings.held_out)
+    return InteractionData(
+        f"synthetic interactions ({users} x {items}{named})",
+        *(users, items, train, valid, test),
+        source={"seed": seed, **dataclasses.asdict(settings)},
+    )
+
+
+def split_pairs(
+    rng: np.random.Generator, pairs: np.ndarray, counts: np.ndarray, held_out: float
+) -> list[np.ndarray]:
+    """Training, test and validation pairs: a share of each user's to test and as many
+    to validate, at random.
+    """
     # A place within its user, in random order, says which part a pair is in.
     shuffled = np.lexsort((rng.permutation(len(pairs)), pairs[:, 0]))
     place = np.arange(len(pairs)) - np.repeat(np.cumsum(counts) - counts, counts)
-    held = np.floor(settings.held_out * counts).astype(np.int64)[pairs[:, 0]]
-    part = (place < held).astype(int) + (
-        place < 2 * held
-    )  # 2: valid, 1: test, 0: train
+    held = np.floor(held_out * counts).astype(np.int64)[pairs[:, 0]]
+    part = (place < held).astype(int) + (place < 2 * held)  # 2: valid, 1: test
     pairs = pairs[shuffled]
-    changed = {"seed": seed, **overrides} if seed else overrides
-    named = "".join(f", {name}={value}" for name, value in changed.items())
-    train, test, valid = (np.ascontiguousarray(pairs[part == k]) for k in range(3))
-    return InteractionData(
-        f"synthetic interactions ({users} x {items}{named})",
-        users,
-        items,
-        train,
-        valid,
-        test,
-        source={"seed": seed, **dataclasses.asdict(settings)},
-    )
+    return [np.ascontiguousarray(pairs[part == k]) for k in range(3)]
 
 
 def draw_tastes(rng: np.random.Generator, settings: InteractionSettings) -> np.ndarray:

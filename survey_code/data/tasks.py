@@ -189,6 +189,10 @@ class StreamData:
         )
 
 
+# What a network can learn from as a whole; a stream is cut into one first.
+DataSet = ClickData | InteractionData
+
+
 def join_rows(windows: Sequence[ClickRows]) -> ClickRows:
     """Rows of several windows, one after another."""
     return ClickRows(

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from survey_code.gpu import current_stream, load_cupy
+from survey_code.gpu import GpuArray, Shaped, current_stream, load_cupy
 from survey_code.gpu.composed import ComposedRows
-from survey_code.gpu.rows import load_kernel
+from survey_code.gpu.rows import THREADS, load_kernel
 from survey_code.gpu.scatter import check_file
 
 SHARED_BYTES = 48 * 1024  # that every block may have
 WIDEST = 64  # numbers of a point that a thread keeps
 
 
-def assign_points(points: Any, centroids: Any) -> tuple[Any, Any]:
+def assign_points(points: GpuArray, centroids: GpuArray) -> tuple[GpuArray, GpuArray]:
     """The nearest centroid of each point; of equal ones the first.
 
     The distances of a point to all centroids are never stored.
@@ -57,7 +55,7 @@ def assign_points(points: Any, centroids: Any) -> tuple[Any, Any]:
         distances = cupy.empty(len(points), dtype=np.float32)
         kernel = load_kernel("assign.cu", f"assign_points<{dim}>")
         kernel(
-            (-(-len(points) // 256),), (256,),
+            (-(-len(points) // THREADS),), (THREADS,),
             (
                 points, np.int64(len(points)), centroids, np.int32(len(centroids)),
                 np.int32(tile), nearest, distances,
@@ -67,7 +65,7 @@ def assign_points(points: Any, centroids: Any) -> tuple[Any, Any]:
     return nearest, distances
 
 
-def score_codes(rows: ComposedRows, tables: Any, first: int, stop: int) -> Any:
+def score_codes(rows: ComposedRows, tables: Shaped, first: int, stop: int) -> GpuArray:
     """Scores of a range of rows, added up from tables.
 
     Parameters
@@ -102,7 +100,7 @@ def score_codes(rows: ComposedRows, tables: Any, first: int, stop: int) -> Any:
         scores = cupy.empty((queries, count), dtype=np.float32)
         kernel = load_kernel("scores.cu", "add_scores")
         kernel(
-            (min(-(-count // 256), 1024), queries), (256,),
+            (min(-(-count // THREADS), 1024), queries), (THREADS,),
             (
                 rows.fields, np.int64(first), np.int64(count),
                 cupy.ascontiguousarray(tables), np.int32(entries), scores,

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 
-from survey_code.gpu import load_cupy
+from survey_code.gpu import MODES, GpuArray, Shaped, load_cupy
 from survey_code.gpu.rows import (
     ID_TYPES,
     FusedRows,
+    Kernel,
     load_kernel,
     round_up,
     share_threads,
 )
 
-MODES = {"sum": 0, "mean": 1, "max": 2}
 OPEN = 2**63 - 1  # ids of a layout that serves any
 ENOUGH_GROUPS = 8192  # of threads that share rows
 FEW_BLOCKS = 8  # of a row, that are found at once
@@ -25,6 +25,10 @@ NUMBERS = {
     "float32": "float", "float16": "__half", "uint8": "unsigned char",
     "uint16": "unsigned short", "int32": "int", "int64": "long long",
 }  # fmt: skip
+
+
+# What a kernel is told: an array, a number, or None for 0.
+Field: TypeAlias = Shaped | int | None
 
 
 @dataclass
@@ -54,8 +58,8 @@ class ComposedRows(FusedRows):
     file: str
     format: str
     entries: int
-    fields: Any
-    kept: tuple[Any, ...]
+    fields: GpuArray
+    kept: tuple[GpuArray, ...]
     made: int = 0
 
     @property
@@ -63,7 +67,7 @@ class ComposedRows(FusedRows):
         """Bytes beyond the layout's own arrays."""
         return int(self.fields.nbytes) + self.made
 
-    def start_read(self, ids: Any, out: Any, flag: Any) -> None:
+    def start_read(self, ids: GpuArray, out: GpuArray, flag: GpuArray) -> None:
         """One row per id."""
         kernel, lanes, groups = self.kernel("read_composed", ids)
         # Threads that share rows find up to `lanes` of them at once; fewer where
@@ -76,27 +80,38 @@ class ComposedRows(FusedRows):
         )
 
     def start_pool(
-        self, ids: Any, offsets: Any, weights: Any, mode: str, out: Any, flag: Any
+        self,
+        ids: GpuArray,
+        offsets: GpuArray,
+        weights: GpuArray | None,
+        mode: str,
+        out: GpuArray,
+        flag: GpuArray,
     ) -> None:
         """One pooled row per bag."""
         # For short bags, fewer registers and so more threads at once.
         ahead = "1" if ids.size < 4 * offsets.size else ""
         kernel, lanes, bags = self.kernel("pool_composed", ids, ahead)
-        how = (np.uint64(0) if weights is None else weights, np.int32(MODES[mode]))
+        how = (
+            np.uint64(0) if weights is None else weights,
+            np.int32(MODES.index(mode)),
+        )
         kernel(
             (-(-offsets.size // bags),),
             (lanes, bags),
             (*self.arguments(ids), offsets, np.int64(offsets.size), *how, out, flag),
         )
 
-    def kernel(self, name: str, ids: Any, ahead: str = "") -> tuple[Any, int, int]:
+    def kernel(
+        self, name: str, ids: GpuArray, ahead: str = ""
+    ) -> tuple[Kernel, int, int]:
         """A kernel, the threads that share a row, and the rows of a block."""
         form, kind = self.format.format(self.entries), ID_TYPES[str(ids.dtype)]
         ahead = ahead or f"{form}::AHEAD"
         kernel = load_kernel(self.file, f"{name}<{form}, {kind}, {ahead}>")
         return kernel, *share_threads(self.dim, self.entries)
 
-    def arguments(self, ids: Any) -> tuple[Any, ...]:
+    def arguments(self, ids: GpuArray) -> tuple[Shaped, ...]:
         """What every kernel is told first."""
         sizes = (np.int64(self.rows), np.int32(self.dim), ids, np.int64(ids.size))
         return self.fields, *sizes
@@ -107,24 +122,22 @@ def compose(
     form: str,
     entries: int,
     shape: tuple[int, int],
-    fields: Sequence[Any],
+    fields: Sequence[Field],
     made: int = 0,
 ) -> ComposedRows:
     """Rows of a shape from their fields: arrays, integers, or None for 0."""
     cupy = load_cupy()
-    arrays = [
-        cupy.ascontiguousarray(value) if hasattr(value, "dtype") else None
-        for value in fields
-    ]
-    numbers = [
-        wrap(value or 0)
-        if array is None
-        else array.__cuda_array_interface__["data"][0] * bool(array.size)
-        for value, array in zip(fields, arrays)
-    ]
+    kept, numbers = [], []
+    for value in fields:
+        if value is None or isinstance(value, int):
+            numbers.append(wrap(value or 0))
+            continue
+        array = cupy.ascontiguousarray(value)
+        kept.append(array)
+        address = array.__cuda_array_interface__["data"][0]
+        numbers.append(address * bool(array.size))
     listed = cupy.asarray(np.array(numbers, dtype=np.int64))
-    kept = tuple(array for array in arrays if array is not None)
-    return ComposedRows(*shape, file, form, entries, listed, kept, made)
+    return ComposedRows(*shape, file, form, entries, listed, tuple(kept), made)
 
 
 def wrap(number: int) -> int:
@@ -151,15 +164,15 @@ def digit_fields(index_row: Sequence[int]) -> list[int]:
 def place_hashed(
     shape: tuple[int, int],
     combine: str,
-    values: Any,
+    values: Shaped,
     index: Sequence[Sequence[int]],
     starts: Sequence[int],
     own_row: int,
     *,
     signs: Sequence[int] | None = None,
-    weights: Any = None,
+    weights: Shaped | None = None,
     weight_index: Sequence[int] | None = None,
-    keys: Any = None,
+    keys: Shaped | None = None,
 ) -> ComposedRows:
     """Rows of a few tables, named by digits of the id; see `HashedLayout`.
 
@@ -172,7 +185,7 @@ def place_hashed(
     starts : first row of each table in `values`
     own_row : first row of the ids in `keys`
     """
-    fields = [
+    fields: list[Field] = [
         values, own_row, *(signs or (0, 0)), weights,
         0 if weights is None else weights.shape[1],
         keys, 0 if keys is None else keys.size,
@@ -190,7 +203,7 @@ def place_hashed(
 
 def place_flat(
     shape: tuple[int, int],
-    values: Any,
+    values: Shaped,
     block_len: int,
     multipliers: Sequence[int],
     signs: Sequence[int] | None,
@@ -198,7 +211,14 @@ def place_flat(
     """Blocks of rows anywhere in one array; see `FlatLayout`."""
     length = min(block_len, shape[1])
     places = values.size - length + 1
-    fields = [values, places, invert(places), length, *multipliers, *(signs or (0, 0))]
+    fields: list[Field] = [
+        values,
+        places,
+        invert(places),
+        length,
+        *multipliers,
+        *(signs or (0, 0)),
+    ]
     blocks = -(-shape[1] // length)
     few = blocks <= FEW_BLOCKS and values.size < 2**32
     form = f"FewBlocks<{{}}, {blocks}>" if few else "Flat<{}>"
@@ -207,8 +227,8 @@ def place_flat(
 
 def place_paths(
     shape: tuple[int, int],
-    values: Any,
-    paths: Any,
+    values: Shaped,
+    paths: Shaped,
     index: Sequence[Sequence[int]],
     hidden: int,
 ) -> ComposedRows:
@@ -224,7 +244,7 @@ def place_paths(
     hidden : int
         Units of a network.
     """
-    fields = [values, paths, paths.shape[1]]
+    fields: list[Field] = [values, paths, paths.shape[1]]
     for row in index:
         fields += [*digit_fields(row), 0]
     form = f"Path<{{}}, {hidden}>"
@@ -233,10 +253,10 @@ def place_paths(
 
 def place_tensor_train(
     shape: tuple[int, int],
-    cores: Sequence[Any],
+    cores: Sequence[Shaped],
     steps: Sequence[int],
-    cached_ids: Any = None,
-    cached_rows: Any = None,
+    cached_ids: Shaped | None = None,
+    cached_rows: Shaped | None = None,
 ) -> ComposedRows:
     """Up to three cores of shape (rows, left / step, columns / step, right).
 
@@ -246,10 +266,10 @@ def place_tensor_train(
     cupy = load_cupy()
     ones = cupy.ones((1, 1, 1, 1), dtype=np.float32)
     # Each core in an array of its own begins at a multiple of 16 bytes.
-    padded = [ones] * (3 - len(cores)) + [core.copy() for core in cores]
+    padded = [ones] * (3 - len(cores)) + [cupy.array(core) for core in cores]
     ranks = padded[1].shape[3], padded[2].shape[1]
     aligned = str(not any(rank % 4 for rank in ranks)).lower()
-    fields: list[Any] = []
+    fields: list[Field] = []
     for core, step in zip(padded, [1] * (3 - len(cores)) + list(steps)):
         rows, left, columns, right = core.shape
         fields += [core, rows, columns, left, right, step]
@@ -262,7 +282,7 @@ def place_tensor_train(
 
 
 def place_ragged(
-    shape: tuple[int, int], values: Any, lengths: Any, starts: Any
+    shape: tuple[int, int], values: Shaped, lengths: Shaped, starts: Shaped
 ) -> ComposedRows:
     """Prefixes of rows; see `RaggedLayout`."""
     kinds = f"{NUMBERS[str(values.dtype)]}, {NUMBERS[str(lengths.dtype)]}"
@@ -279,7 +299,11 @@ def place_ragged(
 
 
 def place_sparse(
-    shape: tuple[int, int], values: Any, columns: Any, offsets: Any, block_rows: int
+    shape: tuple[int, int],
+    values: Shaped,
+    columns: Shaped,
+    offsets: Shaped,
+    block_rows: int,
 ) -> ComposedRows:
     """Entries that are not zero; see `SparseLayout`."""
     kinds = f"{NUMBERS[str(values.dtype)]}, {NUMBERS[str(columns.dtype)]}"
@@ -290,7 +314,11 @@ def place_sparse(
 
 
 def place_anchors(
-    shape: tuple[int, int], anchors: Any, weights: Any, columns: Any, offsets: Any
+    shape: tuple[int, int],
+    anchors: Shaped,
+    weights: Shaped,
+    columns: Shaped,
+    offsets: Shaped,
 ) -> ComposedRows:
     """Weighted sums of anchors; see `AnchorLayout`."""
     kind = NUMBERS[str(columns.dtype)]
@@ -302,12 +330,12 @@ def place_anchors(
 
 def place_grouped(
     shape: tuple[int, int],
-    values: Any,
+    values: Shaped,
     sizes: Sequence[tuple[int, int]],
-    projections: Sequence[Any],
-    columns: Sequence[Any],
-    planes: Any = None,
-    before: Any = None,
+    projections: Sequence[Shaped | None],
+    columns: Sequence[np.ndarray | None],
+    planes: Shaped | None = None,
+    before: Shaped | None = None,
 ) -> ComposedRows:
     """Short rows, projected or spread; see `GroupedLayout`.
 
@@ -321,7 +349,7 @@ def place_grouped(
     planes, before : CuPy arrays, or None where groups are ranges of ids
     """
     cupy = load_cupy()
-    fields = [
+    fields: list[Field] = [
         values, planes, 0 if planes is None else planes.shape[1], before, len(sizes),
     ]  # fmt: skip
     number = row = 0
@@ -339,26 +367,26 @@ def place_grouped(
 def place_codebook(
     shape: tuple[int, int],
     combine: str,
-    codes: Any,
+    codes: Shaped,
     bits: int,
-    codewords: Any,
-    firsts: Any,
+    codewords: Shaped,
+    firsts: Shaped,
     *,
-    starts: Any = None,
-    marks: Any = None,
-    ranks: Any = None,
-    head_codes: Any = None,
+    starts: Shaped | None = None,
+    marks: Shaped | None = None,
+    ranks: Shaped | None = None,
+    head_codes: Shaped | None = None,
     head_bits: int = 0,
-    head_values: Any = None,
-    hashed: Any = None,
+    head_values: Shaped | None = None,
+    hashed: Shaped | None = None,
     index: Sequence[Sequence[int]] | None = None,
 ) -> ComposedRows:
     """Rows that are named by codes; see `CodebookLayout`."""
     groups, books = firsts.shape
     if head_values is not None:
-        head_values = head_values.astype(codewords.dtype, copy=False)
+        head_values = load_cupy().asarray(head_values, dtype=codewords.dtype)
     width = codewords.shape[1]
-    fields = [
+    fields: list[Field] = [
         codes, bits, codewords, books, width, firsts, groups, starts, marks, ranks,
         head_codes, head_bits, head_values, hashed,
     ]  # fmt: skip
@@ -380,7 +408,9 @@ STORED = {"float32": 32, "float16": 16, "uint16": 17}
 
 
 def place_tiered(
-    shape: tuple[int, int], tiers: Sequence[tuple[Any, int]], keys: Sequence[Any]
+    shape: tuple[int, int],
+    tiers: Sequence[tuple[Shaped, int]],
+    marked: Sequence[tuple[Shaped, Shaped]],
 ) -> ComposedRows:
     """Rows in tables of different precision; see `TieredLayout`.
 
@@ -388,11 +418,11 @@ def place_tiered(
     ----------
     shape : (ids, dim)
     tiers : pairs of a CuPy array and the bits of its codes, 0 for plain numbers
-    keys : CuPy arrays
-        Ids of each tier but the last, rising.
+    marked : pairs of CuPy arrays
+        For each tier but the last a bit for each id, 1 for its own, and how many of
+        them are below every 64 ids.
     """
-    marked = [mark_ids(own, shape[0]) for own in keys]
-    fields: list[Any] = [len(tiers)]
+    fields: list[Field] = [len(tiers)]
     for (rows, bits), (marks, before) in zip(tiers, [*marked, (None, None)]):
         stored = bits or STORED[str(rows.dtype)]
         fields += [rows, stored, rows.shape[1] * rows.itemsize, marks, before]
@@ -403,21 +433,3 @@ def place_tiered(
     whole = str(entries == 4 and not any(size % 4 for size in sizes)).lower()
     form = f"Tiered<{{}}, {whole}>"
     return compose("tiered.cu", form, entries, shape, fields, made)
-
-
-def mark_ids(ids: Any, rows: int) -> tuple[Any, Any]:
-    """A bit for each row, set for the ids; and the ids below every 64 rows.
-
-    Returns
-    -------
-    marks : CuPy array of uint64, shape (ceil(rows / 64),)
-    before : CuPy array of uint32, the same shape
-    """
-    cupy = load_cupy()
-    words = -(-rows // 64)
-    bits = cupy.zeros(64 * words, dtype=np.uint8)
-    bits[ids] = 1
-    counts = bits.reshape(words, 64).sum(axis=1, dtype=np.uint32)
-    before = cupy.cumsum(counts, dtype=np.uint32) - counts
-    marks = cupy.packbits(bits, bitorder="little").view(np.uint64)
-    return marks, before

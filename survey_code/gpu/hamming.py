@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from survey_code.gpu import current_stream, load_cupy
-from survey_code.gpu.rows import load_kernel
+from survey_code.gpu import GpuArray, Shaped, current_stream, load_cupy
+from survey_code.gpu.rows import THREADS, load_kernel
 
-THREADS = 256
 QUERIES = 16  # that share one pass over the codes, as in hamming.cu
 BLOCKS = 1056  # 8 for each of 132 multiprocessors
 CHUNK = 4096  # queries a call of the kernels
 MOST_WORDS = 8  # bins of longer codes do not fit into shared memory
 
 
-def as_words(codes: Any) -> Any:
+def as_words(codes: Shaped) -> GpuArray:
     """Packed codes as whole 64-bit words: uint8 (n, bytes) -> uint64 (n, words)."""
     cupy = load_cupy()
     words = -(-codes.shape[1] // 8)
     if codes.shape[1] % 8:
-        padded = cupy.zeros((len(codes), 8 * words), dtype=np.uint8)
+        padded = cupy.zeros((codes.shape[0], 8 * words), dtype=np.uint8)
         padded[:, : codes.shape[1]] = codes
         codes = padded
     return cupy.ascontiguousarray(codes).view(np.uint64)
 
 
-def nearest_codes(queries: Any, codes: Any, k: int) -> Any:
+def nearest_codes(queries: Shaped, codes: Shaped, k: int) -> GpuArray:
     """The k codes with the fewest differing bits, for each query.
 
     Parameters
@@ -49,20 +46,20 @@ def nearest_codes(queries: Any, codes: Any, k: int) -> Any:
     """
     cupy = load_cupy()
     with current_stream():
-        queries, codes = as_words(queries), as_words(codes)
-        if codes.shape[1] > MOST_WORDS:
+        asked, stored = as_words(queries), as_words(codes)
+        if stored.shape[1] > MOST_WORDS:
             raise ValueError(
                 f"codes must have at most {64 * MOST_WORDS} bits, got "
-                f"{64 * codes.shape[1]}"
+                f"{64 * stored.shape[1]}"
             )
-        best = cupy.empty((len(queries), k), dtype=np.int64)
-        for start in range(0, len(queries), CHUNK):
-            part = cupy.ascontiguousarray(queries[start : start + CHUNK])
-            best[start : start + CHUNK] = _nearest(part, codes, k)
+        best = cupy.empty((len(asked), k), dtype=np.int64)
+        for start in range(0, len(asked), CHUNK):
+            part = cupy.ascontiguousarray(asked[start : start + CHUNK])
+            best[start : start + CHUNK] = _nearest(part, stored, k)
     return best
 
 
-def _nearest(queries: Any, codes: Any, k: int) -> Any:
+def _nearest(queries: GpuArray, codes: GpuArray, k: int) -> GpuArray:
     cupy = load_cupy()
     (rows, words), count = codes.shape, len(queries)
     grid = (min(BLOCKS, -(-rows // THREADS)), -(-count // QUERIES))

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from survey_code.gpu import load_cupy
+from survey_code.gpu import GpuArray, Shaped, load_cupy
 from survey_code.gpu.composed import ComposedRows
 from survey_code.gpu.rows import (
     ID_TYPES,
+    THREADS,
     DeviceRows,
     FusedRows,
     load_kernel,
     place_dense,
 )
 
-BLOCK = 256
 AT_ONCE = 1 << 16  # ids whose signals are in memory at the same time
 
 
@@ -51,23 +50,27 @@ class GeneratedRows(FusedRows):
     multipliers: tuple[int, int]
     normal: bool
     activation: str
-    layers: Sequence[tuple[Any, Any]]
+    layers: Sequence[tuple[Shaped, Shaped]]
 
-    held_bytes = 0  # beyond the layout's own arrays
-
-    def start_read(self, ids: Any, out: Any, flag: Any) -> None:
+    def start_read(self, ids: GpuArray, out: GpuArray, flag: GpuArray) -> None:
         """One row per id."""
         table, places = self.generate(ids, flag)
         table.start_read(places, out, flag)
 
     def start_pool(
-        self, ids: Any, offsets: Any, weights: Any, mode: str, out: Any, flag: Any
+        self,
+        ids: GpuArray,
+        offsets: GpuArray,
+        weights: GpuArray | None,
+        mode: str,
+        out: GpuArray,
+        flag: GpuArray,
     ) -> None:
         """One pooled row per bag."""
         table, places = self.generate(ids, flag)
         table.start_pool(places, offsets, weights, mode, out, flag)
 
-    def generate(self, ids: Any, flag: Any) -> tuple[DeviceRows, Any]:
+    def generate(self, ids: GpuArray, flag: GpuArray) -> tuple[DeviceRows, GpuArray]:
         """The distinct rows as a table, and the row of the table for each id."""
         cupy = load_cupy()
         distinct, places = cupy.unique(ids, return_inverse=True)
@@ -82,7 +85,7 @@ class GeneratedRows(FusedRows):
             table[start : start + AT_ONCE] = signals
         return place_dense(table), places.ravel()
 
-    def encode(self, ids: Any, flag: Any) -> Any:
+    def encode(self, ids: GpuArray, flag: GpuArray) -> GpuArray:
         """The network's input, float32 of shape (m, codes)."""
         signals = load_cupy().empty((ids.size, self.codes), dtype=np.float32)
         form = f"{str(self.normal).lower()}, {ID_TYPES[str(ids.dtype)]}"
@@ -90,7 +93,7 @@ class GeneratedRows(FusedRows):
         threads = signals.size // (2 if self.normal else 1)
         first, second = (np.uint64(m % 2**64) for m in self.multipliers)
         kernel(
-            (-(-threads // BLOCK),), (BLOCK,),
+            (-(-threads // THREADS),), (THREADS,),
             (
                 ids, np.int64(ids.size), np.int64(self.rows), first, second,
                 np.int32(self.codes), signals, flag,
@@ -98,11 +101,11 @@ class GeneratedRows(FusedRows):
         )  # fmt: skip
         return signals
 
-    def add_bias(self, signals: Any, bias: Any, activation: str) -> None:
+    def add_bias(self, signals: GpuArray, bias: Shaped, activation: str) -> None:
         """What follows a product, in place."""
         kernel = load_kernel("generator.cu", f"add_bias<{activation.upper()}>")
         kernel(
-            (-(-signals.size // BLOCK),), (BLOCK,),
+            (-(-signals.size // THREADS),), (THREADS,),
             (signals, bias, np.int64(signals.size), np.int32(signals.shape[1])),
         )  # fmt: skip
 
@@ -121,30 +124,29 @@ class TurnedRows(FusedRows):
     """
 
     unturned: ComposedRows
-    rotation: Any
+    rotation: Shaped
 
-    @property
-    def dim(self) -> int:  # type: ignore[override]
-        """Entries of a row."""
-        return self.unturned.dim
-
-    @property
-    def rows(self) -> int:  # type: ignore[override]
-        """Rows of the table."""
-        return self.unturned.rows
+    def __post_init__(self) -> None:
+        self.rows, self.dim = self.unturned.rows, self.unturned.dim
 
     @property
     def held_bytes(self) -> int:
         """Bytes beyond the layout's own arrays."""
         return self.unturned.held_bytes
 
-    def start_read(self, ids: Any, out: Any, flag: Any) -> None:
+    def start_read(self, ids: GpuArray, out: GpuArray, flag: GpuArray) -> None:
         """One row per id."""
         self.unturned.start_read(ids, out, flag)
         out[...] = out @ self.rotation
 
     def start_pool(
-        self, ids: Any, offsets: Any, weights: Any, mode: str, out: Any, flag: Any
+        self,
+        ids: GpuArray,
+        offsets: GpuArray,
+        weights: GpuArray | None,
+        mode: str,
+        out: GpuArray,
+        flag: GpuArray,
     ) -> None:
         """One pooled row per bag."""
         if mode != "max":

@@ -5,20 +5,40 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from survey_code.gpu import current_stream, load_cupy
+from survey_code.gpu import GpuArray, Shaped, current_stream, load_cupy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
 
 FOLDER = Path(__file__).parent
-THREADS = 64
+THREADS = 256  # of a block
+SHARING = 64  # of a block whose threads share rows
 SECTOR = 32  # bytes that the memory fetches at least
 ID_TYPES = {"int32": "int", "int64": "long long"}
 
 
+class Kernel(Protocol):
+    """A kernel of the GPU, which is started by a call."""
+
+    def __call__(
+        self,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        arguments: tuple[Shaped, ...],
+        *,
+        shared_mem: int = 0,
+    ) -> None:
+        """Start it on a grid of blocks; `shared_mem` in bytes a block."""
+
+
 @cache
-def load_kernel(file: str, expression: str) -> Any:
+def load_kernel(file: str, expression: str) -> Kernel:
     """Compile one instance of a kernel, e.g. ``pool_rows<Dense<float, 4>, int>``."""
     module = load_cupy().RawModule(
         code=(FOLDER / file).read_text(encoding="utf-8"),
@@ -37,22 +57,33 @@ class FusedRows:
     dim: int
     rows: int
 
-    def start_read(self, ids: Any, out: Any, flag: Any) -> None:
+    def start_read(self, ids: GpuArray, out: GpuArray, flag: GpuArray) -> None:
         """Start the kernel of a look-up; ids have one axis, at least one of them."""
         raise NotImplementedError
 
     def start_pool(
-        self, ids: Any, offsets: Any, weights: Any, mode: str, out: Any, flag: Any
+        self,
+        ids: GpuArray,
+        offsets: GpuArray,
+        weights: GpuArray | None,
+        mode: str,
+        out: GpuArray,
+        flag: GpuArray,
     ) -> None:
         """Start the kernel of a bag; there is at least one."""
         raise NotImplementedError
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that the GPU holds for them, beyond the layout's own arrays."""
+        return 0
+
     @cached_property
-    def unread(self) -> Any:
+    def unread(self) -> GpuArray:
         """Where a kernel reports bad ids that nobody asks about."""
         return load_cupy().zeros(1, dtype=np.uint32)
 
-    def read(self, ids: Any, check: bool = True) -> Any:
+    def read(self, ids: GpuArray, check: bool = True) -> GpuArray:
         """One row per id.
 
         Parameters
@@ -79,26 +110,26 @@ class FusedRows:
 
     def pool(
         self,
-        ids: Any,
-        offsets: Any = None,
-        weights: Any = None,
+        ids: GpuArray,
+        offsets: Shaped | Tensor | Sequence[int] | None = None,
+        weights: GpuArray | None = None,
         mode: str = "sum",
         check: bool = True,
-    ) -> Any:
+    ) -> GpuArray:
         """One pooled row per bag; see `survey_code.layouts.Layout.bag`."""
         cupy = load_cupy()
         ids = as_ids(ids)
         with current_stream():
-            offsets = as_offsets(ids, offsets)
-            out = cupy.empty((offsets.size, self.dim), dtype=np.float32)
+            starts = as_offsets(ids, offsets)
+            out = cupy.empty((starts.size, self.dim), dtype=np.float32)
             flag = cupy.zeros(1, dtype=np.uint32) if check else self.unread
-            if offsets.size:
-                self.start_pool(ids, offsets, weights, mode, out, flag)
+            if starts.size:
+                self.start_pool(ids, starts, weights, mode, out, flag)
             if check:
                 self.raise_if(flag, ids)
         return out
 
-    def raise_if(self, flag: Any, ids: Any) -> None:
+    def raise_if(self, flag: GpuArray, ids: GpuArray) -> None:
         """Raise what a kernel reported."""
         found = int(flag[0])
         if found & 1:
@@ -139,7 +170,7 @@ class DeviceRows(FusedRows):
         Of the array on disk.
     """
 
-    table: Any
+    table: GpuArray
     dim: int
     nbytes: int
     file: str
@@ -151,14 +182,12 @@ class DeviceRows(FusedRows):
     kind: np.dtype
     least: int = 4  # entries that a thread reads of a short row
 
-    @property
-    def rows(self) -> int:  # type: ignore[override]
-        """Rows of the table."""
-        return len(self.table)
+    def __post_init__(self) -> None:
+        self.rows = len(self.table)
 
     @property
     def held_bytes(self) -> int:
-        """Bytes that the GPU holds, padding included."""
+        """Bytes of the table, padding included; it is the layout's own array."""
         return int(self.table.nbytes)
 
     def get(self) -> np.ndarray:
@@ -167,7 +196,7 @@ class DeviceRows(FusedRows):
         stored = [table[:, first:last] for first, last in self.parts]
         return np.ascontiguousarray(np.concatenate(stored, axis=1)).view(self.kind)
 
-    def start_read(self, ids: Any, out: Any, flag: Any) -> None:
+    def start_read(self, ids: GpuArray, out: GpuArray, flag: GpuArray) -> None:
         """One row per id."""
         kernel, lanes, rows = self._kernel("read_rows", self.single, ids)
         kernel(
@@ -177,11 +206,18 @@ class DeviceRows(FusedRows):
         )
 
     def start_pool(
-        self, ids: Any, offsets: Any, weights: Any, mode: str, out: Any, flag: Any
+        self,
+        ids: GpuArray,
+        offsets: GpuArray,
+        weights: GpuArray | None,
+        mode: str,
+        out: GpuArray,
+        flag: GpuArray,
     ) -> None:
         """One pooled row per bag."""
         long = ids.size >= 4 * offsets.size
         name = "max_rows" if mode == "max" else "pool_rows"
+        how: tuple[Shaped | None, ...]
         how = () if mode == "max" else (weights, np.int32(mode == "mean"))
         kernel, lanes, bags = self._kernel(
             name, self.pooled if long else self.short, ids
@@ -200,8 +236,8 @@ class DeviceRows(FusedRows):
         )
 
     def _kernel(
-        self, name: str, shape: tuple[int, int], ids: Any
-    ) -> tuple[Any, int, int]:
+        self, name: str, shape: tuple[int, int], ids: GpuArray
+    ) -> tuple[Kernel, int, int]:
         """A kernel, the threads that share a row, and the rows of a block."""
         entries, ahead = shape
         while entries > self.least and entries // 2 >= self.dim:
@@ -211,7 +247,7 @@ class DeviceRows(FusedRows):
         kernel = load_kernel(self.file, f"{name}<{form}, {kind}>")
         return kernel, *share_threads(self.dim, entries)
 
-    def _arguments(self, ids: Any) -> tuple[Any, ...]:
+    def _arguments(self, ids: GpuArray) -> tuple[Shaped, ...]:
         rows, stride = self.table.shape
         return (
             self.table,
@@ -228,10 +264,10 @@ def share_threads(dim: int, entries: int) -> tuple[int, int]:
     lanes = 1
     while lanes < 32 and lanes * entries < dim:
         lanes *= 2
-    return lanes, THREADS // lanes
+    return lanes, SHARING // lanes
 
 
-def as_ids(ids: Any) -> Any:
+def as_ids(ids: GpuArray) -> GpuArray:
     """Ids as contiguous int32 or int64."""
     cupy = load_cupy()
     if ids.dtype.kind not in "iu":
@@ -243,7 +279,9 @@ def as_ids(ids: Any) -> Any:
     return cupy.ascontiguousarray(ids)
 
 
-def as_offsets(ids: Any, offsets: Any) -> Any:
+def as_offsets(
+    ids: GpuArray, offsets: Shaped | Tensor | Sequence[int] | None
+) -> GpuArray:
     """Where each bag starts, as int64; the kernel checks their order."""
     cupy = load_cupy()
     if offsets is None:
@@ -254,15 +292,15 @@ def as_offsets(ids: Any, offsets: Any) -> Any:
         return cupy.arange(ids.shape[0], dtype=np.int64) * ids.shape[1]
     if ids.ndim != 1:
         raise ValueError(f"with offsets, ids must have one axis, got shape {ids.shape}")
-    offsets = cupy.asarray(offsets)
-    if offsets.ndim != 1 or (offsets.size and offsets.dtype.kind not in "iu"):
+    starts = cupy.asarray(offsets)
+    if starts.ndim != 1 or (starts.size and starts.dtype.kind not in "iu"):
         raise ValueError(
-            f"offsets must be integers of shape (bags,), got dtype {offsets.dtype} "
-            f"and shape {offsets.shape}"
+            f"offsets must be integers of shape (bags,), got dtype {starts.dtype} "
+            f"and shape {starts.shape}"
         )
-    if not offsets.size and ids.size:
+    if not starts.size and ids.size:
         raise ValueError(f"{ids.size} ids, but no bag to put them in")
-    return cupy.ascontiguousarray(offsets.astype(np.int64, copy=False))
+    return cupy.ascontiguousarray(starts.astype(np.int64, copy=False))
 
 
 def round_up(size: int, unit: int) -> int:
@@ -290,7 +328,7 @@ def place_rowwise(rows: np.ndarray, dim: int, bits: int) -> DeviceRows:
     return place_codes(stored[:, :codes], stored[:, codes:], dim, bits)
 
 
-def place_codes(codes: Any, tail: Any, dim: int, bits: int) -> DeviceRows:
+def place_codes(codes: Shaped, tail: Shaped, dim: int, bits: int) -> DeviceRows:
     """Codes, and each row's scale and bias beside them, on the GPU.
 
     Parameters
@@ -317,10 +355,10 @@ def place_codes(codes: Any, tail: Any, dim: int, bits: int) -> DeviceRows:
     )  # fmt: skip
 
 
-NUMBERS = {"float32": "float", "float16": "__half", "uint16": "__nv_bfloat16"}
+FLOATS = {"float32": "float", "float16": "__half", "uint16": "__nv_bfloat16"}
 
 
-def place_dense(values: np.ndarray) -> DeviceRows:
+def place_dense(values: Shaped) -> DeviceRows:
     """Rows of float32, float16 or bfloat16 (as uint16) on the GPU."""
     cupy = load_cupy()
     rows, dim = values.shape
@@ -336,12 +374,12 @@ def place_dense(values: np.ndarray) -> DeviceRows:
         table[:, :used] = stored
     return DeviceRows(
         table, dim, values.nbytes, "dense.cu",
-        f"Dense<{NUMBERS[str(values.dtype)]}, {{}}, {{}}>", share, pooled, pooled,
+        f"Dense<{FLOATS[str(values.dtype)]}, {{}}, {{}}>", share, pooled, pooled,
         ((0, used),), values.dtype,
     )  # fmt: skip
 
 
-def gather_ceiling(table: Any, ids: Any) -> None:
+def gather_ceiling(table: GpuArray, ids: GpuArray) -> None:
     """Read the rows of bags and do nothing with them: what no kernel can beat.
 
     Parameters

@@ -5,16 +5,14 @@ Sums are made in no fixed order, so that two calls may differ in the last bits.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from survey_code.gpu import current_stream, load_cupy
+from survey_code.gpu import GpuArray, current_stream, load_cupy
 from survey_code.gpu.composed import ComposedRows
-from survey_code.gpu.rows import ID_TYPES, as_ids, load_kernel
+from survey_code.gpu.rows import ID_TYPES, FusedRows, as_ids, load_kernel
 
 
-def scatter_blocks(rows: ComposedRows, ids: Any, gradients: Any) -> Any:
+def scatter_blocks(rows: ComposedRows, ids: GpuArray, gradients: GpuArray) -> GpuArray:
     """Gradient of a flat layout's array from the gradients of rows.
 
     Parameters
@@ -41,7 +39,9 @@ def scatter_blocks(rows: ComposedRows, ids: Any, gradients: Any) -> Any:
     return out
 
 
-def scatter_cores(rows: ComposedRows, ids: Any, gradients: Any) -> list[Any]:
+def scatter_cores(
+    rows: ComposedRows, ids: GpuArray, gradients: GpuArray
+) -> list[GpuArray]:
     """Gradients of a tensor train's three cores from the gradients of rows.
 
     Parameters
@@ -72,7 +72,7 @@ def scatter_cores(rows: ComposedRows, ids: Any, gradients: Any) -> list[Any]:
     return out
 
 
-def check_file(rows: Any, file: str) -> None:
+def check_file(rows: FusedRows, file: str) -> None:
     """Raise ValueError unless rows are read by this file's kernels."""
     found = getattr(rows, "file", type(rows).__name__)
     if found != file:
@@ -80,7 +80,11 @@ def check_file(rows: Any, file: str) -> None:
 
 
 def scatter(
-    rows: ComposedRows, name: str, ids: Any, gradients: Any, out: tuple[Any, ...]
+    rows: ComposedRows,
+    name: str,
+    ids: GpuArray,
+    gradients: GpuArray,
+    out: tuple[GpuArray, ...],
 ) -> None:
     """Start one of the kernels above, a warp for each row, and check its ids."""
     cupy = load_cupy()
@@ -96,9 +100,5 @@ def scatter(
         flag = cupy.zeros(1, dtype=np.uint32)
         kernel = load_kernel(rows.file, f"{name}<{ID_TYPES[str(ids.dtype)]}>")
         given = cupy.ascontiguousarray(gradients)
-        kernel(
-            (-(-ids.size // 4),),
-            (32, 4),
-            (*rows.arguments(ids), given, *out, flag),
-        )
+        kernel((-(-ids.size // 4),), (32, 4), (*rows.arguments(ids), given, *out, flag))
         rows.raise_if(flag, ids)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from survey_code.gpu import current_stream, load_cupy
-from survey_code.gpu.rows import load_kernel
-
-THREADS = 256
+from survey_code.gpu import GpuArray, current_stream, load_cupy
+from survey_code.gpu.rows import THREADS, load_kernel
 
 
-def mix(keys: Any) -> Any:
+def mix(keys: np.ndarray) -> np.ndarray:
     """A mixture of 64 bits (splitmix64); uint64 in, uint64 out."""
     with np.errstate(over="ignore"):
         keys = keys + np.uint64(0x9E3779B97F4A7C15)
@@ -21,7 +17,7 @@ def mix(keys: Any) -> Any:
         return keys ^ (keys >> np.uint64(31))
 
 
-def make_key(seed: int, step: int) -> np.uint64:
+def draw_key(seed: int, step: int) -> np.uint64:
     """One key for all coins of a training step."""
     both = mix(np.array([seed], dtype=np.uint64)) ^ np.uint64(step)
     return np.uint64(mix(both)[0])
@@ -30,7 +26,7 @@ def make_key(seed: int, step: int) -> np.uint64:
 def round_rows(
     rows: np.ndarray, ids: np.ndarray, steps: np.ndarray, bits: int, key: np.uint64
 ) -> np.ndarray:
-    """Packed codes of rows, as `write_rows` stores them; in NumPy.
+    """Codes of rows, as `write_rows` packs and stores them; in NumPy.
 
     The code of an entry is ``floor(x / s + u) + 2**(bits - 1)``, cut to 0 and
     ``2**bits - 1``, with a number u from 0 to 1 that depends on the key, the row's
@@ -43,11 +39,11 @@ def round_rows(
     steps : ndarray of float32, shape (m,)
     bits : {8, 4, 2}
     key : uint64
-        From `make_key`.
+        From `draw_key`.
 
     Returns
     -------
-    ndarray of uint8, shape (m, ceil(dim * bits / 8))
+    ndarray of uint8, shape (m, dim)
     """
     columns = np.arange(rows.shape[1], dtype=np.uint64)
     places = (ids.astype(np.uint64) << np.uint64(20))[:, None] | columns
@@ -56,17 +52,17 @@ def round_rows(
     )
     scaled = rows / steps[:, None]
     below = np.floor(scaled)
-    codes = below + (coins < scaled - below) + 2 ** (bits - 1)
-    codes = codes.clip(0, 2**bits - 1).astype(np.uint8)  # (m, dim)
-    in_byte = 8 // bits
-    padded = np.pad(codes, ((0, 0), (0, -rows.shape[1] % in_byte)))
-    spread = padded.reshape(len(rows), -1, in_byte)
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    return np.bitwise_or.reduce(spread << shifts, axis=2)
+    codes: np.ndarray = below + (coins < scaled - below) + 2 ** (bits - 1)
+    return codes.clip(0, 2**bits - 1).astype(np.uint8)
 
 
 def write_rows(
-    table: Any, ids: Any, rows: Any, steps: Any, bits: int, key: np.uint64
+    table: GpuArray,
+    ids: GpuArray,
+    rows: GpuArray,
+    steps: GpuArray,
+    bits: int,
+    key: np.uint64,
 ) -> None:
     """Round rows by chance and store their codes, on a GPU.
 
@@ -81,7 +77,7 @@ def write_rows(
         Value of one code step.
     bits : {8, 4, 2}
     key : uint64
-        From `make_key`.
+        From `draw_key`.
 
     Raises
     ------
@@ -89,6 +85,26 @@ def write_rows(
         If shapes or types are others, or `bits` is unknown.
     """
     cupy = load_cupy()
+    width = check_write(table, ids, rows, steps, bits)
+    count, dim = rows.shape
+    if not count:
+        return
+    with current_stream():
+        values, places, scales = map(cupy.ascontiguousarray, (rows, ids, steps))
+        load_kernel("writeback.cu", f"write_rows<{bits}>")(
+            (-(-count * width // THREADS),), (THREADS,),
+            (
+                values, np.int64(count), np.int32(dim), places, scales,
+                np.int32(-(2 ** (bits - 1))), np.uint64(key),
+                table, np.int32(table.shape[1]),
+            ),
+        )  # fmt: skip
+
+
+def check_write(
+    table: GpuArray, ids: GpuArray, rows: GpuArray, steps: GpuArray, bits: int
+) -> int:
+    """Bytes of a row's codes; raise ValueError for what `write_rows` cannot take."""
     count, dim = rows.shape
     width = -(-dim * bits // 8)
     if bits not in (8, 4, 2):
@@ -106,21 +122,4 @@ def write_rows(
             f"and a uint8 table of at least {width} bytes a row, got ids {ids.shape}, "
             f"steps {steps.shape}, table {table.shape}"
         )
-    if not count:
-        return
-    with current_stream():
-        load_kernel("writeback.cu", f"write_rows<{bits}>")(
-            (-(-count * width // THREADS),),
-            (THREADS,),
-            (
-                cupy.ascontiguousarray(rows),
-                np.int64(count),
-                np.int32(dim),
-                cupy.ascontiguousarray(ids),
-                cupy.ascontiguousarray(steps),
-                np.int32(-(2 ** (bits - 1))),
-                np.uint64(key),
-                table,
-                np.int32(table.shape[1]),
-            ),
-        )
+    return width

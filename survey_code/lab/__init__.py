@@ -3,40 +3,104 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from survey_code.lab.experiment import (
+        Experiment,
+        recall,
+        repeat,
+        run,
+        run_once,
+        sweep,
+    )
+    from survey_code.lab.latency import measure_lookup
+    from survey_code.lab.memory import (
+        MemoryMeter,
+        compare_search_cost,
+        measure_training,
+    )
+    from survey_code.lab.plots import plot_marks, plot_tradeoff
+    from survey_code.lab.results import (
+        Result,
+        describe_results,
+        load_results,
+        summarize,
+        summarize_near,
+        tabulate,
+    )
+    from survey_code.lab.speed import tabulate_arithmetic, tabulate_rates
+    from survey_code.lab.stream import StreamExperiment, run_stream
+    from survey_code.lab.task import DataTask, make_task
+    from survey_code.lab.trial import Trial, default_trial
+
+# Names are loaded when first used: plots need matplotlib, tasks torch.
 _HOMES = {
+    "Experiment": "experiment",
     "MemoryMeter": "memory",
     "Result": "results",
-    "Task": "task",
-    "Trial": "task",
+    "StreamExperiment": "stream",
+    "DataTask": "task",
+    "Trial": "trial",
     "compare_search_cost": "memory",
+    "default_trial": "trial",
     "describe_results": "results",
     "load_results": "results",
+    "make_task": "task",
     "measure_lookup": "latency",
     "measure_training": "memory",
     "plot_marks": "plots",
     "plot_tradeoff": "plots",
-    "record": "records",
-    "repeat": "runs",
-    "run": "runs",
-    "run_once": "runs",
+    "recall": "experiment",
+    "repeat": "experiment",
+    "run": "experiment",
+    "run_once": "experiment",
     "run_stream": "stream",
     "summarize": "results",
     "summarize_near": "results",
-    "sweep": "runs",
+    "sweep": "experiment",
     "tabulate": "results",
-    "tabulate_arithmetic": "arithmetic_rates",
-    "tabulate_rates": "rates",
+    "tabulate_arithmetic": "speed",
+    "tabulate_rates": "speed",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "DataTask",
+    "Experiment",
+    "MemoryMeter",
+    "Result",
+    "StreamExperiment",
+    "Trial",
+    "compare_search_cost",
+    "default_trial",
+    "describe_results",
+    "load_results",
+    "make_task",
+    "measure_lookup",
+    "measure_training",
+    "plot_marks",
+    "plot_tradeoff",
+    "recall",
+    "repeat",
+    "run",
+    "run_once",
+    "run_stream",
+    "summarize",
+    "summarize_near",
+    "sweep",
+    "tabulate",
+    "tabulate_arithmetic",
+    "tabulate_rates",
+]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'survey_code.lab' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"survey_code.lab.{_HOMES[name]}"), name)
+# Type checkers see the names above, and no others.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'survey_code.lab' has no attribute {name!r}")
+        return getattr(importlib.import_module(f"survey_code.lab.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

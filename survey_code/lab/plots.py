@@ -6,9 +6,9 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import cycle, pairwise
-from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
@@ -30,16 +30,15 @@ def plot_tradeoff(
     """Draw accuracy against the compression ratio that was reached.
 
     One marked line per method with its key at its end and error bars over the
-    seeds (see `choose_styles`); the uncompressed table as a dashed line inside the
-    band of one deviation of its seeds, so that "no loss" is "inside the band".
+    seeds (see `choose_styles`); the uncompressed table as a dashed line in the band
+    of one deviation of its seeds.
 
     Parameters
     ----------
     results : iterable of Result
         Those of the key ``full`` give the band.  A key that is not in the
-        catalogue, given with `dataclasses.replace`, is a line of its own name.
+        catalogue is a line of its own name.
     metric : str
-        Key of `Result.test`.
     ax : Axes, optional
 
     Returns
@@ -49,31 +48,20 @@ def plot_tradeoff(
     """
     table = summarize(results, metric)
     axes = plt.gca() if ax is None else ax
-    full = table[table["key"] == "full"]
-    for row in full.itertuples():
+    bands = list(table[table["key"] == "full"].itertuples())
+    for row in bands:
         axes.axhspan(
             row.mean - row.deviation, row.mean + row.deviation, color="0.85", zorder=0
         )
         axes.axhline(row.mean, color="0.4", linestyle="--", linewidth=1, label="full")
-    starts, ends = [], []
-    lines = table[table["key"] != "full"].groupby("key", sort=False)
-    styles = choose_styles([str(key) for key, _ in lines])
-    for key, rows in lines:
-        color, marker, line = styles[str(key)]
-        rows = rows.sort_values("reached", kind="stable")
-        axes.errorbar(
-            rows["reached"], rows["mean"], yerr=rows["deviation"], label=key,
-            color=color, marker=marker, linestyle=line, capsize=2, elinewidth=0.8,
-        )  # fmt: skip
-        starts.append(rows["mean"].iloc[0])
-        last = rows.iloc[-1]
-        ends.append((last["reached"], last["mean"], str(key), color))
+    lines = table[table["key"] != "full"]
+    starts, ends = draw_lines(axes, lines)
     axes.set_xscale("log", base=2)
-    show_ratios(axes, table.loc[table["key"] != "full", "reached"])
+    show_ratios(axes, list(lines["reached"]))
     axes.set_xlabel("compression ratio (full bytes / stored bytes)")
     axes.set_ylabel(METRIC_NAMES.get(metric, metric))
     name_lines(axes, ends)
-    for row in full.itertuples():
+    for row in bands:
         # Its name stands on the side where the lines are farther from it.
         left, right = (
             min((abs(y - row.mean) for y in heights), default=0.0)
@@ -86,6 +74,28 @@ def plot_tradeoff(
             fontsize=7.5,
         )  # fmt: skip
     return axes
+
+
+def draw_lines(
+    axes: Axes, table: pd.DataFrame
+) -> tuple[list[float], list[tuple[float, float, str, str]]]:
+    """A marked line for each key of a summary: where they start, and where they end,
+    with name and colour.
+    """
+    starts, ends = [], []
+    lines = table.groupby("key", sort=False)
+    styles = choose_styles([str(key) for key, _ in lines])
+    for key, rows in lines:
+        color, marker, line = styles[str(key)]
+        rows = rows.sort_values("reached", kind="stable")
+        axes.errorbar(
+            rows["reached"], rows["mean"], yerr=rows["deviation"], label=str(key),
+            color=color, marker=marker, linestyle=line, capsize=2, elinewidth=0.8,
+        )  # fmt: skip
+        starts.append(float(rows["mean"].iloc[0]))
+        last = rows.iloc[-1]
+        ends.append((float(last["reached"]), float(last["mean"]), str(key), color))
+    return starts, ends
 
 
 def plot_marks(
@@ -158,7 +168,7 @@ def choose_styles(keys: Sequence[str]) -> dict[str, tuple[str, str, str]]:
     return styles
 
 
-def show_ratios(axes: Axes, reached: Any) -> None:
+def show_ratios(axes: Axes, reached: Sequence[float]) -> None:
     """Label a log2 axis 2x, 4x, 8x ... over the ratios that occur."""
     low = np.floor(np.log2(min(reached)))
     high = np.ceil(np.log2(max(reached)))
@@ -189,6 +199,13 @@ def name_lines(
             textcoords="axes fraction", color=color, fontsize=8, va="center",
             arrowprops={"arrowstyle": "-", "color": color, "lw": 0.5, "alpha": 0.5},
         )  # fmt: skip
+
+
+def list_titles(catalogue: Sequence[Method], family: str) -> str:
+    """The titles of a family's methods, in lines."""
+    titles = ", ".join(m.title for m in catalogue if m.family == family)
+    words = titles or "not in the catalogue yet"
+    return textwrap.fill(words, 50, break_on_hyphens=False)
 
 
 # What each category makes fewer of.
@@ -222,12 +239,7 @@ def plot_taxonomy(catalogue: Iterable[Method], ax: Axes | None = None) -> Axes:
     # The baseline comes last: it shortens no side.
     order = [*list(TAXONOMY)[1:], "baseline"]
     rows = [(category, family) for category in order for family in TAXONOMY[category]]
-    names = {}
-    for _, family in rows:
-        titles = ", ".join(m.title for m in catalogue if m.family == family)
-        names[family] = textwrap.fill(
-            titles or "not in the catalogue yet", 50, break_on_hyphens=False
-        )
+    names = {family: list_titles(catalogue, family) for _, family in rows}
     heights = [0.2 + 0.15 * (names[family].count("\n") + 1) for _, family in rows]
     # A little air between two categories.
     gaps = [0.14 * (a[0] != b[0]) for a, b in pairwise([rows[0], *rows])]
@@ -241,37 +253,49 @@ def plot_taxonomy(catalogue: Iterable[Method], ax: Axes | None = None) -> Axes:
     axes = ax or plt.figure(figsize=(7, total)).add_axes((0.0, 0.0, 1.0, 1.0))
     draw_block(axes, total / 2, colors)
     for category in order:
-        own = [levels[family] for family in TAXONOMY[category]]
         reach = [heights[k] / 2 for k, row in enumerate(rows) if row[0] == category]
-        color, middle = colors[category], (max(own) + min(own)) / 2
-        axes.plot(
-            [2.85, 2.85], [min(own) - reach[-1] + 0.06, max(own) + reach[0] - 0.06],
-            color=color, linewidth=2, solid_capstyle="butt",
-        )  # fmt: skip
-        if category in SIDES:
-            axes.text(
-                2.75, middle, category, ha="right", va="bottom", color=color,
-                weight="bold", fontsize=8.5,
-            )  # fmt: skip
-            axes.text(
-                2.75, middle - 0.03, f"fewer {SIDES[category]}", ha="right", va="top",
-                color=color, fontsize=7.5,
-            )  # fmt: skip
+        own = [levels[family] for family in TAXONOMY[category]]
+        draw_category(axes, category, colors[category], own, (reach[0], reach[-1]))
         for family in TAXONOMY[category]:
-            level, known = levels[family], any(m.family == family for m in catalogue)
-            axes.text(
-                2.95, level, family, va="center", color=color, weight="bold",
-                fontsize=8,
-            )  # fmt: skip
-            axes.text(
-                4.3, level, names[family], va="center", fontsize=7.5,
-                color="0.15" if known else "0.5",
-                style="normal" if known else "italic",
-            )  # fmt: skip
+            known = any(m.family == family for m in catalogue)
+            draw_family(
+                axes, family, names[family], levels[family], colors[category], known
+            )
     axes.set_xlim(0, 7)
     axes.set_ylim(0, total)
     axes.axis("off")
     return axes
+
+
+def draw_category(
+    axes: Axes, category: str, color: str, own: list[float], reach: tuple[float, float]
+) -> None:
+    """A bar beside a category's families, its name, and what it makes fewer of."""
+    middle, (first, last) = (max(own) + min(own)) / 2, reach
+    axes.plot(
+        [2.85, 2.85], [min(own) - last + 0.06, max(own) + first - 0.06],
+        color=color, linewidth=2, solid_capstyle="butt",
+    )  # fmt: skip
+    if category in SIDES:
+        axes.text(
+            2.75, middle, category, ha="right", va="bottom", color=color,
+            weight="bold", fontsize=8.5,
+        )  # fmt: skip
+        axes.text(
+            2.75, middle - 0.03, f"fewer {SIDES[category]}", ha="right", va="top",
+            color=color, fontsize=7.5,
+        )  # fmt: skip
+
+
+def draw_family(
+    axes: Axes, family: str, titles: str, level: float, color: str, known: bool
+) -> None:
+    """A family's name and its methods."""
+    axes.text(2.95, level, family, va="center", color=color, weight="bold", fontsize=8)
+    axes.text(
+        4.3, level, titles, va="center", fontsize=7.5,
+        color="0.15" if known else "0.5", style="normal" if known else "italic",
+    )  # fmt: skip
 
 
 def draw_block(axes: Axes, middle: float, colors: dict[str, str]) -> None:

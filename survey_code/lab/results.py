@@ -18,9 +18,6 @@ import pandas as pd
 
 from survey_code.layouts import Layout
 
-# Two runs are the same run where these agree.
-RESUME_KEY = ("key", "options", "data", "model", "dim", "requested_ratio", "seed")
-
 
 @dataclass
 class Result:
@@ -31,7 +28,8 @@ class Result:
     key : str
         The method's.
     options : dict
-        What it was configured with.
+        What it was configured with: what was asked, the defaults then in force, and
+        what a plan or a search found.
     data, model : str
     dim : int
         Dimension of the full table.
@@ -51,6 +49,10 @@ class Result:
         How the network was trained, and its layers.
     device, date, command : str
     versions : dict
+    asked : dict, optional
+        All options that can be asked for, the defaults then in force included, as
+        they were before anything was found.  Results made before this was recorded
+        have None.
     layout : Layout
         What is deployed.  Not written to files.
     """
@@ -73,12 +75,8 @@ class Result:
     date: str
     versions: dict[str, str]
     command: str
+    asked: dict[str, Any] | None = None
     layout: Layout | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def resume_key(self) -> str:
-        """What makes this run this run, as text."""
-        return json.dumps([getattr(self, name) for name in RESUME_KEY], sort_keys=True)
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys."""
@@ -179,6 +177,16 @@ def describe_results(results: Sequence[Result]) -> str:
         *sorted(commands),
     ]
     return "; ".join(parts)
+
+
+def describe_result(result: Result) -> str:
+    """One line on one run."""
+    metrics = ", ".join(f"{name} {value:.5f}" for name, value in result.test.items())
+    return (
+        f"{result.key} {result.model} seed {result.seed}: {metrics}, "
+        f"{result.bytes['inference']:,} bytes, {result.reached_ratio:.2f}x, "
+        f"{result.seconds['train']:.1f} s"
+    )
 
 
 def is_cut(line: str) -> bool:
@@ -309,6 +317,10 @@ def name_device(device: str) -> str:
     return f"cpu {platform.machine()}, {torch.get_num_threads()} thread(s)"
 
 
-def today() -> str:
-    """The date, ISO 8601."""
-    return datetime.date.today().isoformat()
+def describe_machine(device: str) -> dict[str, Any]:
+    """Where and when something is measured: device, date, versions."""
+    return {
+        "device": name_device(device),
+        "date": datetime.date.today().isoformat(),
+        "versions": find_versions(),
+    }

@@ -3,56 +3,191 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from survey_code import catalog
+from survey_code.catalog import AFTER, SEARCH, get_method
 from survey_code.data.tasks import ClickData, ClickRows, StreamData, join_rows
-from survey_code.embedding import FullEmbedding
-from survey_code.lab.runs import adapt_trial, search
-from survey_code.lab.task import ClickTask, Trial, default_trial
+from survey_code.embedding import Fitted
+from survey_code.lab.experiment import Data, Experiment, describe_call
+from survey_code.lab.results import Result, describe_machine
+from survey_code.lab.task import ClickTask
+from survey_code.layouts import Layout
 from survey_code.objectives import evaluate_clicks
+from survey_code.options import Options
 from survey_code.training import train
+
+
+@dataclass(frozen=True)
+class StreamExperiment(Experiment):
+    """A method on a stream: each window is a test before it is learnt from.
+
+    The first `start` windows train a table and a network; then every later window is
+    first a test and then, warm-started, `update_epochs` epochs of training.  Methods
+    that compress after training compress anew before each test, and those that
+    search do so in the first `start` windows, of which they choose by the last.
+
+    Parameters
+    ----------
+    start, update_epochs : int
+    """
+
+    start: int = 5
+    update_epochs: int = 6
+
+    @cached_property
+    def stream(self) -> StreamData:
+        """The windows.
+
+        Raises
+        ------
+        ValueError
+            If the data set is no stream, or `start` leaves no window to test.
+        """
+        data = open_stream(self.data)
+        if not 1 <= self.start < len(data.windows):
+            raise ValueError(
+                f"start must be from 1 to {len(data.windows) - 1}, got {self.start!r}"
+            )
+        return data
+
+    @cached_property
+    def task(self) -> ClickTask:
+        """The windows before the first test."""
+        settings = dataclasses.replace(self.trial.settings, patience=0)
+        trial = dataclasses.replace(self.trial, settings=settings)
+        return ClickTask(gather_windows(self.stream, 0, self.start), trial, self.seed)
+
+    @property
+    def data_name(self) -> str:
+        """Streams go by the name that they are asked by."""
+        return self.data if isinstance(self.data, str) else self.data.name
+
+    @property
+    def asked(self) -> dict[str, object]:
+        """The method's options, and how the stream is followed."""
+        pace = {"start": self.start, "update_epochs": self.update_epochs}
+        return {**self.options.asked(), **pace}
+
+    @property
+    def defaults(self) -> dict[str, object]:
+        """What `asked` is where nothing is asked for."""
+        pace = {f.name: f.default for f in dataclasses.fields(StreamExperiment)}
+        return {
+            **super().defaults,
+            **{name: pace[name] for name in ("start", "update_epochs")},
+        }
+
+    def reaches(self) -> bool:
+        """Streams are asked for what they can hold."""
+        return True
+
+    def follow(self) -> pd.DataFrame:
+        """Learn and test, window after window; see `run_stream`."""
+        method, task = get_method(self.method), self.task
+        options = self.settle()
+        kind = get_method("full") if method.stage == AFTER else method
+        table = kind.build(
+            task.spec, {} if method.stage == AFTER else options, self.seed
+        )
+        fitted: Fitted = table.fit(task)
+        rows = []
+        for window in range(self.start, len(self.stream.windows)):
+            layout = (
+                method.compress(table.weight.detach().cpu(), options, task.spec)
+                if method.stage == AFTER
+                else table.freeze()
+            )
+            rows.append(self.judge(fitted, layout, window))
+            if self.update_epochs and window + 1 < len(self.stream.windows):
+                self.update(fitted, window)
+        return pd.DataFrame(rows).set_index("window")
+
+    def settle(self) -> Options:
+        """The options to train with: planned, and searched for on what was held out."""
+        method, planned = get_method(self.method), self.plan()
+        if method.stage != SEARCH:
+            return planned
+        held_out = hold_out_last(self.stream, self.start)
+        return ClickTask(held_out, self.task.trial, self.seed).search(method, planned)
+
+    def judge(self, fitted: Fitted, layout: Layout, window: int) -> dict[str, Any]:
+        """One row of `follow`."""
+        task, rows = self.task, self.stream.windows[window]
+        twin = task.read_through(fitted.network, layout)
+        stored = layout.nbytes + task.spec.outside_bytes
+        return {
+            "window": window,
+            **evaluate_clicks(twin, rows, task.device),
+            "new_ids": new_share(self.stream, window),
+            "bytes": stored,
+            "ratio": (task.spec.full_bytes + task.spec.outside_bytes) / stored,
+        }
+
+    def update(self, fitted: Fitted, window: int) -> None:
+        """Learn from a window that was tested."""
+        trial = self.task.trial
+        settings = dataclasses.replace(trial.settings, epochs=self.update_epochs)
+        rows = gather_windows(self.stream, window, window + 1)
+        objective = ClickTask(rows, trial, self.seed).build_objective(settings)
+        train(fitted.network, objective, settings, self.seed + window)
+        fitted.network.eval()
+
+    def run(self, measure: bool = False, command: str | None = None) -> Result:
+        """The pass as a result: the test metrics are means over windows, then one AUC
+        a window.
+        """
+        start = time.perf_counter()
+        windows = self.follow()
+        means = windows[["auc", "log_loss"]].mean().to_dict()
+        return Result(
+            key=self.method,
+            asked=self.asked,
+            options={n: v for n, v in self.asked.items() if v is not None},
+            data=self.data_name,
+            model=self.trial.model,
+            dim=self.trial.dim,
+            seed=self.seed,
+            requested_ratio=float(self.ratio),
+            reached_ratio=float(windows["ratio"].iloc[-1]),
+            bytes={"inference": int(windows["bytes"].iloc[-1])},
+            validation={},
+            test={**means, **{f"auc@{t}": auc for t, auc in windows["auc"].items()}},
+            seconds={"train": time.perf_counter() - start},
+            lookup={},
+            settings=self.trial.describe(),
+            **describe_machine(self.trial.settings.device),
+            command=command or describe_call(self),
+        )
 
 
 def run_stream(
     method: str,
-    data: Any,
+    data: str | StreamData,
     ratio: float = 1.0,
     seed: int = 0,
     *,
     start: int = 5,
     update_epochs: int = 6,
-    model: str | None = None,
-    trial: Trial | None = None,
-    device: str | None = None,
-    settings: dict[str, Any] | None = None,
-    **options: Any,
+    **arguments: Any,
 ) -> pd.DataFrame:
     """Test a method on each window of a stream, before it learns from it.
 
-    The first `start` windows train a table and a network; then every later
-    window is first a test and then, warm-started, `update_epochs` epochs of
-    training.  With ``update_epochs=0`` the model stays frozen, so that the
-    difference shows the drift.
+    With ``update_epochs=0`` the model stays frozen, so that the difference shows the
+    drift.
 
     Parameters
     ----------
-    method : str
-        A key of `methods()`; methods that compress after training compress
-        anew before each test, and those that search do so in the first `start`
-        windows, of which they choose by the last.
-    data : str or StreamData
-    ratio : float, default 1
-    seed : int, default 0
-    start : int, default 5
-    update_epochs : int, default 6
-    model, trial, device, settings : optional
+    method, ratio, seed, **arguments
         As for `run`.
-    **options
-        The method's own.
+    data : str or StreamData
+    start, update_epochs : int
+        Of `StreamExperiment`.
 
     Returns
     -------
@@ -67,56 +202,29 @@ def run_stream(
     ValueError
         If the data set is no stream, or `start` leaves no window to test.
     """
-    chosen = catalog.get_method(method)
+    stream = open_stream(data)
+    asked = Experiment.of(method, stream, ratio, seed, **arguments)
+    return StreamExperiment(
+        method, asked.options, stream, asked.trial, ratio, seed, start, update_epochs
+    ).follow()
+
+
+def open_stream(data: Data) -> StreamData:
+    """A stream by its name, or as given.
+
+    Raises
+    ------
+    ValueError
+        If the data set is no stream.
+    """
+    found: Data = data
     if isinstance(data, str):
         from survey_code.data import load
 
-        data = load(data)
-    if not isinstance(data, StreamData):
-        raise ValueError(f"run_stream needs a stream of windows, got {data!r:.80}")
-    if not 1 <= start < len(data.windows):
-        raise ValueError(
-            f"start must be from 1 to {len(data.windows) - 1}, got {start!r}"
-        )
-    trial = trial or default_trial(data, model)
-    trial = adapt_trial(trial, model, None, device, {"patience": 0, **(settings or {})})
-    task = ClickTask(gather_windows(data, 0, start), trial, seed)
-    planned = chosen.plan(task.spec, ratio, **options)
-    if chosen.stage == catalog.SEARCH:
-        held_out = ClickTask(hold_out_last(data, start), trial, seed)
-        planned, _ = search(chosen, held_out, planned)
-    after = chosen.stage == catalog.AFTER
-    table = (
-        FullEmbedding(task.spec, seed=seed)
-        if after
-        else chosen.load()(task.spec, seed=seed, **planned)
-    )
-    network = table.fit(task)
-    rows = []
-    for window in range(start, len(data.windows)):
-        layout = (
-            chosen.compress(table.weight.detach().cpu(), planned, task.spec)
-            if after
-            else table.freeze()
-        )
-        twin = task.read_through(network, layout)
-        metrics = evaluate_clicks(twin, data.windows[window], trial.settings.device)
-        stored = layout.nbytes + task.spec.outside_bytes
-        rows.append(
-            {
-                "window": window,
-                **metrics,
-                "new_ids": new_share(data, window),
-                "bytes": stored,
-                "ratio": (task.spec.full_bytes + task.spec.outside_bytes) / stored,
-            }
-        )
-        if update_epochs and window + 1 < len(data.windows):
-            update = dataclasses.replace(trial.settings, epochs=update_epochs)
-            again = ClickTask(gather_windows(data, window, window + 1), trial, seed)
-            train(network, again.build_objective(update), update, seed + window)
-            network.eval()
-    return pd.DataFrame(rows).set_index("window")
+        found = load(data)
+    if not isinstance(found, StreamData):
+        raise ValueError(f"run_stream needs a stream of windows, got {found!r:.80}")
+    return found
 
 
 def gather_windows(data: StreamData, start: int, stop: int) -> ClickData:

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from survey_code.data.tasks import ClickData, InteractionData, StreamData
-from survey_code.embedding import CompressedEmbedding, as_table, decode_layout
+from survey_code.baselines import FullEmbedding, as_table
+from survey_code.catalog import AFTER, SEARCH, Method
+from survey_code.data.tasks import ClickData, DataSet, InteractionData, StreamData
+from survey_code.embedding import (
+    CompressedEmbedding,
+    Fitted,
+    History,
+    Network,
+    decode_layout,
+)
+from survey_code.lab.trial import Trial
 from survey_code.layouts import Layout
+from survey_code.method import Trained
 from survey_code.models import (
     CLICK_NETWORKS,
     RANKING_NETWORKS,
+    ClickNetwork,
+    RankingNetwork,
     build_click_network,
     build_ranking_network,
 )
@@ -25,93 +39,40 @@ from survey_code.objectives import (
     evaluate_clicks,
     evaluate_ranking,
 )
+from survey_code.options import Options, SearchOptions
 from survey_code.spec import TableSpec
-from survey_code.training import Objective, TrainingSettings, train
+from survey_code.training import Jury, Objective, TrainingSettings, train
+
+# Full tables trained lately, shared by the methods that compress after training:
+# those of three seeds, each without and with the hold-out of a ranking.  A data set is
+# kept with its table, so that its id is not given to another.
+_TRAINED: OrderedDict[tuple[object, ...], tuple[Fitted, float, DataSet]] = OrderedDict()
+_TRAINED_LIMIT = 6
 
 
 @dataclass(frozen=True)
-class Trial:
-    """How a data set is used unless a caller says otherwise.
+class Learnt:
+    """What a method made of a task.
 
     Parameters
     ----------
-    model : str
-    dim : int
-        Of the full table.
-    settings : TrainingSettings
-    layers : dict
-        Options of the network around the table.
-    objective : dict
-        Options of the objective.
-    init_std : float
-        Spread of the full table's entries at the start.
+    fitted : Fitted
+        The network as it learnt.
+    table : CompressedEmbedding
+        The table that was trained.
+    layout : Layout
+        What is deployed.
+    seconds : dict
+        ``"train"`` and ``"compress"``.
     """
 
-    model: str
-    dim: int
-    settings: TrainingSettings
-    layers: dict[str, Any] = field(default_factory=dict)
-    objective: dict[str, Any] = field(default_factory=dict)
-    init_std: float = 0.01
-
-    def describe(self) -> dict[str, Any]:
-        """Everything but model and dimension, as one dict for JSON."""
-        return {
-            **dataclasses.asdict(self.settings),
-            "layers": self.layers,
-            "objective": self.objective,
-            "init_std": self.init_std,
-        }
+    fitted: Fitted
+    table: CompressedEmbedding
+    layout: Layout
+    seconds: dict[str, float]
 
 
-SMALL = {"hidden": (32, 16)}
-TRIALS = {
-    # One epoch in a second or two on one core; no batch norm and no dropout,
-    # whose numbers depend on the processor, and in float64, for the same digits on
-    # all.  Spread and learning rates are the best of eight trials of the full
-    # table on validation.
-    ("synthetic", "dcnv2"): Trial(
-        "dcnv2", 16,
-        TrainingSettings(epochs=1, batch_size=1024, learning_rate=3e-3,
-                         table_learning_rate=2e-2, patience=0,
-                         precision="float64"),
-        {**SMALL, "cross_layers": 1}, init_std=0.2,
-    ),
-    ("frappe", "dcnv2"): Trial(
-        "dcnv2", 16, TrainingSettings(epochs=60, l2=5.0),
-        {"batch_norm": True, "dropout": 0.2},
-    ),
-    ("movietweetings", "fm"): Trial(
-        "fm", 10,
-        TrainingSettings(epochs=12, batch_size=1024, learning_rate=5e-3, l2=0.1),
-    ),
-    # Sampled softmax on cosines learns in a tenth of the epochs that BPR needs.
-    ("gowalla", "mf"): Trial(
-        "mf", 64,
-        TrainingSettings(epochs=400, batch_size=16384, learning_rate=2e-3,
-                         evaluate_every=10, patience=3, decay=1.0),
-        {"normalize": True}, {"loss": "softmax"}, init_std=0.1,
-    ),
-    ("synthetic", "mf"): Trial(
-        "mf", 32,
-        TrainingSettings(epochs=5, batch_size=1024, learning_rate=5e-2, patience=0,
-                         decay=1.0, schedule="linear", precision="float64"),
-        {"normalize": True},
-        {"loss": "softmax", "negatives": 64, "temperature": 0.2}, init_std=0.1,
-    ),
-    # LightGCN as published, inner products and BPR, but large steps that shrink:
-    # a constant rate small enough to end as well needs many times the epochs.
-    ("gowalla", "lightgcn"): Trial(
-        "lightgcn", 64,
-        TrainingSettings(epochs=1000, batch_size=16384, learning_rate=1e-2, l2=1e-4,
-                         evaluate_every=100, patience=3, decay=1.0,
-                         schedule="linear"),
-        {"layers": 3}, {"loss": "bpr"}, init_std=0.1,
-    ),
-}  # fmt: skip
-
-
-def open_data(data: Any) -> Any:
+def open_data(data: str | DataSet | StreamData) -> DataSet:
     """A task from its name, or the data set as given; a stream as one task."""
     if isinstance(data, str):
         from survey_code.data import load
@@ -136,39 +97,7 @@ def check_device(device: str) -> None:
         raise ValueError(f"device {device!r} cannot be used: {error}") from None
 
 
-def default_trial(data: Any, model: str | None = None) -> Trial:
-    """The trial of a data set, by its name, and of a network.
-
-    A network without a trial of its own takes the settings of the data set's
-    first, with its own default layers.
-    """
-    named = [
-        trial
-        for (prefix, model_name), trial in TRIALS.items()
-        if data.name.startswith(prefix) and is_ranking(model_name) == is_top_n(data)
-    ]
-    if not named:
-        named = [t for t in TRIALS.values() if is_ranking(t.model) == is_top_n(data)]
-    for trial in named:
-        if trial.model == (model or trial.model):
-            return trial
-    layers = {k: v for k, v in named[0].layers.items() if k != "cross_layers"}
-    if model == "fm" or is_top_n(data):
-        layers = {}
-    return dataclasses.replace(named[0], model=str(model), layers=layers)
-
-
-def is_top_n(data: Any) -> bool:
-    """Whether a data set asks for a ranking of items."""
-    return bool(data.task == "top-n")
-
-
-def is_ranking(model: str) -> bool:
-    """Whether a network ranks items."""
-    return model in RANKING_NETWORKS
-
-
-class Task:
+class DataTask:
     """Data, network and training settings: everything around a table.
 
     `make_task` chooses the kind that a data set needs.
@@ -183,7 +112,7 @@ class Task:
 
     networks: tuple[str, ...] = ()
 
-    def __init__(self, data: Any, trial: Trial, seed: int) -> None:
+    def __init__(self, data: DataSet, trial: Trial, seed: int) -> None:
         if trial.model not in self.networks:
             raise ValueError(
                 f"{data.name} is a {data.task} task; its networks are "
@@ -192,7 +121,8 @@ class Task:
         self.data = data
         self.trial = trial
         self.seed = seed
-        check_device(trial.settings.device)
+        self.model, self.device = trial.model, trial.settings.device
+        check_device(self.device)
         # First-order weights count as storage too.
         per_id = 4 if trial.model in ("fm", "deepfm") else 0
         self.spec: TableSpec = dataclasses.replace(
@@ -200,34 +130,102 @@ class Task:
             outside_bytes=per_id * data.num_embeddings,
         )
 
-    def train(self, table: CompressedEmbedding, **changes: Any) -> Any:
-        """Train a table and a fresh network; `changes` replace settings."""
-        settings = dataclasses.replace(self.trial.settings, **changes)
-        network = self.build_network(table)
-        objective = self.build_objective(settings)
-        network.history = train(network, objective, settings, self.seed)
-        return network
+    # -- what methods may ask for --------------------------------------------
 
-    def read_through(self, network: Any, layout: Layout) -> Any:
+    def train(
+        self,
+        table: CompressedEmbedding,
+        epochs: int | None = None,
+        patience: int | None = None,
+    ) -> Fitted:
+        """Train a table and a fresh network around it.
+
+        Parameters
+        ----------
+        table : CompressedEmbedding
+        epochs, patience : int, optional
+            Where they differ from the trial's settings.
+        """
+        settings = self.trial.settings
+        settings = dataclasses.replace(
+            settings,
+            epochs=settings.epochs if epochs is None else epochs,
+            patience=settings.patience if patience is None else patience,
+        )
+        network, objective = self.build_network(table), self.build_objective(settings)
+        return Fitted(network, train(network, objective, settings, self.seed))
+
+    def surround(self, table: CompressedEmbedding) -> Fitted:
+        """A fresh network around a table that has learnt in another way."""
+        network = self.build_network(table).to(self.device).eval()
+        return Fitted(network, History(epochs=[{}]))
+
+    # -- the way down ----------------------------------------------------------
+
+    def search(self, method: Method, options: Options) -> Options:
+        """Options with what a method found by its search, if it is one that searches.
+
+        The search trains for a third of the usual epochs unless told otherwise, and
+        uses all of them.
+        """
+        if method.stage != SEARCH or not isinstance(options, SearchOptions):
+            return options
+        kind, usual = method.load(), self.trial.settings.epochs
+        table = kind.searching(self.spec, options, self.seed)
+        epochs = options.search_epochs or -(-usual // 3)
+        network = self.train(table, epochs, patience=0).network
+        settings = self.trial.settings
+        judge = Jury(network, self.build_objective(settings), settings, self.seed)
+        return options.replace(**kind.settle(table, judge, self.spec, options))
+
+    def learn(self, method: Method, options: Options) -> Learnt:
+        """Train, or take the full table that was trained; then make the layout."""
+        if method.stage == AFTER or method.key == "full":
+            fitted, train_seconds = self.train_full()
+            table, start = fitted.network.table, time.perf_counter()
+            layout = method.compress(table.weight.detach().cpu(), options, self.spec)
+        else:
+            table = method.build(self.spec, options, self.seed)
+            start = time.perf_counter()
+            usual = type(table).fit is Trained.fit
+            fitted = self.train(table) if usual else table.fit(self)
+            train_seconds, start = time.perf_counter() - start, time.perf_counter()
+            layout = table.eval().freeze()
+        seconds = {"train": train_seconds, "compress": time.perf_counter() - start}
+        return Learnt(fitted, table, layout, seconds)
+
+    def train_full(self) -> tuple[Fitted, float]:
+        """The full table's network, trained once and shared, and how long it took."""
+        key = (id(self.data), self.data.name, repr(self.trial), self.seed)
+        if key not in _TRAINED:
+            start = time.perf_counter()
+            fitted = self.train(FullEmbedding(self.spec, seed=self.seed))
+            _TRAINED[key] = (fitted, time.perf_counter() - start, self.data)
+            while len(_TRAINED) > _TRAINED_LIMIT:
+                _TRAINED.popitem(last=False)
+        _TRAINED.move_to_end(key)
+        return _TRAINED[key][:2]
+
+    def read_through(self, network: Network, layout: Layout) -> Network:
         """The network with its table replaced by the layout's rows."""
         twin = network.__class__.__new__(network.__class__)
         twin.__dict__.update(network.__dict__)
         twin._modules = {**network._modules, "table": as_table(decode_layout(layout))}
-        return twin.to(self.trial.settings.device).eval()
+        return twin.to(self.device).eval()
 
-    def build_network(self, table: CompressedEmbedding) -> Any:
+    def build_network(self, table: CompressedEmbedding) -> Network:
         """A fresh network around a table."""
         raise NotImplementedError
 
-    def build_objective(self, settings: TrainingSettings) -> Objective:
+    def build_objective(self, settings: TrainingSettings) -> Objective[Any]:
         """What the network is to learn."""
         raise NotImplementedError
 
-    def validate(self, network: Any, layout: Layout) -> dict[str, float]:
+    def validate(self, network: Network, layout: Layout) -> dict[str, float]:
         """Validation metrics with vectors read from the layout."""
         raise NotImplementedError
 
-    def test(self, network: Any, layout: Layout) -> dict[str, float]:
+    def test(self, network: Network, layout: Layout) -> dict[str, float]:
         """Test metrics with vectors read from the layout."""
         raise NotImplementedError
 
@@ -235,37 +233,37 @@ class Task:
         """The ids that one training step reads."""
         raise NotImplementedError
 
-    def for_testing(self, network: Any) -> Task:
+    def for_testing(self, history: History) -> DataTask:
         """The task to train again before the test is looked at: usually this."""
         return self
 
 
-class ClickTask(Task):
+class ClickTask(DataTask):
     """Predict clicks."""
 
     networks = tuple(CLICK_NETWORKS)
     data: ClickData
 
-    def build_network(self, table: CompressedEmbedding) -> Any:
+    def build_network(self, table: CompressedEmbedding) -> ClickNetwork:
         """A fresh click network."""
         fields = len(self.data.field_starts) - 1
         return build_click_network(
             self.trial.model, table, fields, self.seed, **self.trial.layers
         )
 
-    def build_objective(self, settings: TrainingSettings) -> Objective:
+    def build_objective(self, settings: TrainingSettings) -> Objective[Any]:
         """Binary cross-entropy."""
         return ClickObjective(self.data, settings)
 
-    def validate(self, network: Any, layout: Layout) -> dict[str, float]:
+    def validate(self, network: Network, layout: Layout) -> dict[str, float]:
         """AUC and log-loss on the validation rows."""
         twin = self.read_through(network, layout)
-        return evaluate_clicks(twin, self.data.valid, self.trial.settings.device)
+        return evaluate_clicks(twin, self.data.valid, self.device)
 
-    def test(self, network: Any, layout: Layout) -> dict[str, float]:
+    def test(self, network: Network, layout: Layout) -> dict[str, float]:
         """AUC and log-loss on the test rows."""
         twin = self.read_through(network, layout)
-        return evaluate_clicks(twin, self.data.test, self.trial.settings.device)
+        return evaluate_clicks(twin, self.data.test, self.device)
 
     def sample_ids(self) -> torch.Tensor:
         """Ids of one batch, shape (batch, fields)."""
@@ -273,7 +271,7 @@ class ClickTask(Task):
         return torch.from_numpy(np.array(rows, dtype=np.int64))
 
 
-class RankingTask(Task):
+class RankingTask(DataTask):
     """Rank items for users.
 
     Where the data set holds out validation pairs, they choose the epoch; then
@@ -284,27 +282,33 @@ class RankingTask(Task):
     networks = RANKING_NETWORKS
     data: InteractionData
 
-    def build_network(self, table: CompressedEmbedding) -> Any:
+    def build_network(self, table: CompressedEmbedding) -> RankingNetwork:
         """A fresh ranking network; its graph is that of the training pairs."""
         return build_ranking_network(
             self.trial.model, table, self.data.num_users, self.data.train,
             **self.trial.layers,
         )  # fmt: skip
 
-    def build_objective(self, settings: TrainingSettings) -> Objective:
+    def build_objective(self, settings: TrainingSettings) -> Objective[Any]:
         """BPR or sampled softmax."""
         return RankingObjective(self.data, settings, **self.trial.objective)
 
-    def validate(self, network: Any, layout: Layout) -> dict[str, float]:
+    def validate(self, network: Network, layout: Layout) -> dict[str, float]:
         """Recall@20 and NDCG@20 on the held-out pairs; training pairs masked."""
-        twin = self.read_through(network, layout)
+        twin = self.read_ranks(network, layout)
         return evaluate_ranking(twin, self.data.train, self.data.valid)
 
-    def test(self, network: Any, layout: Layout) -> dict[str, float]:
+    def test(self, network: Network, layout: Layout) -> dict[str, float]:
         """Recall@20 and NDCG@20 on the test pairs; all known pairs masked."""
-        twin = self.read_through(network, layout)
+        twin = self.read_ranks(network, layout)
         known = np.concatenate([self.data.train, self.data.valid])
         return evaluate_ranking(twin, known, self.data.test)
+
+    def read_ranks(self, network: Network, layout: Layout) -> RankingNetwork:
+        """`read_through` of a network that ranks."""
+        twin = self.read_through(network, layout)
+        assert isinstance(twin, RankingNetwork)
+        return twin
 
     def sample_ids(self) -> torch.Tensor:
         """Users, positives and negatives of one step, in one row of ids."""
@@ -313,12 +317,12 @@ class RankingTask(Task):
         )
         return torch.cat(next(iter(objective.batches(np.random.default_rng(0)))))
 
-    def for_testing(self, network: Any) -> Task:
+    def for_testing(self, history: History) -> DataTask:
         """All training pairs, for as many epochs as the hold-out chose."""
         if not len(self.data.valid):
             return self
         settings = dataclasses.replace(
-            self.trial.settings, epochs=network.history.best + 1, patience=0
+            self.trial.settings, epochs=history.best + 1, patience=0
         )
         trial = dataclasses.replace(self.trial, settings=settings)
         return RankingTask(merge_hold_out(self.data), trial, self.seed)
@@ -336,7 +340,8 @@ def merge_hold_out(data: InteractionData) -> InteractionData:
     )
 
 
-def make_task(data: Any, trial: Trial, seed: int) -> Task:
+def make_task(data: DataSet, trial: Trial, seed: int) -> DataTask:
     """The task of a data set."""
-    kind: type[Task] = RankingTask if is_top_n(data) else ClickTask
-    return kind(data, trial, seed)
+    if isinstance(data, InteractionData):
+        return RankingTask(data, trial, seed)
+    return ClickTask(data, trial, seed)

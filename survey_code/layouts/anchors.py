@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from survey_code.layouts.layout import Array, Layout, array_module, pool_rows
+from survey_code.layouts.layout import (
+    IdArray,
+    Layout,
+    RowArray,
+    array_module,
+    pool_rows,
+)
+
+if TYPE_CHECKING:
+    from survey_code.gpu.rows import FusedRows
 
 
 class AnchorLayout(Layout):
@@ -101,7 +110,7 @@ class AnchorLayout(Layout):
                 "one for each float32 weight"
             )
 
-    def fuse(self) -> Any:
+    def fuse(self) -> FusedRows:
         """Each row's entries, and the anchors they name."""
         from survey_code.gpu.composed import place_anchors
 
@@ -110,7 +119,7 @@ class AnchorLayout(Layout):
             shape, self.anchors, self.weights, self.columns, self.offsets
         )
 
-    def read_rows(self, ids: Array) -> Array:
+    def read_rows(self, ids: IdArray) -> RowArray:
         """Weight the anchors of each row's entries, and add them up."""
         xp = array_module(ids)
         starts = self.offsets[ids].astype(np.int64)

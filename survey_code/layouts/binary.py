@@ -9,16 +9,16 @@ distance, which is an exclusive or and a count of ones.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self, overload
 
 import numpy as np
 
-from survey_code.layouts.layout import Array, Layout, array_module
-from survey_code.layouts.nearest import check_candidates, check_nearest, choose_best
-from survey_code.layouts.rowwise import pack_codes, unpack_codes
+from survey_code.bits import count_ones, pack_codes, read_packed, unpack_codes
+from survey_code.layouts.layout import IdArray, Ids, Layout, RowArray, array_module
+from survey_code.layouts.nearest import check_candidates, check_nearest, choose_nearest
 
-# Ones in each byte, for array libraries that cannot count bits.
-ONES = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
+if TYPE_CHECKING:
+    from survey_code.gpu import GpuArray
 
 
 def pack_signs(values: np.ndarray, blocks: int = 1) -> np.ndarray:
@@ -47,16 +47,7 @@ def pack_signs(values: np.ndarray, blocks: int = 1) -> np.ndarray:
     return pack_codes(bits, 1).reshape(rows, blocks, -1)
 
 
-def count_ones(words: Array) -> Array:
-    """Number of ones in each unsigned integer of an array, as uint8."""
-    if isinstance(words, np.ndarray):
-        return np.bitwise_count(words)
-    xp = array_module(words)
-    in_bytes = xp.asarray(ONES)[words.view(np.uint8)]
-    return in_bytes.reshape(*words.shape, -1).sum(axis=-1).astype(np.uint8)
-
-
-def hamming_distances(queries: Array, candidates: Array) -> Array:
+def hamming_distances(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """Bits in which packed codes differ.
 
     Parameters
@@ -179,15 +170,15 @@ class BinaryLayout(Layout):
         if self.levels.dtype != np.float32 or self.levels.shape != (4,):
             raise ValueError("levels must be float32 of shape (4,)")
 
-    def read_rows(self, ids: Array) -> Array:
+    def read_rows(self, ids: IdArray) -> RowArray:
         """Unpack the bits to +1 and -1, then multiply by the row's scales."""
         packed = self.packed[ids].reshape(-1, self.packed.shape[2])
         bits = unpack_codes(packed, self.width, 1).astype(np.float32)
         signs = (2 * bits - 1).reshape(len(ids), self.blocks, self.width)
-        rows = signs * self.read_scales(ids)[:, :, None]
+        rows = signs * self._read_scales(ids)[:, :, None]
         return rows.reshape(len(ids), self.embedding_dim)
 
-    def read_scales(self, ids: Array) -> Array:
+    def _read_scales(self, ids: IdArray) -> RowArray:
         """Scale of each block of checked ids, float32 of shape (m, blocks)."""
         xp = array_module(ids)
         scales = xp.ones((len(ids), self.blocks), dtype=np.float32)
@@ -195,20 +186,20 @@ class BinaryLayout(Layout):
             shared = len(self.scales) != self.num_embeddings
             scales *= self.scales if shared else self.scales[ids]
         if self.magnitudes is not None and self.levels is not None:
-            codes = (self.magnitudes[ids >> 2] >> (2 * (ids & 3)).astype(np.uint8)) & 3
+            codes = read_packed(self.magnitudes, ids, bits=2)
             scales *= self.levels[codes][:, None]
         return scales
 
-    def to_gpu(self) -> Layout:
+    def to_gpu(self) -> Self:
         """A copy on the GPU; rows of one block also as codes 0 and 1 with a scale.
 
         An entry is then ``2 s q - s``, which is s or -s exactly.
         """
-        twin: Any = super().to_gpu()
+        twin = super().to_gpu()
         if self.blocks == 1 and not self.on_gpu:
             from survey_code.gpu.rows import place_codes
 
-            scale = self.read_scales(np.arange(self.num_embeddings))  # (n, 1)
+            scale = self._read_scales(np.arange(self.num_embeddings))  # (n, 1)
             tail = np.concatenate([2 * scale, -scale], axis=1).view(np.uint8)
             xp = array_module(twin.packed)
             twin.device = place_codes(
@@ -218,12 +209,27 @@ class BinaryLayout(Layout):
 
     # -- search without decoding ---------------------------------------------
 
+    @overload
     def scores(
         self,
-        queries: Array,
+        queries: Ids,
         candidates: tuple[int, int] | None = None,
         source: BinaryLayout | None = None,
-    ) -> Array:
+    ) -> RowArray: ...
+    @overload
+    def scores(
+        self,
+        queries: GpuArray,
+        candidates: tuple[int, int] | None = None,
+        source: BinaryLayout | None = None,
+    ) -> GpuArray: ...
+
+    def scores(
+        self,
+        queries: Ids | GpuArray,
+        candidates: tuple[int, int] | None = None,
+        source: BinaryLayout | None = None,
+    ) -> RowArray | GpuArray:
         """Inner products of rows with rows, by exclusive or and a count of ones.
 
         Parameters
@@ -258,8 +264,8 @@ class BinaryLayout(Layout):
         if ids.ndim != 1:
             raise ValueError(f"queries must have one axis, got shape {ids.shape}")
         xp = array_module(self.packed)
-        left = source.read_scales(ids)
-        right = self.read_scales(xp.arange(first, stop))
+        left = source._read_scales(ids)
+        right = self._read_scales(xp.arange(first, stop))
         total = xp.zeros((len(ids), stop - first), dtype=np.float32)
         for k in range(self.blocks):
             distances = hamming_distances(
@@ -269,14 +275,33 @@ class BinaryLayout(Layout):
             total += products * left[:, k, None] * right[None, :, k]
         return total
 
+    @overload
     def topk(
         self,
-        queries: Array,
+        queries: Ids,
         k: int,
         candidates: tuple[int, int] | None = None,
         source: BinaryLayout | None = None,
         chunk: int = 256,
-    ) -> Array:
+    ) -> IdArray: ...
+    @overload
+    def topk(
+        self,
+        queries: GpuArray,
+        k: int,
+        candidates: tuple[int, int] | None = None,
+        source: BinaryLayout | None = None,
+        chunk: int = 256,
+    ) -> GpuArray: ...
+
+    def topk(
+        self,
+        queries: Ids | GpuArray,
+        k: int,
+        candidates: tuple[int, int] | None = None,
+        source: BinaryLayout | None = None,
+        chunk: int = 256,
+    ) -> IdArray | GpuArray:
         """Ids of the k rows with the highest scores, the best first.
 
         Hamming distances tie often; of equal scores the lower id comes first.
@@ -312,7 +337,7 @@ class BinaryLayout(Layout):
         best = xp.empty((len(ids), k), dtype=np.int64)
         for start in range(0, len(ids), chunk):
             part = self.scores(ids[start : start + chunk], (first, stop), source)
-            best[start : start + chunk] = first + choose_best(part, k)
+            best[start : start + chunk] = first + choose_nearest(part, k)
         return best
 
     def _by_distance(self) -> bool:

@@ -8,100 +8,29 @@ book begins.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from survey_code.layouts.binary import count_ones
-from survey_code.layouts.hashed import table_starts, take_digits
-from survey_code.layouts.layout import Array, Layout, array_module
-from survey_code.layouts.nearest import (
-    check_candidates,
-    check_nearest,
-    choose_best,
+from survey_code.bits import (
+    MOST_BITS,
+    find_marks,
+    mark_ids,
+    pack_stream,
+    read_stream,
+    stream_words,
+    unpack_words,
 )
+from survey_code.checks import check_range
+from survey_code.layouts.hashed import table_starts, take_digits
+from survey_code.layouts.layout import IdArray, Layout, N, RowArray, array_module
+from survey_code.layouts.nearest import check_candidates, check_nearest, choose_nearest
 
-COMBINE = ("concat", "sum")
-MOST_BITS = 16
+if TYPE_CHECKING:
+    from survey_code.gpu.rows import FusedRows
 
-
-def pack_stream(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Pack codes one behind the other, without regard to bytes or rows.
-
-    Parameters
-    ----------
-    codes : ndarray of integers, any shape, each from 0 to 2**bits - 1
-    bits : int, 1 to 16
-
-    Returns
-    -------
-    ndarray of uint32, shape (ceil(codes.size * bits / 32) + 1,)
-        Low bits first; the last word lets a reader always fetch two.
-
-    Examples
-    --------
-    >>> pack_stream(np.array([[1, 2], [3, 0]]), bits=3)
-    array([209,   0], dtype=uint32)
-    """
-    check_bits("bits", bits)
-    flat = np.asarray(codes).ravel().astype(np.uint64)
-    if flat.size and int(flat.max()) >> bits:
-        raise ValueError(f"codes must be from 0 to {2**bits - 1} at {bits} bits")
-    places = np.arange(flat.size, dtype=np.int64) * bits
-    shifted = flat << (places & 31).astype(np.uint64)
-    words = np.zeros(stream_words(flat.size, bits), dtype=np.uint64)
-    # Bits never overlap, so that or is addition, and sums of 32-bit numbers are
-    # exact in float64.
-    for part, offset in ((shifted & np.uint64(0xFFFFFFFF), 0), (shifted >> 32, 1)):
-        index = (places >> 5) + offset
-        sums = np.bincount(index, weights=part, minlength=len(words))
-        words += sums.astype(np.uint64)
-    return words.astype(np.uint32)
-
-
-def read_stream(words: Array, places: Array, bits: int) -> Array:
-    """Undo `pack_stream`: the codes at given places, as int64.
-
-    Parameters
-    ----------
-    words : array of uint32
-    places : array of int64, any shape
-        Which codes, counted from the start of the stream.
-    bits : int
-    """
-    starts = places * bits
-    word = starts >> 5
-    pair = words[word + 1].astype(np.int64) << 32 | words[word].astype(np.int64)
-    # An arithmetic shift copies the sign, but never into the bits that are kept:
-    # at most 31 + 16 of 64 are read.
-    return (pair >> (starts & 31)) & ((1 << bits) - 1)
-
-
-def stream_words(count: int, bits: int) -> int:
-    """32-bit words of a stream of `count` codes."""
-    return -(-count * bits // 32) + 1
-
-
-def mark_heads(heads: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """One bit per id, 1 for a head, and the number of heads below each 64 ids.
-
-    Parameters
-    ----------
-    heads : ndarray of int64, rising ids
-    rows : int
-
-    Returns
-    -------
-    marks : ndarray of uint64, shape (ceil(rows / 64),)
-    ranks : ndarray of uint32, same shape
-    """
-    words = -(-rows // 64)
-    bits = np.zeros(words * 64, dtype=np.uint8)
-    bits[heads] = 1
-    marks = np.packbits(bits, bitorder="little").view("<u8").astype(np.uint64)
-    per_word = bits.reshape(words, 64).sum(axis=1, dtype=np.int64)
-    ranks = np.cumsum(per_word) - per_word
-    return marks, ranks.astype(np.uint32)
+# Codewords side by side, or added.
+COMBINED = ("concat", "sum")
 
 
 def codebook_bytes(
@@ -165,7 +94,7 @@ class CodebookLayout(Layout):
     rotation : ndarray of float32, shape (dim, dim), optional
         Rows are multiplied by it, once decoded.
     marks, ranks : ndarray of uint64 and uint32, optional
-        Which ids are heads; see `mark_heads`.
+        Which ids are heads; see `mark_ids`.
     head_codes : ndarray of uint32, optional
         Stream of the heads' codes, each of `head_bits` bits, for the same books.
     head_values : ndarray of float32 or float16, shape (heads, dim), optional
@@ -204,14 +133,17 @@ class CodebookLayout(Layout):
         "combine_code",
     )
 
-    starts: Any
-    rotation: Any
-    marks: Any
-    ranks: Any
-    head_codes: Any
-    head_values: Any
-    hashed: Any
-    index: Any
+    codes: np.ndarray
+    codewords: np.ndarray
+    firsts: np.ndarray
+    starts: np.ndarray | None
+    rotation: np.ndarray | None
+    marks: np.ndarray | None
+    ranks: np.ndarray | None
+    head_codes: np.ndarray | None
+    head_values: np.ndarray | None
+    hashed: np.ndarray | None
+    index: np.ndarray | None
 
     def __init__(
         self,
@@ -227,9 +159,9 @@ class CodebookLayout(Layout):
         **optional: np.ndarray | None,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim)
-        if combine not in COMBINE:
-            raise ValueError(f"combine must be one of {COMBINE}, got {combine!r}")
-        self.combine_code = COMBINE.index(combine)
+        if combine not in COMBINED:
+            raise ValueError(f"combine must be one of {COMBINED}, got {combine!r}")
+        self.combine_code = COMBINED.index(combine)
         self.bits, self.head_bits = int(bits), int(head_bits)
         self.codes = np.asarray(codes)
         self.codewords = np.asarray(codewords)
@@ -262,7 +194,7 @@ class CodebookLayout(Layout):
         rows = len(codes)
         if heads is not None and len(heads):
             rows += len(heads)
-            marks, ranks = mark_heads(heads, rows)
+            marks, ranks = mark_ids(heads, rows)
             optional |= {"marks": marks, "ranks": ranks, "head_values": head_values}
             if head_codes is not None:
                 optional["head_codes"] = pack_stream(head_codes, head_bits)
@@ -285,7 +217,7 @@ class CodebookLayout(Layout):
     @property
     def combine(self) -> str:
         """How codewords combine: "concat" or "sum"."""
-        return COMBINE[self.combine_code]
+        return COMBINED[self.combine_code]
 
     @property
     def books(self) -> int:
@@ -302,8 +234,8 @@ class CodebookLayout(Layout):
 
     def validate(self) -> None:
         """Raise ValueError if the arrays contradict each other."""
-        check_bits("bits", self.bits)
-        if not 0 <= self.combine_code < len(COMBINE):
+        check_range("bits", self.bits, 1, MOST_BITS)
+        if not 0 <= self.combine_code < len(COMBINED):
             raise ValueError(f"combine_code must be 0 or 1, got {self.combine_code}")
         firsts = self.firsts
         if firsts is None or firsts.dtype != np.int32 or firsts.ndim != 2:
@@ -368,11 +300,11 @@ class CodebookLayout(Layout):
         words = -(-self.num_embeddings // 64)
         if self.marks.dtype != np.uint64 or self.marks.shape != (words,):
             raise ValueError(f"marks must be uint64 of shape {(words,)}")
-        bits = np.unpackbits(self.marks.astype("<u8").view(np.uint8), bitorder="little")
+        bits = unpack_words(self.marks)
         if bits[self.num_embeddings :].any():
             raise ValueError("marks beyond the last id must be 0")
         heads = np.flatnonzero(bits)
-        _, ranks = mark_heads(heads, self.num_embeddings)
+        _, ranks = mark_ids(heads, self.num_embeddings)
         if self.ranks is None or not (
             self.ranks.dtype == np.uint32 and np.array_equal(self.ranks, ranks)
         ):
@@ -380,11 +312,11 @@ class CodebookLayout(Layout):
         if sum(given) != 1:
             raise ValueError("heads need either codes or values")
         if self.head_codes is not None:
-            check_bits("head_bits", self.head_bits)
+            check_range("head_bits", self.head_bits, 1, MOST_BITS)
             check_stream("head_codes", self.head_codes, len(heads), self)
-        else:
+        values = self.head_values
+        if values is not None:
             shape = (len(heads), self.embedding_dim)
-            values = self.head_values
             if values.dtype not in (np.float32, np.float16) or values.shape != shape:
                 raise ValueError(
                     f"head_values must be float32 or float16 of shape {shape}"
@@ -392,11 +324,11 @@ class CodebookLayout(Layout):
         return len(heads)
 
     def _validate_hashed(self) -> None:
-        if (self.hashed is None) != (self.index is None):
+        hashed, index = self.hashed, self.index
+        if (hashed is None) != (index is None):
             raise ValueError("hashed and index belong together")
-        if self.hashed is None:
+        if hashed is None or index is None:
             return
-        index = self.index
         if (
             self.combine != "concat"
             or index.dtype != np.int64
@@ -408,14 +340,14 @@ class CodebookLayout(Layout):
                 "from 1 up, and combine 'concat'"
             )
         shape = (sum(index[:, 3].tolist()), self.width)
-        if self.hashed.dtype != np.float32 or self.hashed.shape != shape:
+        if hashed.dtype != np.float32 or hashed.shape != shape:
             raise ValueError(f"hashed must be float32 of shape {shape}")
 
     def _validate_codes(self, chunk: int = 1 << 18) -> None:
         """No code names a codeword beyond the last one."""
         for start in range(0, self.num_embeddings, chunk):
-            ids = np.arange(start, min(start + chunk, self.num_embeddings))
-            ids, codes = self.read_codes(ids)
+            stop = min(start + chunk, self.num_embeddings)
+            ids, codes = self.read_codes(np.arange(start, stop))
             if ids.size and int(self._add_firsts(ids, codes).max()) >= len(
                 self.codewords
             ):
@@ -423,20 +355,15 @@ class CodebookLayout(Layout):
 
     # -- look-up --------------------------------------------------------------
 
-    def find_heads(self, ids: Array) -> tuple[Array, Array]:
+    def find_heads(self, ids: IdArray) -> tuple[np.ndarray, IdArray]:
         """Whether each id is a head, and its place among heads or the others."""
         xp = array_module(ids)
-        if self.marks is None:
+        if self.marks is None or self.ranks is None:
             return xp.zeros(len(ids), dtype=bool), ids
-        word, bit = ids >> 6, (ids & 63).astype(np.uint64)
-        one = np.uint64(1)
-        marks = self.marks[word]
-        below = count_ones(marks & ((one << bit) - one)).astype(np.int64)
-        rank = self.ranks[word].astype(np.int64) + below
-        head = (marks >> bit & one).astype(bool)
+        head, rank = find_marks(self.marks, self.ranks, ids)
         return head, xp.where(head, rank, ids - rank)
 
-    def read_codes(self, ids: Array) -> tuple[Array, Array]:
+    def read_codes(self, ids: IdArray) -> tuple[IdArray, IdArray]:
         """Of checked ids those that have codes, and their codes (m, books)."""
         xp = array_module(ids)
         head, places = self.find_heads(ids)
@@ -450,7 +377,7 @@ class CodebookLayout(Layout):
         codes[~head] = read_stream(self.codes, places[~head], self.bits)
         return ids, codes
 
-    def _add_firsts(self, ids: Array, codes: Array) -> Array:
+    def _add_firsts(self, ids: IdArray, codes: IdArray) -> IdArray:
         """Rows of `codewords` that the codes of ids name."""
         if self.starts is None:
             return codes + self.firsts[0]
@@ -458,7 +385,14 @@ class CodebookLayout(Layout):
         groups = xp.searchsorted(self.starts, ids, side="right") - 1
         return codes + self.firsts[groups]
 
-    def fuse(self) -> Any:
+    def _find_hashed(self, ids: IdArray) -> list[IdArray]:
+        """Rows of `hashed` that ids pick, book by book."""
+        if self.index is None:
+            return []
+        digits = take_digits(ids, self.index)
+        return [own + start for own, start in zip(digits, table_starts(self.index))]
+
+    def fuse(self) -> FusedRows:
         """Codes, codewords and hashed rows in one kernel; a rotation after it."""
         from survey_code.gpu.composed import place_codebook
         from survey_code.gpu.multiplied import TurnedRows
@@ -485,11 +419,11 @@ class CodebookLayout(Layout):
             head_bits=self.head_bits,
             head_values=heads,
             hashed=self.hashed,
-            index=None if self.hashed is None else self.index.tolist(),
+            index=None if self.index is None else self.index.tolist(),
         )
         return rows if self.rotation is None else TurnedRows(rows, self.rotation)
 
-    def read_rows(self, ids: Array) -> Array:
+    def read_rows(self, ids: IdArray) -> RowArray:
         """Codes, codewords, then concatenation or sum."""
         xp = array_module(ids)
         if self.head_values is None:
@@ -500,12 +434,11 @@ class CodebookLayout(Layout):
         rows[~head] = self._decode(*self.read_codes(ids))
         return rows
 
-    def _decode(self, ids: Array, codes: Array) -> Array:
+    def _decode(self, ids: IdArray, codes: IdArray) -> RowArray:
         parts = self.codewords[self._add_firsts(ids, codes)].astype(np.float32)
         if self.hashed is not None:
-            starts = table_starts(self.index)
-            for j, digits in enumerate(take_digits(ids, self.index)):
-                parts[:, j] += self.hashed[digits + starts[j]]
+            for j, places in enumerate(self._find_hashed(ids)):
+                parts[:, j] += self.hashed[places]
         if self.combine == "concat":
             rows = parts.reshape(len(ids), self.embedding_dim)
         else:
@@ -519,9 +452,7 @@ class CodebookLayout(Layout):
 
     # -- search without decoding ----------------------------------------------
 
-    def scores(
-        self, queries: Array, candidates: tuple[int, int] | None = None
-    ) -> Array:
+    def scores(self, queries: N, candidates: tuple[int, int] | None = None) -> N:
         """Inner products of vectors with rows, by table look-up.
 
         The products of a query with all codewords form a table of ``books x K``
@@ -559,10 +490,9 @@ class CodebookLayout(Layout):
         for j, table in enumerate(tables):
             summed += table[:, rows[:, j]]
         if self.hashed is not None:
-            starts = table_starts(self.index)
-            for j, digits in enumerate(take_digits(ids, self.index)):
+            for j, own in enumerate(self._find_hashed(ids)):
                 table = self._part(turned, j) @ self.hashed.T
-                summed += table[:, digits + starts[j]]
+                summed += table[:, own]
         total[:, places] = summed
         if self.head_values is not None:
             head, ranks = self.find_heads(everyone)
@@ -585,7 +515,7 @@ class CodebookLayout(Layout):
             and 4 * words <= 48 * 1024
         )
 
-    def _score_fused(self, queries: Array, first: int, stop: int) -> Array:
+    def _score_fused(self, queries: N, first: int, stop: int) -> N:
         """Scores by `survey_code.gpu.codes.score_codes`."""
         from survey_code.gpu.codes import score_codes
 
@@ -593,23 +523,24 @@ class CodebookLayout(Layout):
         words = self.codewords.astype(np.float32).reshape(self.books, size, -1)
         parts = [self._part(queries, j) @ words[j].T for j in range(self.books)]
         tables = array_module(queries).stack(parts, axis=1)  # (m, books, K)
-        rows = getattr(self.device, "unturned", self.device)
-        return score_codes(rows, tables, first, stop)
+        rows: Any = getattr(self.device, "unturned", self.device)
+        scores: Any = score_codes(rows, tables, first, stop)
+        return scores
 
-    def _part(self, queries: Array, j: int) -> Array:
+    def _part(self, queries: N, j: int) -> N:
         """The part of each query that meets codewords of book j."""
         if self.combine == "sum":
             return queries
         return queries[:, j * self.width : (j + 1) * self.width]
 
-    def _score_codewords(self, queries: Array) -> list[Array]:
+    def _score_codewords(self, queries: N) -> list[N]:
         """For each book the products of queries with all codewords (m, codewords)."""
         words = self.codewords.astype(np.float32)
         if self.combine == "sum":
             return [queries @ words.T] * self.books
         xp = array_module(words)
         # Only a book's own codewords are ever read: leave the others out.
-        firsts = np.unique(self.firsts.tolist()).tolist()
+        firsts: list[int] = np.unique(self.firsts.tolist()).tolist()
         ends = dict(zip(firsts, [*firsts[1:], len(words)]))
         tables = []
         for j in range(self.books):
@@ -622,11 +553,11 @@ class CodebookLayout(Layout):
 
     def topk(
         self,
-        queries: Array,
+        queries: N,
         k: int,
         candidates: tuple[int, int] | None = None,
         chunk: int = 256,
-    ) -> Array:
+    ) -> N:
         """Ids of the k rows with the highest scores, the best first.
 
         Of equal scores the lower id comes first.
@@ -654,28 +585,21 @@ class CodebookLayout(Layout):
         best = array_module(self.codes).empty((len(queries), k), dtype=np.int64)
         for start in range(0, len(queries), chunk):
             part = self.scores(queries[start : start + chunk], (first, stop))
-            best[start : start + chunk] = first + choose_best(part, k)
+            best[start : start + chunk] = first + choose_nearest(part, k)
         return best
 
-    def _check_queries(self, queries: Array) -> Array:
-        xp = array_module(self.codes)
-        queries = xp.asarray(queries)
+    def _check_queries(self, queries: N) -> N:
+        given = array_module(self.codes).asarray(queries)
         if (
-            queries.ndim != 2
-            or queries.shape[1] != self.embedding_dim
-            or queries.dtype.kind != "f"
+            given.ndim != 2
+            or given.shape[1] != self.embedding_dim
+            or given.dtype.kind != "f"
         ):
             raise ValueError(
                 f"queries must be vectors of shape (m, {self.embedding_dim}), got "
-                f"dtype {queries.dtype} and shape {queries.shape}"
+                f"dtype {given.dtype} and shape {given.shape}"
             )
-        return queries.astype(np.float32, copy=False)
-
-
-def check_bits(name: str, bits: int) -> None:
-    """Raise ValueError unless codes of so many bits can be stored."""
-    if not isinstance(bits, int | np.integer) or not 1 <= bits <= MOST_BITS:
-        raise ValueError(f"{name} must be an integer from 1 to 16, got {bits!r}")
+        return given.astype(np.float32, copy=False)
 
 
 def check_stream(

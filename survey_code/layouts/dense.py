@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 
-from survey_code.layouts.layout import Array, Layout, as_finite_table
+from survey_code.checks import check_choice
+from survey_code.layouts.layout import IdArray, Layout, RowArray, as_finite_table
 
-FORMATS = ("float32", "float16", "bfloat16")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DENSE_FORMATS = ("float32", "float16", "bfloat16")
 
 
 class DenseLayout(Layout):
@@ -35,8 +40,10 @@ class DenseLayout(Layout):
         self.validate()
 
     @classmethod
-    def from_weight(cls, weight: Array, format: str = "float32") -> DenseLayout:
-        """Store a table in one of `FORMATS`, rounded to nearest even.
+    def from_weight(
+        cls, weight: npt.ArrayLike | Tensor, format: str = "float32"
+    ) -> DenseLayout:
+        """Store a table in one of `DENSE_FORMATS`, rounded to nearest even.
 
         Raises
         ------
@@ -45,8 +52,7 @@ class DenseLayout(Layout):
             value is too large for the format.
         """
         table = as_finite_table(weight)
-        if format not in FORMATS:
-            raise ValueError(f"format must be one of {FORMATS}, got {format!r}")
+        check_choice("format", format, DENSE_FORMATS)
         if format == "float32":
             return cls(table.copy())
         if format == "bfloat16":
@@ -71,15 +77,15 @@ class DenseLayout(Layout):
                 f"values must be float32, float16 or uint16 of shape {expected}"
             )
 
-    def to_gpu(self) -> Layout:
+    def to_gpu(self) -> Self:
         """A copy on the GPU, its rows padded to 16 bytes."""
         from survey_code.gpu.rows import place_dense
 
         if self.on_gpu:
             return self
-        return self._converted(place_dense)
+        return self._twin({"values": place_dense(self.values)})
 
-    def read_rows(self, ids: Array) -> Array:
+    def read_rows(self, ids: IdArray) -> RowArray:
         """Gather, then widen to float32."""
         rows = self.values[ids]
         if rows.dtype == np.uint16:

@@ -6,27 +6,20 @@ begins; the runs of different blocks overlap as chance will have it.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from survey_code.layouts.hashed import mix_ids
-from survey_code.layouts.layout import Array, Layout, array_module
+from survey_code.hashes import GOLDEN as GOLDEN, as_signs, mix_many
+from survey_code.layouts.layout import A, IdArray, Layout, RowArray, array_module
 
-# An odd constant near 2**64 over the golden ratio, as a signed number: what is
-# added to an id for each block, so that (id, block) pairs differ.
-GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-
-
-def shift_ids(ids: Array, block: int) -> Array:
-    """A number for each pair of id and block, with wrap-around at 64 bits."""
-    step = (block * GOLDEN) % 2**64
-    return ids + (step - 2**64 if step >= 2**63 else step)
+if TYPE_CHECKING:
+    from survey_code.gpu.rows import FusedRows
 
 
 def locate_blocks(
-    ids: Array, multipliers: Array, size: int, dim: int, block_len: int
-) -> list[tuple[Array, int]]:
+    ids: A, multipliers: np.ndarray, size: int, dim: int, block_len: int
+) -> list[tuple[A, int]]:
     """Where the blocks of rows begin in an array of `size` numbers, and their length.
 
     Parameters
@@ -39,24 +32,17 @@ def locate_blocks(
     -------
     list of (array of int64, shape (m,); int)
     """
-    first, second = multipliers.tolist()
     starts = size - min(block_len, dim) + 1
+    mixed = mix_many(ids, multipliers, -(-dim // block_len))
     return [
-        (
-            mix_ids(shift_ids(ids, block), first, second) % starts,
-            min(block_len, dim - block * block_len),
-        )
-        for block in range(-(-dim // block_len))
+        (one % starts, min(block_len, dim - block * block_len))
+        for block, one in enumerate(mixed)
     ]
 
 
-def block_signs(ids: Array, signs: Array, blocks: int) -> list[Array]:
+def block_signs(ids: A, signs: np.ndarray, blocks: int) -> list[A]:
     """+1 or -1 for each id and block, as int64."""
-    first, second = signs.tolist()
-    return [
-        1 - 2 * ((mix_ids(shift_ids(ids, block), first, second) >> 31) & 1)
-        for block in range(blocks)
-    ]
+    return [as_signs(mixed) for mixed in mix_many(ids, signs, blocks)]
 
 
 class FlatLayout(Layout):
@@ -126,7 +112,7 @@ class FlatLayout(Layout):
                 f"a block of {self.block_len} does not fit into {len(values)} values"
             )
 
-    def fuse(self) -> Any:
+    def fuse(self) -> FusedRows:
         """Blocks of a row, each read where it begins."""
         from survey_code.gpu.composed import OPEN, place_flat
 
@@ -138,7 +124,7 @@ class FlatLayout(Layout):
             None if self.signs is None else self.signs.tolist(),
         )
 
-    def read_rows(self, ids: Array) -> Array:
+    def read_rows(self, ids: IdArray) -> RowArray:
         """The runs that the blocks' starts name, side by side."""
         xp = array_module(ids)
         rows = xp.empty((len(ids), self.embedding_dim), dtype=np.float32)

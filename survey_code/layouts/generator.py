@@ -9,33 +9,50 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, ClassVar
+from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from survey_code.layouts.flat import GOLDEN, shift_ids
-from survey_code.layouts.hashed import mix_ids
-from survey_code.layouts.layout import Array, Layout, array_module
+from survey_code.checks import check_choice, check_range
+from survey_code.hashes import mix_many
+from survey_code.layouts.layout import A, IdArray, Layout, RowArray, array_module
+
+if TYPE_CHECKING:
+    from survey_code.gpu.rows import FusedRows
 
 # Values that one hash takes, as in the paper.
 BUCKETS = 1_000_000
+# Hashes, hidden units and layers, at most.
+MOST_UNITS = 65536
 
 DISTRIBUTIONS = ("uniform", "gaussian")
 ACTIVATIONS = ("relu", "mish")
 
 
-def hash_many(ids: Array, multipliers: Array, codes: int) -> list[Array]:
+def hash_many(ids: A, multipliers: np.ndarray, codes: int) -> list[A]:
     """Hashes of ids, each from 0 to BUCKETS - 1: `codes` arrays of ids' shape."""
-    first, second = multipliers.tolist()
-    return [
-        mix_ids(shift_ids(ids, code), first, second) % BUCKETS for code in range(codes)
-    ]
+    return [mixed % BUCKETS for mixed in mix_many(ids, multipliers, codes)]
 
 
-def code_steps(codes: int) -> np.ndarray:
-    """What `hash_many` adds to an id for each hash: int64 of shape (codes,)."""
-    steps = np.arange(codes, dtype=np.uint64) * np.uint64(GOLDEN % 2**64)
-    return steps.view(np.int64)
+def spread_hashes(hashes: A, distribution: str, xp: ModuleType) -> A:
+    """Hashes as numbers from -1 to 1, or as normal ones: (m, codes) of float64.
+
+    Parameters
+    ----------
+    hashes : array or tensor of float64, shape (m, codes)
+    distribution : {"uniform", "gaussian"}
+    xp : module
+        NumPy, CuPy or torch.
+    """
+    if distribution == "uniform":
+        return hashes * (2 / (BUCKETS - 1)) - 1
+    half = hashes.shape[1] // 2
+    # Box and Muller: two uniform numbers make two normal ones.
+    shares = (hashes + 0.5) / BUCKETS
+    radius = xp.sqrt(-2 * xp.log(shares[:, :half]))
+    angle = 2 * math.pi * shares[:, half:]
+    return xp.concatenate([radius * xp.cos(angle), radius * xp.sin(angle)], axis=1)
 
 
 def layer_sizes(codes: int, width: int, layers: int, dim: int) -> list[tuple[int, int]]:
@@ -140,7 +157,7 @@ class GeneratorLayout(Layout):
         if pair is None or pair.dtype != np.int64 or pair.shape != (2,):
             raise ValueError("multipliers must be int64 of shape (2,)")
 
-    def read_rows(self, ids: Array) -> Array:
+    def read_rows(self, ids: IdArray) -> RowArray:
         """Hash, then run the network; each distinct id once."""
         xp = array_module(ids)
         distinct, places = xp.unique(ids, return_inverse=True)
@@ -151,7 +168,7 @@ class GeneratorLayout(Layout):
                 signals = self.activate(signals)
         return signals[places.ravel()]
 
-    def split_layers(self) -> Iterator[tuple[Array, Array]]:
+    def split_layers(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Views of the layers: matrix (inputs, outputs), and bias (outputs,)."""
         start = 0
         sizes = layer_sizes(self.codes, self.width, self.layers, self.embedding_dim)
@@ -161,7 +178,7 @@ class GeneratorLayout(Layout):
             yield matrix, self.values[end : end + outputs]
             start = end + outputs
 
-    def fuse(self) -> Any:
+    def fuse(self) -> FusedRows:
         """Hashes and activations by kernels, products by cuBLAS."""
         from survey_code.gpu.composed import OPEN
         from survey_code.gpu.multiplied import GeneratedRows
@@ -177,21 +194,14 @@ class GeneratorLayout(Layout):
             list(self.split_layers()),
         )
 
-    def encode(self, ids: Array) -> Array:
+    def encode(self, ids: IdArray) -> RowArray:
         """The network's input: float32, shape (m, codes)."""
         xp = array_module(ids)
         hashes = xp.stack(hash_many(ids, self.multipliers, self.codes), axis=1)
-        if self.distribution == "uniform":
-            return (hashes * (2 / (BUCKETS - 1)) - 1).astype(np.float32)
-        half = self.codes // 2
-        # Box and Muller: two uniform numbers make two normal ones.
-        shares = (hashes + 0.5) / BUCKETS
-        radius = xp.sqrt(-2 * xp.log(shares[:, :half]))
-        angle = 2 * math.pi * shares[:, half:]
-        normal = [radius * xp.cos(angle), radius * xp.sin(angle)]
-        return xp.concatenate(normal, axis=1).astype(np.float32)
+        numbers = spread_hashes(hashes.astype(np.float64), self.distribution, xp)
+        return numbers.astype(np.float32)
 
-    def activate(self, signals: Array) -> Array:
+    def activate(self, signals: RowArray) -> RowArray:
         """ReLU, or Mish: x tanh(log(1 + e^x))."""
         xp = array_module(signals)
         if self.activation == "relu":
@@ -204,13 +214,13 @@ def check_network(
 ) -> None:
     """Raise ValueError unless a network can be built so."""
     for name, size in (("codes", codes), ("width", width), ("layers", layers)):
-        if not isinstance(size, int | np.integer) or not 1 <= size <= 65536:
-            raise ValueError(f"{name} must be an integer from 1 to 65536, got {size!r}")
-    if distribution not in DISTRIBUTIONS:
-        raise ValueError(
-            f"distribution must be one of {DISTRIBUTIONS}, got {distribution!r}"
-        )
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
+        check_range(name, size, 1, MOST_UNITS)
+    check_choice("distribution", distribution, DISTRIBUTIONS)
+    check_choice("activation", activation, ACTIVATIONS)
+    check_pairs(codes, distribution)
+
+
+def check_pairs(codes: int, distribution: str) -> None:
+    """Raise ValueError for a number of hashes that cannot be made normal in pairs."""
     if distribution == "gaussian" and codes % 2:
         raise ValueError(f"Gaussian codes come in pairs, got codes={codes}")

@@ -14,32 +14,33 @@ Otherwise a remap does, in about log2(groups) bits per id instead of a number: s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from survey_code.layouts.binary import count_ones
+from survey_code.bits import count_bits, count_ones, pack_words, unpack_words
 from survey_code.layouts.layout import (
-    Array,
+    IdArray,
     Layout,
+    N,
+    RowArray,
     array_module,
-    check_offsets,
-    check_weights,
+    cut,
     pool_rows,
 )
 
+if TYPE_CHECKING:
+    from survey_code.gpu.rows import FusedRows
+
 # Ids of one block of the remap: eight words of 64 bits, a cache line per bit plane.
-WORDS = 8
-BLOCK = 64 * WORDS
+BLOCK_WORDS = 8
+BLOCK_IDS = 64 * BLOCK_WORDS
 MAX_GROUPS = 256
 
 
-def count_planes(groups: int) -> int:
-    """Bits that tell so many groups apart."""
-    return max(int(groups) - 1, 1).bit_length()
-
-
-def pack_assignment(assignment: np.ndarray, groups: int) -> tuple[Array, Array]:
+def pack_assignment(
+    assignment: np.ndarray, groups: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Who belongs to which group, bit plane by bit plane, with running counts.
 
     The ids are cut into blocks of 512.  Plane p of a block holds bit p of its ids'
@@ -66,26 +67,21 @@ def pack_assignment(assignment: np.ndarray, groups: int) -> tuple[Array, Array]:
     '0b10110'
     """
     codes = np.asarray(assignment).astype(np.uint8)
-    blocks, bits = -(-len(codes) // BLOCK), count_planes(groups)
-    padded = np.zeros(blocks * BLOCK, dtype=np.uint8)
+    blocks, bits = -(-len(codes) // BLOCK_IDS), count_bits(groups)
+    padded = np.zeros(blocks * BLOCK_IDS, dtype=np.uint8)
     padded[: len(codes)] = codes
-    planes = np.stack(
-        [
-            np.packbits((padded >> p) & 1, bitorder="little").view("<u8")
-            for p in range(bits)
-        ]
-    )  # (bits, blocks * 8)
-    planes = planes.reshape(bits, blocks, WORDS).transpose(1, 0, 2)
-    flat = np.arange(len(codes)) // BLOCK * groups + codes
+    planes = np.stack([pack_words((padded >> p) & 1) for p in range(bits)])
+    planes = planes.reshape(bits, blocks, BLOCK_WORDS).transpose(1, 0, 2)
+    flat = np.arange(len(codes)) // BLOCK_IDS * groups + codes
     inside = np.bincount(flat, minlength=blocks * groups).reshape(blocks, groups)
     before = np.cumsum(inside, axis=0) - inside
-    return np.ascontiguousarray(planes).astype(np.uint64), before.astype(np.uint32)
+    return np.ascontiguousarray(planes), before.astype(np.uint32)
 
 
 def remap_bytes(num_embeddings: int, groups: int) -> int:
     """Bytes of what `pack_assignment` returns."""
-    blocks = -(-num_embeddings // BLOCK)
-    return blocks * (8 * WORDS * count_planes(groups) + 4 * groups)
+    blocks = -(-num_embeddings // BLOCK_IDS)
+    return blocks * (8 * BLOCK_WORDS * count_bits(groups) + 4 * groups)
 
 
 def grouped_bytes(
@@ -160,7 +156,7 @@ class GroupedLayout(Layout):
         planes: np.ndarray | None = None,
         before: np.ndarray | None = None,
     ) -> None:
-        def optional(array: Any) -> Any:
+        def optional(array: np.ndarray | None) -> np.ndarray | None:
             return None if array is None else np.asarray(array)
 
         self.values = np.asarray(values)
@@ -206,7 +202,7 @@ class GroupedLayout(Layout):
             columns = [np.arange(width) for width in widths]
         if not any(0 < width < embedding_dim for width in widths):
             columns = None
-        remap: tuple[Any, Any] = (None, None)
+        remap: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
         if assignment is not None and not is_ranges(assignment, groups[:, 0]):
             remap = pack_assignment(assignment, len(groups))
         return cls(
@@ -224,34 +220,29 @@ class GroupedLayout(Layout):
         """Rows and width of each group."""
         return [(int(rows), int(width)) for rows, width in self.groups.tolist()]
 
-    def tables(self) -> list[Array]:
+    def tables(self) -> list[np.ndarray]:
         """The short rows of each group, shapes (rows, width)."""
-        ends = np.cumsum([rows * width for rows, width in self.sizes()]).tolist()
-        starts = [0, *ends]
+        sizes = self.sizes()
+        parts = cut(self.values, [rows * width for rows, width in sizes])
+        return [part.reshape(size) for part, size in zip(parts, sizes)]
+
+    def matrices(self) -> list[np.ndarray | None]:
+        """The projection of each group, shape (width, embedding_dim), or None."""
+        if self.projections is None:
+            return [None] * len(self.groups)
+        dim = self.embedding_dim
+        short = [width if width < dim else 0 for _, width in self.sizes()]
+        parts = cut(self.projections, [width * dim for width in short])
         return [
-            self.values[start:stop].reshape(size)
-            for start, stop, size in zip(starts, ends, self.sizes())
+            part.reshape(width, dim) if width else None
+            for part, width in zip(parts, short)
         ]
 
-    def matrices(self) -> list[Array | None]:
-        """The projection of each group, shape (width, embedding_dim), or None."""
-        found: list[Array | None] = []
-        start, dim = 0, self.embedding_dim
-        for _, width in self.sizes():
-            if self.projections is None or not 0 < width < dim:
-                found.append(None)
-                continue
-            stop = start + width * dim
-            found.append(self.projections[start:stop].reshape(width, dim))
-            start = stop
-        return found
-
-    def places(self) -> list[Array | None]:
+    def _places(self) -> list[np.ndarray | None]:
         """The columns of each group's numbers, or None where there are all."""
         if self.columns is None:
             return [None] * len(self.groups)
-        ends = np.cumsum([width for _, width in self.sizes()]).tolist()
-        return [self.columns[a:b] for a, b in zip([0, *ends], ends)]
+        return [*cut(self.columns, [width for _, width in self.sizes()])]
 
     # -- checks --------------------------------------------------------------
 
@@ -281,9 +272,9 @@ class GroupedLayout(Layout):
             if self.projections is not None:
                 raise ValueError("projections and columns exclude each other")
             check_vector("columns", self.columns, sum(widths), np.uint16)
-            for place, width in zip(self.places(), widths):
-                some = place.tolist()  # type: ignore[union-attr]
-                if len(set(some)) != width or max(some, default=0) >= dim:
+            for place in cut(self.columns, widths):
+                some = place.tolist()
+                if len(set(some)) != len(some) or max(some, default=0) >= dim:
                     raise ValueError("columns must be different columns of a row")
         self._check_remap()
 
@@ -293,8 +284,8 @@ class GroupedLayout(Layout):
             return
         if planes is None or before is None:
             raise ValueError("planes and before belong together")
-        blocks, groups = -(-self.num_embeddings // BLOCK), len(self.groups)
-        shapes = (blocks, count_planes(groups), WORDS), (blocks, groups)
+        blocks, groups = -(-self.num_embeddings // BLOCK_IDS), len(self.groups)
+        shapes = (blocks, count_bits(groups), BLOCK_WORDS), (blocks, groups)
         if planes.dtype != np.uint64 or planes.shape != shapes[0]:
             raise ValueError(f"planes must be uint64 of shape {shapes[0]}")
         if before.dtype != np.uint32 or before.shape != shapes[1]:
@@ -314,15 +305,14 @@ class GroupedLayout(Layout):
         """Group of every id, uint8 (or int64 where groups are ranges of ids)."""
         if self.planes is None:
             return np.repeat(np.arange(len(self.groups)), self.groups[:, 0])
-        codes = np.zeros(len(self.planes) * BLOCK, dtype=np.uint8)
+        codes = np.zeros(len(self.planes) * BLOCK_IDS, dtype=np.uint8)
         for p in range(self.planes.shape[1]):
-            words = np.ascontiguousarray(self.planes[:, p]).view(np.uint8).ravel()
-            codes |= np.unpackbits(words, bitorder="little") << np.uint8(p)
+            codes |= unpack_words(self.planes[:, p].ravel()) << np.uint8(p)
         return codes[: self.num_embeddings]
 
     # -- reading -------------------------------------------------------------
 
-    def fuse(self) -> Any:
+    def fuse(self) -> FusedRows:
         """Short rows, projected or spread as they are read."""
         from survey_code.gpu.composed import place_grouped
 
@@ -333,48 +323,45 @@ class GroupedLayout(Layout):
             self.matrices(),
             [
                 None if place is None else np.array(place.tolist(), dtype=np.int64)
-                for place in self.places()
+                for place in self._places()
             ],
             self.planes,
             self.before,
         )
 
-    def locate(self, ids: Array) -> tuple[Array, Array]:
+    def locate(self, ids: IdArray) -> tuple[IdArray, IdArray]:
         """Group, and row within the group, of checked ids; both int64 (m,)."""
         xp = array_module(ids)
-        if self.planes is None:
-            ends = np.cumsum(self.groups_on_cpu()[:, 0], dtype=np.int64)
-            starts = xp.asarray(ends - self.groups_on_cpu()[:, 0])
+        if self.planes is None or self.before is None:
+            rows = np.array([count for count, _ in self.sizes()], dtype=np.int64)
+            ends = np.cumsum(rows)
+            starts = xp.asarray(ends - rows)
             group = xp.searchsorted(xp.asarray(ends), ids, side="right")
             return group, ids - starts[group]
-        block, word = ids // BLOCK, ids // 64 % WORDS
+        block, word = ids // BLOCK_IDS, ids // 64 % BLOCK_WORDS
         bit = (ids % 64).astype(np.uint64)
         one = np.uint64(1)
         # Bits of the block's ids that come before this one.
-        order = xp.arange(WORDS)[None, :]
+        order = xp.arange(BLOCK_WORDS)[None, :]
         below = ((xp.ones_like(bit) << bit) - one)[:, None]
         every = np.uint64(2**64 - 1)
         same = xp.where(order == word[:, None], below, np.uint64(0))
         same = xp.where(order < word[:, None], every, same)  # (m, 8)
         group = xp.zeros(len(ids), dtype=np.int64)
-        rows = xp.arange(len(ids))
+        each = xp.arange(len(ids))
         for p in range(self.planes.shape[1]):
             plane = self.planes[block, p]  # (m, 8)
-            own = (plane[rows, word] >> bit) & one
+            own = (plane[each, word] >> bit) & one
             group |= own.astype(np.int64) << p
             # Keep the ids whose bit p is that of this id.
             same = same & xp.where(own[:, None] == one, plane, ~plane)
         inside = count_ones(xp.ascontiguousarray(same)).sum(axis=1, dtype=np.int64)
-        return group, self.before[block, group].astype(np.int64) + inside  # type: ignore[index]
+        return group, self.before[block, group].astype(np.int64) + inside
 
-    def groups_on_cpu(self) -> np.ndarray:
-        """Rows and widths as a NumPy array."""
-        return np.array(self.sizes(), dtype=np.int64)
-
-    def widen(self, short: Array, group: int) -> Array:
+    def widen(self, short: RowArray, group: int) -> RowArray:
         """Short rows of one group -> full rows: (m, width) -> (m, embedding_dim)."""
         xp = array_module(short)
-        matrix, place = self.matrices()[group], self.places()[group]
+        matrix, place = self.matrices()[group], self._places()[group]
         if matrix is not None:
             # Unlike a matrix product of BLAS, einsum gives a row the same digits
             # whatever other rows are read along with it.
@@ -386,7 +373,7 @@ class GroupedLayout(Layout):
             rows[:, place.astype(np.int64)] = short
         return rows
 
-    def read_rows(self, ids: Array) -> Array:
+    def read_rows(self, ids: IdArray) -> RowArray:
         """Gather short rows group by group, then project them."""
         xp = array_module(ids)
         full = xp.zeros((len(ids), self.embedding_dim), dtype=np.float32)
@@ -397,38 +384,28 @@ class GroupedLayout(Layout):
                 full[here] = self.widen(table[rows[here]], g)
         return full
 
-    def bag(
-        self,
-        ids: Array,
-        offsets: Array | None = None,
-        per_sample_weights: Array | None = None,
-        mode: str = "sum",
-        check: bool = True,
-    ) -> Array:
+    def read_bags(
+        self, ids: IdArray, starts: IdArray, weights: RowArray | None, mode: str
+    ) -> RowArray:
         """Pool rows bag by bag; sums and means are taken before the projection.
 
         Projecting is linear, so that a bag needs one projection per group, however
         many ids it holds.  See `Layout.bag`.
         """
-        if self.fused is not None:
-            return super().bag(ids, offsets, per_sample_weights, mode, check)
-        ids = self.check_ids(ids)
         xp = array_module(ids)
-        starts = check_offsets(ids, offsets, xp)
-        weights = check_weights(ids, per_sample_weights, mode, xp)
         odd = weights is not None and not bool(xp.isfinite(weights).all())
         if mode == "max" or odd:  # 0 times infinity must show
-            return super().bag(ids, offsets, per_sample_weights, mode, check)
+            return super().read_bags(ids, starts, weights, mode)
         bags, counts = len(starts) - 1, xp.diff(starts)
         pooled = xp.zeros((bags, self.embedding_dim), dtype=np.float32)
-        groups, rows = self.locate(ids.ravel())
+        groups, rows = self.locate(ids)
         for g, table in enumerate(self.tables()):
             here = xp.flatnonzero(groups == g)
             if not len(here) or not table.shape[1]:
                 continue
             short = table[rows[here]]
             if weights is not None:
-                short = short * weights.reshape(-1, 1)[here]
+                short = short * weights[here][:, None]
             # Ids of this group before each border between bags.
             part = pool_rows(short, xp.searchsorted(here, starts), "sum", xp)
             pooled += self.widen(part, g)
@@ -436,7 +413,7 @@ class GroupedLayout(Layout):
             pooled /= xp.maximum(counts, 1).astype(np.float32)[:, None]
         return pooled
 
-    def scores(self, queries: Array) -> Array:
+    def scores(self, queries: N) -> N:
         """Inner products of full vectors with all rows, without making the rows.
 
         Group by group (h P^T) W^T: the query is brought down to the group's width
@@ -462,12 +439,12 @@ class GroupedLayout(Layout):
             )
         xp = array_module(self.values)
         found = xp.zeros((len(queries), self.num_embeddings), dtype=np.float32)
-        members = xp.asarray(np.argsort(self.to_cpu().read_assignment(), kind="stable"))  # type: ignore[attr-defined]
+        members = xp.asarray(np.argsort(self.to_cpu().read_assignment(), kind="stable"))
         start = 0
         for g, table in enumerate(self.tables()):
             ids = members[start : start + len(table)]
             start += len(table)
-            matrix, place = self.matrices()[g], self.places()[g]
+            matrix, place = self.matrices()[g], self._places()[g]
             if matrix is not None:
                 small = queries @ matrix.T
             else:
@@ -481,13 +458,15 @@ def is_ranges(assignment: np.ndarray, rows: np.ndarray) -> bool:
     return bool(np.array_equal(assignment, np.repeat(np.arange(len(rows)), rows)))
 
 
-def join(parts: Sequence[np.ndarray], kind: Any) -> np.ndarray:
+def join(parts: Sequence[np.ndarray], kind: type[np.generic]) -> np.ndarray:
     """Vectors, one after another."""
     whole = np.concatenate([np.zeros(0, kind), *parts])
     return np.ascontiguousarray(whole, dtype=kind)
 
 
-def check_vector(name: str, array: Any, size: int, kind: Any) -> None:
+def check_vector(
+    name: str, array: np.ndarray | None, size: int, kind: type[np.generic]
+) -> None:
     """Raise ValueError unless an array is a vector of a size and a type."""
     if array is None or array.dtype != kind or array.shape != (size,):
         raise ValueError(f"{name} must be {np.dtype(kind)} of shape ({size},)")

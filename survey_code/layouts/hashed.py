@@ -14,48 +14,36 @@ their own for the ids that are listed in `keys`.
 from __future__ import annotations
 
 import itertools
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from survey_code.layouts.layout import Array, Layout, array_module
+from survey_code.checks import check_choice
+from survey_code.hashes import as_signs, draw_multipliers, mix_ids
+from survey_code.layouts.layout import A, IdArray, Layout, RowArray, array_module
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from survey_code.gpu import Shaped
+    from survey_code.gpu.rows import FusedRows
 
 COMBINE = ("sum", "product", "concat", "path")
 # Units of a path that a kernel's thread holds; wider ones are read array by array.
 MOST_HIDDEN = 64
 
 
-def mix_ids(ids: Array, multiplier: Array, second: Array) -> Array:
-    """Scatter ids over 0 .. 2**63 - 1 by two rounds of multiply, shift, xor.
-
-    Multiplication wraps around at 64 bits, which NumPy, CuPy and torch all do
-    for int64, so that any id below 2**63 is hashed exactly: a hash modulo a
-    prime below the range of the ids would make some ids collide by construction.
-
-    Parameters
-    ----------
-    ids : integer array or tensor of int64
-    multiplier, second : odd integers of int64
-
-    Returns
-    -------
-    array or tensor of int64, same shape, not negative
-    """
-    mixed = ids * multiplier
-    # Shifting a negative int64 copies its sign; the mask undoes that.
-    mixed = mixed ^ ((mixed >> 32) & 0xFFFFFFFF)
-    mixed = mixed * second
-    mixed = mixed ^ ((mixed >> 29) & 0x7FFFFFFFF)
-    return mixed & 0x7FFFFFFFFFFFFFFF
+def mixed_index(
+    seed: int | Sequence[int] | np.random.Generator, moduli: Sequence[int]
+) -> np.ndarray:
+    """Index table of independent hashes, one for each modulus; see `take_digits`."""
+    multipliers = draw_multipliers(np.random.default_rng(seed), len(moduli))
+    rows = [[*pair, 1, size] for pair, size in zip(multipliers.tolist(), moduli)]
+    return np.array(rows, dtype=np.int64)
 
 
-def draw_multipliers(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Random odd int64 multipliers, shape (count, 2), for `mix_ids`."""
-    drawn = rng.integers(0, 2**64, size=(count, 2), dtype=np.uint64)
-    return (drawn | np.uint64(1)).view(np.int64)
-
-
-def take_digits(ids: Array, index: Array) -> list[Array]:
+def take_digits(ids: A, index: np.ndarray | Tensor) -> list[A]:
     """Row numbers that an index table names, one array of ids' shape per row.
 
     Parameters
@@ -71,7 +59,7 @@ def take_digits(ids: Array, index: Array) -> list[Array]:
     return digits
 
 
-def table_starts(index: Array, shared: bool = False) -> list[int]:
+def table_starts(index: np.ndarray | Tensor, shared: bool = False) -> list[int]:
     """Row of `values` at which each of the k tables starts; all at 0 where the k
     digits name rows of one shared table.
     """
@@ -79,16 +67,16 @@ def table_starts(index: Array, shared: bool = False) -> list[int]:
     return [0] * len(sizes) if shared else [0, *itertools.accumulate(sizes[:-1])]
 
 
-def count_rows(index: Array, shared: bool = False) -> int:
+def count_rows(index: np.ndarray | Tensor, shared: bool = False) -> int:
     """Rows of the k tables together."""
     sizes = [row[3] for row in index.tolist()]  # Python's integers cannot overflow
     return max(sizes) if shared else sum(sizes)
 
 
-def choose_signs(ids: Array, signs: Array) -> Array:
+def choose_signs(ids: A, signs: np.ndarray) -> A:
     """+1 or -1 of each id from one more hash, as int64: its bit 31."""
     first, second = signs.tolist()
-    return 1 - 2 * ((mix_ids(ids, first, second) >> 31) & 1)
+    return as_signs(mix_ids(ids, first, second))
 
 
 def path_parameters(dim: int, hidden: int) -> int:
@@ -96,12 +84,12 @@ def path_parameters(dim: int, hidden: int) -> int:
     return hidden * (2 * dim + 1) + dim
 
 
-def count_hidden(paths: Array, dim: int) -> int:
+def count_hidden(paths: Shaped | Tensor, dim: int) -> int:
     """Hidden units of the networks in `paths`."""
     return int(paths.shape[-1] - dim) // (2 * dim + 1)
 
 
-def split_paths(paths: Array, dim: int) -> tuple[Array, Array, Array, Array]:
+def split_paths(paths: A, dim: int) -> tuple[A, A, A, A]:
     """The weights of paths (m, parameters), read row by row.
 
     Returns
@@ -191,8 +179,7 @@ class HashedLayout(Layout):
         paths: np.ndarray | None = None,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim)
-        if combine not in COMBINE:
-            raise ValueError(f"combine must be one of {COMBINE}, got {combine!r}")
+        check_choice("combine", combine, COMBINE)
         self.values = np.asarray(values)
         self.index = np.asarray(index)
         self.signs = None if signs is None else np.asarray(signs)
@@ -283,7 +270,7 @@ class HashedLayout(Layout):
         expected = (int(self.index[1, 3]), path_parameters(dim, hidden))
         check_floats("paths", self.paths, (expected,))
 
-    def read_rows(self, ids: Array) -> Array:
+    def read_rows(self, ids: IdArray) -> RowArray:
         """Digits and gathers, combined; then signs and the ids' own rows."""
         digits = take_digits(ids, self.index)
         rows = self.walk(digits) if self.combine == "path" else self.join(ids, digits)
@@ -298,7 +285,7 @@ class HashedLayout(Layout):
             rows = xp.where(found[:, None], own[places], rows)
         return rows
 
-    def fuse(self) -> Any:
+    def fuse(self) -> FusedRows | None:
         """The rows that digits name, put together as they are read."""
         from survey_code.gpu.composed import OPEN, place_hashed, place_paths
 
@@ -325,7 +312,7 @@ class HashedLayout(Layout):
             keys=self.keys,
         )
 
-    def join(self, ids: Array, digits: list[Array]) -> Array:
+    def join(self, ids: IdArray, digits: list[np.ndarray]) -> RowArray:
         """The rows that digits name, as a sum, a product or side by side."""
         xp = array_module(ids)
         starts = table_starts(self.index, bool(self.shared))
@@ -341,7 +328,7 @@ class HashedLayout(Layout):
             rows = rows + part if self.combine == "sum" else rows * part
         return rows
 
-    def read_weights(self, ids: Array) -> Array | None:
+    def read_weights(self, ids: IdArray) -> RowArray | None:
         """What an id's rows are multiplied by, shape (m, k or k + 1)."""
         if self.weights is None:
             return None
@@ -349,7 +336,7 @@ class HashedLayout(Layout):
             ids = take_digits(ids, self.weight_index)[0]
         return self.weights[ids]
 
-    def walk(self, digits: list[Array]) -> Array:
+    def walk(self, digits: list[np.ndarray]) -> RowArray:
         """A row of `values`, through the network that the second digit names."""
         xp = array_module(digits[0])
         assert self.paths is not None
@@ -360,7 +347,7 @@ class HashedLayout(Layout):
         return (hidden @ second + shift)[:, 0]
 
 
-def check_index(name: str, index: Array) -> None:
+def check_index(name: str, index: np.ndarray | None) -> None:
     """Raise ValueError unless this is an index table as `take_digits` reads it."""
     if index is None or index.dtype != np.int64 or index.ndim != 2:
         raise ValueError(f"{name} must be int64 of shape (tables, 4)")
@@ -370,7 +357,9 @@ def check_index(name: str, index: Array) -> None:
         raise ValueError(f"{name} needs a table, and divisors and moduli from 1 up")
 
 
-def check_floats(name: str, array: Array, shapes: tuple[tuple[int, ...], ...]) -> None:
+def check_floats(
+    name: str, array: np.ndarray | None, shapes: tuple[tuple[int, ...], ...]
+) -> None:
     """Raise ValueError unless an array is float32 and has one of the shapes."""
     if array is None or array.dtype != np.float32 or array.shape not in shapes:
         wanted = " or ".join(str(shape) for shape in shapes)

@@ -4,25 +4,48 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, TypeVar, overload
 
 import numpy as np
+import numpy.typing as npt
 
-from survey_code.layouts import files
+from survey_code import gpu
+from survey_code.layouts.files import write_file
 
-# Arrays are NumPy's, or CuPy's after to_gpu(): one code reads both.
-Array = Any
+if TYPE_CHECKING:
+    from torch import Tensor
 
-MODES = ("sum", "mean", "max")
+    from survey_code.gpu import GpuArray, Shaped
+    from survey_code.gpu.rows import DeviceRows, FusedRows
+
+# A layout's own code is written for NumPy.  After to_gpu() CuPy's arrays stand where
+# NumPy's stood, and run through the same code: `array_module` says whose they are.
+StoredArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
+IdArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+RowArray: TypeAlias = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+
+# What a look-up is called with; ids of the other kinds are CuPy's arrays and tensors.
+Ids: TypeAlias = (
+    int | np.integer | Sequence[int] | Sequence[Sequence[int]] | npt.NDArray[np.integer]
+)
+Offsets: TypeAlias = "Sequence[int] | npt.NDArray[np.integer] | GpuArray | Tensor"
+Factors: TypeAlias = (
+    "Sequence[float] | Sequence[Sequence[float]] | npt.NDArray[np.number]"
+    " | GpuArray | Tensor"
+)
+
+# Arrays or tensors: what comes in is what goes out.
+N = TypeVar("N", np.ndarray, "GpuArray")
+A = TypeVar("A", np.ndarray, "GpuArray", "Tensor")
 
 
-class Layout:
-    """What is deployed: a few arrays, and how a row is read from them.
+class Stored:
+    """Named arrays and integers: what a file holds, and what moves to a GPU.
 
     A subclass names its arrays in `array_names` and its integers in
-    `shape_names`, both attributes of the instance, and implements
-    `read_rows`.  Everything a user calls is here: `lookup`, `bag`, `save`,
-    `to_gpu` and `nbytes`.
+    `shape_names`, both attributes of the instance.
 
     Parameters
     ----------
@@ -37,12 +60,9 @@ class Layout:
     array_names: ClassVar[tuple[str, ...]]
     shape_names: ClassVar[tuple[str, ...]] = ("num_embeddings", "embedding_dim")
 
-    # A layout that computes rows (hashed, generator) can serve ids that were
-    # never trained; it does so only where its maker asked for it.
-    open_ids: int = 0
     # On a GPU: the rows once more, laid out for a kernel that reads, decodes and
     # pools them, where the stored arrays themselves are not.
-    device: Any = None
+    device: FusedRows | None = None
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         if num_embeddings < 1 or embedding_dim < 1:
@@ -53,25 +73,10 @@ class Layout:
         self.num_embeddings = int(num_embeddings)
         self.embedding_dim = int(embedding_dim)
 
-    # -- what subclasses say -------------------------------------------------
-
-    def read_rows(self, ids: Array) -> Array:
-        """Rows of checked ids: int64 (m,) -> float32 (m, embedding_dim)."""
-        raise NotImplementedError
-
-    def fuse(self) -> Any:
-        """Rows for a kernel that finds, decodes and pools them; the arrays are CuPy's.
-
-        None where no kernel reads this layout: the code for arrays does then.
-        """
-        return None
-
     def validate(self) -> None:
         """Raise ValueError if arrays and integers contradict each other."""
 
-    # -- what users call -----------------------------------------------------
-
-    def arrays(self) -> dict[str, Array]:
+    def arrays(self) -> dict[str, StoredArray]:
         """The stored arrays by name; an optional array that is None is left out."""
         named = {name: getattr(self, name) for name in self.array_names}
         return {name: array for name, array in named.items() if array is not None}
@@ -94,20 +99,136 @@ class Layout:
     @property
     def held_bytes(self) -> int:
         """Bytes in memory: `nbytes`, or more where a GPU pads rows for speed."""
-        arrays = list(self.arrays().values())
-        arrays += [] if self.device is None else [self.device]
-        return sum(
-            int(array.held_bytes if hasattr(array, "held_bytes") else array.nbytes)
-            for array in arrays
+        held = 0 if self.device is None else self.device.held_bytes
+        for array in self.arrays().values():
+            held += int(getattr(array, "held_bytes", array.nbytes))
+        return held
+
+    def fuse(self) -> FusedRows | None:
+        """Rows for a kernel that finds, decodes and pools them; the arrays are CuPy's.
+
+        None where no kernel reads this layout: the code for arrays does then.
+        """
+        return None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file: beside its place first, then renamed."""
+        write_file(
+            path, self.name, self.version, self.shape_integers(), self.to_cpu().arrays()
         )
 
+    def to_gpu(self) -> Self:
+        """A copy whose arrays are CuPy's.
+
+        Raises
+        ------
+        RuntimeError
+            If CuPy is not installed or no GPU is present.
+        """
+        if self.on_gpu:
+            return self
+        move = gpu.load_cupy().asarray
+        twin = self._twin({name: move(array) for name, array in self.arrays().items()})
+        twin.device = twin.fuse()
+        return twin
+
+    def to_cpu(self) -> Self:
+        """A copy whose arrays are NumPy's; the layout itself where they are."""
+        if not self.on_gpu:
+            return self
+        return self._twin({name: getattr(self, name).get() for name in self.arrays()})
+
+    def _twin(self, arrays: Mapping[str, StoredArray | GpuArray | DeviceRows]) -> Self:
+        """A copy with these arrays instead of its own."""
+        twin = copy.copy(self)
+        twin.device = None
+        for name, array in arrays.items():
+            setattr(twin, name, array)
+        return twin
+
+    @classmethod
+    def from_file(
+        cls, shape: Mapping[str, int], arrays: Mapping[str, np.ndarray]
+    ) -> Self:
+        """Rebuild a layout from what `files.read_file` returns."""
+        missing = set(cls.shape_names) - set(shape)
+        unknown = set(arrays) - set(cls.array_names)
+        if missing or unknown:
+            raise ValueError(
+                f"a {cls.name} layout lacks {sorted(missing)} "
+                f"and does not know {sorted(unknown)}"
+            )
+        layout = cls.__new__(cls)
+        Stored.__init__(layout, shape["num_embeddings"], shape["embedding_dim"])
+        for name in cls.shape_names:
+            setattr(layout, name, int(shape[name]))
+        for name in cls.array_names:
+            setattr(layout, name, arrays.get(name))
+        layout.validate()
+        return layout
+
+    def __repr__(self) -> str:
+        ratio = 4 * self.num_embeddings * self.embedding_dim / self.nbytes
+        return (
+            f"{type(self).__name__}({self.num_embeddings} x {self.embedding_dim}, "
+            f"{self.nbytes:,} bytes, {ratio:.1f}x)"
+        )
+
+
+class Layout(Stored):
+    """What is deployed: a few arrays, and how a row is read from them.
+
+    A subclass implements `read_rows`.  Everything a user calls is here or in
+    `Stored`: `lookup`, `bag`, `save`, `to_gpu` and `nbytes`.
+
+    Parameters
+    ----------
+    num_embeddings : int
+        Number of ids; ids are ``0 .. num_embeddings - 1``.
+    embedding_dim : int
+        Length of a row.
+    """
+
+    # A layout that computes rows (hashed, generator) can serve ids that were
+    # never trained; it does so only where its maker asked for it.
+    open_ids: int = 0
+
+    # -- what subclasses say -------------------------------------------------
+
+    def read_rows(self, ids: IdArray) -> RowArray:
+        """Rows of checked ids: int64 (m,) -> float32 (m, embedding_dim)."""
+        raise NotImplementedError
+
+    def read_bags(
+        self, ids: IdArray, starts: IdArray, weights: RowArray | None, mode: str
+    ) -> RowArray:
+        """Rows of checked ids (m,), weighted and pooled, (bags, embedding_dim).
+
+        Bag b has the ids from ``starts[b]`` to ``starts[b + 1]``.
+        """
+        rows = self.read_rows(ids)
+        if weights is not None:
+            rows = rows * weights[:, None]
+        return pool_rows(rows, starts, mode, array_module(ids))
+
+    # -- what users call -----------------------------------------------------
+
     @property
-    def fused(self) -> Any:
+    def fused(self) -> FusedRows | None:
         """Rows on a GPU that one kernel reads, decodes and pools; else None."""
         first = getattr(self, self.array_names[0])
         return first if hasattr(first, "pool") else self.device
 
-    def lookup(self, ids: Array, check: bool = True) -> Array:
+    @overload
+    def lookup(self, ids: Ids, check: bool = True) -> RowArray: ...
+    @overload
+    def lookup(self, ids: GpuArray, check: bool = True) -> GpuArray: ...
+    @overload
+    def lookup(self, ids: Tensor, check: bool = True) -> RowArray | GpuArray: ...
+
+    def lookup(
+        self, ids: Ids | GpuArray | Tensor, check: bool = True
+    ) -> RowArray | GpuArray:
         """Read rows.
 
         Parameters
@@ -120,6 +241,7 @@ class Layout:
         Returns
         -------
         array of float32, shape (*ids.shape, embedding_dim)
+            NumPy's, or CuPy's where the layout is on a GPU.
 
         Raises
         ------
@@ -131,19 +253,47 @@ class Layout:
             If the layout is on a GPU and the ids are not, or the reverse.
         """
         if self.fused is not None:
-            return self.fused.read(self.move_ids(ids), check)
-        ids = self.check_ids(ids)
-        rows = self.read_rows(ids.ravel())
-        return rows.reshape(*ids.shape, self.embedding_dim)
+            return self.fused.read(gpu.as_cupy(ids), check)
+        checked = self.check_ids(ids)
+        rows = self.read_rows(checked.ravel())
+        return rows.reshape(*checked.shape, self.embedding_dim)
+
+    @overload
+    def bag(
+        self,
+        ids: Ids,
+        offsets: Offsets | None = None,
+        per_sample_weights: Factors | None = None,
+        mode: str = "sum",
+        check: bool = True,
+    ) -> RowArray: ...
+    @overload
+    def bag(
+        self,
+        ids: GpuArray,
+        offsets: Offsets | None = None,
+        per_sample_weights: Factors | None = None,
+        mode: str = "sum",
+        check: bool = True,
+    ) -> GpuArray: ...
+    @overload
+    def bag(
+        self,
+        ids: Tensor,
+        offsets: Offsets | None = None,
+        per_sample_weights: Factors | None = None,
+        mode: str = "sum",
+        check: bool = True,
+    ) -> RowArray | GpuArray: ...
 
     def bag(
         self,
-        ids: Array,
-        offsets: Array | None = None,
-        per_sample_weights: Array | None = None,
+        ids: Ids | GpuArray | Tensor,
+        offsets: Offsets | None = None,
+        per_sample_weights: Factors | None = None,
         mode: str = "sum",
         check: bool = True,
-    ) -> Array:
+    ) -> RowArray | GpuArray:
         """Read rows and pool them bag by bag, as torch.nn.EmbeddingBag does.
 
         Parameters
@@ -160,53 +310,28 @@ class Layout:
         Returns
         -------
         array of float32, shape (bags, embedding_dim)
+            NumPy's, or CuPy's where the layout is on a GPU.
         """
         if self.fused is not None:
-            ids = self.move_ids(ids)
-            weights = check_weights(ids, per_sample_weights, mode, array_module(ids))
-            return self.fused.pool(ids, offsets, weights, mode, check)
-        ids = self.check_ids(ids)
-        xp = array_module(ids)
-        starts = check_offsets(ids, offsets, xp)
-        weights = check_weights(ids, per_sample_weights, mode, xp)
-        rows = self.read_rows(ids.ravel())
-        if weights is not None:
-            rows = rows * weights.reshape(-1, 1)
-        return pool_rows(rows, starts, mode, xp)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file: beside its place first, then renamed."""
-        files.write_file(
-            path, self.name, self.version, self.shape_integers(), self.to_cpu().arrays()
+            moved = gpu.as_cupy(ids)
+            factors = check_weights(moved, per_sample_weights, mode, gpu.load_cupy())
+            return self.fused.pool(moved, offsets, factors, mode, check)
+        checked = self.check_ids(ids)
+        xp = array_module(checked)
+        starts = check_offsets(checked, offsets, xp)
+        weights = check_weights(checked, per_sample_weights, mode, xp)
+        return self.read_bags(
+            checked.ravel(), starts, None if weights is None else weights.ravel(), mode
         )
 
-    def to_gpu(self) -> Layout:
-        """A copy whose arrays are CuPy's.
-
-        Raises
-        ------
-        RuntimeError
-            If CuPy is not installed or no GPU is present.
-        """
-        from survey_code.gpu import load_cupy
-
-        if self.on_gpu:
-            return self
-        twin = self._converted(load_cupy().asarray)
-        twin.device = twin.fuse()
-        return twin
-
-    def to_cpu(self) -> Layout:
-        """A copy whose arrays are NumPy's; the layout itself where they are."""
-        return self._converted(lambda array: array.get()) if self.on_gpu else self
-
-    def check_ids(self, ids: Array) -> Array:
+    def check_ids(self, ids: Ids | GpuArray | Tensor) -> IdArray:
         """The ids as an int64 array on the layout's side, or one clear error."""
-        ids = self.move_ids(ids)
-        if ids.dtype.kind not in "iu":
-            raise ValueError(f"ids must be integers, got dtype {ids.dtype}")
-        if ids.size:
-            low, high = int(ids.min()), int(ids.max())
+        # CuPy's arrays pass for NumPy's from here on.
+        given: Any = gpu.as_cupy(ids) if self.on_gpu else as_numpy(ids)
+        if given.dtype.kind not in "iu":
+            raise ValueError(f"ids must be integers, got dtype {given.dtype}")
+        if given.size:
+            low, high = int(given.min()), int(given.max())
             limit = 2**63 if self.open_ids else self.num_embeddings
             if low < 0 or high >= limit:
                 wrong = low if low < 0 else high
@@ -214,60 +339,15 @@ class Layout:
                     f"id {wrong} is out of range for a table of "
                     f"{self.num_embeddings} rows (ids are 0 to {limit - 1})"
                 )
-        return ids.astype(np.int64, copy=False)
-
-    def move_ids(self, ids: Array) -> Array:
-        """The ids as an array on the layout's side."""
-        if not self.on_gpu:
-            return as_numpy(ids)
-        from survey_code.gpu import as_cupy
-
-        return as_cupy(ids)
-
-    def _converted(self, convert: Any) -> Layout:
-        twin = copy.copy(self)
-        twin.device = None
-        for name, array in self.arrays().items():
-            setattr(twin, name, convert(array))
-        return twin
-
-    @classmethod
-    def from_file(cls, shape: dict[str, int], arrays: dict[str, np.ndarray]) -> Layout:
-        """Rebuild a layout from what `files.read_file` returns."""
-        missing = set(cls.shape_names) - set(shape)
-        unknown = set(arrays) - set(cls.array_names)
-        if missing or unknown:
-            raise ValueError(
-                f"a {cls.name} layout lacks {sorted(missing)} "
-                f"and does not know {sorted(unknown)}"
-            )
-        layout = cls.__new__(cls)
-        Layout.__init__(layout, shape["num_embeddings"], shape["embedding_dim"])
-        for name in cls.shape_names:
-            setattr(layout, name, int(shape[name]))
-        for name in cls.array_names:
-            setattr(layout, name, arrays.get(name))
-        layout.validate()
-        return layout
-
-    def __repr__(self) -> str:
-        ratio = 4 * self.num_embeddings * self.embedding_dim / self.nbytes
-        return (
-            f"{type(self).__name__}({self.num_embeddings} x {self.embedding_dim}, "
-            f"{self.nbytes:,} bytes, {ratio:.1f}x)"
-        )
+        return given.astype(np.int64, copy=False)
 
 
-def array_module(array: Array) -> Any:
+def array_module(array: Shaped) -> ModuleType:
     """NumPy or CuPy, whichever made the array."""
-    if isinstance(array, np.ndarray):
-        return np
-    from survey_code.gpu import load_cupy
-
-    return load_cupy()
+    return np if isinstance(array, np.ndarray) else gpu.load_cupy()
 
 
-def as_numpy(ids: Array) -> np.ndarray:
+def as_numpy(ids: npt.ArrayLike | GpuArray | Tensor) -> np.ndarray:
     """Ids as a NumPy array; an empty list is an empty integer array."""
     if hasattr(ids, "__cuda_array_interface__"):
         raise TypeError(
@@ -280,15 +360,19 @@ def as_numpy(ids: Array) -> np.ndarray:
     return array
 
 
-def as_finite_table(weight: Array, name: str = "weight") -> np.ndarray:
+def read_array(weight: npt.ArrayLike | Tensor) -> np.ndarray:
+    """NumPy's array of anything that can be one."""
+    if not hasattr(weight, "detach"):
+        return np.asarray(weight)
+    held = weight.detach().cpu()  # a torch tensor, perhaps on a GPU
+    # NumPy has no bfloat16.
+    return np.asarray((held.float() if held.is_floating_point() else held).numpy())
+
+
+def as_finite_table(weight: npt.ArrayLike | Tensor, name: str = "weight") -> np.ndarray:
     """A 2-D float32 table without NaN or infinity, or one clear ValueError."""
     try:
-        if hasattr(weight, "detach"):  # a torch tensor, perhaps on a GPU
-            weight = weight.detach().cpu()
-            # NumPy has no bfloat16.
-            weight = weight.float() if weight.is_floating_point() else weight
-            weight = weight.numpy()
-        given = np.asarray(weight)
+        given = read_array(weight)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} must be an array of numbers: {error}") from error
     if given.dtype.kind not in "fiu":
@@ -308,7 +392,13 @@ def as_finite_table(weight: Array, name: str = "weight") -> np.ndarray:
     return table
 
 
-def check_offsets(ids: Array, offsets: Array | None, xp: Any) -> Array:
+def cut(vector: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+    """Pieces of these sizes, one after another; views."""
+    ends = np.cumsum(sizes, dtype=np.int64).tolist()
+    return [vector[start:stop] for start, stop in zip([0, *ends], ends)]
+
+
+def check_offsets(ids: IdArray, offsets: Offsets | None, xp: ModuleType) -> IdArray:
     """Bag borders, shape (bags + 1,): the offsets and the number of ids."""
     if offsets is None:
         if ids.ndim != 2:
@@ -318,44 +408,45 @@ def check_offsets(ids: Array, offsets: Array | None, xp: Any) -> Array:
         return xp.arange(ids.shape[0] + 1, dtype=np.int64) * ids.shape[1]
     if ids.ndim != 1:
         raise ValueError(f"with offsets, ids must have one axis, got shape {ids.shape}")
-    offsets = xp.asarray(offsets)
-    if offsets.ndim != 1 or (offsets.size and offsets.dtype.kind not in "iu"):
+    given = xp.asarray(offsets)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
         raise ValueError(
-            f"offsets must be integers of shape (bags,), got dtype {offsets.dtype} "
-            f"and shape {offsets.shape}"
+            f"offsets must be integers of shape (bags,), got dtype {given.dtype} "
+            f"and shape {given.shape}"
         )
     starts = xp.concatenate(
-        [offsets.astype(np.int64), xp.asarray([ids.size], dtype=np.int64)]
+        [given.astype(np.int64), xp.asarray([ids.size], dtype=np.int64)]
     )
     if int(starts[0]) != 0 or bool((xp.diff(starts) < 0).any()):
         raise ValueError(
             "offsets must start at 0, never fall, and not exceed the number of "
-            f"ids ({ids.size}), got {offsets[:8].tolist()}"
+            f"ids ({ids.size}), got {given[:8].tolist()}"
         )
     return starts
 
 
-def check_weights(ids: Array, weights: Array | None, mode: str, xp: Any) -> Array:
+def check_weights(
+    ids: N, weights: Factors | None, mode: str, xp: ModuleType
+) -> N | None:
     """The per-sample weights as float32, or None."""
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+    if mode not in gpu.MODES:
+        raise ValueError(f"mode must be one of {gpu.MODES}, got {mode!r}")
     if weights is None:
         return None
     if mode != "sum":
         raise ValueError(f"per_sample_weights need mode='sum', got mode={mode!r}")
-    if hasattr(weights, "detach"):  # a tensor that requires a gradient is no array
-        weights = weights.detach()
-    weights = xp.asarray(weights)
-    if weights.shape != ids.shape or weights.dtype.kind not in "fiu":
+    # A tensor that requires a gradient is no array.
+    given = xp.asarray(weights.detach() if hasattr(weights, "detach") else weights)
+    if given.shape != ids.shape or given.dtype.kind not in "fiu":
         raise ValueError(
             f"per_sample_weights must be numbers of the ids' shape {ids.shape}, "
-            f"got dtype {weights.dtype} and shape {weights.shape}"
+            f"got dtype {given.dtype} and shape {given.shape}"
         )
     # Kernels read them by their address: side by side, whatever view was given.
-    return xp.ascontiguousarray(weights.astype(np.float32, copy=False))
+    return xp.ascontiguousarray(given.astype(np.float32, copy=False))
 
 
-def pool_rows(rows: Array, starts: Array, mode: str, xp: Any) -> Array:
+def pool_rows(rows: RowArray, starts: IdArray, mode: str, xp: ModuleType) -> RowArray:
     """Sum, mean or maximum of rows[starts[b]:starts[b+1]] for each bag b."""
     counts = xp.diff(starts)
     pooled = xp.zeros((len(counts), rows.shape[1]), dtype=np.float32)

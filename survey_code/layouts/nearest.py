@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from survey_code.layouts.layout import Array, array_module
+from survey_code.layouts.layout import N, array_module
 from survey_code.order import largest_first
 
 
@@ -25,7 +25,7 @@ def check_nearest(k: int, count: int) -> None:
         raise ValueError(f"k must be from 1 to {count}, got {k!r}")
 
 
-def choose_best(scores: Array, k: int) -> Array:
+def choose_nearest(scores: N, k: int) -> N:
     """Columns of the k largest scores of each row; of equals, the first columns."""
     xp = array_module(scores)
     if k == scores.shape[1]:

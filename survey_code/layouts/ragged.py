@@ -6,12 +6,26 @@ for every row say where that is, in 1.1 bytes a row instead of 4.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
-from survey_code.layouts.layout import Array, Layout, array_module, as_finite_table
+from survey_code.layouts.layout import (
+    IdArray,
+    Layout,
+    RowArray,
+    array_module,
+    as_finite_table,
+)
 from survey_code.layouts.sparse import FORMATS, check_format, round_values
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from survey_code.gpu.rows import FusedRows
 
 # Rows that share an offset; their lengths are one sector of a GPU's memory.
 BLOCK = 32
@@ -73,7 +87,10 @@ class RaggedLayout(Layout):
 
     @classmethod
     def from_dense(
-        cls, weight: Any, lengths: Any, format: str = "float32"
+        cls,
+        weight: npt.ArrayLike | Tensor,
+        lengths: Sequence[int] | npt.NDArray[np.integer],
+        format: str = "float32",
     ) -> RaggedLayout:
         """Keep the first `lengths[i]` entries of row i.
 
@@ -132,14 +149,14 @@ class RaggedLayout(Layout):
         ):
             raise ValueError("starts must be uint32, the sum of all lengths before")
 
-    def fuse(self) -> Any:
+    def fuse(self) -> FusedRows:
         """Prefixes, found from the lengths of the rows before."""
         from survey_code.gpu.composed import place_ragged
 
         shape = (self.num_embeddings, self.embedding_dim)
         return place_ragged(shape, self.values, self.lengths, self.starts)
 
-    def locate(self, ids: Array) -> Array:
+    def locate(self, ids: IdArray) -> IdArray:
         """Place of each row's first entry: the block's, plus the rows between."""
         xp = array_module(ids)
         block = ids // BLOCK
@@ -149,7 +166,7 @@ class RaggedLayout(Layout):
         inside = (sizes * before).sum(axis=1, dtype=np.int64)
         return self.starts[block].astype(np.int64) + inside
 
-    def read_rows(self, ids: Array) -> Array:
+    def read_rows(self, ids: IdArray) -> RowArray:
         """Gather embedding_dim entries from each row's first, and blank the tail."""
         xp = array_module(ids)
         if not len(self.values):
@@ -161,7 +178,7 @@ class RaggedLayout(Layout):
         return xp.where(inside, rows.astype(np.float32, copy=False), np.float32(0))
 
 
-def block_starts(lengths: Array, xp: Any = np) -> Array:
+def block_starts(lengths: np.ndarray, xp: ModuleType = np) -> np.ndarray:
     """Where the first of every `BLOCK` rows starts, uint32."""
     ends = xp.cumsum(lengths, dtype=np.int64)
     if int(ends[-1]) >= 2**32:

@@ -10,11 +10,13 @@ last byte of codes is padded with zeros.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from types import ModuleType
+from typing import ClassVar, Self
 
 import numpy as np
 
-from survey_code.layouts.layout import Array, Layout, array_module
+from survey_code.bits import pack_codes, unpack_codes
+from survey_code.layouts.layout import IdArray, Layout, RowArray, array_module
 
 BITS = (8, 4, 2)
 
@@ -34,43 +36,6 @@ def parameter_type(bits: int) -> np.dtype:
     if not isinstance(bits, int | np.integer) or bits not in BITS:
         raise ValueError(f"bits must be one of {BITS}, got {bits!r}")
     return np.dtype(np.float32 if bits == 8 else np.float16)
-
-
-def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Pack small integers into bytes, the first code in the lowest bits.
-
-    Parameters
-    ----------
-    codes : ndarray of uint8, shape (rows, dim), each below 2**bits
-    bits : {8, 4, 2, 1}
-
-    Returns
-    -------
-    ndarray of uint8, shape (rows, ceil(dim * bits / 8))
-
-    Examples
-    --------
-    >>> pack_codes(np.array([[1, 2, 3]], dtype=np.uint8), bits=4)
-    array([[33,  3]], dtype=uint8)
-    """
-    per_byte = 8 // bits
-    rows, dim = codes.shape
-    padded = np.zeros((rows, -(-dim // per_byte) * per_byte), dtype=np.uint8)
-    padded[:, :dim] = codes
-    shifts = np.arange(per_byte, dtype=np.uint8) * np.uint8(bits)
-    spread = padded.reshape(rows, -1, per_byte) << shifts  # (rows, bytes, per_byte)
-    return np.bitwise_or.reduce(spread, axis=2)
-
-
-def unpack_codes(packed: Array, dim: int, bits: int) -> Array:
-    """Undo `pack_codes`: uint8 (rows, bytes) -> uint8 (rows, dim)."""
-    if bits == 8:
-        return packed[:, :dim]
-    xp = array_module(packed)
-    per_byte = 8 // bits
-    shifts = xp.arange(per_byte, dtype=np.uint8) * np.uint8(bits)
-    spread = (packed[:, :, None] >> shifts) & np.uint8(2**bits - 1)
-    return spread.reshape(len(packed), packed.shape[1] * per_byte)[:, :dim]
 
 
 class RowwiseLayout(Layout):
@@ -96,11 +61,7 @@ class RowwiseLayout(Layout):
 
     name: ClassVar[str] = "rowwise"
     array_names: ClassVar[tuple[str, ...]] = ("rows", "parameters", "starts")
-    shape_names: ClassVar[tuple[str, ...]] = (
-        "num_embeddings",
-        "embedding_dim",
-        "bits",
-    )
+    shape_names: ClassVar[tuple[str, ...]] = ("num_embeddings", "embedding_dim", "bits")
 
     def __init__(
         self,
@@ -187,7 +148,7 @@ class RowwiseLayout(Layout):
                 f"{self.num_embeddings}"
             )
 
-    def to_gpu(self) -> Layout:
+    def to_gpu(self) -> Self:
         """A copy on the GPU, its rows padded to whole memory sectors."""
         from survey_code.gpu.rows import place_codes, place_rowwise
 
@@ -195,17 +156,17 @@ class RowwiseLayout(Layout):
             # A fetch brings whole sectors, so that each row may as well have its
             # group's scale and bias beside it.
             tail = self.parameters[self._group(np.arange(self.num_embeddings), np)]
-            twin: Any = super().to_gpu()
+            twin = super().to_gpu()
             tail = array_module(twin.rows).asarray(tail.view(np.uint8))
             twin.device = place_codes(twin.rows, tail, self.embedding_dim, self.bits)
             return twin
         if self.on_gpu:
             return self
-        return self._converted(
-            lambda rows: place_rowwise(rows, self.embedding_dim, self.bits)
+        return self._twin(
+            {"rows": place_rowwise(self.rows, self.embedding_dim, self.bits)}
         )
 
-    def unpack(self, ids: Array) -> tuple[Array, Array, Array]:
+    def unpack(self, ids: IdArray) -> tuple[np.ndarray, RowArray, RowArray]:
         """Codes (m, dim), scale (m, 1) and bias (m, 1) of checked ids."""
         packed = self.rows[ids]
         xp = array_module(packed)
@@ -218,13 +179,13 @@ class RowwiseLayout(Layout):
             tail = tail.view(parameter_type(self.bits)).astype(np.float32)
         return codes, tail[:, :1], tail[:, 1:]
 
-    def _group(self, ids: Array, xp: Any) -> Array:
+    def _group(self, ids: IdArray, xp: ModuleType) -> IdArray:
         """Group of each row."""
         if self.starts is None:
             return xp.zeros(len(ids), dtype=np.int64)
         return xp.searchsorted(self.starts, ids, side="right") - 1
 
-    def read_rows(self, ids: Array) -> Array:
+    def read_rows(self, ids: IdArray) -> RowArray:
         """One multiplication and one addition per entry."""
         codes, scale, bias = self.unpack(ids)
         return codes.astype(np.float32) * scale + bias

@@ -7,11 +7,23 @@ entries can share an offset, and a row costs a quarter byte instead of four.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
-from survey_code.layouts.layout import Array, Layout, array_module, as_finite_table
+from survey_code.layouts.layout import (
+    IdArray,
+    Layout,
+    RowArray,
+    array_module,
+    as_finite_table,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from survey_code.gpu.rows import FusedRows
 
 FORMATS = ("float32", "float16")
 OFFSET_BYTES = 4
@@ -83,7 +95,9 @@ def round_values(values: np.ndarray, format: str) -> np.ndarray:
     return rounded
 
 
-def search_blocks(columns: Array, low: Array, high: Array, wanted: Array) -> Array:
+def search_blocks(
+    columns: np.ndarray, low: IdArray, high: IdArray, wanted: IdArray
+) -> IdArray:
     """First place in columns[low:high], which rise, that is not below `wanted`.
 
     One binary search per id, all at once.
@@ -149,7 +163,10 @@ class SparseLayout(Layout):
 
     @classmethod
     def from_dense(
-        cls, weight: Any, format: str = "float32", block_rows: int | None = None
+        cls,
+        weight: npt.ArrayLike | Tensor,
+        format: str = "float32",
+        block_rows: int | None = None,
     ) -> SparseLayout:
         """Keep what is not zero.
 
@@ -219,7 +236,7 @@ class SparseLayout(Layout):
         """Share of the table's entries that is kept."""
         return len(self.values) / (self.num_embeddings * self.embedding_dim)
 
-    def fuse(self) -> Any:
+    def fuse(self) -> FusedRows:
         """Entries of a row, found in its block."""
         from survey_code.gpu.composed import place_sparse
 
@@ -231,7 +248,7 @@ class SparseLayout(Layout):
             self.block_rows,
         )
 
-    def locate(self, ids: Array) -> tuple[Array, Array]:
+    def locate(self, ids: IdArray) -> tuple[IdArray, IdArray]:
         """First and last-plus-one place of each row in `values`; int64 (m,)."""
         block, row = ids // self.block_rows, ids % self.block_rows
         low = self.offsets[block].astype(np.int64)
@@ -244,7 +261,7 @@ class SparseLayout(Layout):
             self.columns, start, high, first + self.embedding_dim
         )
 
-    def read_rows(self, ids: Array) -> Array:
+    def read_rows(self, ids: IdArray) -> RowArray:
         """Find each row's entries, then scatter them into zeros."""
         xp = array_module(ids)
         rows = xp.zeros((len(ids), self.embedding_dim), dtype=np.float32)
@@ -260,7 +277,7 @@ class SparseLayout(Layout):
         return rows
 
 
-def check_block(block_rows: Any) -> int:
+def check_block(block_rows: int) -> int:
     """Rows of a block, or one clear ValueError."""
     if not isinstance(block_rows, int | np.integer) or block_rows < 1:
         raise ValueError(f"block_rows must be an integer from 1 up, got {block_rows!r}")

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from survey_code.layouts.layout import Array, Layout, array_module
+from survey_code.layouts.layout import A, IdArray, Layout, RowArray, array_module
+
+if TYPE_CHECKING:
+    from survey_code.gpu.rows import FusedRows
 
 
-def take_mixed_digits(ids: Array, sizes: Sequence[int]) -> list[Array]:
+def take_mixed_digits(ids: A, sizes: Sequence[int]) -> list[A]:
     """Digits of ids in a mixed radix, the most significant first.
 
     Examples
@@ -33,7 +36,7 @@ def take_mixed_digits(ids: Array, sizes: Sequence[int]) -> list[Array]:
     return digits
 
 
-def multiply_slices(state: Any, slices: Any, step: int) -> Any:
+def multiply_slices(state: A, slices: A, step: int) -> A:
     """One more core, for each row of a batch: a semi-tensor product.
 
     Parameters
@@ -62,8 +65,8 @@ MERGED = 1 << 24
 
 
 def merge_cores(
-    cores: Sequence[Array], steps: Sequence[int], most: int
-) -> tuple[list[Array], list[int]]:
+    cores: Sequence[np.ndarray], steps: Sequence[int], most: int
+) -> tuple[list[np.ndarray], list[int]]:
     """The same train in at most so many cores.
 
     Of all neighbours, the two are merged whose product is smallest, until few are
@@ -92,7 +95,7 @@ def merge_cores(
     return cores, steps
 
 
-def multiply_cores(first: Array, second: Array, step: int) -> Array:
+def multiply_cores(first: np.ndarray, second: np.ndarray, step: int) -> np.ndarray:
     """Each slice of the first core times each of the second, (rows * rows, ...)."""
     xp = array_module(first)
     rows, left, columns, middle = first.shape
@@ -193,7 +196,7 @@ class TensorTrainLayout(Layout):
                 f"cached_rows must be float32 of shape {(len(ids), self.embedding_dim)}"
             )
 
-    def cores(self) -> list[Array]:
+    def cores(self) -> list[np.ndarray]:
         """The cores, views of `values`."""
         views, start = [], 0
         for shape in self._plan[0]:
@@ -202,7 +205,7 @@ class TensorTrainLayout(Layout):
             start = stop
         return views
 
-    def fuse(self) -> Any:
+    def fuse(self) -> FusedRows | None:
         """Three cores, into which longer trains are merged."""
         from survey_code.gpu.composed import place_tensor_train
 
@@ -217,7 +220,7 @@ class TensorTrainLayout(Layout):
             self.cached_rows,
         )
 
-    def read_rows(self, ids: Array) -> Array:
+    def read_rows(self, ids: IdArray) -> RowArray:
         """Digits, slices, products; then the cached rows over them."""
         xp = array_module(ids)
         _, rows, steps = self._plan
@@ -228,7 +231,7 @@ class TensorTrainLayout(Layout):
             # A core without a digit is one matrix for all.
             slices = core if size == 1 else core[digits]
             state = multiply_slices(state, slices, step)
-        found: Array = state.reshape(len(ids), self.embedding_dim)
+        found = state.reshape(len(ids), self.embedding_dim)
         held_ids, held_rows = self.cached_ids, self.cached_rows
         if held_ids is None or held_rows is None:
             return found

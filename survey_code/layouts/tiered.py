@@ -7,13 +7,17 @@ number of named ids below it.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from survey_code.bits import mark_ids
 from survey_code.layouts.dense import DenseLayout
-from survey_code.layouts.layout import Array, Layout, array_module
+from survey_code.layouts.layout import IdArray, Layout, RowArray, array_module, cut
 from survey_code.layouts.rowwise import RowwiseLayout
+
+if TYPE_CHECKING:
+    from survey_code.gpu.rows import FusedRows
 
 # The tiers' arrays, and the bits of their codes (0: no codes, a dense table).
 TIERS = {"values": 0, "rows8": 8, "rows4": 4, "rows2": 2}
@@ -92,12 +96,11 @@ class TieredLayout(Layout):
                 found.append(DenseLayout.from_file(shape, {"values": array}))
         return found
 
-    def tier_keys(self) -> list[Array]:
+    def tier_keys(self) -> list[np.ndarray]:
         """Ids of each tier but the last."""
-        sizes = [tier.num_embeddings for tier in self.tiers()[:-1]]
-        ends = np.cumsum(sizes).tolist()
-        starts = [0, *ends]
-        return [self.keys[a:b] for a, b in zip(starts, ends)]  # type: ignore[index]
+        if self.keys is None:
+            return []
+        return cut(self.keys, [tier.num_embeddings for tier in self.tiers()[:-1]])
 
     def validate(self) -> None:
         """Raise ValueError if tiers and keys contradict each other."""
@@ -126,7 +129,7 @@ class TieredLayout(Layout):
         ):
             raise ValueError("keys must be different ids of the table")
 
-    def fuse(self) -> Any:
+    def fuse(self) -> FusedRows:
         """The tiers as they are, and a bit for each id that says where it stands."""
         from survey_code.gpu.composed import place_tiered
 
@@ -134,10 +137,10 @@ class TieredLayout(Layout):
         return place_tiered(
             (self.num_embeddings, self.embedding_dim),
             [(array, bits) for array, bits in tiers if array is not None],
-            self.tier_keys(),
+            [mark_ids(keys, self.num_embeddings) for keys in self.tier_keys()],
         )
 
-    def read_rows(self, ids: Array) -> Array:
+    def read_rows(self, ids: IdArray) -> RowArray:
         """Search each tier's keys; what is found nowhere is in the last tier."""
         xp = array_module(ids)
         rows = xp.empty((len(ids), self.embedding_dim), dtype=np.float32)

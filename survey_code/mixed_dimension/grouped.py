@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding
+from survey_code.embedding import CompressedEmbedding, Seed, as_float32
 from survey_code.layouts import GroupedLayout
-from survey_code.layouts.grouped import MAX_GROUPS, is_ranges
+from survey_code.layouts.grouped import MAX_GROUPS, grouped_bytes, is_ranges
+from survey_code.mixed_dimension.search import fields_of
 from survey_code.spec import TableSpec, as_integers
+
+Integers = Sequence[int] | np.ndarray
 
 
 class GroupedEmbedding(CompressedEmbedding):
@@ -38,13 +41,15 @@ class GroupedEmbedding(CompressedEmbedding):
 
     # Learning rate of the projections, in units of the short rows'.
     projection_rate: float = 0.1
+    # Where short rows are not projected: each group's columns, if not the first.
+    columns: list[np.ndarray] | None = None
 
     def __init__(
         self,
         spec: TableSpec,
-        assignment: Any,
-        widths: Any,
-        seed: Any,
+        assignment: np.ndarray,
+        widths: Integers,
+        seed: Seed,
         pad: bool = False,
     ) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
@@ -67,19 +72,18 @@ class GroupedEmbedding(CompressedEmbedding):
                 for g in short
             }
         )
+        self.starts: Tensor | None
         self.group_of: Tensor | None
         self.row_of: Tensor | None
-        self.starts: Tensor | None
+        places: dict[str, np.ndarray] = {}
         if is_ranges(assignment, rows):
-            starts = torch.from_numpy(np.cumsum(rows) - rows)
-            remap: tuple[Any, Any] = (None, None)
+            places["starts"] = np.cumsum(rows) - rows
         else:
-            starts = None
-            groups = torch.from_numpy(assignment.astype(np.uint8))
-            remap = groups, torch.from_numpy(count_within(assignment).astype(np.int32))
-        self.register_buffer("starts", starts)
-        self.register_buffer("group_of", remap[0])
-        self.register_buffer("row_of", remap[1])
+            places["group_of"] = assignment.astype(np.uint8)
+            places["row_of"] = count_within(assignment).astype(np.int32)
+        for name in ("starts", "group_of", "row_of"):
+            held = torch.from_numpy(places[name]) if name in places else None
+            self.register_buffer(name, held)
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Projections move more slowly: every row of a group feels their steps."""
@@ -119,7 +123,7 @@ class GroupedEmbedding(CompressedEmbedding):
         if not self.widths[group]:
             # Nothing to read; torch's backward kernel would write there on a GPU.
             return table.new_empty(len(rows), 0)
-        return functional.embedding(rows, table, sparse=self.sparse_gradients)
+        return functional.embedding(rows, table, sparse=self.regime.sparse)
 
     def widen(self, short: Tensor, group: int) -> Tensor:
         """Short rows of one group -> full rows: (m, width) -> (m, embedding_dim)."""
@@ -128,23 +132,32 @@ class GroupedEmbedding(CompressedEmbedding):
         return functional.pad(short, (0, self.embedding_dim - short.shape[1]))
 
     def freeze(self) -> GroupedLayout:
-        """The short rows, the projections, and who belongs to which group."""
+        """The short rows, what makes them long, and who belongs to which group."""
+        matrices = {g: as_float32(matrix) for g, matrix in self.projections.items()}
         return GroupedLayout.from_tables(
-            [as_array(table) for table in self.tables],
-            [
-                as_array(self.projections[str(g)])
-                if str(g) in self.projections
-                else None
-                for g in range(len(self.widths))
-            ],
+            [as_float32(table) for table in self.tables],
+            [matrices.get(str(g)) for g in range(len(self.widths))],
             self.embedding_dim,
             None if self.group_of is None else self.group_of.cpu().numpy(),
+            self.columns,
         )
 
 
-def as_array(weight: Tensor) -> np.ndarray:
-    """A copy of a tensor, in NumPy."""
-    return weight.detach().cpu().numpy().copy()
+class FieldDimensions(GroupedEmbedding):
+    """A width for every field.
+
+    Parameters
+    ----------
+    spec : TableSpec
+    widths : sequence of int, one per field
+    seed : int, default 0
+    """
+
+    def __init__(self, spec: TableSpec, widths: Integers, seed: int = 0) -> None:
+        fields = len(spec.field_starts) - 1
+        if np.size(as_integers(widths, "widths")) != fields:
+            raise ValueError(f"widths must be {fields} numbers, got {widths!r}")
+        super().__init__(spec, fields_of(spec), widths, [seed, 0])
 
 
 def count_within(assignment: np.ndarray) -> np.ndarray:
@@ -180,7 +193,7 @@ def start_projection(basis: np.ndarray, width: int) -> Tensor:
     return torch.from_numpy((scale * basis[:width]).astype(np.float32))
 
 
-def check_widths(widths: Sequence[int], dim: int) -> list[int]:
+def check_widths(widths: Integers, dim: int) -> list[int]:
     """Widths as Python's integers, or one clear ValueError."""
     array = as_integers(widths, "widths")
     if array.ndim != 1 or not len(array) or array.min() < 0 or array.max() > dim:
@@ -188,7 +201,7 @@ def check_widths(widths: Sequence[int], dim: int) -> list[int]:
     return [int(width) for width in array]
 
 
-def check_assignment(assignment: Any, rows: int, groups: int) -> np.ndarray:
+def check_assignment(assignment: np.ndarray, rows: int, groups: int) -> np.ndarray:
     """Group of each id as int64, or one clear ValueError."""
     array = as_integers(assignment, "assignment")
     if array.shape != (rows,) or array.min() < 0 or array.max() >= groups:
@@ -199,3 +212,13 @@ def check_assignment(assignment: Any, rows: int, groups: int) -> np.ndarray:
     if groups > MAX_GROUPS and (np.diff(array) < 0).any():
         raise ValueError(f"at most {MAX_GROUPS} groups can be told apart by a remap")
     return array
+
+
+def field_costs(spec: TableSpec, widths: tuple[int, ...]) -> np.ndarray:
+    """Bytes of each field at each width, its matrix included: (fields, widths)."""
+    return np.array(
+        [
+            [grouped_bytes([rows], [width], spec.embedding_dim) for width in widths]
+            for rows in np.diff(spec.field_starts).tolist()
+        ]
+    )

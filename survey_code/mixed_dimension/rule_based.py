@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional
 
-from survey_code.embedding import check_range
-from survey_code.layouts.grouped import grouped_bytes
-from survey_code.mixed_dimension.grouped import GroupedEmbedding
+from survey_code.checks import check_choice
+from survey_code.layouts.grouped import MAX_GROUPS, grouped_bytes
+from survey_code.method import Found, Trained
+from survey_code.mixed_dimension.grouped import (
+    FieldDimensions,
+    GroupedEmbedding,
+    Integers,
+)
+from survey_code.mixed_dimension.search import rank_by_frequency
+from survey_code.mixed_dimension.widths import bisect_path, plan_widths
+from survey_code.options import Options, found, option
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec, as_integers
 
@@ -21,7 +29,7 @@ from survey_code.spec import TableSpec, as_integers
 
 
 def power_law_widths(
-    popularity: Any, alpha: float, base: float, power_of_two: bool = False
+    popularity: ArrayLike, alpha: float, base: float, power_of_two: bool = False
 ) -> np.ndarray:
     r"""Widths that fall with popularity: a power law.
 
@@ -70,7 +78,9 @@ THUMB_RULES: dict[str, tuple[float, float, Callable[..., np.ndarray]]] = {
 }
 
 
-def thumb_widths(rows: Any, rule: str = "root4", factor: Any = None) -> np.ndarray:
+def thumb_widths(
+    rows: ArrayLike, rule: str = "root4", factor: float | None = None
+) -> np.ndarray:
     """Widths that grow with the number of rows: rules of thumb.
 
     ``"root4"`` is ceil(6 n**(1/4)), ``"fastai"`` min(600, round(1.6 n**0.56)).
@@ -96,8 +106,7 @@ def thumb_widths(rows: Any, rule: str = "root4", factor: Any = None) -> np.ndarr
     >>> thumb_widths([16, 10_000], "root4"), thumb_widths([16, 10_000], "fastai")
     (array([12, 60]), array([  8, 278]))
     """
-    if rule not in THUMB_RULES:
-        raise ValueError(f"rule must be one of {list(THUMB_RULES)}, got {rule!r}")
+    check_choice("rule", rule, tuple(THUMB_RULES))
     usual, exponent, rounded = THUMB_RULES[rule]
     widths = rounded(
         (usual if factor is None else factor)
@@ -107,209 +116,48 @@ def thumb_widths(rows: Any, rule: str = "root4", factor: Any = None) -> np.ndarr
     return np.clip(widths, 1, most).astype(np.int64)
 
 
-def settle_widths(widths: Any, rows: Any, dim: int) -> np.ndarray:
-    """Widths as they are stored: a group whose short rows and projection would take
-    no fewer numbers than full rows gets full rows.
+class PowerLawOptions(Options):
+    """Options of `MDEFields`, and of `MDEBlocks` too."""
 
-    Parameters
-    ----------
-    widths, rows : arrays of int, shape (groups,)
-    dim : int
-
-    Returns
-    -------
-    ndarray of int64, shape (groups,)
-
-    Examples
-    --------
-    >>> settle_widths([4, 4, 4], [2, 6, 1000], dim=16)
-    array([16,  4,  4])
-    """
-    widths = np.minimum(np.asarray(widths, dtype=np.int64), dim)
-    rows = np.asarray(rows, dtype=np.int64)
-    return np.where(widths * (rows + dim) >= rows * dim, dim, widths)
+    alpha: float | None = option(
+        0.3, "exponent of the law; None: the smallest that fits", low=0, tune=(0.3, 0.6)
+    )
+    power_of_two: bool = option(False, "allow no widths but powers of two")
+    widths: list[int] = found("width of each group")
 
 
-def bisect_path(cost: Callable[[float], int], budget: int) -> float:
-    """The first point of a path from 0 to 1, along which costs fall, that is inside
-    the budget; `cost(1)` must be.
-
-    Parameters
-    ----------
-    cost : callable
-    budget : int
-
-    Returns
-    -------
-    float
-        To the last bit: the float before it is over the budget, unless it is 0.
-    """
-    low, high = 0.0, 1.0
-    if cost(low) <= budget:
-        return low
-    while True:
-        middle = (low + high) / 2
-        if middle in (low, high):
-            return high
-        if cost(middle) <= budget:
-            high = middle
-        else:
-            low = middle
-
-
-def fill_budget(
-    widths: np.ndarray,
-    order: np.ndarray,
-    cost: Callable[[np.ndarray], int],
-    budget: int,
-    steps: Sequence[int],
-) -> np.ndarray:
-    """Spend what is left: groups become one step wider while that still fits.
-
-    Parameters
-    ----------
-    widths : ndarray of int64, shape (groups,)
-    order : ndarray of int64, shape (groups,)
-        The groups from the widest to the narrowest; none overtakes the one before.
-    cost : callable
-        Bytes of widths.
-    budget : int
-    steps : sequence of int
-        Widths that there may be, rising.
-
-    Returns
-    -------
-    ndarray of int64, shape (groups,)
-    """
-    before = None
-    while before is None or (widths != before).any():
-        before, limit = widths, steps[-1]
-        for g in order:
-            wider = [step for step in steps if widths[g] < step <= limit]
-            if wider:
-                tried = widths.copy()
-                tried[g] = wider[0]
-                widths = tried if cost(tried) <= budget else widths
-            limit = int(widths[g])
-    return widths
-
-
-def plan_widths(
+def plan_law(
     spec: TableSpec,
     ratio: float,
-    rows: Any,
-    path: Callable[[float], np.ndarray],
-    order: np.ndarray,
-    ranges: bool,
-    steps: Sequence[int],
+    rows: np.ndarray,
+    popularity: np.ndarray,
+    law: PowerLawOptions,
+    ranges: bool = True,
 ) -> list[int]:
-    """The widest groups of a rule that fit into a budget.
+    """The widest groups of a power law that fit into a budget; see `plan_widths`.
 
-    Parameters
-    ----------
-    spec : TableSpec
-    ratio : float
-    rows : array of int, shape (groups,)
-    path : callable
-        The rule: widths at each point from 0 to 1, nowhere rising.
-    order : ndarray of int64, shape (groups,)
-        The groups from the widest to the narrowest.
-    ranges : bool
-        Whether the groups are ranges of ids, which need no remap.
-    steps : sequence of int
-        Widths that there may be.
-
-    Returns
-    -------
-    list of int
-
-    Raises
-    ------
-    ValueError
-        If the widths at 1 are too wide.
+    With an exponent, the law's factor falls.  Without one, first the exponent rises
+    from 0 to 1, the most popular group keeping the full width; then this width falls.
     """
-    rows, dim = np.asarray(rows, dtype=np.int64), spec.embedding_dim
-
-    def cost(widths: np.ndarray) -> int:
-        settled = settle_widths(widths, rows, dim)
-        return grouped_bytes(rows.tolist(), settled.tolist(), dim, ranges)
-
-    def point(t: float) -> np.ndarray:
-        return np.minimum(path(t), dim)
-
-    budget = spec.require(ratio, smallest=cost(point(1.0)))
-    found = point(bisect_path(lambda t: cost(point(t)), budget))
-    found = fill_budget(found, np.asarray(order), cost, budget, steps)
-    return [int(width) for width in settle_widths(found, rows, dim)]
-
-
-def law_path(
-    popularity: np.ndarray, dim: int, alpha: float | None, power_of_two: bool
-) -> Callable[[float], np.ndarray]:
-    """The power law from wide to narrow.
-
-    With `alpha`, the factor falls.  Without it, first the exponent rises from 0 to
-    1, the most popular group keeping the full width; then this width falls.
-    """
+    dim = spec.embedding_dim
     # From here on down, the rarest group falls short of the full width too.
-    widest = dim * (popularity.max() / popularity.min()) ** (alpha or 0.0)
+    widest = dim * (popularity.max() / popularity.min()) ** (law.alpha or 0.0)
 
     def path(t: float) -> np.ndarray:
-        if alpha is not None:
-            exponent, base = alpha, widest * (1 - t)
+        if law.alpha is not None:
+            exponent, base = law.alpha, widest * (1 - t)
         else:
             exponent, base = min(2 * t, 1.0), dim * min(2 - 2 * t, 1.0)
-        return power_law_widths(popularity, exponent, base, power_of_two)
+        return power_law_widths(popularity, exponent, base, law.power_of_two)
 
-    return path
-
-
-def allowed_steps(dim: int, power_of_two: bool) -> list[int]:
-    """Widths that a rounded rule can give, up to the full one."""
-    if not power_of_two:
-        return list(range(1, dim + 1))
-    return [*(2**k for k in range(dim.bit_length()) if 2**k < dim), dim]
-
-
-def check_alpha(alpha: Any) -> float | None:
-    """An exponent from 0 up, or None."""
-    if alpha is None:
-        return None
-    if not isinstance(alpha, int | float) or not 0 <= alpha < math.inf:
-        raise ValueError(f"alpha must be a number from 0 up, got {alpha!r}")
-    return float(alpha)
+    return plan_widths(spec, ratio, rows, popularity, path, law.power_of_two, ranges)
 
 
 # -- a width per field -------------------------------------------------------
 
 
-class FieldWidths(GroupedEmbedding):
-    """A width for every field.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    widths : sequence of int, one per field
-    seed : int, default 0
-    """
-
-    def __init__(self, spec: TableSpec, *, widths: Any, seed: int = 0) -> None:
-        rows = np.diff(spec.field_starts)
-        if len(np.ravel(as_integers(widths, "widths"))) != len(rows):
-            raise ValueError(f"widths must be {len(rows)} numbers, got {widths!r}")
-        assignment = np.repeat(np.arange(len(rows)), rows)
-        super().__init__(spec, assignment, widths, [seed, 0])
-
-
-class MDEFields(FieldWidths):
+class MDEFields(FieldDimensions, Trained[PowerLawOptions]):
     """Fields with many rows get narrow rows: a power law of the number of rows.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    widths : sequence of int, one per field
-        From `plan`, or from `power_law_widths` with popularity 1 / rows.
-    seed : int, default 0
 
     Notes
     -----
@@ -317,34 +165,27 @@ class MDEFields(FieldWidths):
     Memory-Efficient Recommendation Systems" (2021).
     """
 
+    def __init__(
+        self, spec: TableSpec, options: PowerLawOptions, seed: int = 0
+    ) -> None:
+        super().__init__(spec, options.widths, seed)
+
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        alpha: float | None = 0.3,
-        power_of_two: bool = False,
-    ) -> dict[str, Any]:
-        """The greatest factor of the law whose widths fit; with ``alpha=None`` the
-        smallest exponent, the smallest field keeping the full width.
-        """
+    def plan(cls, spec: TableSpec, ratio: float, options: PowerLawOptions) -> Found:
+        """The greatest factor of the law, or the smallest exponent, that fits."""
         rows = np.diff(spec.field_starts)
-        path = law_path(1 / rows, spec.embedding_dim, check_alpha(alpha), power_of_two)
-        steps = allowed_steps(spec.embedding_dim, power_of_two)
-        order = np.argsort(rows, kind="stable")
-        return {"widths": plan_widths(spec, ratio, rows, path, order, True, steps)}
+        return {"widths": plan_law(spec, ratio, rows, 1 / rows, options)}
 
 
-class RuleOfThumb(FieldWidths):
+class RuleOfThumbOptions(Options):
+    """Options of `RuleOfThumb`."""
+
+    rule: str = option("root4", "the rule", choices=tuple(THUMB_RULES))
+    widths: list[int] = found("width of each field")
+
+
+class RuleOfThumb(FieldDimensions, Trained[RuleOfThumbOptions]):
     """Fields with many rows get *wide* rows, as two rules of thumb say.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    widths : sequence of int, one per field
-        From `plan`, or from `thumb_widths`.
-    seed : int, default 0
 
     Notes
     -----
@@ -352,29 +193,26 @@ class RuleOfThumb(FieldWidths):
     To meet a budget, the rule's factor changes, and its exponent stays.
     """
 
+    def __init__(
+        self, spec: TableSpec, options: RuleOfThumbOptions, seed: int = 0
+    ) -> None:
+        super().__init__(spec, options.widths, seed)
+
     @classmethod
-    def plan(
-        cls, spec: TableSpec, ratio: float, *, rule: str = "root4"
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: RuleOfThumbOptions) -> Found:
         """The greatest factor whose widths fit."""
         rows, dim = np.diff(spec.field_starts), spec.embedding_dim
 
         def path(t: float) -> np.ndarray:
-            return thumb_widths(rows, rule, dim * (1 - t))
+            return thumb_widths(rows, options.rule, dim * (1 - t))
 
-        steps, order = allowed_steps(dim, False), largest_first(rows)
-        return {"widths": plan_widths(spec, ratio, rows, path, order, True, steps)}
+        return {"widths": plan_widths(spec, ratio, rows, rows, path)}
 
 
 # -- a width per block of popularity -----------------------------------------
 
 
-def rank_by_count(counts: np.ndarray) -> np.ndarray:
-    """Ids from the most frequent to the least; of equals, the lower id first."""
-    return largest_first(np.asarray(counts))
-
-
-def cut_by_share(counts: np.ndarray, shares: Any) -> np.ndarray:
+def cut_by_share(counts: np.ndarray, shares: Sequence[float]) -> np.ndarray:
     """Rows of blocks of ids, the most frequent first, that cover shares of all reads.
 
     Parameters
@@ -394,7 +232,7 @@ def cut_by_share(counts: np.ndarray, shares: Any) -> np.ndarray:
     >>> cut_by_share(np.array([1, 60, 10, 20, 9]), [0.6, 0.9])
     array([1, 2, 2])
     """
-    return cut_sums(sum_reads(counts), shares)
+    return cut_sums(sum_reads(counts), np.asarray(shares))
 
 
 def sum_reads(counts: np.ndarray) -> np.ndarray:
@@ -404,11 +242,11 @@ def sum_reads(counts: np.ndarray) -> np.ndarray:
     return sums if sums[-1] else np.arange(1, len(sums) + 1)
 
 
-def cut_sums(sums: np.ndarray, shares: Any) -> np.ndarray:
+def cut_sums(sums: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """`cut_by_share` from what `sum_reads` found."""
     n, blocks = len(sums), len(shares) + 1
     # A hair less, for shares that are exact in decimals only.
-    cuts = np.searchsorted(sums, np.asarray(shares) * sums[-1] * (1 - 1e-12)) + 1
+    cuts = np.searchsorted(sums, shares * sums[-1] * (1 - 1e-12)) + 1
     place = np.arange(1, blocks)
     # Each border lies behind the one before, while there are rows.
     cuts = np.maximum.accumulate(np.maximum(cuts, place) - place) + place
@@ -416,7 +254,24 @@ def cut_sums(sums: np.ndarray, shares: Any) -> np.ndarray:
     return np.diff([0, *np.maximum.accumulate(cuts), n])
 
 
-class PopularityWidths(GroupedEmbedding):
+def cut_evenly(counts: np.ndarray, blocks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks of falling popularity that share the reads evenly.
+
+    Returns
+    -------
+    sizes : ndarray of int64, shape (blocks,)
+    popularity : ndarray of float64, shape (blocks,)
+        Reads of a row.
+    """
+    blocks = min(blocks, len(counts))
+    sizes = cut_sums(sum_reads(counts), np.arange(1, blocks) / blocks)
+    ranked = counts[largest_first(counts)]
+    reads = np.add.reduceat(ranked, np.cumsum(sizes) - sizes)
+    # Ids never seen count as seen a little: their width must not be 0.
+    return sizes, np.maximum(reads, 0.5) / sizes
+
+
+class PopularityBlocks(GroupedEmbedding):
     """A width for every block of ids, the most frequent ids in the first block.
 
     Parameters
@@ -435,31 +290,29 @@ class PopularityWidths(GroupedEmbedding):
     """
 
     def __init__(
-        self, spec: TableSpec, *, sizes: Any, widths: Any, seed: int = 0
+        self, spec: TableSpec, sizes: Integers, widths: Integers, seed: int = 0
     ) -> None:
-        sizes = as_integers(sizes, "sizes")
-        if sizes.ndim != 1 or (sizes < 0).any() or sizes.sum() != spec.num_embeddings:
+        rows = as_integers(sizes, "sizes")
+        if rows.ndim != 1 or (rows < 0).any() or rows.sum() != spec.num_embeddings:
             raise ValueError(
                 f"sizes must add up to {spec.num_embeddings} rows, got {sizes!r}"
             )
-        if np.shape(widths) != sizes.shape:
-            raise ValueError(f"widths must be {len(sizes)} numbers, got {widths!r}")
+        if np.shape(widths) != rows.shape:
+            raise ValueError(f"widths must be {len(rows)} numbers, got {widths!r}")
         assignment = np.empty(spec.num_embeddings, dtype=np.int64)
-        assignment[rank_by_count(spec.train_counts)] = np.repeat(
-            np.arange(len(sizes)), sizes
-        )
+        assignment[rank_by_frequency(spec)] = np.repeat(np.arange(len(rows)), rows)
         super().__init__(spec, assignment, widths, [seed, 0])
 
 
-class MDEBlocks(PopularityWidths):
-    """Rare ids get narrow rows: a power law of how often a block's rows are read.
+class MDEBlocksOptions(PowerLawOptions):
+    """Options of `MDEBlocks`."""
 
-    Parameters
-    ----------
-    spec : TableSpec
-    sizes, widths : sequences of int
-        Rows and width of each block; from `plan`.
-    seed : int, default 0
+    blocks: int = option(8, "blocks of ids", low=1, high=MAX_GROUPS, tune=(8, 4))
+    sizes: list[int] = found("rows of each block")
+
+
+class MDEBlocks(PopularityBlocks, Trained[MDEBlocksOptions]):
+    """Rare ids get narrow rows: a power law of how often a block's rows are read.
 
     Notes
     -----
@@ -467,45 +320,38 @@ class MDEBlocks(PopularityWidths):
     Memory-Efficient Recommendation Systems" (2021).
     """
 
+    def __init__(
+        self, spec: TableSpec, options: MDEBlocksOptions, seed: int = 0
+    ) -> None:
+        super().__init__(spec, options.sizes, options.widths, seed)
+
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        blocks: int = 8,
-        alpha: float | None = 0.3,
-        power_of_two: bool = False,
-    ) -> dict[str, Any]:
-        """Blocks that share the reads evenly, and the greatest factor of the law, or
-        with ``alpha=None`` the smallest exponent, whose widths fit.
-        """
-        check_range("blocks", blocks, 1, 256)
-        blocks = min(blocks, spec.num_embeddings)
-        shares = np.arange(1, blocks) / blocks
-        sizes = cut_by_share(spec.train_counts, shares)
-        ranked = spec.train_counts[rank_by_count(spec.train_counts)]
-        reads = np.add.reduceat(ranked, np.cumsum(sizes) - sizes)
-        # Ids never seen count as seen a little: their width must not be 0.
-        popularity = np.maximum(reads, 0.5) / sizes
-        path = law_path(
-            popularity, spec.embedding_dim, check_alpha(alpha), power_of_two
-        )
-        steps = allowed_steps(spec.embedding_dim, power_of_two)
-        order = largest_first(popularity)
-        widths = plan_widths(spec, ratio, sizes, path, order, blocks == 1, steps)
+    def plan(cls, spec: TableSpec, ratio: float, options: MDEBlocksOptions) -> Found:
+        """The greatest factor of the law, or the smallest exponent, that fits."""
+        sizes, popularity = cut_evenly(spec.train_counts, options.blocks)
+        ranges = len(sizes) == 1
+        widths = plan_law(spec, ratio, sizes, popularity, options, ranges)
         return {"sizes": sizes.tolist(), "widths": widths}
 
 
-class CpRec(PopularityWidths):
+class CpRecOptions(Options):
+    """Options of `CpRec`."""
+
+    quotient: int = option(
+        4, "how many times narrower the next block is", low=2, high=2**16, tune=(4, 2)
+    )
+    blocks: int | None = option(
+        None, "blocks of ids; None: down to width 1", low=1, high=MAX_GROUPS
+    )
+    sizes: list[int] = found("rows of each block")
+    widths: list[int] = found("width of each block")
+
+
+class CpRec(PopularityBlocks, Trained[CpRecOptions]):
     """CpRec: blocks of falling popularity, each q times narrower than the one before.
 
-    Parameters
-    ----------
-    spec : TableSpec
-    sizes, widths : sequences of int
-        Rows and width of each block; from `plan`.
-    seed : int, default 0
+    The first block covers a share s of the reads, the second the same share of what
+    is left, and so on; s is as large as the budget allows.
 
     Notes
     -----
@@ -514,33 +360,32 @@ class CpRec(PopularityWidths):
     at the output.
     """
 
+    def __init__(self, spec: TableSpec, options: CpRecOptions, seed: int = 0) -> None:
+        super().__init__(spec, options.sizes, options.widths, seed)
+
     @classmethod
-    def plan(
-        cls, spec: TableSpec, ratio: float, *, quotient: int = 4, blocks: Any = None
-    ) -> dict[str, Any]:
-        """Widths d, d/q, d/q**2 and so on, down to 1 unless `blocks` says fewer.
+    def plan(cls, spec: TableSpec, ratio: float, options: CpRecOptions) -> Found:
+        """Widths d, d/q, d/q**2 and so on, and the greatest share that fits."""
+        dim, q = spec.embedding_dim, options.quotient
+        blocks = options.blocks or 1 + math.ceil(math.log(dim, q) - 1e-9)
+        widths = [max(dim // q**b, 1) for b in range(min(blocks, spec.num_embeddings))]
+        return {"sizes": plan_sizes(spec, ratio, widths), "widths": widths}
 
-        The first block covers a share s of the reads, the second the same share of
-        what is left, and so on; s is as large as the budget allows.
-        """
-        dim, n = spec.embedding_dim, spec.num_embeddings
-        check_range("quotient", quotient, 2, 2**16)
-        if blocks is None:
-            blocks = 1 + math.ceil(math.log(dim, quotient) - 1e-9)
-        check_range("blocks", blocks, 1, 256)
-        blocks = min(blocks, n)
-        widths = [max(dim // quotient**b, 1) for b in range(blocks)]
 
-        sums = sum_reads(spec.train_counts)
+def plan_sizes(spec: TableSpec, ratio: float, widths: Sequence[int]) -> list[int]:
+    """Rows of blocks of given widths, of which each covers the same share of the reads
+    that those before it leave: the greatest share that fits.
+    """
+    sums, blocks = sum_reads(spec.train_counts), len(widths)
 
-        def sizes(t: float) -> np.ndarray:
-            return cut_sums(sums, 1 - t ** np.arange(1, blocks))
+    def sizes(t: float) -> list[int]:
+        return cut_sums(sums, 1 - t ** np.arange(1, blocks)).tolist()
 
-        def cost(t: float) -> int:
-            return grouped_bytes(sizes(t).tolist(), widths, dim, blocks == 1)
+    def cost(t: float) -> int:
+        return grouped_bytes(sizes(t), widths, spec.embedding_dim, blocks == 1)
 
-        budget = spec.require(ratio, smallest=cost(1.0))
-        return {"sizes": sizes(bisect_path(cost, budget)).tolist(), "widths": widths}
+    budget = spec.require(ratio, smallest=cost(1.0))
+    return sizes(bisect_path(cost, budget))
 
 
 # -- the output --------------------------------------------------------------

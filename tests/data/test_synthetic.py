@@ -80,8 +80,16 @@ def test_sizes_are_the_presets(small):
 
 
 def test_the_large_preset_is_large():
-    settings = PRESETS["large"]
-    assert settings.field_sizes[0] == 1_000_000 and sum(settings.rows) >= 2_000_000
+    """More than a million ids, and as skewed as ids are: drawn with fewer rows."""
+    data = make_clicks("large", rows=(40_000, 500, 500))
+    assert data.num_embeddings > 1_000_000
+    assert sum(PRESETS["large"].rows) >= 2_000_000
+    users = data.train.ids[:, 0]
+    assert users.max() < data.field_starts[1] and len(np.unique(users)) < 30_000
+    counts = np.sort(data.spec(2).train_counts[: data.field_starts[1]])[::-1]
+    # One id in a thousand takes more than a tenth of the reads; most are never read.
+    assert counts[: len(counts) // 1000].sum() > 0.1 * counts.sum()
+    assert (counts == 0).mean() > 0.9
 
 
 def test_ids_stay_within_their_field(small, stream):

@@ -10,17 +10,11 @@ from survey_code.layouts import (
     TensorTrainLayout,
 )
 from survey_code.layouts.tensor_train import core_shapes
-from survey_code.low_precision.quantization import (
-    LSQ,
-    MixedPrecisionCache,
-)
-from survey_code.mixed_dimension.architecture_search import AutoSrh
-from survey_code.mixed_dimension.rule_based import FieldWidths, PopularityWidths
-from survey_code.weight_sharing.decomposition import (
-    ANT,
-    STTD,
-    TTRec,
-)
+from survey_code.low_precision.quantization import LSQ, MixedPrecisionCache
+from survey_code.mixed_dimension.architecture_search import AutoSrh, AutoSrhOptions
+from survey_code.mixed_dimension.grouped import FieldDimensions
+from survey_code.mixed_dimension.rule_based import PopularityBlocks
+from survey_code.weight_sharing.decomposition import ANT, STTD, TTRec
 from survey_code.weight_sharing.hashing import (
     DHE,
     ROBE,
@@ -31,11 +25,7 @@ from survey_code.weight_sharing.hashing import (
     MEmCom,
     QuotientRemainder,
 )
-from survey_code.weight_sharing.vector_quantization import (
-    CCE,
-    MGQE,
-    LightRec,
-)
+from survey_code.weight_sharing.vector_quantization import CCE, MGQE, LightRec
 
 ROWS = 1000
 SPEC = TableSpec.of_shape(ROWS, 12)
@@ -71,27 +61,29 @@ EXAMPLES = {
     "4 bits, odd": lambda: compress(WEIGHT[:, :11], "rowwise", bits=4),
     "2 bits, odd": lambda: compress(WEIGHT[:, :11], "rowwise", bits=2),
     "8 bits, per table": lambda: compress(WEIGHT, "rowwise", per="table"),
-    "4 bits, per field": lambda: LSQ(FIELDS, bits=4, per="field").freeze(),
-    "tiered": lambda: MixedPrecisionCache(SPEC, slots=64, bits=4).freeze(),
+    "4 bits, per field": lambda: LSQ.make(FIELDS, bits=4, per="field").freeze(),
+    "tiered": lambda: MixedPrecisionCache.make(SPEC, slots=64, bits=4).freeze(),
     "binary": lambda: compress(WEIGHT, "bccf"),
     "binary, row scales": lambda: compress(WEIGHT[:, :11], "bccf", scale="row"),
     "binary, magnitudes": lambda: compress(WEIGHT, "bccf", rule="pph"),
-    "grouped, ranges": lambda: FieldWidths(FIELDS, widths=[11, 3, 1]).freeze(),
-    "grouped, remap": lambda: PopularityWidths(
+    "grouped, ranges": lambda: FieldDimensions(FIELDS, widths=[11, 3, 1]).freeze(),
+    "grouped, remap": lambda: PopularityBlocks(
         SPEC, sizes=[100, 400, 500], widths=[12, 5, 0]
     ).freeze(),
     "grouped, columns": lambda: AutoSrh(
         SPEC,
-        assignment=np.arange(ROWS) % 3,
-        kept=np.random.default_rng(5).random((3, 12)) < 0.4,
+        AutoSrhOptions(
+            assignment=np.arange(ROWS) % 3,
+            kept=np.random.default_rng(5).random((3, 12)) < 0.4,
+        ),
     ).freeze(),
-    "semi-tensor train": lambda: STTD(SPEC, rank=4, step=2).freeze(),
+    "semi-tensor train": lambda: STTD.make(SPEC, rank=4, step=2).freeze(),
     "low rank": lambda: compress(WEIGHT, "low_rank", rank=3),
-    "tensor train": lambda: TTRec(SPEC, rank=4).freeze(),
+    "tensor train": lambda: TTRec.make(SPEC, rank=4).freeze(),
     "tensor train, four cores": lambda: long_train(steps=1),
     "semi-tensor train, five cores": lambda: long_train(steps=2),
     "tensor train, cached": lambda: compress(WEIGHT, "tt_rec", rank=4, slots=50),
-    "anchors": lambda: ANT(SPEC, anchors=9, entries=2000).freeze(),
+    "anchors": lambda: ANT.make(SPEC, anchors=9, entries=2000).freeze(),
     "codes": lambda: compress(WEIGHT, "pq", books=4, bits=5),
     "codes, half": lambda: compress(WEIGHT, "pq", books=6, bits=3, half=True),
     "codes, turned": lambda: compress(WEIGHT, "pq", books=4, bits=5, rotate=True),
@@ -104,9 +96,11 @@ EXAMPLES = {
         clusters=50,
         heads=70,
     ),
-    "codes, two lengths": lambda: MGQE(SPEC, books=3, bits=6, tail_bits=4).freeze(),
-    "added codes": lambda: LightRec(SPEC, books=3, bits=5).freeze(),
-    "codes and helpers": lambda: CCE(SPEC, books=2, bits=5).freeze(),
+    "codes, two lengths": lambda: MGQE.make(
+        SPEC, books=3, bits=6, tail_bits=4
+    ).freeze(),
+    "added codes": lambda: LightRec.make(SPEC, books=3, bits=5).freeze(),
+    "codes and helpers": lambda: CCE.make(SPEC, books=2, bits=5).freeze(),
     "ragged": lambda: RaggedLayout.from_dense(WEIGHT, np.arange(ROWS) % 13),
     "ragged, half": lambda: RaggedLayout.from_dense(
         WEIGHT[:, :7], np.arange(ROWS) % 8, "float16"
@@ -115,39 +109,39 @@ EXAMPLES = {
     "sparse, blocks": lambda: SparseLayout.from_dense(
         WEIGHT * (WEIGHT > 0.8), "float16", block_rows=16
     ),
-    "signed": lambda: HashingTrick(SPEC, rows=90, signed=True).freeze(),
-    "open": lambda: HashingTrick(SPEC, rows=90, open_ids=True).freeze(),
+    "signed": lambda: HashingTrick.make(SPEC, rows=90, signed=True).freeze(),
+    "open": lambda: HashingTrick.make(SPEC, rows=90, open_ids=True).freeze(),
     **{
-        combine: lambda combine=combine: QuotientRemainder(
+        combine: lambda combine=combine: QuotientRemainder.make(
             SPEC, modulus=30, combine=combine
         ).freeze()
         for combine in ("sum", "product", "concat")
     },
-    "path": lambda: QuotientRemainder(SPEC, modulus=30, combine="path").freeze(),
-    "one table": lambda: BloomEmbeddings(SPEC, rows=40).freeze(),
-    "six hashes": lambda: BloomEmbeddings(SPEC, rows=40, hashes=6).freeze(),
-    "own rows": lambda: DoubleHashing(SPEC, rows=40, frequent=60).freeze(),
-    "weights": lambda: HashEmbeddings(SPEC, rows=40, entries=300).freeze(),
-    "weight and bias": lambda: MEmCom(SPEC, rows=40, bias=True).freeze(),
-    "flat": lambda: ROBE(SPEC, size=300, signed=True).freeze(),
-    "flat, entry by entry": lambda: ROBE(SPEC, size=300, block_len=1).freeze(),
+    "path": lambda: QuotientRemainder.make(SPEC, modulus=30, combine="path").freeze(),
+    "one table": lambda: BloomEmbeddings.make(SPEC, rows=40).freeze(),
+    "six hashes": lambda: BloomEmbeddings.make(SPEC, rows=40, hashes=6).freeze(),
+    "own rows": lambda: DoubleHashing.make(SPEC, rows=40, frequent=60).freeze(),
+    "weights": lambda: HashEmbeddings.make(SPEC, rows=40, entries=300).freeze(),
+    "weight and bias": lambda: MEmCom.make(SPEC, rows=40, bias=True).freeze(),
+    "flat": lambda: ROBE.make(SPEC, size=300, signed=True).freeze(),
+    "flat, entry by entry": lambda: ROBE.make(SPEC, size=300, block_len=1).freeze(),
     # Arrays with nothing in them: what a kernel must then not read.
     "codes, rows alone": lambda: compress(
         WEIGHT, "clustering", counts=np.arange(ROWS), clusters=5, heads=ROWS
     ),
     "ragged, nothing": lambda: RaggedLayout.from_dense(WEIGHT, np.zeros(ROWS, int)),
     "sparse, nothing": lambda: SparseLayout.from_dense(0 * WEIGHT, block_rows=16),
-    "anchors, nothing": lambda: ANT(SPEC, anchors=9, entries=0).freeze(),
-    "grouped, nothing": lambda: PopularityWidths(
+    "anchors, nothing": lambda: ANT.make(SPEC, anchors=9, entries=0).freeze(),
+    "grouped, nothing": lambda: PopularityBlocks(
         SPEC, sizes=[100, 900], widths=[0, 0]
     ).freeze(),
-    "grouped, one group with numbers": lambda: FieldWidths(
+    "grouped, one group with numbers": lambda: FieldDimensions(
         FIELDS, widths=[0, 3, 0]
     ).freeze(),
-    "own rows, all": lambda: DoubleHashing(SPEC, rows=40, frequent=ROWS).freeze(),
-    "own rows, none": lambda: DoubleHashing(SPEC, rows=40, frequent=0).freeze(),
-    "generator": lambda: DHE(SPEC, width=20, codes=24).freeze(),
-    "generator, normal": lambda: DHE(
+    "own rows, all": lambda: DoubleHashing.make(SPEC, rows=40, frequent=ROWS).freeze(),
+    "own rows, none": lambda: DoubleHashing.make(SPEC, rows=40, frequent=0).freeze(),
+    "generator": lambda: DHE.make(SPEC, width=20, codes=24).freeze(),
+    "generator, normal": lambda: DHE.make(
         SPEC, width=20, codes=24, distribution="gaussian"
     ).freeze(),
 }

@@ -236,8 +236,8 @@ def test_items_are_ranked_on_the_gpu_as_on_the_cpu(signs):
 def test_gradients_are_scattered_on_the_gpu_as_by_autograd(cupy):
     ids = np.random.default_rng(8).integers(ROWS, size=4000)
     gradients = np.random.default_rng(9).normal(size=(4000, 12)).astype(np.float32)
-    robe = ROBE(SPEC, size=300, signed=True)
-    train = TTRec(SPEC, rank=4)
+    robe = ROBE.make(SPEC, size=300, signed=True)
+    train = TTRec.make(SPEC, rank=4)
     for table, scatter in ((robe, scatter_blocks), (train, scatter_cores)):
         rows = table.embed(torch.from_numpy(ids))
         (rows * torch.from_numpy(gradients)).sum().backward()

@@ -87,7 +87,7 @@ def test_bad_ids_and_offsets_are_reported(pair, fake_cupy):
 
 def test_robes_gradient_is_autograds(fake_cupy):
     # d loss / d values[start + j] is the sum of the gradients that read it.
-    table = ROBE(SPEC, size=300, signed=True)
+    table = ROBE.make(SPEC, size=300, signed=True)
     device = fuse(table.freeze(), fake_cupy)
     gradients = np.random.default_rng(3).normal(size=(60, 12)).astype(np.float32)
     found = scatter_blocks(device, fake_cupy.asarray(IDS), fake_cupy.asarray(gradients))
@@ -97,7 +97,7 @@ def test_robes_gradient_is_autograds(fake_cupy):
 
 
 def test_a_trains_gradient_is_autograds(fake_cupy):
-    table = TTRec(SPEC, rank=4)
+    table = TTRec.make(SPEC, rank=4)
     device = fuse(table.freeze(), fake_cupy)
     gradients = np.random.default_rng(3).normal(size=(60, 12)).astype(np.float32)
     found = scatter_cores(device, fake_cupy.asarray(IDS), fake_cupy.asarray(gradients))

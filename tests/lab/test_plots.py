@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
+from random_layouts import COMPOSED, random_composed, random_layout
 
 from survey_code import catalog, lab
 from survey_code.lab.plots import (
@@ -13,7 +14,6 @@ from survey_code.lab.plots import (
     plot_taxonomy,
     plot_tradeoff,
 )
-from survey_code.lab.random_layouts import COMPOSED, random_composed, random_layout
 from survey_code.lab.results import Result
 
 
@@ -133,8 +133,9 @@ def test_tables_for_timing_are_real_tables(kind, row):
 
 
 def test_rates_need_a_gpu():
+    from rates import measure_rates
+
     from survey_code.gpu import load_cupy
-    from survey_code.lab.rates import measure_rates
 
     try:
         load_cupy()

@@ -13,6 +13,7 @@ from survey_code.lab import (
     summarize_near,
     tabulate,
 )
+from survey_code.lab.experiment import key_of
 from survey_code.lab.results import append_result
 
 
@@ -62,20 +63,30 @@ def test_what_is_no_result_is_a_value_error(line):
         Result.from_json(line)
 
 
-def test_the_resume_key_is_what_makes_a_run_that_run():
-    base = make_result().resume_key
-    for same in ({"test": {"auc": 0.1}}, {"date": "2030-01-01"}, {"device": "gpu"}):
-        assert make_result(**same).resume_key == base
+def test_the_key_is_what_makes_a_run_that_run():
+    asked = {"signed": False, "open_ids": False}
+    base = key_of(make_result(asked=asked))
+    for same in (
+        {"test": {"auc": 0.1}},
+        {"date": "2030-01-01"},
+        {"device": "gpu"},
+        {"options": {"rows": 99}},  # found, not asked for
+        {"settings": {"layers": {"hidden": (8,)}, "device": "cuda", "epochs": 1}},
+        {"settings": {"layers": {"hidden": (8,)}, "l2": 0.0, "epochs": 1}},
+    ):
+        assert key_of(make_result(**{"asked": asked, **same})) == base
     for other in (
         {"key": "full"},
-        {"options": {"rows": 99}},
+        {"asked": {**asked, "signed": True}},
         {"data": "other"},
         {"model": "fm"},
         {"dim": 8},
-        {"requested_ratio": 5.0},
+        {"ratio": 5.0},
         {"seed": 2},
+        {"settings": {"layers": {"hidden": (9,)}, "epochs": 1}},
+        {"settings": {"layers": {"hidden": (8,)}, "epochs": 2}},
     ):
-        assert make_result(**other).resume_key != base
+        assert key_of(make_result(**{"asked": asked, **other})) != base
 
 
 def test_results_are_appended_and_come_back_in_order(tmp_path):

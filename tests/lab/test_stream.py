@@ -27,7 +27,7 @@ def test_a_frozen_model_is_one_training_and_tests_of_all_later_windows(stream):
     found = run_stream("full", stream, start=2, update_epochs=0, trial=TRIAL, seed=1)
     assert found.index.tolist() == [2, 3]
     task = ClickTask(gather_windows(stream, 0, 2), TRIAL, 1)
-    network = task.train(FullEmbedding(task.spec, seed=1))
+    network = task.train(FullEmbedding(task.spec, seed=1)).network
     for window in (2, 3):
         wanted = evaluate_clicks(network, stream.windows[window])
         assert found.loc[window, "auc"] == pytest.approx(wanted["auc"])

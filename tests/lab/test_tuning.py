@@ -4,19 +4,13 @@ import dataclasses
 import shutil
 
 import pytest
+import records as book
 
 from survey_code import data
-from survey_code.catalog import get_method
+from survey_code.catalog import get_method, methods
 from survey_code.data.synthetic import make_clicks
-from survey_code.lab import Result, Trial, record, repeat, run
-from survey_code.lab.records import (
-    RECORDS,
-    apply_tuning,
-    compare_category,
-    tune_category,
-)
-from survey_code.lab.runs import plan_defaults
-from survey_code.lab.tuning import KNOBS, TRIALS_EACH, propose
+from survey_code.lab import Result, Trial, repeat, run
+from survey_code.lab.tuning import TRIALS_EACH, apply_tuning, propose
 from survey_code.training import TrainingSettings
 
 TRIAL = Trial(
@@ -32,12 +26,12 @@ def tiny_data():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "load", lambda name: tiny)
         for name in ("tuning", "tuned"):
-            cells = tune_category if name == "tuning" else compare_category
+            listed = book.tune_category if name == "tuning" else book.compare_category
             patch.setitem(
-                RECORDS, f"tiny_{name}",
-                lambda cells=cells: [
-                    c for c in cells("mixed dimension", "synthetic", TRIAL)
-                    if c.method in ("uniform", "mde_popularity") and c.ratio < 30
+                book.RECORDS, f"tiny_{name}",
+                lambda listed=listed: [
+                    one for one in listed("mixed dimension", "synthetic", TRIAL)
+                    if one.method in ("uniform", "mde_popularity") and one.ratio < 30
                 ],
             )  # fmt: skip
         yield
@@ -47,32 +41,37 @@ def tiny_data():
 def trials(tmp_path_factory):
     """The folder of the trials' record, and its results; made once."""
     folder = tmp_path_factory.mktemp("trials")
-    return folder, list(record("tiny_tuning", folder))
+    return folder, list(book.make("tiny_tuning", folder))
 
 
-@pytest.mark.parametrize("key", ["full", "robe", *KNOBS])
+TUNED = [m.key for m in methods() if m.load().options.grid()]
+
+
+@pytest.mark.parametrize("key", ["full", "robe", *TUNED])
 def test_every_method_has_eight_trials_the_defaults_first(key):
     proposals = propose(key, TRIAL)
-    assert proposals[0] == (TRIAL, {})
+    assert proposals[0] == (TRIAL, get_method(key).ask({}))
     assert len(proposals) == TRIALS_EACH
     assert len({repr(p) for p in proposals}) == TRIALS_EACH
     assert propose(key, TRIAL) == proposals
 
 
-@pytest.mark.parametrize("key", KNOBS)
-def test_knobs_begin_with_the_methods_defaults(key):
-    defaults = plan_defaults(get_method(key).key)
-    assert {n: v[0] for n, v in KNOBS[key].items()} == {
-        n: defaults[n] for n in KNOBS[key]
-    }
+@pytest.mark.parametrize("key", TUNED)
+def test_values_worth_tuning_are_allowed_and_begin_with_the_default(key):
+    kind = get_method(key).load().options
+    for name, values in kind.grid().items():
+        assert values[0] == getattr(kind(), name) and len(set(values)) > 1
+        for value in values:
+            assert getattr(kind(**{name: value}), name) == value
 
 
 def test_methods_without_options_share_their_draws():
-    assert propose("rowwise", TRIAL) == propose("full", TRIAL)
+    both = [[trial for trial, _ in propose(key, TRIAL)] for key in ("rowwise", "full")]
+    assert both[0] == both[1]
 
 
 def test_trials_are_made_at_ten_or_the_nearest_ratio_in_reach():
-    cells = tune_category("mixed dimension", "synthetic", TRIAL)
+    cells = book.tune_category("mixed dimension", "synthetic", TRIAL)
     ratios = {cell.method: cell.ratio for cell in cells}
     assert ratios["full"] == 1 and ratios["uniform"] == 10
     # An assignment for each id: 30x is out of reach, and 10x on so small a table.
@@ -83,7 +82,7 @@ def test_trials_are_made_at_ten_or_the_nearest_ratio_in_reach():
 def test_the_record_is_made_as_the_best_trial_was(trials, tmp_path):
     folder, trials = trials
     shutil.copy(folder / "tiny_tuning.jsonl", tmp_path)
-    made = list(record("tiny_tuned", tmp_path))
+    made = list(book.make("tiny_tuned", tmp_path))
     assert {r.key for r in made} == {"uniform", "mde_popularity"}
     for key in ("uniform", "mde_popularity"):
         mine = [r for r in trials if r.key == key]
@@ -98,7 +97,7 @@ def test_the_record_is_made_as_the_best_trial_was(trials, tmp_path):
                     result.settings["table_learning_rate"]
                     == best.settings["table_learning_rate"]
                 )
-    assert list(record("tiny_tuned", tmp_path)) == []
+    assert list(book.make("tiny_tuned", tmp_path)) == []
 
 
 def test_the_best_by_validation_wins_whatever_the_test_says(trials):
@@ -110,7 +109,7 @@ def test_the_best_by_validation_wins_whatever_the_test_says(trials):
         for place, result in enumerate(trials[1])
         if result.key == "uniform"
     ]  # fmt: skip
-    cells = RECORDS["tiny_tuned"]()
+    cells = book.RECORDS["tiny_tuned"]()
     chosen = apply_tuning(cells, trials)
     assert {c.method for c in chosen} == {"uniform"}, "untuned methods are left out"
     assert (chosen[0].trial, chosen[0].options) == propose("uniform", TRIAL)[3]
@@ -118,7 +117,7 @@ def test_the_best_by_validation_wins_whatever_the_test_says(trials):
 
 def test_a_missing_trial_leaves_its_method_out(trials):
     trials = [r for r in trials[1] if r.key == "uniform"]
-    assert apply_tuning(RECORDS["tiny_tuned"](), trials[1:]) == []
+    assert apply_tuning(book.RECORDS["tiny_tuned"](), trials[1:]) == []
 
 
 def test_a_recorded_run_can_be_repeated(tmp_path):

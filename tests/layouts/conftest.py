@@ -15,10 +15,7 @@ from survey_code.layouts import (
     SparseLayout,
     TieredLayout,
 )
-from survey_code.weight_sharing.decomposition import (
-    STTD,
-    TTRec,
-)
+from survey_code.weight_sharing.decomposition import STTD, TTRec
 from survey_code.weight_sharing.hashing import (
     DHE,
     ROBE,
@@ -29,11 +26,7 @@ from survey_code.weight_sharing.hashing import (
     MEmCom,
     QuotientRemainder,
 )
-from survey_code.weight_sharing.vector_quantization import (
-    CCE,
-    MGQE,
-    LightRec,
-)
+from survey_code.weight_sharing.vector_quantization import CCE, MGQE, LightRec
 
 ROWS = 11
 
@@ -45,11 +38,11 @@ def draw_table(dim):
 def hashed(dim=6, **options):
     spec = TableSpec.of_shape(ROWS, dim)
     kind = QuotientRemainder if "modulus" in options else HashingTrick
-    return kind(spec, seed=3, **options).freeze()
+    return kind.make(spec, seed=3, **options).freeze()
 
 
 def shared(kind, dim=6, **options):
-    return kind(TableSpec.of_shape(ROWS, dim), seed=3, **options).freeze()
+    return kind.make(TableSpec.of_shape(ROWS, dim), seed=3, **options).freeze()
 
 
 def binary(dim, **options):
@@ -94,7 +87,7 @@ MIXED = np.array([2, 0, 0, 1, 2, 1, 1, 0, 2, 2, 2])
 
 
 def train(**options):
-    table = TTRec(TableSpec.of_shape(ROWS, 6), seed=3, **options)
+    table = TTRec.make(TableSpec.of_shape(ROWS, 6), seed=3, **options)
     if options.get("slots"):
         table(torch.tensor([3, 3, 8, 1]))
         table.fill_cache()
@@ -120,7 +113,7 @@ def ragged(dim, **options):
 EXAMPLES = {
     "tensor-train": lambda: train(rank=3),
     "tensor-train-cached": lambda: train(rank=2, slots=3),
-    "semi-tensor-train": lambda: STTD(
+    "semi-tensor-train": lambda: STTD.make(
         TableSpec.of_shape(ROWS, 8), rank=2, seed=1
     ).freeze(),
     "low-rank": lambda: compress(draw_table(7), "low_rank", rank=2),

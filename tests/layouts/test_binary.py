@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
 from survey_code import load_layout
+from survey_code.bits import ONES
 from survey_code.layouts import BinaryLayout
-from survey_code.layouts.binary import ONES, hamming_distances, pack_signs
-from survey_code.layouts.nearest import choose_best
+from survey_code.layouts.binary import hamming_distances, pack_signs
+from survey_code.layouts.nearest import choose_nearest
 
 DIMS = (1, 5, 8, 13, 64, 72)
 
@@ -77,8 +77,7 @@ def test_half_scales_are_read_as_they_are_stored():
 def test_two_magnitude_bits_choose_a_level():
     """Row i has code (i // 2) % 4; four codes to a byte, low bits first."""
     magnitudes = np.packbits(
-        [[code & 1, code >> 1] for code in (np.arange(12) // 2) % 4],
-        bitorder="little",
+        [[code & 1, code >> 1] for code in (np.arange(12) // 2) % 4], bitorder="little"
     )
     levels = np.array([1, 2, 4, 8], np.float32)
     layout = BinaryLayout(
@@ -223,7 +222,7 @@ def test_queries_may_come_from_another_table():
 def test_of_equal_scores_the_first_columns_are_chosen(scores, k):
     scores = np.array(scores, np.float32)
     wanted = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    np.testing.assert_array_equal(choose_best(scores, k), wanted)
+    np.testing.assert_array_equal(choose_nearest(scores, k), wanted)
 
 
 def test_searching_for_nothing_gives_nothing():

@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
+from survey_code.bits import count_bits
 from survey_code.embedding import decode_layout
 from survey_code.layouts import GroupedLayout, load_layout
 from survey_code.layouts.grouped import (
-    BLOCK,
-    count_planes,
+    BLOCK_IDS,
     grouped_bytes,
     pack_assignment,
     remap_bytes,
@@ -112,12 +111,12 @@ def test_the_remap_is_a_bijection_to_groups_and_rows(n, groups, seed):
 
 def test_the_remap_takes_bits_not_numbers():
     """ceil(log2 G) bits an id and 4 G bytes for every 512 ids."""
-    n, groups = 100 * BLOCK, 4
+    n, groups = 100 * BLOCK_IDS, 4
     planes, before = pack_assignment(assign(n, groups), groups)
     assert planes.nbytes + before.nbytes == remap_bytes(n, groups)
     assert planes.nbytes == n * 2 // 8 and before.nbytes == n * 4 * groups // 512
     assert remap_bytes(n, groups) < 0.3 * n
-    assert [count_planes(g) for g in (1, 2, 3, 4, 5, 256)] == [1, 1, 2, 2, 3, 8]
+    assert [count_bits(g) for g in (1, 2, 3, 4, 5, 256)] == [1, 1, 2, 2, 3, 8]
 
 
 # -- pooled look-up -----------------------------------------------------------

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from survey_code.embedding import decode_layout
 from survey_code.layouts import RaggedLayout, SparseLayout, load_layout

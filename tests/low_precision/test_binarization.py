@@ -15,7 +15,7 @@ from survey_code import TableSpec, compress
 from survey_code.catalog import get_method
 from survey_code.data.synthetic import make_clicks
 from survey_code.data.tasks import InteractionData
-from survey_code.embedding import decode_layout
+from survey_code.embedding import Fitted, History, decode_layout
 from survey_code.lab import Trial
 from survey_code.lab.task import make_task
 from survey_code.layouts import BinaryLayout
@@ -32,8 +32,8 @@ from survey_code.low_precision.binarization import (
     fit_scales,
     learn_rotation,
     rerank,
+    sign_through,
     split_magnitudes,
-    straight_through,
     take_signs,
 )
 from survey_code.metrics import measure_ranking
@@ -350,7 +350,7 @@ def test_a_user_who_met_everything_has_no_unobserved_pair():
 
 
 def test_dcf_objective_never_rises_within_a_round(pairs):
-    table = DCF(small_spec(pairs, 8), rounds=4, balance=5.0)
+    table = DCF.make(small_spec(pairs, 8), rounds=4, balance=5.0)
     codes = table.descend(pairs.train, pairs.num_users)
     assert len(table.objective) == 4
     for steps in table.objective:
@@ -360,7 +360,7 @@ def test_dcf_objective_never_rises_within_a_round(pairs):
 
 
 def test_dcf_objective_is_what_it_says(pairs):
-    table = DCF(small_spec(pairs, 6), balance=0.3)
+    table = DCF.make(small_spec(pairs, 6), balance=0.3)
     _, codes, _, errors = dcf_problem()
     targets = [torch.randn(side.shape, dtype=torch.float64) for side in codes]
     wanted = errors.double().square().sum() - 0.6 * sum(
@@ -373,7 +373,7 @@ def test_dcf_is_the_same_twice_and_balance_balances(pairs):
     spec = small_spec(pairs, 8)
 
     def learnt(balance):
-        table = DCF(spec, rounds=3, balance=balance, seed=5)
+        table = DCF.make(spec, rounds=3, balance=balance, seed=5)
         return table.descend(pairs.train, pairs.num_users)[1]
 
     assert torch.equal(learnt(0.001), learnt(0.001))
@@ -381,10 +381,24 @@ def test_dcf_is_the_same_twice_and_balance_balances(pairs):
     assert strong < weak / 2
 
 
+def test_dcf_learns_the_tasks_pairs_and_says_how_it_went(pairs):
+    task = make_task(pairs, TRIAL, 3)
+    table, twin = (DCF.make(task.spec, rounds=2, seed=3) for _ in range(2))
+    fitted = table.fit(task)
+    assert fitted.network.table is table and not fitted.network.training
+    codes = twin.descend(pairs.train, pairs.num_users)
+    assert torch.equal(table.codes.int(), torch.cat(codes, dim=1).T)
+    # b.d / bits is the prediction in units of the target.
+    np.testing.assert_allclose(np.abs(decode_layout(table.freeze())), 0.25)
+    losses = [epoch["train_loss"] for epoch in fitted.history.epochs]
+    assert losses == [steps[-1] for steps in twin.objective]
+    assert fitted.history.best == 1
+
+
 def test_dcf_wants_more_ids_than_bits(pairs):
     task = make_task(pairs, TRIAL, 0)
     with pytest.raises(ValueError, match="200 bits need more than 200 users"):
-        DCF(task.spec, bits=200).fit(task)
+        DCF.make(task.spec, bits=200).fit(task)
 
 
 @pytest.mark.parametrize(
@@ -394,12 +408,12 @@ def test_dcf_wants_more_ids_than_bits(pairs):
 )
 def test_bad_options_of_dcf_are_value_errors(pairs, options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
-        DCF(small_spec(pairs), **options)
+        DCF.make(small_spec(pairs), **options)
 
 
 def test_dcf_takes_more_bits_only_where_asked(pairs):
     method, spec = get_method("dcf"), small_spec(pairs, 16)
-    assert method.plan(spec, 1)["bits"] == 16
+    assert method.plan(spec, 1).bits == 16
     options = method.plan(spec, 10, bits=48)
     assert method.build(spec, options).freeze().nbytes == 500 * 6 + 4
     with pytest.raises(ValueError, match="highest ratio"):
@@ -412,7 +426,7 @@ def test_dcf_takes_more_bits_only_where_asked(pairs):
 def test_straight_through_is_the_sign_forward_and_the_identity_backward():
     values = torch.tensor([[0.3, -0.2, 0.0], [2.0, -5.0, 1e-9]], requires_grad=True)
     upstream = torch.from_numpy(normal(2, 3))
-    found = straight_through(values)
+    found = sign_through(values)
     np.testing.assert_allclose(found.detach(), signs(values.detach().numpy()))
     found.backward(upstream)
     assert torch.equal(values.grad, upstream)
@@ -449,7 +463,7 @@ def test_factor_2_integrates_to_the_signs_jump(sharpness):
 @pytest.mark.parametrize("beta", [1, 10, 100])
 def test_annealed_tanh_nears_the_sign_outside_a_gap(beta):
     """|tanh(beta x) - sign(x)| <= 2 exp(-2 beta eps) for |x| >= eps."""
-    table = CIGAR(TableSpec.of_shape(4, 4), beta=beta)
+    table = CIGAR.make(TableSpec.of_shape(4, 4), beta=beta)
     table.advance(1.0)
     gap = 0.05
     values = torch.cat([torch.linspace(-3, -gap, 50), torch.linspace(gap, 3, 50)])
@@ -459,7 +473,7 @@ def test_annealed_tanh_nears_the_sign_outside_a_gap(beta):
 
 
 def test_beta_grows_from_1_to_its_end_as_a_root():
-    table = CIGAR(TableSpec.of_shape(4, 4), beta=5)
+    table = CIGAR.make(TableSpec.of_shape(4, 4), beta=5)
     found = []
     for progress in (0.0, 0.5, 1.0):
         table.advance(progress)
@@ -467,7 +481,7 @@ def test_beta_grows_from_1_to_its_end_as_a_root():
     np.testing.assert_allclose(found, [1, np.sqrt(13), 5])
     for beta in (0.5, np.nan, np.inf, "10", None):
         with pytest.raises(ValueError, match="beta must be"):
-            CIGAR(TableSpec.of_shape(4, 4), beta=beta)
+            CIGAR.make(TableSpec.of_shape(4, 4), beta=beta)
 
 
 def test_more_candidates_never_find_less():
@@ -492,7 +506,7 @@ def test_reranking_every_item_is_the_exact_ranking():
 
 
 def test_guidance_0_is_the_continuous_model_and_1_is_the_codes(pairs):
-    table = HashGNN(small_spec(pairs), seed=1).train()
+    table = HashGNN.make(small_spec(pairs), seed=1).train()
     ids = torch.arange(pairs.num_embeddings)
     real = torch.tanh(table.latent() / table.unit) * table.scale
     assert torch.equal(table(ids), real)
@@ -509,7 +523,7 @@ def test_guided_gradient_does_not_depend_on_the_draw(pairs):
     """Signs pass the gradient on as the real entries beside them do."""
     grads = []
     for share in (0.0, 1.0):
-        table = HashGNN(small_spec(pairs), seed=1).train()
+        table = HashGNN.make(small_spec(pairs), seed=1).train()
         table.advance(share)
         upstream = torch.from_numpy(normal(500, 6))
         (table(torch.arange(500)) * upstream).sum().backward()
@@ -521,7 +535,7 @@ def test_guided_gradient_does_not_depend_on_the_draw(pairs):
 @pytest.mark.parametrize("layers", [0, 1, 3])
 def test_hashgnn_codes_are_taken_after_propagation(pairs, layers):
     """The signs of (I + A + ... + A^L) E."""
-    table = HashGNN(small_spec(pairs), layers=layers, seed=2)
+    table = HashGNN.make(small_spec(pairs), layers=layers, seed=2)
     graph, start = dense_graph(pairs), table.weight.detach().double().numpy()
     total = sum(np.linalg.matrix_power(graph, k) @ start for k in range(layers + 1))
     clear = np.abs(total) > 1e-6 * np.abs(total).max()
@@ -536,7 +550,7 @@ def test_hashgnn_codes_are_taken_after_propagation(pairs, layers):
 @pytest.mark.parametrize("half", [False, True])
 def test_bigear_rows_are_weighted_blocks_of_every_layer(pairs, half):
     """Block l is (l + 1) / (L + 1) mean|v_l| sign(v_l), with v_l = A^l E."""
-    table = BiGeaR(small_spec(pairs), layers=2, half=half, seed=3).eval()
+    table = BiGeaR.make(small_spec(pairs), layers=2, half=half, seed=3).eval()
     graph, rows = dense_graph(pairs), table.weight.detach().double().numpy()
     blocks = []
     for layer in range(3):
@@ -557,17 +571,17 @@ def test_bigear_takes_as_many_layers_as_fit(pairs):
     block = 8 + 4
     for layers in (2, 1, 0):
         reached = 256 / ((layers + 1) * block)
-        assert method.plan(spec, reached)["layers"] == layers
-        assert method.plan(spec, reached * 0.999)["layers"] == layers
+        assert method.plan(spec, reached).layers == layers
+        assert method.plan(spec, reached * 0.999).layers == layers
     with pytest.raises(ValueError, match=r"highest ratio it can reach is 21\.333"):
         method.plan(spec, 25)
-    assert method.plan(spec, 25, half=True)["layers"] == 0
+    assert method.plan(spec, 25, half=True).layers == 0
     with pytest.raises(ValueError, match="highest ratio it can reach is 7"):
         method.plan(spec, 10, layers=2)
 
 
 def test_the_teachers_lists_are_its_best_items_layer_by_layer(pairs):
-    table = BiGeaR(small_spec(pairs), layers=1, listed=9)
+    table = BiGeaR.make(small_spec(pairs), layers=1, listed=9)
     lists = table.list_items(chunk=70)
     graph, rows = dense_graph(pairs), table.weight.detach().double().numpy()
     for layer in range(2):
@@ -580,7 +594,7 @@ def test_the_teachers_lists_are_its_best_items_layer_by_layer(pairs):
 
 def test_distillation_is_softplus_weighted_by_rank(pairs):
     """Sum over layers of mean(exp(-0.1 r) softplus(-score)), r from 1."""
-    table = BiGeaR(small_spec(pairs), layers=1, listed=4, distillation=3.0)
+    table = BiGeaR.make(small_spec(pairs), layers=1, listed=4, distillation=3.0)
     table.train()
     table.teacher = table.list_items()
     table.USERS = 2000  # every user, many times: compared with the mean of all
@@ -597,7 +611,7 @@ def test_distillation_is_softplus_weighted_by_rank(pairs):
 
 
 def test_distillation_reaches_the_weights(pairs):
-    table = BiGeaR(small_spec(pairs), layers=1, listed=4).train()
+    table = BiGeaR.make(small_spec(pairs), layers=1, listed=4).train()
     table.teacher = table.list_items()
     before = [float(table.weight.detach().norm())]
     for _ in range(3):
@@ -610,6 +624,35 @@ def test_distillation_reaches_the_weights(pairs):
     assert before[-1] > before[0]
 
 
+class NotedTraining:
+    """A task that only notes the state in which a table comes to be trained."""
+
+    def __init__(self, model):
+        self.model, self.seen = model, []
+
+    def train(self, table):
+        lists = None if table.teacher is None else tuple(table.teacher.shape)
+        self.seen.append((table.binary, lists))
+        turn = len(self.seen)
+        return Fitted(table, History([{}] * 9, best=9 - turn, seconds=turn))
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "lists"),
+    [
+        ("mf", {"layers": 1, "listed": 7}, (2, 300, 7)),
+        ("mf", {"distillation": 0.0}, None),
+        ("dcnv2", {"layers": 0}, None),
+    ],
+)
+def test_bigear_is_its_own_teacher_first(pairs, model, options, lists):
+    task = NotedTraining(model)
+    fitted = BiGeaR.make(small_spec(pairs), **options).fit(task)
+    assert task.seen == [(False, None), (True, lists)]
+    # All pairs need the epochs of the longer training, and took the time of both.
+    assert fitted.history.best == 8 and fitted.history.seconds == 3
+
+
 @pytest.mark.parametrize(
     "options",
     [{"distillation": -1}, {"sharpness": 0}, {"factor": -2}, {"listed": 0},
@@ -618,7 +661,7 @@ def test_distillation_reaches_the_weights(pairs):
 )  # fmt: skip
 def test_bad_options_of_bigear_are_value_errors(pairs, options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        BiGeaR(small_spec(pairs), **options)
+        BiGeaR.make(small_spec(pairs), **options)
 
 
 # -- graphs --------------------------------------------------------------------
@@ -627,7 +670,7 @@ def test_bad_options_of_bigear_are_value_errors(pairs, options):
 @pytest.mark.parametrize("key", ["hashgnn", "bigear"])
 def test_layers_need_a_graph(key):
     method, spec = get_method(key), TableSpec.of_shape(30, 8)
-    assert method.plan(spec, 2)["layers"] == 0
+    assert method.plan(spec, 2).layers == 0
     for call in (method.build, lambda s, options: method.plan(s, 1, **options)):
         with pytest.raises(ValueError, match="layers=1 need the interactions"):
             call(spec, {"layers": 1})
@@ -637,6 +680,22 @@ def test_layers_need_a_graph(key):
 def test_codes_after_propagation_do_not_propagate_again(key, pairs):
     with pytest.raises(ValueError, match="model must be 'mf', got 'lightgcn'"):
         survey_code.run(key, pairs, 2, model="lightgcn", measure=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "end"), [("cigar", 1), ("hashgnn", 1), ("bigear", 0), ("dcf", 0)]
+)
+def test_codes_that_harden_wait_for_the_end_of_their_schedule(key, end, pairs):
+    """An epoch before is another, softer table."""
+    method, spec = get_method(key), small_spec(pairs)
+    table = method.build(spec, method.plan(spec, 2))
+    assert table.schedule_end == end
+    values = torch.linspace(-1, 1, 8) * spec.init_std
+    if end:
+        table.advance(1.0)
+        hard = table.relax(values)
+        table.advance(0.0)
+        assert (table.relax(values).abs() < hard.abs()).all()
 
 
 # -- learning ------------------------------------------------------------------

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from survey_code import compress
+from survey_code.bits import pack_codes, unpack_codes
 from survey_code.catalog import get_method
 from survey_code.layouts import RowwiseLayout
-from survey_code.layouts.rowwise import pack_codes, row_bytes, unpack_codes
+from survey_code.layouts.rowwise import row_bytes
 from survey_code.low_precision.quantization import (
     quantize_rows,
     quantize_table,
@@ -168,10 +169,17 @@ def test_a_range_beyond_float32_is_a_value_error():
         compress([[3e38, -3e38]], "rowwise", bits=8)
 
 
-@pytest.mark.parametrize("bits", [0, 1, 3, 16, -8, 4.0, "4", None, True, [4]])
+@pytest.mark.parametrize("bits", [0, 1, 3, 16, -8, 4.0, "4", True, [4]])
 def test_other_numbers_of_bits_are_a_value_error(bits):
     with pytest.raises(ValueError, match="bits must be one of"):
         compress(normal(2, 4), "rowwise", bits=bits)
+
+
+@pytest.mark.parametrize(("key", "bits"), [("rowwise", 8), ("greedy", 4)])
+def test_bits_that_nobody_asks_for_are_the_default(key, bits):
+    layout = compress(normal(2, 4), key, bits=None)
+    assert layout.bits == bits
+    np.testing.assert_array_equal(layout.rows, compress(normal(2, 4), key).rows)
 
 
 # -- what rounding must obey -------------------------------------------------
@@ -317,10 +325,10 @@ def test_plan_takes_the_most_bits_that_fit(dim):
         reached = spec.full_bytes / (100 * row_bytes(dim, bits))
         if reached < 1:
             continue
-        assert method.plan(spec, reached) == {"bits": bits}
+        assert method.plan(spec, reached).bits == bits
         if more and spec.full_bytes / (100 * row_bytes(dim, more)) >= 1:
             just_more = spec.full_bytes / (100 * row_bytes(dim, more))
-            assert method.plan(spec, just_more * 1.001) == {"bits": bits}
+            assert method.plan(spec, just_more * 1.001).bits == bits
     with pytest.raises(ValueError, match="rowwise: ratio 30"):
         method.plan(spec, 30)
     with pytest.raises(ValueError, match="highest ratio it can reach"):
@@ -375,7 +383,7 @@ def test_one_scale_per_table_is_stored_once(bits, symmetric):
     assert error.max() <= layout.parameters[0, 0] / 2 * (1 + 1e-4)
     plan = get_method("rowwise").plan
     options = plan(TableSpec.of_shape(50, 16), 3200 / layout.nbytes, per="table")
-    assert options == {"bits": bits, "per": "table"}
+    assert (options.bits, options.per) == (bits, "table")
 
 
 def test_a_table_scale_is_the_row_scale_of_the_flattened_table():
@@ -497,7 +505,9 @@ def test_the_search_is_that_of_a_loop_over_rows(bits):
 def test_chunks_of_rows_change_nothing(monkeypatch):
     table = normal(50, 8)
     whole = compress(table, "greedy", bits=4)
-    monkeypatch.setattr("survey_code.low_precision.quantization.greedy.CHUNK", 7)
+    monkeypatch.setattr(
+        "survey_code.low_precision.quantization.greedy.SEARCHED_TOGETHER", 7
+    )
     np.testing.assert_array_equal(compress(table, "greedy", bits=4).rows, whole.rows)
 
 

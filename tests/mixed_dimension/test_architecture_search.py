@@ -1,6 +1,7 @@
 """Architecture search: budgets, gradients on two levels, policies, evolution."""
 
 import copy
+import dataclasses
 import itertools
 from types import SimpleNamespace
 
@@ -13,18 +14,18 @@ from survey_code import TableSpec
 from survey_code.catalog import DURING, get_method, methods
 from survey_code.data.synthetic import make_stream
 from survey_code.embedding import TrainingStep, decode_layout
-from survey_code.lab import (
-    compare_search_cost,
-    run,
-    run_stream,
-)
+from survey_code.lab import compare_search_cost, run, run_stream
 from survey_code.lab.task import make_task
 from survey_code.mixed_dimension.architecture_search import (
     ESAPN,
+    AutoDimOptions,
+    AutoEmbOptions,
     AutoSrh,
+    AutoSrhOptions,
     BlockSupernet,
     FieldWidths,
     MaskedSupernet,
+    OptEmbedOptions,
     PopularityWidths,
     PrefixEmbedding,
     StepThrough,
@@ -40,19 +41,22 @@ from survey_code.mixed_dimension.architecture_search import (
     reinforce,
 )
 from survey_code.mixed_dimension.architecture_search.autosrh import keep_columns
-from survey_code.mixed_dimension.architecture_search.choices import widen_within
 from survey_code.mixed_dimension.architecture_search.mixed import sort_by
 from survey_code.mixed_dimension.architecture_search.nis import (
     cut_blocks,
     list_candidates,
 )
-from survey_code.mixed_dimension.architecture_search.optembed import lengths_within
-from survey_code.mixed_dimension.architecture_search.prefix import (
-    cut_to_budget,
-    smallest_prefix,
-)
+from survey_code.mixed_dimension.architecture_search.optembed import scale_lengths
+from survey_code.mixed_dimension.prefix import cut_to_budget, smallest_prefix
+from survey_code.mixed_dimension.search import widen_within
 
 FAMILY = [m.key for m in methods() if m.family == "architecture search"]
+
+
+def searching(key, spec, ratio, seed=0, **options):
+    """A fresh table to search with."""
+    method = get_method(key)
+    return method.load().searching(spec, method.plan(spec, ratio, **options), seed)
 
 
 # -- every method of the family ------------------------------------------------
@@ -70,23 +74,43 @@ def test_what_is_found_fits_the_budget_and_nearly_fills_it(key, ratio, data):
 @pytest.mark.parametrize("key", ["bet", "optembed", "autosrh", "nis"])
 def test_a_hundredfold_is_in_reach_where_rows_can_be_dropped(key):
     spec = zipf_spec(20_000)
-    assert get_method(key).plan(spec, 100)["budget"] == spec.full_bytes // 100
+    assert get_method(key).plan(spec, 100).budget == spec.full_bytes // 100
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "message"),
+    [
+        ("nis", {"sizes": "some"}, "sizes must be one of"),
+        ("nis", {"columns": 17}, "columns must be an integer from 1 to 16, got 17"),
+        ("nis", {"price": 0}, "price must be a number above 0"),
+        ("nis", {"search_epochs": 0}, "search_epochs must be an integer from 1 up"),
+        ("esapn", {"eager": 1.5}, "eager must be a number above 0 below 1, got 1.5"),
+        ("esapn", {"policy_rate": -1}, "policy_rate must be a number above 0"),
+        ("autoemb", {"groups": 0}, "groups must be an integer from 1 to 256, got 0"),
+        ("autodim", {"order": 3}, "order must be an integer from 1 to 2, got 3"),
+        ("autosrh", {"groups": 257}, "groups must be an integer from 1 to 256"),
+        ("autosrh", {"decay": -1e-9}, "decay must be a number from 0 up"),
+        ("optembed", {"population": 1}, "population must be an integer from 2"),
+        ("optembed", {"pull": np.nan}, "pull must be a number above 0, got nan"),
+        ("bet", {"draws": 0}, "draws must be an integer from 1 up, got 0"),
+    ],
+)
+def test_wrong_options_are_value_errors(key, wrong, message):
+    with pytest.raises(ValueError, match=f"{key}: {message}"):
+        get_method(key).plan(zipf_spec(200), 2, **wrong)
 
 
 @pytest.mark.parametrize("key", FAMILY)
-def test_wrong_options_are_value_errors(key):
+def test_what_a_search_did_not_find_is_a_value_error(key):
     spec, method = zipf_spec(200), get_method(key)
-    wrong = {
-        "nis": {"sizes": "some"},
-        "esapn": {"eager": 1.5},
-        "autoemb": {"groups": 0},
-        "autodim": {"order": 3},
-        "autosrh": {"groups": 0},
-        "optembed": {"population": 1},
-        "bet": {"draws": 0},
-    }[key]
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        method.plan(spec, 2, **wrong)
+    # ESAPN has no search: its rows grow up to the budget.
+    if key == "esapn":
+        with pytest.raises(ValueError, match="budget is not set"):
+            method.build(spec, {})
+        return
+    for options in ({}, method.plan(spec, 2)):
+        with pytest.raises(ValueError, match=r"(lengths|assignment|widths) is not set"):
+            method.build(spec, options)
 
 
 # -- choices inside a budget ---------------------------------------------------
@@ -180,7 +204,7 @@ def test_prefix_bytes_are_those_of_the_frozen_table(seed):
     if seed % 2:
         lengths = -np.sort(-lengths)
     lengths[0] = 16
-    layout = PrefixEmbedding(spec, lengths=lengths).freeze()
+    layout = PrefixEmbedding(spec, lengths).freeze()
     assert prefix_bytes(lengths, 16) == layout.nbytes
     rows = decode_layout(layout)
     np.testing.assert_array_equal((rows != 0).sum(1), lengths)
@@ -191,7 +215,7 @@ def test_prefix_bytes_are_those_of_the_frozen_table(seed):
 )
 def test_wrong_lengths_are_value_errors(lengths):
     with pytest.raises(ValueError, match="lengths"):
-        PrefixEmbedding(TableSpec.of_shape(5, 8), lengths=lengths)
+        PrefixEmbedding(TableSpec.of_shape(5, 8), np.asarray(lengths))
 
 
 @pytest.mark.parametrize("ratio", [2, 10, 50])
@@ -221,6 +245,21 @@ def test_every_drawn_profile_fits_the_budget(ratio):
         assert (np.diff(lengths[order]) <= 0).all()
     assert max(sizes) <= budget
     assert ratio == 1 or np.median(sizes) > 0.95 * budget
+
+
+def test_the_profile_of_the_lowest_loss_is_kept(task):
+    """Each profile is judged once, with the table read through it."""
+    options = get_method("bet").plan(task.spec, 4, draws=6)
+    table, tried = searching("bet", task.spec, 4, draws=6), []
+
+    def loss():
+        tried.append(table.lengths.numpy().copy())
+        return abs(len(tried) - 4)
+
+    judge = SimpleNamespace(loss=loss)
+    found = get_method("bet").load().settle(table, judge, task.spec, options)
+    np.testing.assert_array_equal(tried, table.profiles)
+    np.testing.assert_array_equal(found["lengths"], table.profiles[3])
 
 
 # -- two levels ------------------------------------------------------------------
@@ -291,25 +330,13 @@ def test_first_order_is_the_gradient_at_the_weights_as_they_are():
 @pytest.mark.parametrize("kind", ["logits", "controller", "mask"])
 def test_the_choices_gradient_matches_finite_differences(kind, task):
     """The validation loss by the choices, with a whole network around the table."""
-    spec = task.spec
-    table = {
-        "logits": lambda: FieldWidths(spec, (1, 2, 8), 1, 0.1, 0),
-        "controller": lambda: PopularityWidths(spec, (1, 2, 8), 0.1, 0),
-        "mask": lambda: (
-            get_method("autosrh")
-            .load()
-            .searching(spec, get_method("autosrh").plan(spec, 4), 0)
-        ),
-    }[kind]()
+    key = {"logits": "autodim", "controller": "autoemb", "mask": "autosrh"}[kind]
+    table = searching(key, task.spec, 4)
     network = task.build_network(table).double()
     objective = task.build_objective(TRIAL.settings)
     batch = next(iter(objective.batches(np.random.default_rng(0))))
     table.counting = False
-    choice = {
-        "logits": lambda: table.logits,
-        "controller": lambda: table.controller[2].bias,
-        "mask": lambda: table.mask,
-    }[kind]()
+    choice = table.controller[2].bias if key == "autoemb" else getattr(table, kind)
     (found,) = choice_gradient(
         [choice], [], lambda: None, lambda: objective.loss(network, batch), 0.0
     )
@@ -329,7 +356,7 @@ def test_the_choices_gradient_matches_finite_differences(kind, task):
 
 def test_gumbel_max_frequencies_are_the_softmax(task):
     """Invariant 54: the largest of logits + noise follows softmax(logits)."""
-    table = FieldWidths(task.spec, (1, 2, 4, 8), 1, 0.1, 0)
+    table = FieldWidths(task.spec, AutoDimOptions(), 0)
     with torch.no_grad():
         table.logits.copy_(torch.tensor([[0.0, 1.0, -1.0, 0.5]]).expand(4, 4))
     hits = torch.zeros(4)
@@ -343,7 +370,7 @@ def test_gumbel_max_frequencies_are_the_softmax(task):
 
 def test_the_mixture_becomes_one_hot_as_it_cools(task):
     """Invariant 55's limit: temperature -> 0 gives a one-hot choice."""
-    table = FieldWidths(task.spec, (1, 2, 4, 8), 1, 0.1, 0)
+    table = FieldWidths(task.spec, AutoDimOptions(), 0)
     table.advance(1.0)
     assert table.temperature == pytest.approx(0.01)
     largest = []
@@ -358,7 +385,7 @@ def test_the_mixture_becomes_one_hot_as_it_cools(task):
 
 
 def test_popularity_weights_are_on_the_simplex_and_begin_alike(task):
-    table = PopularityWidths(task.spec, (1, 2, 4, 8), 0.1, 0)
+    table = PopularityWidths(task.spec, AutoEmbOptions(), 0)
     weights = table.weights_at(torch.tensor([0.0, 3.0, 1e4]))
     assert torch.equal(weights, torch.full((3, 4), 0.25))
     with torch.no_grad():
@@ -369,7 +396,7 @@ def test_popularity_weights_are_on_the_simplex_and_begin_alike(task):
 
 
 def test_the_controller_waits_for_the_table(task):
-    table = PopularityWidths(task.spec, (1, 8), 0.1, 0)
+    table = PopularityWidths(task.spec, AutoEmbOptions(choice_rate=0.1), 0)
     step = TrainingStep(
         loss=lambda: torch.zeros(()),
         validation_loss=lambda: table.weights_at(torch.ones(1))[0, 0],
@@ -378,14 +405,14 @@ def test_the_controller_waits_for_the_table(task):
         progress=0.2,
     )
     table.validation_step(step)
-    assert table.weights_at(torch.ones(1))[0].tolist() == [0.5, 0.5]
+    assert table.weights_at(torch.ones(1))[0].tolist() == [0.25] * 4
     step.progress = 0.3
     table.validation_step(step)
-    assert table.weights_at(torch.ones(1))[0, 0] < 0.5
+    assert table.weights_at(torch.ones(1))[0, 0] < 0.25
 
 
 def test_reads_are_counted_in_training_only(task):
-    table = PopularityWidths(task.spec, (1, 8), 0.1, 0)
+    table = PopularityWidths(task.spec, AutoEmbOptions(), 0)
     table.train()(torch.tensor([[3, 1000], [3, 1001]]))
     table.eval()(torch.tensor([[3, 1000], [3, 1001]]))
     assert table.counts[3] == 2 and table.counts.sum() == 4
@@ -398,14 +425,14 @@ def standardise(rows):
 
 def test_a_mixture_is_the_sum_of_its_normalised_candidates(task):
     """Against a plain loop over fields and widths."""
-    table = FieldWidths(task.spec, (1, 2, 8), 1, 0.1, 3).double()
+    table = FieldWidths(task.spec, AutoDimOptions(), 3).double()
     ids = torch.from_numpy(np.array(task.data.train.ids[:20], dtype=np.int64))
     table.advance(0.3)
     found = table(ids)
     weights = table.weights_of(ids, torch.arange(4))
     for field in range(4):
         total, start = torch.zeros(20, 8, dtype=torch.float64), 0
-        for c, width in enumerate((1, 2, 8)):
+        for c, width in enumerate((1, 2, 4, 8)):
             cut = slice(start, start + width)
             mapped = table.weight[ids[:, field], cut] @ table.mix[field, cut]
             total = total + weights[field, c] * standardise(mapped)
@@ -428,7 +455,7 @@ def test_columns_are_kept_by_magnitude_within_the_budget():
     magnitudes = np.random.default_rng(0).random((5, 16))
     budget = spec.budget(6)
     kept = keep_columns(magnitudes, group, spec, budget)
-    layout = AutoSrh(spec, assignment=group, kept=kept).freeze()
+    layout = AutoSrh(spec, AutoSrhOptions(assignment=group, kept=kept)).freeze()
     smallest = np.bincount(group).min() * 4
     assert budget - smallest - 2 < layout.nbytes <= budget
     rows = decode_layout(layout)
@@ -446,8 +473,7 @@ def test_no_group_is_left_without_columns_while_the_budget_admits_one_of_each():
 
 
 def test_masks_wait_for_the_table(task):
-    method = get_method("autosrh")
-    table = method.load().searching(task.spec, method.plan(task.spec, 4), 1)
+    table = searching("autosrh", task.spec, 4)
     step = TrainingStep(
         loss=lambda: torch.zeros(()),
         validation_loss=lambda: (table.mask * torch.arange(8)).sum(),
@@ -464,10 +490,10 @@ def test_masks_wait_for_the_table(task):
 
 def test_rarer_groups_end_with_smaller_columns(data):
     """Search on Zipf data: masked magnitudes fall from frequent to rare."""
-    task = make_task(data, TRIAL, 1)
-    method = get_method("autosrh")
-    table = method.load().searching(task.spec, method.plan(task.spec, 4, groups=4), 1)
-    task.train(table, table_learning_rate=0.05)
+    settings = dataclasses.replace(TRIAL.settings, table_learning_rate=0.05)
+    task = make_task(data, dataclasses.replace(TRIAL, settings=settings), 1)
+    table = searching("autosrh", task.spec, 4, seed=1, groups=4)
+    task.train(table)
     sizes = table.magnitudes().mean(1)
     assert sizes[-1] < sizes[:-1].min()
     assert 0 <= table.mask.min() and table.mask.max() <= 1
@@ -477,7 +503,7 @@ def test_rarer_groups_end_with_smaller_columns(data):
 def test_wrong_columns_are_value_errors(kept):
     spec = TableSpec.of_shape(6, 4)
     with pytest.raises(ValueError, match="kept must be bool"):
-        AutoSrh(spec, assignment=np.zeros(6, int), kept=kept)
+        AutoSrh(spec, AutoSrhOptions(assignment=np.zeros(6, int), kept=kept))
 
 
 # -- NIS ----------------------------------------------------------------------------
@@ -520,8 +546,7 @@ def test_reinforce_is_unbiased_in_a_thousand_draws():
 def test_block_costs_are_what_the_blocks_hold(sizes):
     """Cost of a choice = 4 bytes for each entry that some candidate keeps."""
     spec = zipf_spec(1000)
-    options = get_method("nis").plan(spec, 4, sizes=sizes)
-    table = BlockSupernet(spec, options, 0)
+    table = searching("nis", spec, 4, sizes=sizes)
     for _ in range(20):
         picks = table.draw()
         table.keep(picks)
@@ -572,7 +597,8 @@ def test_the_long_tailed_estimator_at_named_points():
 
 def test_thresholds_drop_rows_and_feel_it():
     spec = TableSpec.of_shape(4, 8)
-    table = MaskedSupernet(spec, 0.1, 0.1, 0.0, 0).train()
+    options = OptEmbedOptions(pull=0.1, threshold_rate=0.1, decay=0.0)
+    table = MaskedSupernet(spec, options, 0).train()
     with torch.no_grad():
         table.weight.fill_(0.05)
         table.weight[2:] = 0.2
@@ -622,9 +648,9 @@ def test_budgets_narrow_fields_and_thresholds_drop_rows(widths, ratio):
     spec = zipf_spec()
     margins = planted_margins(spec)
     budget = spec.budget(ratio)
-    lengths = lengths_within(np.array(widths), margins, spec, budget)
+    lengths = scale_lengths(np.array(widths), margins, spec, budget)
     np.testing.assert_array_equal(lengths > 0, margins > 0)
-    nbytes = PrefixEmbedding(spec, lengths=lengths).freeze().nbytes
+    nbytes = PrefixEmbedding(spec, lengths).freeze().nbytes
     assert budget / 1.2 < nbytes <= budget
 
 
@@ -632,8 +658,8 @@ def test_budgets_narrow_fields_and_thresholds_drop_rows(widths, ratio):
 def test_where_no_column_fits_the_smallest_margins_go(ratio):
     spec, budget = zipf_spec(), zipf_spec().budget(ratio)
     margins = np.random.default_rng(0).random(spec.num_embeddings)
-    lengths = lengths_within(np.array([2, 1]), margins, spec, budget)
-    assert PrefixEmbedding(spec, lengths=lengths).freeze().nbytes <= budget
+    lengths = scale_lengths(np.array([2, 1]), margins, spec, budget)
+    assert PrefixEmbedding(spec, lengths).freeze().nbytes <= budget
     assert margins[lengths > 0].min() > margins[lengths == 0].max()
 
 
@@ -641,7 +667,7 @@ def test_rows_come_back_where_the_others_leave_room():
     spec = zipf_spec()
     margins = -np.ones(spec.num_embeddings)
     margins[:100] = 1
-    lengths = lengths_within(np.array([16, 16]), margins, spec, spec.budget(4))
+    lengths = scale_lengths(np.array([16, 16]), margins, spec, spec.budget(4))
     assert (lengths > 0).all()
 
 
@@ -661,8 +687,7 @@ def test_evolution_begins_with_wide_and_narrow_lists():
 
 
 def growing(spec, ratio=2, **options):
-    plan = get_method("esapn").plan(spec, ratio, **options)
-    return ESAPN(spec, seed=1, **plan)
+    return ESAPN(spec, get_method("esapn").plan(spec, ratio, **options), 1)
 
 
 def test_growing_changes_no_vector_and_sizes_never_shrink(task):
@@ -712,7 +737,7 @@ def test_the_policy_learns_whom_growing_helps(task):
 
 def test_a_budget_below_the_narrowest_rows_is_a_value_error():
     with pytest.raises(ValueError, match="budget must be at least"):
-        ESAPN(zipf_spec(), budget=100)
+        ESAPN.make(zipf_spec(), budget=100)
 
 
 def test_unused_numbers_have_gradients_and_no_effect(task):
@@ -741,14 +766,12 @@ def test_searches_run_on_a_stream(key):
 
 
 def test_no_validation_rows_is_an_error_not_a_hang(data):
-    import dataclasses
-
     none = dataclasses.replace(data.valid, ids=data.valid.ids[:0],
                                labels=data.valid.labels[:0])  # fmt: skip
     empty = dataclasses.replace(data, valid=none)
     method, task = get_method("autodim"), make_task(empty, TRIAL, 0)
     with pytest.raises(ValueError, match="no validation rows"):
-        method.search(task, task.spec, method.plan(task.spec, 2), 0)
+        task.search(method, method.plan(task.spec, 2))
 
 
 def test_search_costs_are_counted_against_the_full_table(data):

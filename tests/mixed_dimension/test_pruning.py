@@ -15,18 +15,25 @@ from survey_code.embedding import TrainingStep, decode_layout
 from survey_code.lab import run
 from survey_code.lab.task import make_task
 from survey_code.layouts.sparse import default_block, sparse_bytes
+from survey_code.mixed_dimension.grouped import field_costs
 from survey_code.mixed_dimension.pruning import (
+    PEP,
+    AMTLOptions,
     DeepLight,
     GatedColumns,
     GatedRows,
+    OptFSOptions,
+    PEPOptions,
     PrefixTicket,
+    SSEDSOptions,
+    ThresholdTable,
     TicketEmbedding,
     TwinMasks,
     choose_hard,
     column_saliencies,
     draw_original,
     keep_largest,
-    lengths_within,
+    keep_likeliest,
     open_gates,
     plan_entries,
     prefix_of,
@@ -35,8 +42,8 @@ from survey_code.mixed_dimension.pruning import (
     soft_threshold,
     widths_within,
 )
-from survey_code.mixed_dimension.pruning.pep import GRANULARITIES, ThresholdTable
-from survey_code.mixed_dimension.pruning.sseds import field_costs
+from survey_code.mixed_dimension.pruning.pep import GRANULARITIES
+from survey_code.training import Jury
 
 FAMILY = [m.key for m in methods() if m.family == "pruning"]
 
@@ -65,6 +72,10 @@ def test_what_is_found_fits_the_budget_and_nearly_fills_it(key, ratio, data):
     [
         ("magnitude", {"format": "int8"}),
         ("deeplight", {"format": "int8"}),
+        ("deeplight", {"every": 0}),
+        ("deeplight", {"decay": 1}),
+        ("deeplight", {"warm": 1}),
+        ("deeplight", {"end": 0}),
         ("pep", {"granularity": "row"}),
         ("pep", {"start": 0.5}),
         ("pep", {"start": -800}),
@@ -72,20 +83,19 @@ def test_what_is_found_fits_the_budget_and_nearly_fills_it(key, ratio, data):
         ("pep", {"travel": 0}),
         ("pep", {"search_epochs": 0}),
         ("sseds", {"batches": 0}),
+        ("sseds", {"batches": 10_001}),
         ("amtl", {"hidden": 0}),
         ("amtl", {"price": -1}),
         ("amtl", {"twin_rate": 0}),
         ("optfs", {"hardness": 0.5}),
+        ("optfs", {"travel": 0}),
         ("optfs", {"start": -1}),
         ("optfs", {"price": 0}),
     ],
 )
 def test_wrong_options_are_value_errors(key, wrong, task):
-    method, name = get_method(key), next(iter(wrong))
-    with pytest.raises(ValueError, match=name):
-        options = method.plan(task.spec, 2, **wrong)
-        if name == "search_epochs":
-            method.search(task, task.spec, options, 1)
+    with pytest.raises(ValueError, match=f"{key}: {next(iter(wrong))} must be"):
+        get_method(key).plan(task.spec, 2, **wrong)
 
 
 @pytest.mark.parametrize("key", ["magnitude", "deeplight", "pep", "optfs"])
@@ -159,7 +169,7 @@ def test_the_schedule_is_the_published_formula():
 
 def test_the_table_is_as_sparse_as_the_schedule_says():
     spec = zipf_spec()
-    table = DeepLight(spec, keep=4800, every=1, warm=0.1, end=0.6)
+    table = DeepLight.make(spec, keep=4800, every=1, warm=0.1, end=0.6)
     total = 3000 * 16
     for progress in (0.0, 0.1, 0.2, 0.35, 0.59, 0.6, 1.0):
         table.advance(progress)
@@ -175,7 +185,7 @@ def test_the_table_is_as_sparse_as_the_schedule_says():
 
 
 def test_a_zeroed_entry_may_grow_back():
-    table = DeepLight(zipf_spec(), keep=100, every=1)
+    table = DeepLight.make(zipf_spec(), keep=100, every=1)
     table.advance(1.0)
     table.after_step(a_step(1.0))
     dead = int((table.weight.abs().sum(1) == 0).nonzero()[0])
@@ -184,7 +194,7 @@ def test_a_zeroed_entry_may_grow_back():
 
 
 def test_pruning_waits_its_steps():
-    table = DeepLight(zipf_spec(), keep=100, every=3)
+    table = DeepLight.make(zipf_spec(), keep=100, every=3)
     table.advance(1.0)
     zeros = []
     for _ in range(3):
@@ -195,8 +205,8 @@ def test_pruning_waits_its_steps():
 
 def test_evaluation_reads_what_would_be_deployed_now():
     """Also after each kind of change of the weight."""
-    table, ids = DeepLight(zipf_spec(90, 4), keep=50), torch.arange(90)
-    other = DeepLight(zipf_spec(90, 4), keep=50, seed=3)
+    table, ids = DeepLight.make(zipf_spec(90, 4), keep=50), torch.arange(90)
+    other = DeepLight.make(zipf_spec(90, 4), keep=50, seed=3)
 
     def train():
         table.train()(ids).square().sum().backward()
@@ -217,12 +227,17 @@ def test_evaluation_reads_what_would_be_deployed_now():
 
 
 def test_the_mask_is_found_once_for_a_weight(monkeypatch):
-    table, calls = DeepLight(zipf_spec(90, 4), keep=50).eval(), []
+    table, calls = DeepLight.make(zipf_spec(90, 4), keep=50).eval(), []
     own = table.final_mask
     monkeypatch.setattr(table, "final_mask", lambda: (calls.append(1), own())[1])
     for _ in range(3):
         table(torch.arange(5))
     assert len(calls) == 1
+
+
+def test_pruning_that_ends_before_it_begins_is_a_value_error():
+    with pytest.raises(ValueError, match=r"warm must be below end, got 0.5 and 0.5"):
+        DeepLight.make(zipf_spec(90, 4), keep=50, warm=0.5, end=0.5)
 
 
 # -- PEP -----------------------------------------------------------------------------
@@ -251,7 +266,8 @@ def test_the_gradient_of_the_threshold():
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_four_granularities(granularity):
-    table = ThresholdTable(zipf_spec(90, 4), granularity, -15.0, 1e-5, 20.0, 50, 0)
+    options = PEPOptions(granularity=granularity, budget=300)
+    table = ThresholdTable(zipf_spec(90, 4), options, 0)
     shapes = {
         "global": (1, 1), "dimension": (1, 4), "feature": (90, 1),
         "feature_dimension": (90, 4),
@@ -279,51 +295,65 @@ def test_a_threshold_that_starts_at_minus_150_cannot_learn():
 def test_the_mask_is_exactly_as_large_as_the_budget_pays_for(granularity, task):
     method = get_method("pep")
     asked = method.plan(task.spec, 5, granularity=granularity)
-    found = method.search(task, task.spec, asked, 1)
-    assert found["mask"].sum() == plan_entries(task.spec, 5)
+    found = task.search(method, asked)
+    assert found.mask.sum() == plan_entries(task.spec, 5)
 
 
-def test_the_search_ends_at_the_budget(task):
-    asked = get_method("pep").plan(task.spec, 5, travel=100.0)
-    calls = []
-    searching = get_method("pep").load().searching
+def test_the_search_ends_at_the_budget(task, monkeypatch):
+    method = get_method("pep")
+    asked = method.plan(task.spec, 5, travel=100.0)
+    left, searching = [], PEP.searching
 
-    class Counting(get_method("pep").load()):
-        @classmethod
-        def searching(cls, *given):
-            table = searching(*given)
-            own = table.after_step
-            table.after_step = lambda step: (calls.append(1), own(step))
-            return table
+    def watched(*given):
+        table = searching(*given)
+        own = table.after_step
 
-    Counting.search(task, task.spec, asked, 1)
-    assert 0 < len(calls) < 8  # of 16 steps
+        def after_step(step):
+            left.append(int((table.margins() > 0).sum()))
+            own(step)
+
+        table.after_step = after_step
+        return table
+
+    monkeypatch.setattr(PEP, "searching", watched)
+    task.search(method, asked)
+    keep = plan_entries(task.spec, 5)
+    assert 0 < len(left) < 8  # of 16 steps
+    assert left[-1] <= keep < min(left[:-1])
 
 
 # -- SSEDS ---------------------------------------------------------------------------
 
 
-def test_saliency_identity(task):
+@pytest.mark.parametrize("count", [1, 3])
+def test_saliency_identity(count, task):
     """dL / d gate[f, j] = sum over the batch of dL / d e[f, j] * e[f, j]."""
-    table = GatedColumns(task.spec, 1)
+    table = GatedColumns(task.spec, SSEDSOptions(), 1)
     network = task.build_network(table).double()
     objective = task.build_objective(TRIAL.settings)
-    ids, labels = next(iter(objective.batches(np.random.default_rng(0))))
-    found = column_saliencies(network, objective.loss, [(ids, labels)])
+    judge = Jury(network, objective, TRIAL.settings, seed=1)
+    found = column_saliencies(table, judge, count)
+    assert not table.gated and found.shape == (4, 8)
     assert found.sum() == pytest.approx(1) and (found >= 0).all()
-    assert found.shape == (4, 8)
-    held = []
-    network.table.register_forward_hook(lambda *a: held.append(a[2]))
-    loss = objective.loss(network, (ids, labels))
-    (slope,) = torch.autograd.grad(loss, held)
-    identity = (slope * held[0]).sum(0).abs().detach().numpy()
+    drawn = objective.batches(np.random.default_rng([1, 6]))
+    batches = [batch for batch, _ in zip(drawn, range(count))]
+    assert len(batches) == count
+
+    def mean_loss():
+        return sum(objective.loss(network, batch) for batch in batches) / count
+
+    held, read = [], table.embed
+    table.embed = lambda ids: (held.append(read(ids)), held[-1])[1]
+    slopes = torch.autograd.grad(mean_loss(), held)
+    terms = [(slope * rows).sum(0) for slope, rows in zip(slopes, held)]
+    identity = sum(terms).abs().detach().numpy()
     np.testing.assert_allclose(found, identity / identity.sum(), rtol=1e-9)
     # and finite differences of one gate
     table.gated, sizes = True, []
     for step in (1e-5, -1e-5):
         with torch.no_grad():
             table.gates[2, 3] = 1 + step
-            sizes.append(float(objective.loss(network, (ids, labels))))
+            sizes.append(float(mean_loss()))
     quotient = abs(sizes[0] - sizes[1]) / 2e-5
     assert quotient == pytest.approx(identity[2, 3], rel=1e-5, abs=1e-9)
 
@@ -372,7 +402,7 @@ def test_wrong_saliencies_and_budgets_are_value_errors(saliency, budget, name):
 
 
 def test_masks_are_prefixes_and_the_gradient_is_the_soft_one():
-    table = TwinMasks(zipf_spec(), 8, 0.1, 0.01, 0)
+    table = TwinMasks(zipf_spec(), AMTLOptions(hidden=8), 0)
     table.last.data = torch.randn(
         table.last.shape, generator=torch.Generator().manual_seed(0)
     )
@@ -406,7 +436,7 @@ def test_lengths_spend_the_numbers_and_no_more(seed):
     spec = zipf_spec(500, 6, seed)
     scores = np.log(rng.dirichlet(np.ones(7), size=500))
     for numbers in (0, 1, 77, 1500, 2999, 3000):
-        lengths = lengths_within(scores, spec, numbers)
+        lengths = keep_likeliest(scores, spec, numbers)
         assert lengths.min() >= 0 and lengths.max() <= 6
         assert lengths.sum() == numbers
 
@@ -417,8 +447,8 @@ def test_ids_of_one_level_share_their_scores():
     scores = np.log(rng.dirichlet(np.ones(7), size=9))
     for numbers in (0, 1, 77, 1500, 2999, 3000):
         np.testing.assert_array_equal(
-            lengths_within(scores, spec, numbers, level),
-            lengths_within(scores[level], spec, numbers),
+            keep_likeliest(scores, spec, numbers, level),
+            keep_likeliest(scores[level], spec, numbers),
         )
 
 
@@ -433,7 +463,7 @@ def test_ids_of_one_level_share_their_scores():
 )
 def test_wrong_scores_and_numbers_are_value_errors(scores, numbers, name):
     with pytest.raises(ValueError, match=name):
-        lengths_within(scores, zipf_spec(500, 6), numbers)
+        keep_likeliest(scores, zipf_spec(500, 6), numbers)
 
 
 def test_lengths_keep_the_largest_soft_masks():
@@ -444,7 +474,7 @@ def test_lengths_keep_the_largest_soft_masks():
     soft = prefix_of(torch.from_numpy(scores).exp()).numpy()
     for numbers in (1, 20, 77, 199):
         largest = np.sort(soft, axis=None)[-numbers:]
-        kept = np.arange(5) < lengths_within(scores, spec, numbers)[:, None]
+        kept = np.arange(5) < keep_likeliest(scores, spec, numbers)[:, None]
         np.testing.assert_array_equal(np.sort(soft[kept]), largest)
 
 
@@ -452,9 +482,9 @@ def test_lengths_keep_the_largest_soft_masks():
 def test_masks_that_have_learnt_nothing_drop_no_row(numbers):
     """Of the most probable lengths that fit, most would be 0 or all."""
     spec = zipf_spec(500, 8)
-    table = TwinMasks(spec, 16, 0.002, 0.01, seed=0)
+    table = TwinMasks(spec, AMTLOptions(), seed=0)
     scores = table.logits().detach().double().numpy()
-    lengths = lengths_within(scores, spec, numbers, table.level.numpy())
+    lengths = keep_likeliest(scores, spec, numbers, table.level.numpy())
     assert lengths.sum() == numbers and np.ptp(lengths) <= 1
 
 
@@ -464,8 +494,7 @@ def test_frequent_ids_get_longer_rows():
     settings = dataclasses.replace(TRIAL.settings, table_learning_rate=0.02)
     task = make_task(data, dataclasses.replace(TRIAL, settings=settings), seed=1)
     asked = method.plan(task.spec, 4, twin_rate=0.01, search_epochs=2)
-    found = method.search(task, task.spec, asked, 1)
-    counts, lengths = task.spec.train_counts, found["lengths"]
+    counts, lengths = task.spec.train_counts, task.search(method, asked).lengths
     often = np.argsort(-counts, kind="stable")[:100]
     assert lengths[often].mean() > 1.5 * lengths.mean()
 
@@ -486,7 +515,7 @@ def test_gates_harden_to_a_step():
 
 def test_the_ticket_reads_rows_or_zeros():
     spec = zipf_spec(50, 4)
-    table = GatedRows(spec, 0.5, 100.0, 2.0, 1e-4, 3)
+    table = GatedRows(spec, OptFSOptions(start=0.5, hardness=100), 3)
     assert torch.allclose(table.train()(torch.arange(50)), table.weight)
     table.gates.data[::2] = -0.2
     rows = table.eval()(torch.arange(50))
@@ -500,11 +529,11 @@ def test_the_ticket_reads_rows_or_zeros():
 
 def test_rows_without_a_gate_that_opens_are_exactly_zero(task):
     method = get_method("optfs")
-    found = method.search(task, task.spec, method.plan(task.spec, 5), 1)
-    assert set(np.unique(found["lengths"])) == {0, 8}
+    found = task.search(method, method.plan(task.spec, 5))
+    assert set(np.unique(found.lengths)) == {0, 8}
     rows = decode_layout(method.build(task.spec, found, 1).freeze())
-    np.testing.assert_array_equal((rows != 0).all(1), found["lengths"] == 8)
-    np.testing.assert_array_equal((rows == 0).all(1), found["lengths"] == 0)
+    np.testing.assert_array_equal((rows != 0).all(1), found.lengths == 8)
+    np.testing.assert_array_equal((rows == 0).all(1), found.lengths == 0)
 
 
 # -- tickets -------------------------------------------------------------------------
@@ -518,14 +547,14 @@ def test_a_ticket_is_the_original_draw_under_its_mask():
     original = draw_original(spec, 5).numpy()
     ids = torch.arange(200)
     for table, kept in (
-        (TicketEmbedding(spec, mask=mask, seed=5), mask),
-        (PrefixTicket(spec, lengths=lengths, seed=5), prefix),
+        (TicketEmbedding(spec, mask, seed=5), mask),
+        (PrefixTicket(spec, lengths, seed=5), prefix),
     ):
         rows = table(ids).detach().numpy()
         np.testing.assert_array_equal(rows, np.where(kept, original, 0))
     for table in (
-        TicketEmbedding(spec, mask=mask, rewind=False, seed=5),
-        PrefixTicket(spec, lengths=lengths, rewind=False, seed=5),
+        TicketEmbedding(spec, mask, rewind=False, seed=5),
+        PrefixTicket(spec, lengths, rewind=False, seed=5),
     ):
         same = table(ids).detach().numpy() == original
         assert same.mean() < 0.01
@@ -534,7 +563,7 @@ def test_a_ticket_is_the_original_draw_under_its_mask():
 def test_only_the_mask_learns():
     spec = zipf_spec(200, 8)
     mask = np.random.default_rng(0).random((200, 8)) < 0.3
-    table = TicketEmbedding(spec, mask=mask)
+    table = TicketEmbedding(spec, mask)
     table(torch.arange(200)).square().sum().backward()
     np.testing.assert_array_equal((table.weight.grad != 0).numpy(), mask)
 
@@ -542,4 +571,4 @@ def test_only_the_mask_learns():
 @pytest.mark.parametrize("mask", [np.ones((200, 8)), np.ones((8, 200), bool)])
 def test_a_wrong_mask_is_a_value_error(mask):
     with pytest.raises(ValueError, match="mask"):
-        TicketEmbedding(zipf_spec(200, 8), mask=mask)
+        TicketEmbedding(zipf_spec(200, 8), mask)

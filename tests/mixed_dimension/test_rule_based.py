@@ -5,27 +5,30 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import survey_code
 from survey_code import TableSpec
 from survey_code.catalog import get_method
-from survey_code.embedding import decode_layout
+from survey_code.embedding import Regime, decode_layout
 from survey_code.layouts.grouped import grouped_bytes
-from survey_code.mixed_dimension.grouped import GroupedEmbedding, count_within
+from survey_code.mixed_dimension.grouped import (
+    FieldDimensions,
+    GroupedEmbedding,
+    count_within,
+)
 from survey_code.mixed_dimension.rule_based import (
-    FieldWidths,
-    PopularityWidths,
-    bisect_path,
+    MDEBlocks,
+    MDEFields,
+    PopularityBlocks,
     block_log_softmax,
     block_logits,
     cut_by_share,
     power_law_widths,
-    rank_by_count,
-    settle_widths,
     thumb_widths,
 )
+from survey_code.mixed_dimension.search import rank_by_frequency
+from survey_code.mixed_dimension.widths import bisect_path, settle_widths
 
 KEYS = ("mde_field", "mde_popularity", "cprec", "dimension_rules")
 FIELDS = np.array([6000, 4000, 1500, 500, 100, 30, 10, 4])
@@ -145,10 +148,10 @@ def test_no_wider_step_would_fit(key, alpha, power_of_two):
     for ratio in (2, 3.3, 4, 6, 10):
         options = {"alpha": alpha, "power_of_two": power_of_two}
         planned = get_method(key).plan(SPEC, ratio, **options)
-        rows = np.array(planned.get("sizes", FIELDS))
-        widths = np.array(planned["widths"])
         # From the widest to the narrowest: small fields and frequent blocks first.
-        fields = "sizes" not in planned
+        fields = key == "mde_field"
+        rows = np.array(FIELDS if fields else planned.sizes)
+        widths = np.array(planned.widths)
         order = np.argsort(rows, kind="stable") if fields else np.arange(len(rows))
         assert (np.diff(widths[order]) <= 0).all()
         budget, limit = SPEC.budget(ratio), 16
@@ -188,9 +191,9 @@ def test_cprec_widths_are_powers_of_the_quotient():
         except ValueError as error:
             assert dim == 1 and "below 1" in str(error)
             continue
-        assert planned["widths"] == wanted
+        assert planned.widths == wanted
     planned = method.plan(make_spec([300, 200], 64), 2, blocks=2)
-    assert planned["widths"] == [64, 16]
+    assert planned.widths == [64, 16]
 
 
 @pytest.mark.parametrize(
@@ -244,16 +247,16 @@ def test_no_block_is_empty_while_there_are_rows(shares):
 
 def test_blocks_are_a_partition_and_ranks_a_permutation():
     """Invariant 60: the remap is a permutation; frequent ids come first."""
-    ranked = rank_by_count(SPEC.train_counts)
+    ranked = rank_by_frequency(SPEC)
     np.testing.assert_array_equal(np.sort(ranked), np.arange(SPEC.num_embeddings))
     assert (np.diff(SPEC.train_counts[ranked]) <= 0).all()
     planned = get_method("mde_popularity").plan(SPEC, 4)
     table = get_method("mde_popularity").build(SPEC, planned)
     groups, rows = table.locate(torch.arange(SPEC.num_embeddings))
-    np.testing.assert_array_equal(np.bincount(groups), planned["sizes"])
+    np.testing.assert_array_equal(np.bincount(groups), planned.sizes)
     places = set(zip(groups.tolist(), rows.tolist()))
     assert len(places) == SPEC.num_embeddings
-    counts = [SPEC.train_counts[groups == g] for g in range(len(planned["sizes"]))]
+    counts = [SPEC.train_counts[groups == g] for g in range(len(planned.sizes))]
     for often, seldom in itertools.pairwise(counts):
         assert often.min() >= seldom.max()
 
@@ -293,8 +296,8 @@ def test_a_groups_rows_span_no_more_dimensions_than_its_width(key):
 @pytest.mark.parametrize("sparse", [False, True])
 def test_gradients_reach_the_rows_read_and_their_projections_only(sparse):
     """Invariant 64."""
-    table = FieldWidths(make_spec([50, 40, 30], 8), widths=[2, 8, 3])
-    table.sparse_gradients = sparse
+    table = FieldDimensions(make_spec([50, 40, 30], 8), [2, 8, 3])
+    table.begin(Regime(sparse=sparse))
     table(torch.tensor([[3, 60], [3, 61]])).square().sum().backward()
     first, second, third = (weight.grad for weight in table.tables)
     assert first.is_sparse == second.is_sparse == sparse
@@ -345,11 +348,17 @@ def test_groups_that_cannot_be_are_value_errors(widths, assignment, message):
 
 def test_widths_and_sizes_that_do_not_fit_the_spec_are_value_errors():
     with pytest.raises(ValueError, match="widths must be 8 numbers"):
-        FieldWidths(SPEC, widths=[1, 2])
+        MDEFields.make(SPEC, widths=[1, 2])
     with pytest.raises(ValueError, match="sizes must add up to 12144"):
-        PopularityWidths(SPEC, sizes=[1, 2], widths=[1, 2])
+        MDEBlocks.make(SPEC, sizes=[1, 2], widths=[1, 2])
     with pytest.raises(ValueError, match="widths must be 2 numbers"):
-        PopularityWidths(SPEC, sizes=[144, 12000], widths=[1])
+        MDEBlocks.make(SPEC, sizes=[144, 12000], widths=[1])
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_widths_that_nobody_chose_are_value_errors(key):
+    with pytest.raises(ValueError, match="is not set: "):
+        get_method(key).build(SPEC, {})
 
 
 # -- the output -------------------------------------------------------------------
@@ -378,7 +387,7 @@ def test_block_logits_are_the_dense_ones(key):
 def test_one_block_of_full_width_is_the_plain_table():
     """Nothing is compressed where one block holds all: no remap, no projection."""
     spec = make_spec([30, 20], 8)
-    table = PopularityWidths(spec, sizes=[50], widths=[8])
+    table = PopularityBlocks(spec, [50], [8])
     assert not table.projections and table.group_of is None
     torch.testing.assert_close(
         block_logits(table, queries(8)), queries(8) @ table.tables[0].T
@@ -391,7 +400,7 @@ def test_blocks_are_those_of_torchs_adaptive_softmax():
     head = torch.nn.AdaptiveLogSoftmaxWithLoss(16, 100, [10, 40], div_value=4.0)
     counts = np.arange(100, 0, -1)  # ids in the order of their frequency
     spec = TableSpec(100, 16, [0, 100], counts)
-    table = PopularityWidths(spec, sizes=[10, 30, 60], widths=[16, 4, 1])
+    table = PopularityBlocks(spec, [10, 30, 60], [16, 4, 1])
     with torch.no_grad():
         table.tables[0][:] = head.head.weight[:10]
         for g, (down, up) in enumerate(head.tail, start=1):

@@ -1,6 +1,7 @@
 """What every search keeps, in architecture search and in pruning."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -29,13 +30,15 @@ def test_search_then_retrain_keeps_the_contract(key, task, tmp_path):
     """Same seed, same find; forward is look-up; nbytes is the file; ids checked."""
     method, spec = get_method(key), task.spec
     asked = method.plan(spec, 4)
-    found, again = (method.search(task, spec, asked, 1) for _ in range(2))
-    for name, value in found.items():
-        assert type(value) is type(again[name])
-        np.testing.assert_array_equal(value, again[name])
+    found, again = (task.search(method, asked) for _ in range(2))
+    assert found != asked and found.asked() == asked.asked()
+    for field in dataclasses.fields(found):
+        value, twice = (getattr(options, field.name) for options in (found, again))
+        assert type(value) is type(twice)
+        np.testing.assert_array_equal(value, twice)
     table = method.build(spec, found, 1).eval()
     layout = table.freeze()
-    assert layout.nbytes <= asked["budget"]
+    assert layout.nbytes <= asked.budget
     ids = np.random.default_rng(0).permutation(spec.num_embeddings)
     rows = table(torch.from_numpy(ids)).detach().numpy()
     np.testing.assert_allclose(rows, layout.lookup(ids), rtol=1e-4, atol=1e-6)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import tensorly
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from sklearn.decomposition import TruncatedSVD
 from tensorly.decomposition import tensor_train
 
@@ -30,13 +29,13 @@ from survey_code.weight_sharing.decomposition import (
     LowRank,
     TTRec,
     decompose,
+    divide_columns,
+    divide_rows,
     semi_tensor_product,
-    split_columns,
-    split_rows,
     train_shapes,
     truncate,
 )
-from survey_code.weight_sharing.decomposition.trains import stored_bytes
+from survey_code.weight_sharing.decomposition.trains import train_bytes
 
 RNG = np.random.default_rng(0)
 SPEC = TableSpec.of_shape(60, 8)
@@ -81,7 +80,7 @@ def test_no_product_of_the_rank_is_nearer():
 
 
 def test_a_low_rank_table_has_the_rank():
-    table = LowRank(SPEC, rank=3, seed=1)
+    table = LowRank.make(SPEC, rank=3, seed=1)
     assert np.linalg.matrix_rank(decode_layout(table.freeze())) == 3
 
 
@@ -90,7 +89,7 @@ def test_a_low_rank_table_has_the_rank():
 
 @given(st.integers(1, 10**6), st.integers(2, 5))
 def test_row_sizes_hold_all_rows_and_digits_tell_them_apart(count, parts):
-    sizes = split_rows(count, parts)
+    sizes = divide_rows(count, parts)
     assert math.prod(sizes) >= count and len(sizes) == parts
     ids = np.unique(np.linspace(0, count - 1, 50).astype(np.int64))
     digits = take_mixed_digits(ids, sizes)
@@ -101,7 +100,7 @@ def test_row_sizes_hold_all_rows_and_digits_tell_them_apart(count, parts):
 
 @given(st.integers(1, 5000), st.integers(1, 4))
 def test_column_sizes_multiply_to_the_dimension(count, parts):
-    sizes = split_columns(count, parts)
+    sizes = divide_columns(count, parts)
     assert math.prod(sizes) == count and len(sizes) == parts
 
 
@@ -197,10 +196,10 @@ def test_composed_entries_start_at_the_full_tables_spread():
         (STTD, {"rank": 8}),
         (STTD, {"rank": 8, "step": 4}),
         (LowRank, {"rank": 8}),
-        (MLET, {"dim": 32, "hidden": 64}),
+        (MLET, {"columns": 32, "hidden": 64}),
     ):
         spreads = [
-            decode_layout(kind(spec, seed=seed, **options).freeze()).std()
+            decode_layout(kind.make(spec, seed=seed, **options).freeze()).std()
             for seed in range(4)
         ]
         assert np.mean(spreads) == pytest.approx(spec.init_std, rel=0.08), kind
@@ -208,7 +207,7 @@ def test_composed_entries_start_at_the_full_tables_spread():
 
 def test_the_published_start_has_another_variance():
     spec = TableSpec.of_shape(8000, 64)
-    table = TTRec(spec, rank=8, init="published", seed=0)
+    table = TTRec.make(spec, rank=8, init="published", seed=0)
     drawn = table.cores[1].detach().abs() / (1 / math.sqrt(3 * 8000)) ** (1 / 3)
     assert drawn.min() > 2 - 1e-5  # only what lies beyond two deviations
     variance = decode_layout(table.freeze()).var()
@@ -216,7 +215,7 @@ def test_the_published_start_has_another_variance():
 
 
 def test_gradients_of_the_cores_are_finite_differences():
-    table = TTRec(TableSpec.of_shape(20, 8), rank=3, seed=1).double()
+    table = TTRec.make(TableSpec.of_shape(20, 8), rank=3, seed=1).double()
     ids = torch.tensor([[3, 7], [19, 3]])
     weights = torch.randn(2, 2, 8, dtype=torch.float64)
     (table(ids) * weights).sum().backward()
@@ -234,7 +233,7 @@ def test_gradients_of_the_cores_are_finite_differences():
 
 
 def test_the_cache_holds_the_most_read_rows_and_they_learn_alone():
-    table = TTRec(SPEC, rank=2, slots=4, seed=1)
+    table = TTRec.make(SPEC, rank=2, slots=4, seed=1)
     ids = torch.tensor([5] * 9 + [7] * 8 + [1] * 7 + [3] * 6 + [2] * 5)
     table.train()(ids)
     before = table(torch.arange(60)).detach()
@@ -254,7 +253,7 @@ def test_the_cache_holds_the_most_read_rows_and_they_learn_alone():
 
 
 def test_cached_rows_ask_for_no_product():
-    table = TTRec(SPEC, rank=2, slots=60, seed=1)
+    table = TTRec.make(SPEC, rank=2, slots=60, seed=1)
     table.train()(torch.arange(60))
     table.after_step(step_at(table, 0.2))
     (table(torch.tensor([[3, 7], [59, 3]])) ** 2).sum().backward()
@@ -264,7 +263,7 @@ def test_cached_rows_ask_for_no_product():
 
 def test_beginnings_that_ids_share_are_multiplied_once():
     """Rows of a batch are those of the layout, whatever digits the ids share."""
-    table = TTRec(TableSpec.of_shape(60, 8), rank=3, seed=1)
+    table = TTRec.make(TableSpec.of_shape(60, 8), rank=3, seed=1)
     layout = table.freeze()
     for ids in ([0], [0, 1, 2, 3], [0, 20, 40], [7, 7, 59, 7], list(range(60))):
         np.testing.assert_allclose(
@@ -280,16 +279,33 @@ def test_rows_kept_in_full_after_training_are_exact():
     assert (layout.lookup(busiest) == weight[busiest]).all()
 
 
+@pytest.mark.parametrize("ratio", [2, 3, 5])
+def test_a_low_rank_plan_is_the_largest_rank_inside_the_budget(ratio):
+    spec = TableSpec.of_shape(3000, 16)
+    rank = LowRank.plan(spec, ratio, LowRank.options())["rank"]
+    sizes = [LowRank.make(spec, rank=r).freeze().nbytes for r in (rank, rank + 1)]
+    assert sizes[0] <= spec.budget(ratio) < sizes[1]
+
+
+@pytest.mark.parametrize("key, kind", [("low_rank", LowRank), ("tt_rec", TTRec)])
+def test_without_a_budget_the_cores_take_half_of_the_table(key, kind):
+    spec = TableSpec.of_shape(3000, 16)
+    trained = kind.make(spec).freeze()
+    after = survey_code.compress(draw(3000, 16), key)
+    assert after.nbytes == trained.nbytes
+    assert 0.45 * spec.full_bytes < after.nbytes < 0.51 * spec.full_bytes
+
+
 @pytest.mark.parametrize("ratio", [2, 3])
 def test_the_plan_is_the_largest_train_inside_the_budget(ratio):
     spec = TableSpec.of_shape(3000, 16)
     for kind in (TTRec, STTD):
         held = {"slots": 0} if kind is TTRec else {}
-        options = kind.plan(spec, ratio, **held)
-        size = kind(spec, **options).freeze().nbytes
+        asked = kind.options(**held)
+        options = asked.replace(**kind.plan(spec, ratio, asked))
+        size = kind(spec, options).freeze().nbytes
         assert size <= spec.budget(ratio)
-        more = {**options, "rank": options["rank"] + 1}
-        larger = kind(spec, **more).freeze().nbytes
+        larger = kind(spec, options.replace(rank=options.rank + 1)).freeze().nbytes
         assert larger > spec.budget(ratio) or larger == size
 
 
@@ -334,8 +350,8 @@ def test_a_step_of_a_core_is_a_semi_tensor_product():
 
 
 def test_a_step_saves_its_square():
-    train = stored_bytes(train_shapes(4096, 64, 16))
-    semi = stored_bytes(train_shapes(4096, 64, 16, step=2))
+    train = train_bytes(train_shapes(4096, 64, 16))
+    semi = train_bytes(train_shapes(4096, 64, 16, step=2))
     middle = 16 * 16 * 4 * 16 * 4  # rows x left x columns x right, in bytes
     assert train - semi >= 0.7 * middle
 
@@ -344,7 +360,7 @@ def test_a_step_saves_its_square():
 
 
 def test_collapsing_changes_no_vector():
-    table = MLET(SPEC, dim=5, hidden=12, seed=2)
+    table = MLET.make(SPEC, columns=5, hidden=12, seed=2)
     ids = torch.arange(60)
     np.testing.assert_allclose(
         decode_layout(table.freeze()), table(ids).detach().numpy(), rtol=1e-5, atol=1e-8
@@ -352,7 +368,7 @@ def test_collapsing_changes_no_vector():
 
 
 def test_a_step_on_one_row_moves_all_rows():
-    table = MLET(SPEC, dim=4, hidden=8, seed=0)
+    table = MLET.make(SPEC, columns=4, hidden=8, seed=0)
     before = table(torch.arange(60)).detach()
     optimizer = torch.optim.SGD(table.parameters(), lr=1.0)
     table(torch.tensor([3])).sum().backward()
@@ -366,7 +382,7 @@ def test_a_step_on_one_row_moves_all_rows():
 
 def test_the_proximal_step_is_that_of_the_l1_norm_on_positive_numbers():
     """relu(t - eta lambda) minimises (x - t)^2 / 2 + eta lambda x over x >= 0."""
-    table = ANT(SPEC, anchors=4, entries=240, sparsity=0.5, seed=0)
+    table = ANT.make(SPEC, anchors=4, entries=240, sparsity=0.5, seed=0)
     with torch.no_grad():
         table.mixture.copy_(torch.linspace(-0.2, 0.6, 240).view(60, 4))
     before = table.mixture.detach().clone()
@@ -381,7 +397,7 @@ def test_more_sparsity_leaves_fewer_weights():
     spec = TableSpec.of_shape(200, 8)
     kept = []
     for sparsity in (0.0, 0.05, 0.5):
-        table = ANT(spec, anchors=8, entries=1600, sparsity=sparsity, seed=0)
+        table = ANT.make(spec, anchors=8, entries=1600, sparsity=sparsity, seed=0)
         for progress in np.linspace(0, 0.4, 20):
             table.after_step(step_at(table, progress))
         kept.append(len(table.freeze().weights))
@@ -389,7 +405,7 @@ def test_more_sparsity_leaves_fewer_weights():
 
 
 def test_the_budget_of_weights_is_kept_by_the_largest():
-    table = ANT(SPEC, anchors=6, entries=50, sparsity=0.0, seed=0)
+    table = ANT.make(SPEC, anchors=6, entries=50, sparsity=0.0, seed=0)
     before = table.mixture.detach().clone()
     table.after_step(step_at(table, 0.5))
     layout = table.freeze()
@@ -404,7 +420,7 @@ def test_the_budget_of_weights_is_kept_by_the_largest():
 def test_weights_of_rows_that_are_read_often_are_kept():
     counts = np.where(np.arange(60) < 10, 900, 1)
     spec = dataclasses.replace(TableSpec.of_shape(60, 8), train_counts=counts)
-    table = ANT(spec, anchors=4, entries=40, seed=1)
+    table = ANT.make(spec, anchors=4, entries=40, seed=1)
     with torch.no_grad():  # learnt weights no larger than those of untouched rows
         table.mixture.fill_(0.4)
         table.mixture[:10] = 0.3
@@ -434,7 +450,8 @@ def test_rows_without_weights_are_zeros():
     "key, options, message",
     [
         ("low_rank", {"rank": 9}, "rank must be an integer from 1 to 8, got 9"),
-        ("tt_rec", {"rank": 0}, "rank must be an integer from 1"),
+        ("low_rank", {"rank": 0}, "rank must be an integer from 1 up, got 0"),
+        ("tt_rec", {"rank": 0}, "rank must be an integer from 1 to 65536, got 0"),
         ("tt_rec", {"rank": 2, "slots": 61}, "slots must be an integer from 0 to 60"),
     ],
 )
@@ -446,24 +463,29 @@ def test_bad_options_of_compress_are_value_errors(key, options, message):
 @pytest.mark.parametrize(
     "kind, options, message",
     [
+        (LowRank, {"rank": 9}, "rank must be an integer from 1 to 8, got 9"),
         (TTRec, {"rank": 2, "init": "zero"}, "init must be one of"),
+        (TTRec, {"rank": 2, "slots": 61}, "slots must be an integer from 0 to 60"),
+        (STTD, {}, "rank is not set"),
         (STTD, {"rank": 2, "step": 0}, "step must be an integer from 1"),
         (
             MLET,
-            {"dim": 4, "hidden": 3},
-            "hidden must be an integer from 4",
+            {"columns": 9, "hidden": 9},
+            "columns must be an integer from 1 to 8, got 9",
         ),
+        (MLET, {"columns": 4, "hidden": 3}, "hidden must be an integer from 4"),
         (ANT, {"anchors": 0, "entries": 1}, "anchors must be an integer"),
+        (ANT, {"anchors": 2, "entries": 121}, "entries must be .* 0 to 120, got 121"),
         (
             ANT,
             {"anchors": 2, "entries": 1, "sparsity": -1},
-            "sparsity must be from 0 up, got -1",
+            "sparsity must be a number from 0 up, got -1",
         ),
     ],
 )
 def test_bad_options_of_tables_are_value_errors(kind, options, message):
     with pytest.raises(ValueError, match=message):
-        kind(SPEC, **options)
+        kind.make(SPEC, **options)
 
 
 @pytest.mark.parametrize(

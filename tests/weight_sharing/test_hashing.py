@@ -11,18 +11,12 @@ import pytest
 import torch
 
 from survey_code import TableSpec
+from survey_code.catalog import get_method
 from survey_code.embedding import decode_layout
+from survey_code.hashes import as_signs, draw_multipliers, hash_steps, mix_ids, mix_many
 from survey_code.layouts import HashedLayout
-from survey_code.layouts.hashed import (
-    choose_signs,
-    draw_multipliers,
-    mix_ids,
-    take_digits,
-)
-from survey_code.weight_sharing.hashing import (
-    HashingTrick,
-    QuotientRemainder,
-)
+from survey_code.layouts.hashed import choose_signs, mixed_index, take_digits
+from survey_code.weight_sharing.hashing import HashingTrick, QuotientRemainder
 
 # Ids as they come: in a row, in steps, beyond float32, beyond 32 bits.
 ID_SETS = {
@@ -34,18 +28,13 @@ ID_SETS = {
 }
 
 
-def draw_index(seed, buckets):
-    multipliers = draw_multipliers(np.random.default_rng(seed), 1)[0]
-    return np.array([[*multipliers, 1, buckets]])
-
-
 def hash_ids(ids, seed, buckets):
-    return take_digits(ids, draw_index(seed, buckets))[0]
+    return take_digits(ids, mixed_index(seed, [buckets]))[0]
 
 
 def qr(n, modulus, dim=4, **options):
     spec = TableSpec.of_shape(n, dim)
-    return QuotientRemainder(spec, modulus=modulus, **options)
+    return QuotientRemainder.make(spec, modulus=modulus, **options)
 
 
 def every_row(table):
@@ -156,8 +145,8 @@ def test_signs_are_balanced_and_independent_of_the_row():
 
 def test_signed_table_multiplies_whole_rows():
     spec = TableSpec.of_shape(100, 4)
-    signed = HashingTrick(spec, rows=10, signed=True, seed=2)
-    plain = HashingTrick(spec, rows=10, seed=2)
+    signed = HashingTrick.make(spec, rows=10, signed=True, seed=2)
+    plain = HashingTrick.make(spec, rows=10, seed=2)
     signs = choose_signs(np.arange(100), signed.signs)
     np.testing.assert_array_equal(every_row(signed), every_row(plain) * signs[:, None])
 
@@ -239,20 +228,20 @@ def test_composed_rows_start_like_the_full_table(combine, std):
     """Traps: factors all positive, or so small that their product is dead."""
     starts = TableSpec.of_shape(40000, 16)
     spec = TableSpec(40000, 16, starts.field_starts, starts.train_counts, init_std=std)
-    rows = every_row(QuotientRemainder(spec, modulus=200, combine=combine, seed=1))
+    rows = every_row(QuotientRemainder.make(spec, modulus=200, combine=combine, seed=1))
     assert rows.std() == pytest.approx(std, rel=0.04)
     assert abs(rows.mean()) < 0.05 * std
     assert np.linalg.norm(rows, axis=1).mean() == pytest.approx(4 * std, rel=0.12)
 
 
 def test_hashed_rows_start_like_the_full_table():
-    rows = every_row(HashingTrick(TableSpec.of_shape(9000, 16), rows=3000))
+    rows = every_row(HashingTrick.make(TableSpec.of_shape(9000, 16), rows=3000))
     assert rows.std() == pytest.approx(0.01, rel=0.02)
 
 
 def test_another_seed_is_another_hash():
     spec = TableSpec.of_shape(1000, 2)
-    first, second = (HashingTrick(spec, rows=50, seed=s) for s in (0, 1))
+    first, second = (HashingTrick.make(spec, rows=50, seed=s) for s in (0, 1))
     assert not np.array_equal(
         take_digits(np.arange(1000), first.index)[0],
         take_digits(np.arange(1000), second.index)[0],
@@ -265,8 +254,8 @@ from survey_code import TableSpec
 from survey_code.weight_sharing.hashing import *
 from survey_code.embedding import decode_layout
 spec = TableSpec.of_shape(300, 6)
-tables = [HashingTrick(spec, rows=40, signed=True, seed=5),
-          QuotientRemainder(spec, modulus=20, seed=5)]
+tables = [HashingTrick.make(spec, rows=40, signed=True, seed=5),
+          QuotientRemainder.make(spec, modulus=20, seed=5)]
 print([hashlib.sha256(decode_layout(t.freeze()).tobytes()).hexdigest() for t in tables])
 """
 
@@ -317,6 +306,24 @@ def test_torch_and_numpy_hash_alike_and_exactly(seed):
     np.testing.assert_array_equal(
         choose_signs(torch.from_numpy(ids), signs).numpy(), choose_signs(ids, signs)
     )
+    np.testing.assert_array_equal(
+        choose_signs(ids, signs), as_signs(mix_ids(ids, *signs.tolist()))
+    )
+
+
+def test_each_further_hash_adds_the_golden_constant_once_more():
+    pair = draw_multipliers(np.random.default_rng(9), 1)[0]
+    ids = np.array([0, 1, 499, 2**31, 2**62, 2**63 - 1])
+    first, second = (int(m) % 2**64 for m in pair)
+    wanted = [
+        [mix_exactly(int(i) + j * 0x9E3779B97F4A7C15, first, second) for i in ids]
+        for j in range(40)
+    ]
+    np.testing.assert_array_equal(list(mix_many(ids, pair, 40)), wanted)
+    found = list(mix_many(torch.from_numpy(ids), pair, 40))
+    np.testing.assert_array_equal(torch.stack(found).numpy(), wanted)
+    every = mix_ids(ids[:, None] + hash_steps(40), *pair.tolist())
+    np.testing.assert_array_equal(every.T, wanted)
 
 
 # -- open ids, state, bytes --------------------------------------------------
@@ -324,14 +331,14 @@ def test_torch_and_numpy_hash_alike_and_exactly(seed):
 
 def test_open_tables_serve_ids_that_were_never_counted():
     spec = TableSpec.of_shape(100, 4)
-    table = HashingTrick(spec, rows=10, open_ids=True)
+    table = HashingTrick.make(spec, rows=10, open_ids=True)
     ids = np.array([5, 100, 2**31, 2**62, 2**63 - 1])
     np.testing.assert_array_equal(
         table(torch.from_numpy(ids)).detach().numpy(), table.freeze().lookup(ids)
     )
     with pytest.raises(IndexError):
         table(torch.tensor([-1]))
-    closed = HashingTrick(spec, rows=10)
+    closed = HashingTrick.make(spec, rows=10)
     for read in (lambda ids: closed(torch.tensor(ids)), closed.freeze().lookup):
         with pytest.raises(IndexError, match="id 100 is out of range"):
             read([100])
@@ -349,7 +356,7 @@ def test_open_tables_serve_ids_that_were_never_counted():
 )
 def test_a_state_dict_carries_the_hash(make, options, others):
     spec = TableSpec.of_shape(100, 4)
-    source, target = (make(spec, **options, **other) for other in others)
+    source, target = (make.make(spec, **options, **other) for other in others)
     wanted = every_row(source)
     assert not np.array_equal(every_row(target), wanted)
     target.load_state_dict(copy.deepcopy(source.state_dict()))
@@ -360,7 +367,7 @@ def test_a_state_dict_carries_the_hash(make, options, others):
 def test_hash_parameters_are_counted():
     spec = TableSpec.of_shape(100, 4)
     for signed, parameters in ((False, 32), (True, 48)):
-        layout = HashingTrick(spec, rows=10, signed=signed).freeze()
+        layout = HashingTrick.make(spec, rows=10, signed=signed).freeze()
         assert layout.nbytes == 10 * 4 * 4 + parameters
     assert qr(100, 10).freeze().nbytes == 20 * 4 * 4 + 64
 
@@ -369,44 +376,61 @@ def test_hash_parameters_are_counted():
 @pytest.mark.parametrize("combine", ["sum", "concat"])
 def test_quotient_remainder_plan_is_the_best_of_all_moduli(n, combine):
     spec = TableSpec.of_shape(n, 8)
+    method = get_method("quotient_remainder")
     width = 8 if combine == "sum" else 4
     sizes = {m: 4 * width * (m + -(-n // m)) + 64 for m in range(1, n + 1)}
     for ratio in (1, 1.5, 2, 4, 10, 30):
         fitting = [size for size in sizes.values() if size <= spec.budget(ratio)]
         if not fitting:
             with pytest.raises(ValueError, match="highest ratio it can reach"):
-                QuotientRemainder.plan(spec, ratio, combine=combine)
+                method.plan(spec, ratio, combine=combine)
             continue
-        planned = QuotientRemainder.plan(spec, ratio, combine=combine)
-        assert sizes[planned["modulus"]] == max(fitting)
+        planned = method.plan(spec, ratio, combine=combine)
+        assert sizes[planned.modulus] == max(fitting)
 
 
 @pytest.mark.parametrize("signed", [False, True])
 def test_hashing_plan_leaves_no_room_for_another_row(signed):
     spec = TableSpec.of_shape(1000, 8)
     for ratio in (1, 3, 7.5, 30):
-        planned = HashingTrick.plan(spec, ratio, signed=signed)
-        layout = HashingTrick(spec, **planned).freeze()
+        planned = get_method("hashing").plan(spec, ratio, signed=signed)
+        assert planned.signed == signed
+        layout = HashingTrick(spec, planned).freeze()
         assert layout.nbytes <= spec.budget(ratio) < layout.nbytes + 4 * 8
 
 
+ROWS = np.ones((2, 5), np.float32)
+
+
 @pytest.mark.parametrize(
-    "make",
+    ("make", "words"),
     [
-        lambda spec: HashingTrick(spec, rows=0),
-        lambda spec: HashingTrick(spec, rows=2.0),
-        lambda spec: QuotientRemainder(spec, modulus=0),
-        lambda spec: QuotientRemainder(spec, modulus=11),
-        lambda spec: QuotientRemainder(spec, modulus=3, combine="mean"),
-        lambda spec: QuotientRemainder(spec, modulus=3, combine="concat"),
-        lambda spec: HashedLayout(np.ones((2, 5), np.float32), [[1, 1, 1]], 10, 5),
-        lambda spec: HashedLayout(np.ones((2, 5)), [[1, 1, 1, 2]], 10, 5),
-        lambda spec: HashedLayout(np.ones((3, 5), np.float32), [[1, 1, 1, 2]], 10, 5),
-        lambda spec: HashedLayout(
-            np.ones((2, 5), np.float32), [[1, 1, 1, 2]], 10, 5, signs=[3]
+        (lambda spec: HashingTrick.make(spec), "rows is not set"),
+        (lambda spec: HashingTrick.make(spec, rows=0), "rows must be .* from 1 to"),
+        (lambda spec: HashingTrick.make(spec, rows=2.0), "rows must be an integer"),
+        (lambda spec: HashingTrick.make(spec, rows=2, sign=1), "no option 'sign'"),
+        (lambda spec: qr(10, 0, 5), "modulus must be an integer from 1 up"),
+        (lambda spec: qr(10, 11, 5), "modulus must be an integer from 1 to 10"),
+        (lambda spec: qr(10, 3, 5, combine="mean"), "combine must be one of"),
+        (lambda spec: qr(10, 3, 5, combine="concat"), "multiple of 2, got 5"),
+        (lambda spec: HashedLayout(ROWS, [[1, 1, 1]], 10, 5), "index must be"),
+        (lambda spec: HashedLayout(ROWS, [[1, 1, 1, 0]], 10, 5), "moduli from 1 up"),
+        (
+            lambda spec: HashedLayout(ROWS.astype(float), [[1, 1, 1, 2]], 10, 5),
+            "values must be float32",
+        ),
+        (
+            lambda spec: HashedLayout(
+                np.ones((3, 5), np.float32), [[1, 1, 1, 2]], 10, 5
+            ),
+            "values must be float32 of shape",
+        ),
+        (
+            lambda spec: HashedLayout(ROWS, [[1, 1, 1, 2]], 10, 5, signs=[3]),
+            "signs must be int64",
         ),
     ],
 )
-def test_what_cannot_be_is_a_value_error(make):
-    with pytest.raises(ValueError):
+def test_what_cannot_be_is_a_value_error(make, words):
+    with pytest.raises(ValueError, match=words):
         make(TableSpec.of_shape(10, 5))

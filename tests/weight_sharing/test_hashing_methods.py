@@ -8,13 +8,15 @@ import torch
 from torch.nn import functional
 
 from survey_code import TableSpec
+from survey_code.catalog import get_method
 from survey_code.data.synthetic import make_clicks
 from survey_code.embedding import TrainingStep, decode_layout
-from survey_code.lab.task import TRIALS, make_task
+from survey_code.lab.task import make_task
+from survey_code.lab.trial import TRIALS
 from survey_code.layouts import FlatLayout, GeneratorLayout, HashedLayout, load_layout
 from survey_code.layouts.flat import locate_blocks
 from survey_code.layouts.generator import BUCKETS, count_weights, hash_many
-from survey_code.layouts.hashed import take_digits
+from survey_code.layouts.hashed import mixed_index, take_digits
 from survey_code.order import largest_first
 from survey_code.weight_sharing.hashing import (
     CAFE,
@@ -28,7 +30,6 @@ from survey_code.weight_sharing.hashing import (
     MEmCom,
     QuotientRemainder,
 )
-from survey_code.weight_sharing.hashing.base import mixed_index
 from survey_code.weight_sharing.hashing.binary_code import bit_blocks
 from survey_code.weight_sharing.hashing.cafe import NOBODY, HotSketch
 from survey_code.weight_sharing.hashing.quotient_remainder import (
@@ -77,7 +78,7 @@ def test_distinct_pairs_are_b2_times_1_minus_1_minus_1_over_b2_to_the_n(n, bucke
 @pytest.mark.parametrize("combine", ["sum", "concat"])
 def test_frequent_ids_share_with_nobody(combine):
     spec = counted(200)
-    table = DoubleHashing(spec, rows=10, frequent=30, combine=combine, seed=1)
+    table = DoubleHashing.make(spec, rows=10, frequent=30, combine=combine, seed=1)
     keys = table.keys.numpy()
     assert set(spec.train_counts[keys]) == set(range(171, 201))
     others = np.setdiff1d(np.arange(200), keys)
@@ -91,9 +92,18 @@ def test_frequent_ids_share_with_nobody(combine):
         np.testing.assert_array_equal(touched, 20 + parts * place + np.arange(parts))
 
 
+def test_of_equally_frequent_ids_the_lower_have_rows_of_their_own():
+    spec = TableSpec(6, 4, [0, 6], np.array([1, 5, 2, 5, 2, 2]))
+    table = DoubleHashing.make(spec, rows=3, frequent=4)
+    assert table.keys.tolist() == [1, 2, 3, 4]
+    assert DoubleHashing.make(spec, rows=3).keys is None
+
+
 @pytest.mark.parametrize("combine", ["sum", "concat"])
 def test_double_hashing_reads_what_its_formula_says(combine):
-    table = DoubleHashing(counted(100), rows=9, frequent=10, combine=combine, seed=2)
+    table = DoubleHashing.make(
+        counted(100), rows=9, frequent=10, combine=combine, seed=2
+    )
     digits = np.stack(take_digits(np.arange(100), table.index))
     values, keys = values_of(table), table.keys.tolist()
     for i, row in enumerate(every_row(table)):
@@ -108,9 +118,9 @@ def test_double_hashing_reads_what_its_formula_says(combine):
 def test_keys_are_counted_and_the_share_is_kept():
     spec = counted(1000, 8)
     for share in (0.0, 0.5, 1.0):
-        planned = DoubleHashing.plan(spec, 8, share=share)
-        layout = DoubleHashing(spec, **planned).freeze()
-        rows, frequent = planned["rows"], planned["frequent"]
+        planned = get_method("double_hashing").plan(spec, 8, share=share)
+        layout = DoubleHashing(spec, planned).freeze()
+        rows, frequent = planned.rows, planned.frequent
         assert layout.nbytes == 32 * (2 * rows + frequent) + 4 * frequent + 64
         assert frequent * 36 == pytest.approx(share * 4000, abs=160)
 
@@ -142,7 +152,7 @@ def test_the_best_number_of_hashes_is_m_over_n_times_ln_2():
 
 
 def test_bloom_rows_are_bags_of_the_code():
-    table = BloomEmbeddings(SPEC, rows=50, hashes=4, seed=3)
+    table = BloomEmbeddings.make(SPEC, rows=50, hashes=4, seed=3)
     bags = torch.from_numpy(np.stack(take_digits(np.arange(500), table.index), 1))
     wanted = functional.embedding_bag(bags, table.values, mode="sum")
     np.testing.assert_allclose(every_row(table), wanted.detach(), rtol=1e-5, atol=1e-8)
@@ -150,11 +160,11 @@ def test_bloom_rows_are_bags_of_the_code():
 
 
 def test_one_hash_is_the_hashing_trick():
-    wanted = every_row(HashingTrick(SPEC, rows=40, seed=4))
+    wanted = every_row(HashingTrick.make(SPEC, rows=40, seed=4))
     for table in (
-        BloomEmbeddings(SPEC, rows=40, hashes=1, seed=4),
-        HashEmbeddings(SPEC, rows=40, entries=500, hashes=1, seed=4),
-        MEmCom(SPEC, rows=40, seed=4),
+        BloomEmbeddings.make(SPEC, rows=40, hashes=1, seed=4),
+        HashEmbeddings.make(SPEC, rows=40, entries=500, hashes=1, seed=4),
+        MEmCom.make(SPEC, rows=40, seed=4),
     ):
         np.testing.assert_array_equal(every_row(table), wanted)
 
@@ -172,7 +182,9 @@ def spread_weights(table, seed=0):
 
 @pytest.mark.parametrize("entries", [500, 90])
 def test_hash_embeddings_are_weighted_bags(entries):
-    table = spread_weights(HashEmbeddings(SPEC, rows=30, entries=entries, hashes=3))
+    table = spread_weights(
+        HashEmbeddings.make(SPEC, rows=30, entries=entries, hashes=3)
+    )
     ids = np.arange(500)
     bags = torch.from_numpy(np.stack(take_digits(ids, table.index), 1))
     own = ids if entries == 500 else take_digits(ids, table.weight_index)[0]
@@ -186,7 +198,7 @@ def test_hash_embeddings_are_weighted_bags(entries):
 
 
 def test_ids_that_share_all_rows_are_told_apart_by_their_weights():
-    table = HashEmbeddings(SPEC, rows=3, entries=500, hashes=2)
+    table = HashEmbeddings.make(SPEC, rows=3, entries=500, hashes=2)
     digits = np.stack(take_digits(np.arange(500), table.index), 1)
     same = np.flatnonzero((digits == digits[7]).all(1))
     assert len(same) > 10
@@ -197,18 +209,18 @@ def test_ids_that_share_all_rows_are_told_apart_by_their_weights():
 
 
 def test_memcom_rows_of_one_bucket_are_collinear():
-    table = spread_weights(MEmCom(SPEC, rows=20))
+    table = spread_weights(MEmCom.make(SPEC, rows=20))
     buckets, rows = take_digits(np.arange(500), table.index)[0], every_row(table)
     for bucket in range(20):
         assert np.linalg.matrix_rank(rows[buckets == bucket], tol=1e-6) <= 1
-    shifted = spread_weights(MEmCom(SPEC, rows=20, bias=True))
+    shifted = spread_weights(MEmCom.make(SPEC, rows=20, bias=True))
     inside = every_row(shifted)[buckets == buckets[0]]
     assert np.linalg.matrix_rank(inside, tol=1e-5) == 2
 
 
 def test_memcom_gradient_of_a_multiplier_is_the_inner_product():
     """dL/dv_i = <dL/de, U[h(i)]>."""
-    table = spread_weights(MEmCom(SPEC, rows=20, bias=True)).train()
+    table = spread_weights(MEmCom.make(SPEC, rows=20, bias=True)).train()
     gradient = torch.from_numpy(np.random.default_rng(1).normal(size=6)).float()
     (table(torch.tensor([11])) * gradient).sum().backward()
     row = values_of(table)[take_digits(np.array([11]), table.index)[0][0]]
@@ -220,19 +232,20 @@ def test_memcom_gradient_of_a_multiplier_is_the_inner_product():
 def test_memcom_never_compresses_beyond_the_dimension():
     """4 n bytes of multipliers are a floor: ratio < d."""
     spec = TableSpec.of_shape(100_000, 16)
-    MEmCom.plan(spec, 15.9)
+    plan = get_method("memcom").plan
+    plan(spec, 15.9)
     for bias, ceiling in ((False, 16), (True, 8)):
         with pytest.raises(ValueError, match="highest ratio it can reach") as error:
-            MEmCom.plan(spec, 16, bias=bias)
+            plan(spec, 16, bias=bias)
         assert float(str(error.value).split()[-1]) == pytest.approx(ceiling, abs=0.01)
 
 
 def test_weights_are_counted():
-    layout = HashEmbeddings(SPEC, rows=9, entries=500).freeze()
+    layout = HashEmbeddings.make(SPEC, rows=9, entries=500).freeze()
     assert layout.nbytes == 4 * (9 * 6 + 500 * 2) + 2 * 32
-    layout = HashEmbeddings(SPEC, rows=9, entries=70).freeze()
+    layout = HashEmbeddings.make(SPEC, rows=9, entries=70).freeze()
     assert layout.nbytes == 4 * (9 * 6 + 70 * 2) + 3 * 32
-    assert MEmCom(SPEC, rows=9).freeze().nbytes == 4 * (9 * 6 + 500) + 32
+    assert MEmCom.make(SPEC, rows=9).freeze().nbytes == 4 * (9 * 6 + 500) + 32
 
 
 # -- complementary partitions --------------------------------------------------
@@ -240,7 +253,7 @@ def test_weights_are_counted():
 
 def index_of(n, **options):
     spec = TableSpec.of_shape(n, 4)
-    return QuotientRemainder(spec, combine="sum", **options).index
+    return QuotientRemainder.make(spec, combine="sum", **options).index
 
 
 def are_unique(n, index):
@@ -287,7 +300,7 @@ def test_chinese_remainders():
 
 def test_a_path_is_a_small_network_of_the_remainder():
     spec = TableSpec.of_shape(50, 6)
-    table = QuotientRemainder(spec, modulus=7, combine="path", hidden=3)
+    table = QuotientRemainder.make(spec, modulus=7, combine="path", hidden=3)
     with torch.no_grad():
         table.paths += torch.linspace(-0.1, 0.1, table.paths.shape[1])
     values, paths = values_of(table), table.paths.detach().numpy()
@@ -321,8 +334,8 @@ def test_every_partition_fits_its_budget_and_starts_like_the_full_table(
 ):
     spec = TableSpec.of_shape(40_000, 16)
     for ratio in (4, 20):
-        planned = QuotientRemainder.plan(spec, ratio, **options)
-        table = QuotientRemainder(spec, seed=1, **planned)
+        planned = get_method("quotient_remainder").plan(spec, ratio, **options)
+        table = QuotientRemainder(spec, planned, seed=1)
         layout = table.freeze()
         assert 0.5 * spec.budget(ratio) < layout.nbytes <= spec.budget(ratio)
         rows = every_row(table)
@@ -347,9 +360,9 @@ def test_bit_blocks_are_unique_and_at_most_ceil_t_over_l_tables_of_2_to_the_l(n)
 
 
 def test_a_binary_code_is_a_mixed_radix_with_powers_of_two():
-    by_bits = BinaryCodeHash(SPEC, bits=3, seed=1)
+    by_bits = BinaryCodeHash.make(SPEC, bits=3, seed=1)
     radices = [8, 8, 8]
-    by_radix = QuotientRemainder(SPEC, moduli=radices, combine="sum", seed=1)
+    by_radix = QuotientRemainder.make(SPEC, moduli=radices, combine="sum", seed=1)
     np.testing.assert_array_equal(by_bits.index, by_radix.index)
     np.testing.assert_array_equal(every_row(by_bits), every_row(by_radix))
 
@@ -361,7 +374,7 @@ def test_a_binary_code_is_a_mixed_radix_with_powers_of_two():
 @pytest.mark.parametrize("signed", [False, True])
 def test_robe_gather_and_scatter_are_adjoint(block_len, signed):
     """<y, G(M)> = <G^T(y), M>."""
-    table = ROBE(SPEC, size=97, block_len=block_len, signed=signed, seed=2)
+    table = ROBE.make(SPEC, size=97, block_len=block_len, signed=signed, seed=2)
     y = torch.from_numpy(np.random.default_rng(0).normal(size=(500, 6))).float()
     rows = table(torch.arange(500))
     rows.backward(y)
@@ -372,7 +385,7 @@ def test_robe_gather_and_scatter_are_adjoint(block_len, signed):
 
 @pytest.mark.parametrize("block_len", [1, 4, 6])
 def test_robe_blocks_are_runs_of_the_array(block_len):
-    table = ROBE(SPEC, size=97, block_len=block_len, seed=2)
+    table = ROBE.make(SPEC, size=97, block_len=block_len, seed=2)
     flat, rows = values_of(table)[:, 0], every_row(table)
     starts = locate_blocks(np.arange(500), table.multipliers, 97, 6, block_len)
     assert [length for _, length in starts] == {
@@ -387,8 +400,7 @@ def test_robe_blocks_are_runs_of_the_array(block_len):
 
 
 def test_robe_entries_are_used_evenly():
-    starts = locate_blocks(np.arange(50_000), np.array([2**40 + 1, 77]), 100, 4, 1)
-    table = ROBE(SPEC, size=100, block_len=1)
+    table = ROBE.make(SPEC, size=100, block_len=1)
     starts = locate_blocks(np.arange(50_000), table.multipliers, 100, 4, 1)
     loads = np.bincount(np.concatenate([s for s, _ in starts]), minlength=100)
     assert loads.std() < 4 * math.sqrt(2000)
@@ -396,7 +408,7 @@ def test_robe_entries_are_used_evenly():
 
 def test_robe_ids_rarely_share_all_blocks():
     """A pair shares one block with 1/m, and two with 1/m**2."""
-    table = ROBE(SPEC, size=50, block_len=3)
+    table = ROBE.make(SPEC, size=50, block_len=3)
     (first, _), (second, _) = locate_blocks(
         np.arange(3000), table.multipliers, 50, 6, 3
     )
@@ -406,8 +418,8 @@ def test_robe_ids_rarely_share_all_blocks():
 
 
 def test_robe_bytes():
-    assert ROBE(SPEC, size=97).freeze().nbytes == 4 * 97 + 16
-    assert ROBE(SPEC, size=97, signed=True).freeze().nbytes == 4 * 97 + 32
+    assert ROBE.make(SPEC, size=97).freeze().nbytes == 4 * 97 + 16
+    assert ROBE.make(SPEC, size=97, signed=True).freeze().nbytes == 4 * 97 + 32
 
 
 # -- DHE -----------------------------------------------------------------------
@@ -415,7 +427,7 @@ def test_robe_bytes():
 
 def test_dhe_codes_are_uniform_and_distinct():
     """C(n, 2) / m**k pairs of ids agree in k codes: with k = 2, none expected."""
-    pair = DHE(SPEC, width=2, codes=2).multipliers
+    pair = DHE.make(SPEC, width=2, codes=2).multipliers
     n = 50_000
     first, second = hash_many(np.arange(n), pair, 2)
     assert len(np.unique(first * BUCKETS + second)) == n
@@ -431,7 +443,7 @@ def test_dhe_codes_are_uniform_and_distinct():
 
 @pytest.mark.parametrize("distribution", ["uniform", "gaussian"])
 def test_dhe_inputs_have_the_distribution_asked_for(distribution):
-    table = DHE(SPEC, width=2, codes=8, distribution=distribution)
+    table = DHE.make(SPEC, width=2, codes=8, distribution=distribution)
     ids = np.arange(20_000)
     codes = table.encode(torch.from_numpy(ids)).numpy()
     np.testing.assert_allclose(codes, table.freeze().encode(ids), atol=1e-5)
@@ -449,7 +461,9 @@ def test_dhe_inputs_have_the_distribution_asked_for(distribution):
 @pytest.mark.parametrize("activation", ["relu", "mish"])
 @pytest.mark.parametrize("layers", [1, 3])
 def test_dhe_is_the_network_that_torch_builds(activation, layers):
-    table = DHE(SPEC, width=9, codes=10, layers=layers, activation=activation, seed=3)
+    table = DHE.make(
+        SPEC, width=9, codes=10, layers=layers, activation=activation, seed=3
+    )
     kinds = {"relu": torch.nn.ReLU, "mish": torch.nn.Mish}
     modules, sizes = [], [10] + [9] * layers + [6]
     for layer in range(layers + 1):
@@ -469,7 +483,7 @@ def test_dhe_is_the_network_that_torch_builds(activation, layers):
 
 
 def test_dhe_moves_all_rows_at_once():
-    table = DHE(SPEC, width=8, codes=8)
+    table = DHE.make(SPEC, width=8, codes=8)
     before = every_row(table)
     optimizer = torch.optim.SGD(table.parameters(), lr=1.0)
     table.train()(torch.tensor([3])).square().sum().backward()
@@ -493,7 +507,7 @@ def test_dhe_moves_all_rows_at_once():
 )
 def test_open_tables_serve_large_ids_exactly(kind, options):
     """Trap: products of 32-bit integers overflow, and float32 ends at 2**24."""
-    table = kind(SPEC, open_ids=True, seed=1, **options).eval()
+    table = kind.make(SPEC, open_ids=True, seed=1, **options).eval()
     ids = np.array([0, 499, 500, 2**24 + 1, 2**31, 2**53 + 1, 2**62, 2**63 - 1])
     rows = table(torch.from_numpy(ids)).detach().numpy()
     np.testing.assert_allclose(table.freeze().lookup(ids), rows, rtol=1e-4, atol=1e-7)
@@ -503,7 +517,7 @@ def test_open_tables_serve_large_ids_exactly(kind, options):
     with pytest.raises(IndexError):
         table(torch.tensor([-1]))
     with pytest.raises(IndexError):
-        kind(SPEC, **options)(torch.tensor([500]))
+        kind.make(SPEC, **options)(torch.tensor([500]))
 
 
 # -- CAFE ----------------------------------------------------------------------
@@ -579,7 +593,7 @@ def cafe_step(table, ids, gradient):
 
 
 def test_who_receives_large_gradients_gets_a_row_and_may_lose_it():
-    table = CAFE(SPEC, rows=10, hot=4, slots=2, period=1, decay=0.5, seed=1)
+    table = CAFE.make(SPEC, rows=10, hot=4, slots=2, period=1, decay=0.5, seed=1)
     before = every_row(table)
     ids = np.arange(40)
     large = np.isin(ids, [3, 9, 20]) * 10 + 0.01
@@ -619,7 +633,7 @@ def test_who_holds_a_row_is_not_pushed_out_of_the_sketch():
 def test_own_rows_keep_their_owners_where_ids_are_about_equally_frequent():
     """As on Frappe, where a row changed hands every 150 steps (here 247 times)."""
     rng = np.random.default_rng(0)
-    table = CAFE(SPEC, rows=10, hot=12, period=5)
+    table = CAFE.make(SPEC, rows=10, hot=12, period=5)
     moved = 0
     for _ in range(300):
         ids = np.unique(rng.integers(0, 500, 200))
@@ -631,7 +645,7 @@ def test_own_rows_keep_their_owners_where_ids_are_about_equally_frequent():
 
 
 def test_cafe_counts_the_length_of_the_summed_gradient():
-    table = CAFE(SPEC, rows=10, hot=8, period=100)
+    table = CAFE.make(SPEC, rows=10, hot=8, period=100)
     cafe_step(table, [5, 5, 6], [3.0, -1.0, 1.0])
     scores = dict(
         zip(table.sketch_ids.flatten().tolist(), table.scores.flatten().tolist())
@@ -641,80 +655,150 @@ def test_cafe_counts_the_length_of_the_summed_gradient():
 
 
 def test_cafe_without_own_rows_is_the_hashing_trick():
-    table = CAFE(SPEC, rows=30, hot=0, seed=5)
+    table = CAFE.make(SPEC, rows=30, hot=0, seed=5)
     cafe_step(table, [1, 2], [1.0, 1.0])
     np.testing.assert_array_equal(
-        every_row(table), every_row(HashingTrick(SPEC, rows=30, seed=5))
+        every_row(table), every_row(HashingTrick.make(SPEC, rows=30, seed=5))
     )
 
 
 def test_cafe_finds_the_frequent_ids_and_its_layout_agrees_after_training():
     data = make_clicks(rows=(20_000, 1000, 1000))
     task = make_task(data, TRIALS["synthetic", "dcnv2"], 1)
-    planned = CAFE.plan(task.spec, 10)
-    table = CAFE(task.spec, seed=1, **planned)
+    planned = get_method("cafe").plan(task.spec, 10)
+    table = CAFE(task.spec, planned, seed=1)
     task.train(table)
     found = table.hot_ids.long().numpy()
-    assert len(np.unique(found)) == planned["hot"] and (np.diff(found) > 0).all()
-    assert sorted(table.hot_rows.tolist()) == list(range(planned["hot"]))
+    assert len(np.unique(found)) == planned.hot and (np.diff(found) > 0).all()
+    assert sorted(table.hot_rows.tolist()) == list(range(planned.hot))
     counts = task.spec.train_counts
     assert counts[found].mean() > 5 * counts.mean()
     layout = table.freeze()
     np.testing.assert_array_equal(decode_layout(layout), every_row(table))
     assert layout.nbytes <= task.spec.budget(10)
-    other = CAFE(task.spec, seed=2, **planned)
+    other = CAFE(task.spec, planned, seed=2)
     other.load_state_dict(table.state_dict())
     np.testing.assert_array_equal(every_row(other), every_row(table))
+    ids = torch.arange(task.spec.num_embeddings)
+    assert torch.equal(other.sketch.buckets_of(ids), table.sketch.buckets_of(ids))
 
 
 # -- bad input -----------------------------------------------------------------
 
 ONES = np.ones((3, 5), np.float32)
 INDEX = np.array([[1, 1, 1, 3]])
+PAIR = np.ones(2, np.int64)
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "words", "options"),
     [
-        lambda s: DoubleHashing(s, rows=0),
-        lambda s: DoubleHashing(s, rows=2, frequent=11),
-        lambda s: DoubleHashing(s, rows=2, combine="product"),
-        lambda s: DoubleHashing.plan(s, 2, share=1.5),
-        lambda s: BloomEmbeddings(s, rows=2, hashes=0),
-        lambda s: HashEmbeddings(s, rows=2, entries=11),
-        lambda s: HashEmbeddings.plan(s, 2, share="half"),
-        lambda s: MEmCom(s, rows=11),
-        lambda s: QuotientRemainder(s),
-        lambda s: QuotientRemainder(s, modulus=2, moduli=[2, 5]),
-        lambda s: QuotientRemainder(s, moduli=[3, 3]),
-        lambda s: QuotientRemainder(s, moduli=[10]),
-        lambda s: QuotientRemainder(s, moduli=[0, 10]),
-        lambda s: QuotientRemainder(s, moduli=[2, 5], partition="magic"),
-        lambda s: QuotientRemainder(s, moduli=[2, 2, 3], combine="path", hidden=1),
-        lambda s: QuotientRemainder(s, modulus=2, combine="path", hidden=0),
-        lambda s: QuotientRemainder.plan(s, 1, parts=1),
-        lambda s: BinaryCodeHash(s, bits=0),
-        lambda s: BinaryCodeHash(s, bits=2, combine="path"),
-        lambda s: ROBE(s, size=4, block_len=5),
-        lambda s: ROBE(s, size=10, block_len=0),
-        lambda s: DHE(s, width=0, codes=2),
-        lambda s: DHE(s, width=2, codes=3, distribution="gaussian"),
-        lambda s: DHE(s, width=2, codes=2, activation="tanh"),
-        lambda s: CAFE(s, rows=2, hot=11),
-        lambda s: CAFE(s, rows=2, hot=1, decay=2),
-        lambda s: HashedLayout(ONES, INDEX, 10, 5, "path"),
-        lambda s: HashedLayout(ONES, INDEX, 10, 5, weights=np.ones((9, 1), np.float32)),
-        lambda s: HashedLayout(ONES, INDEX, 10, 5, weight_index=INDEX),
-        lambda s: HashedLayout(ONES, INDEX, 10, 5, keys=np.array([4, 2], np.int32)),
-        lambda s: HashedLayout(ONES, INDEX, 10, 5, keys=np.array([10], np.int32)),
-        lambda s: HashedLayout(ONES, INDEX, 10, 5, keys=np.array([4])),
-        lambda s: FlatLayout(ONES[0], np.ones(2), 10, 5, 5),
-        lambda s: FlatLayout(ONES[0], np.ones(2, np.int64), 10, 6, 6),
-        lambda s: GeneratorLayout(
-            ONES[0], np.ones(2, np.int64), 10, 5, codes=2, width=2, layers=1
+        (DoubleHashing, "rows must be", {"rows": 0}),
+        (DoubleHashing, "frequent must be .* to 10", {"rows": 2, "frequent": 11}),
+        (DoubleHashing, "combine must be", {"rows": 2, "combine": "product"}),
+        (BloomEmbeddings, "hashes must be .* to 64", {"rows": 2, "hashes": 0}),
+        (HashEmbeddings, "entries must be .* to 10", {"rows": 2, "entries": 11}),
+        (HashEmbeddings, "entries is not set", {"rows": 2}),
+        (MEmCom, "rows must be .* to 10", {"rows": 11}),
+        (QuotientRemainder, "either modulus or moduli", {}),
+        (QuotientRemainder, "either modulus", {"modulus": 2, "moduli": [2, 5]}),
+        (QuotientRemainder, "too few", {"moduli": [3, 3]}),
+        (QuotientRemainder, "two or more sizes", {"moduli": [10]}),
+        (QuotientRemainder, "two or more sizes", {"moduli": [0, 10]}),
+        (QuotientRemainder, "partition must", {"moduli": [2, 5], "partition": "magic"}),
+        (
+            QuotientRemainder,
+            "belongs to 'digits'",
+            {"modulus": 2, "partition": "remainders"},
         ),
+        (
+            QuotientRemainder,
+            "needs two tables, got 3",
+            {"moduli": [2, 2, 3], "combine": "path"},
+        ),
+        (
+            QuotientRemainder,
+            "hidden must be",
+            {"modulus": 2, "combine": "path", "hidden": 0},
+        ),
+        (BinaryCodeHash, "bits must be .* to 31", {"bits": 0}),
+        (BinaryCodeHash, "combine must be", {"bits": 2, "combine": "path"}),
+        (ROBE, "size must be .* from 5", {"size": 4, "block_len": 5}),
+        (ROBE, "block_len must be", {"size": 10, "block_len": 0}),
+        (DHE, "width must be", {"width": 0, "codes": 2}),
+        (DHE, "come in pairs", {"width": 2, "codes": 3, "distribution": "gaussian"}),
+        (DHE, "activation must be", {"width": 2, "codes": 2, "activation": "tanh"}),
+        (DHE, "rate must be a number above 0", {"width": 2, "codes": 2, "rate": 0}),
+        (CAFE, "hot must be .* to 10", {"rows": 2, "hot": 11}),
+        (CAFE, "decay must be a number from 0 to 1", {"rows": 2, "hot": 1, "decay": 2}),
     ],
 )
-def test_what_cannot_be_is_a_value_error(make):
-    with pytest.raises(ValueError):
-        make(TableSpec.of_shape(10, 5))
+def test_a_table_that_cannot_be_is_a_value_error(make, words, options):
+    with pytest.raises(ValueError, match=words):
+        make.make(TableSpec.of_shape(10, 5), **options)
+
+
+@pytest.mark.parametrize(
+    ("key", "words", "options"),
+    [
+        ("double_hashing", "share must be a number from 0 to 1", {"share": 1.5}),
+        ("double_hashing", "multiple of 2, got 5", {"combine": "concat"}),
+        ("hash_embeddings", "share must be a number", {"share": "half"}),
+        ("quotient_remainder", "parts must be .* from 2 to 16", {"parts": 1}),
+        ("quotient_remainder", "got 3 digits", {"parts": 3, "combine": "path"}),
+        ("dhe", "come in pairs", {"codes": 3, "distribution": "gaussian"}),
+    ],
+)
+def test_a_plan_that_cannot_be_is_a_value_error(key, words, options):
+    with pytest.raises(ValueError, match=f"^{key}: .*{words}"):
+        get_method(key).plan(TableSpec.of_shape(10, 5), 1, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: HashedLayout(ONES, INDEX, 10, 5, "path"), "paths belong to"),
+        (
+            lambda: HashedLayout(
+                ONES, INDEX, 10, 5, weights=np.ones((9, 1), np.float32)
+            ),
+            "weights must be float32 of shape",
+        ),
+        (
+            lambda: HashedLayout(ONES, INDEX, 10, 5, weight_index=INDEX),
+            "belongs to weights",
+        ),
+        (
+            lambda: HashedLayout(ONES, INDEX, 10, 5, keys=np.array([4, 2], np.int32)),
+            "rising",
+        ),
+        (
+            lambda: HashedLayout(ONES, INDEX, 10, 5, keys=np.array([10], np.int32)),
+            "must be ids of the table, got 10",
+        ),
+        (
+            lambda: HashedLayout(ONES, INDEX, 10, 5, keys=np.array([4])),
+            "keys must be int32",
+        ),
+        (lambda: FlatLayout(ONES[0], np.ones(2), 10, 5, 5), "multipliers must be"),
+        (lambda: FlatLayout(ONES[0], PAIR, 10, 6, 6), "does not fit into 5 values"),
+        (
+            lambda: GeneratorLayout(ONES[0], PAIR, 10, 5, codes=2, width=2, layers=1),
+            "values must be float32 of shape",
+        ),
+        (
+            lambda: GeneratorLayout(
+                ONES[0], PAIR, 10, 5, codes=3, width=2, layers=1,
+                distribution="gaussian",
+            ),
+            "come in pairs",
+        ),
+        (
+            lambda: GeneratorLayout(ONES[0], PAIR, 10, 5, codes=0, width=2, layers=1),
+            "codes must be an integer from 1 to 65536",
+        ),
+    ],
+)  # fmt: skip
+def test_a_layout_that_cannot_be_is_a_value_error(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()

@@ -1,6 +1,7 @@
 """Vector quantisation: Lloyd, products, sums, learned codes; each by its law."""
 
 import itertools
+import re
 
 import faiss
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.cluster import KMeans
 from survey_code import TableSpec, compress, data
 from survey_code.catalog import get_method
 from survey_code.embedding import decode_layout
+from survey_code.spec import OutOfReach
 from survey_code.weight_sharing.vector_quantization import (
     CCE,
     DPQ,
@@ -86,7 +88,7 @@ def test_weights_count_like_repeated_rows():
 
 @pytest.mark.parametrize("clusters", [0, 41, 2.5])
 def test_wrong_numbers_of_clusters_are_value_errors(clusters):
-    with pytest.raises(ValueError, match="clusters must be from 1 to 40"):
+    with pytest.raises(ValueError, match="clusters must be an integer from 1 to 40"):
         cluster_rows(NORMAL[:40], clusters, fresh())
 
 
@@ -160,8 +162,8 @@ def test_a_rotation_is_orthogonal_and_never_raises_the_error():
         lambda w: compress(
             w, "clustering", clusters=9, heads=20, counts=np.arange(400)
         ),
-        lambda w: LightRec(SPEC, books=3, bits=4).freeze(),
-        lambda w: CCE(SPEC, books=2, bits=4).freeze(),
+        lambda w: LightRec.make(SPEC, books=3, bits=4).freeze(),
+        lambda w: CCE.make(SPEC, books=2, bits=4).freeze(),
     ],
 )
 def test_scores_by_table_look_up_are_those_of_decoded_rows(make):
@@ -190,7 +192,7 @@ def test_heads_keep_their_rows_and_fields_their_own_clusters():
 
 
 def product(kind="vq", **options):
-    return DPQ(SPEC, books=2, bits=3, kind=kind, **options).train()
+    return DPQ.make(SPEC, books=2, bits=3, kind=kind, **options).train()
 
 
 def test_dpqs_forward_is_the_nearest_codeword():
@@ -242,7 +244,7 @@ def test_dpq_sx_has_the_gradient_of_its_softmax():
 
 def test_normalised_responses_have_mean_0_and_variance_1():
     table = product("sx")
-    responses = table.normalize_responses(table.respond(table.queries))
+    responses = table.answer(table.queries, IDS)
     assert responses.mean(1).abs().max() < 1e-4
     assert torch.allclose(responses.var(1, unbiased=False), torch.ones(2, 8), atol=1e-3)
 
@@ -264,16 +266,16 @@ def test_exported_codes_are_those_of_eval_mode(kind):
 def test_tails_use_the_first_codewords_only():
     counts = np.arange(400)
     spec = TableSpec(400, 8, [0, 400], counts)
-    table = MGQE(spec, books=2, bits=5, tail_bits=2, head_share=0.25)
+    table = MGQE.make(spec, books=2, bits=5, tail_bits=2, head_share=0.25)
     codes = table.all_codes()
     assert codes[:300].max() < 4 <= codes[300:].max() < 32
-    whole = MGQE(spec, books=2, bits=5, tail_bits=5)
-    plain = DPQ(spec, books=2, bits=5)
+    whole = MGQE.make(spec, books=2, bits=5, tail_bits=5)
+    plain = DPQ.make(spec, books=2, bits=5)
     np.testing.assert_array_equal(whole.all_codes(), plain.all_codes())
 
 
 def test_lightrec_starts_as_a_table_and_ends_as_sums():
-    table = LightRec(SPEC, books=3, bits=4).train()
+    table = LightRec.make(SPEC, books=3, bits=4).train()
     assert torch.equal(table(IDS), table.queries)
     table.advance(0.4)
     assert not table.begun
@@ -304,7 +306,7 @@ def pairs():
 
 
 def test_ids_that_are_read_alike_share_more_codes(pairs):
-    table = RecJPQ(pairs, books=4, bits=4)
+    table = RecJPQ.make(pairs, books=4, bits=4)
     codes = table.codes.numpy().astype(int)[pairs.field_starts[1] :]
     matrix = np.zeros((pairs.field_starts[1], len(codes)))
     matrix[pairs.interactions[:, 0], pairs.interactions[:, 1] - len(matrix)] = 1
@@ -318,21 +320,21 @@ def test_ids_that_are_read_alike_share_more_codes(pairs):
 
 
 def test_recjpq_trains_codewords_only(pairs):
-    table = RecJPQ(pairs, books=4, bits=4)
+    table = RecJPQ.make(pairs, books=4, bits=4)
     assert [p.shape for p in table.parameters()] == [(2 * 4 * 16, 8)]
     assert sum(b.nbytes for b in table.buffers()) == 4 * pairs.num_embeddings
 
 
 def test_recjpq_says_what_it_needs():
     with pytest.raises(ValueError, match="interactions of users and items"):
-        RecJPQ(SPEC, books=2, bits=3)
+        RecJPQ.make(SPEC, books=2, bits=3)
     with pytest.raises(ValueError, match=r"recjpq: .*interactions of users and items"):
         get_method("recjpq").plan(SPEC, 4)
     assert get_method("recjpq").tasks == ("top-n",)
 
 
 def test_clustering_again_keeps_the_rows_as_well_as_k_means_can():
-    table = CCE(SPEC, books=2, bits=5)
+    table = CCE.make(SPEC, books=2, bits=5)
     before = table(IDS).detach().numpy().reshape(400, 2, 4)
     table.cluster()
     after = table(IDS).detach().numpy().reshape(400, 2, 4)
@@ -344,7 +346,7 @@ def test_clustering_again_keeps_the_rows_as_well_as_k_means_can():
 
 
 def test_clustering_draws_every_hash_once_and_divides_by_no_empty_bucket():
-    table = CCE(SPEC, books=2, bits=7)  # more buckets than needed
+    table = CCE.make(SPEC, books=2, bits=7)  # more buckets than needed
     seen = [table.index.clone()]
     for _ in range(3):
         table.cluster()
@@ -354,7 +356,7 @@ def test_clustering_draws_every_hash_once_and_divides_by_no_empty_bucket():
 
 
 def test_cce_trains_far_less_than_a_table():
-    table = CCE(TableSpec.of_shape(10_000, 16), books=2, bits=6)
+    table = CCE.make(TableSpec.of_shape(10_000, 16), books=2, bits=6)
     assert sum(p.numel() for p in table.parameters()) == 2 * 2 * 64 * 8
 
 
@@ -370,8 +372,55 @@ def test_plans_use_the_budget(key, most, rows, ratio):
     assert ratio <= reached <= most * ratio
 
 
+@pytest.mark.parametrize(
+    "key, given",
+    [
+        ("pq", {"books": 2, "bits": 4, "rotate": True, "half": True}),
+        ("dpq", {"books": 4, "bits": 3, "kind": "sx"}),
+        ("mgqe", {"books": 2, "bits": 5, "tail_bits": 2, "head_share": 0.3}),
+        ("lightrec", {"books": 3, "bits": 4}),
+        ("cce", {"books": 2, "bits": 3, "helpers": 11}),
+        ("clustering", {"clusters": 9, "heads": 20, "half": True}),
+    ],
+)
+def test_the_smallest_table_is_as_small_as_the_plan_says(key, given):
+    # Whatever is asked for stays, and what it takes is known before it is made.
+    spec, method = TableSpec(400, 8, [0, 150, 400], np.arange(400)), get_method(key)
+    with pytest.raises(OutOfReach) as error:
+        method.plan(spec, 1e9, **given)
+    said = re.search(r"smallest such table takes ([0-9,]+):", str(error.value))[1]
+    size = int(said.replace(",", ""))
+    options = method.plan(spec, spec.full_bytes / size, **given)
+    assert {name: getattr(options, name) for name in given} == given
+    if method.stage == "after training":
+        layout = method.compress(NORMAL[:400, :8], options, spec)
+    else:
+        layout = method.build(spec, options, 1).freeze()
+    assert layout.nbytes == size
+
+
+def test_tails_have_no_longer_codes_than_heads():
+    with pytest.raises(ValueError, match="mgqe: tail_bits must be at most 3, got 4"):
+        get_method("mgqe").plan(SPEC, 2, bits=3, tail_bits=4)
+
+
+@pytest.mark.parametrize("key", ["pq", "dpq", "mgqe", "cce"])
+def test_books_divide_the_dimension(key):
+    with pytest.raises(ValueError, match=f"{key}: books must divide the dimension 8"):
+        get_method(key).plan(SPEC, 2, books=3)
+    with pytest.raises(ValueError, match=f"{key}: books must be an integer from 1 up"):
+        get_method(key).plan(SPEC, 2, books=0)
+
+
+def test_clustering_says_how_many_rows_it_has():
+    with pytest.raises(ValueError, match="heads must be an integer from 0 to 400"):
+        get_method("clustering").plan(SPEC, 2, heads=401)
+    with pytest.raises(ValueError, match="heads must be an integer from 0 to 400"):
+        compress(NORMAL[:400], "clustering", heads=401)
+
+
 def test_a_round_keeps_the_number_of_helpers():
-    table = CCE(SPEC, books=2, bits=3, helpers=21, seed=1)
+    table = CCE.make(SPEC, books=2, bits=3, helpers=21, seed=1)
     table.cluster()
     assert table.values.shape == (2 * (8 + 21), 4)
     assert (table.index[:, 3] == 21).all()

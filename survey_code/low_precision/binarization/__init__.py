@@ -6,49 +6,38 @@ or pretended sign (`CIGAR`, `HashGNN`, `BiGeaR`).
 """
 
 from survey_code.low_precision.binarization.bccf import (
-    BCCF,
-    center_at_median,
-    fit_scales,
-    learn_rotation,
-    split_magnitudes,
+    BCCF as BCCF,
+    BCCFOptions as BCCFOptions,
+    center_at_median as center_at_median,
+    fit_scales as fit_scales,
+    learn_rotation as learn_rotation,
+    split_magnitudes as split_magnitudes,
 )
-from survey_code.low_precision.binarization.bigear import BiGeaR, ScaledSign
-from survey_code.low_precision.binarization.cigar import CIGAR, rerank
+from survey_code.low_precision.binarization.bigear import (
+    BiGeaR as BiGeaR,
+    BiGeaROptions as BiGeaROptions,
+    ScaledSign as ScaledSign,
+)
+from survey_code.low_precision.binarization.cigar import (
+    CIGAR as CIGAR,
+    CIGAROptions as CIGAROptions,
+    rerank as rerank,
+)
 from survey_code.low_precision.binarization.dcf import (
-    DCF,
-    decorrelate,
-    descend_bit,
-    draw_unobserved,
-    spectral_codes,
+    DCF as DCF,
+    DCFOptions as DCFOptions,
+    decorrelate as decorrelate,
+    descend_bit as descend_bit,
+    draw_unobserved as draw_unobserved,
+    spectral_codes as spectral_codes,
 )
 from survey_code.low_precision.binarization.hashgnn import (
-    HashGNN,
-    straight_through,
+    HashGNN as HashGNN,
+    HashGNNOptions as HashGNNOptions,
+    sign_through as sign_through,
 )
 from survey_code.low_precision.binarization.signs import (
-    PropagatedEmbedding,
-    SignedEmbedding,
-    take_signs,
+    PropagatedEmbedding as PropagatedEmbedding,
+    SignedEmbedding as SignedEmbedding,
+    take_signs as take_signs,
 )
-
-__all__ = [
-    "BCCF",
-    "CIGAR",
-    "DCF",
-    "BiGeaR",
-    "HashGNN",
-    "PropagatedEmbedding",
-    "ScaledSign",
-    "SignedEmbedding",
-    "center_at_median",
-    "decorrelate",
-    "descend_bit",
-    "draw_unobserved",
-    "fit_scales",
-    "learn_rotation",
-    "rerank",
-    "spectral_codes",
-    "split_magnitudes",
-    "straight_through",
-    "take_signs",
-]

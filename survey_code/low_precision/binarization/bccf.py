@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 
+from survey_code.bits import pack_codes
 from survey_code.layouts import BinaryLayout
 from survey_code.layouts.binary import pack_signs
-from survey_code.layouts.layout import as_finite_table
-from survey_code.low_precision.binarization.signs import as_half, code_bytes
+from survey_code.low_precision.binarization.signs import as_half, sign_bytes
+from survey_code.method import AfterTraining, Found
+from survey_code.options import Options, option
 from survey_code.spec import TableSpec
-
-RULES = ("median", "sign", "pph", "itq")
-SCALES = ("none", "table", "row")
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
 
 
 def center_at_median(table: np.ndarray, field_starts: np.ndarray) -> np.ndarray:
@@ -92,11 +84,10 @@ def fit_scales(table: np.ndarray, codes: np.ndarray, scale: str) -> np.ndarray |
     -------
     ndarray of float32, shape (rows, 1) or (1, 1), or None for ``scale="none"``
     """
-    check_choice("scale", scale, SCALES)
     if scale == "none":
         return None
     products = table.astype(np.float64) * codes
-    axis = None if scale == "table" else 1
+    axis = {"table": None, "row": 1}[scale]
     scales: np.ndarray = products.mean(axis=axis, keepdims=True).astype(np.float32)
     return scales
 
@@ -117,13 +108,27 @@ def split_magnitudes(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     levels = np.quantile(lengths, np.arange(1, 8, 2) / 8).astype(np.float32)
     codes = np.abs(lengths[:, None] - levels).argmin(axis=1).astype(np.uint8)
-    padded = np.zeros(-(-len(codes) // 4) * 4, dtype=np.uint8)
-    padded[: len(codes)] = codes
-    spread = padded.reshape(-1, 4) << np.array([0, 2, 4, 6], dtype=np.uint8)
-    return np.bitwise_or.reduce(spread, axis=1), levels
+    return pack_codes(codes[None], 2)[0], levels
 
 
-class BCCF:
+class BCCFOptions(Options):
+    """Options of `BCCF`."""
+
+    rule: str = option(
+        "median",
+        "how codes are found: signs around the medians, around 0, with two bits of "
+        "magnitude beside them, or of a rotated table",
+        choices=("median", "sign", "pph", "itq"),
+    )
+    scale: str = option(
+        "table",
+        "who has a number that codes are multiplied by (pph has four levels instead)",
+        choices=("none", "table", "row"),
+    )
+    half: bool = option(False, "store scales as float16")
+
+
+class BCCF(AfterTraining[BCCFOptions]):
     """Two stages: a trained table, then one bit per entry (key ``bccf``).
 
     ``rule="median"`` (BCCF) thresholds each column at its median, field by field.
@@ -144,68 +149,35 @@ class BCCF:
     """
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        rule: str = "median",
-        scale: str = "table",
-        half: bool = False,
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: BCCFOptions) -> Found:
         """The one size: a bit per entry, and the scales."""
-        check_choice("rule", rule, RULES)
-        check_choice("scale", scale, SCALES)
-        rows, number = spec.num_embeddings, 2 if half else 4
-        extra = {"none": 0, "table": number, "row": rows * number}[scale]
-        if rule == "pph":
-            extra = -(-rows // 4) + 16
-        spec.require(ratio, smallest=code_bytes(spec) + extra)
-        return {"rule": rule, "scale": scale, "half": half}
+        extra = scale_bytes(spec.num_embeddings, options)
+        spec.require(ratio, smallest=sign_bytes(spec) + extra)
+        return {}
 
     @classmethod
     def compress(
-        cls,
-        weight: Any,
-        *,
-        rule: str = "median",
-        scale: str = "table",
-        half: bool = False,
-        spec: TableSpec | None = None,
+        cls, weight: np.ndarray, spec: TableSpec, options: BCCFOptions
     ) -> BinaryLayout:
-        """Binarise an (n, d) table.
-
-        Parameters
-        ----------
-        weight : array or tensor, shape (n, d)
-        rule : {"median", "sign", "pph", "itq"}
-        scale : {"none", "table", "row"}
-            What the codes are multiplied by when rows are read; ``rule="pph"``
-            has its own four levels instead.
-        half : bool, default False
-            Store scales as float16.
-        spec : TableSpec, optional
-            Its fields each have their own medians.
-
-        Raises
-        ------
-        ValueError
-            If an option is unknown or the table is not 2-D and finite.
-        """
-        check_choice("rule", rule, RULES)
-        table = as_finite_table(weight)
-        if rule == "pph":
-            magnitudes, levels = split_magnitudes(np.abs(table).mean(axis=1))
-            packed = pack_signs(table)
-            return BinaryLayout(packed, table.shape[1], None, magnitudes, levels)
-        if rule == "itq":
-            values = table = (table @ learn_rotation(table)).astype(np.float32)
-        elif rule == "sign":
-            values = table
-        else:
-            starts = np.array([0, len(table)]) if spec is None else spec.field_starts
-            values = center_at_median(table, starts)
-        scales = fit_scales(table, np.where(values >= 0, 1.0, -1.0), scale)
-        if half and scales is not None:
+        """Binarise an (n, d) table."""
+        if options.rule == "pph":
+            magnitudes, levels = split_magnitudes(np.abs(weight).mean(axis=1))
+            packed = pack_signs(weight)
+            return BinaryLayout(packed, weight.shape[1], None, magnitudes, levels)
+        if options.rule == "itq":
+            weight = (weight @ learn_rotation(weight)).astype(np.float32)
+        values = weight
+        if options.rule == "median":
+            values = center_at_median(weight, spec.field_starts)
+        scales = fit_scales(weight, np.where(values >= 0, 1.0, -1.0), options.scale)
+        if options.half and scales is not None:
             scales = as_half(scales)
         return BinaryLayout.from_signs(values, scales)
+
+
+def scale_bytes(rows: int, options: BCCFOptions) -> int:
+    """Bytes of what is stored beside the codes."""
+    if options.rule == "pph":
+        return -(-rows // 4) + 16
+    number = 2 if options.half else 4
+    return {"none": 0, "table": number, "row": rows * number}[options.scale]

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from survey_code.embedding import check_range
+from survey_code.embedding import Fitted
 from survey_code.layouts import BinaryLayout
 from survey_code.low_precision.binarization.signs import (
     PropagatedEmbedding,
     as_half,
-    check_number,
     choose_layers,
-    code_bytes,
+    sign_bytes,
     take_signs,
 )
+from survey_code.method import Found, Task, Trained
+from survey_code.options import Options, option, planned
 from survey_code.ranking import choose_top
 from survey_code.spec import TableSpec
 
@@ -49,7 +50,25 @@ class ScaledSign(torch.autograd.Function):
         return grads[0] * bell.clamp(1e-8, 1), None, None
 
 
-class BiGeaR(PropagatedEmbedding):
+class BiGeaROptions(Options):
+    """Options of `BiGeaR`."""
+
+    layers: int | None = planned(
+        "the L of the blocks; unless asked, up to 2 where there is a graph",
+        low=0, high=10,
+    )  # fmt: skip
+    half: bool = option(False, "store row scales as float16")
+    distillation: float = option(
+        1.0, "weight of the teacher's lists in the loss; 0 for none", low=0
+    )
+    listed: int = option(100, "items in a teacher's list", low=1)
+    sharpness: float = option(
+        1.0, "how narrow the bell of the sign's gradient is", above=0
+    )
+    factor: float = option(1.0, "how high that bell is", above=0)
+
+
+class BiGeaR(PropagatedEmbedding, Trained[BiGeaROptions]):
     r"""BiGeaR: codes of every layer, row scales, and a teacher (key ``bigear``).
 
     Layer l of the propagation gives a block of codes :math:`q_l = \mathrm{mean}|v_l|
@@ -57,21 +76,6 @@ class BiGeaR(PropagatedEmbedding):
     :math:`w_l = (l + 1) / (L + 1)`.  The same table is first trained without signs:
     that is the teacher, from whose weights the codes start, and whose best
     items of each layer they must score high.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    layers : int, optional
-        The L above; by default 2 where there are interactions, else 0.
-    half : bool, default False
-        Store row scales as float16 rather than float32.
-    distillation : float, default 1
-        Weight of the teacher's lists in the loss; 0 for none.
-    listed : int, default 100
-        Items in a teacher's list.
-    sharpness, factor : float, default 1
-        Of the gradient of the sign, see `ScaledSign`.
-    seed : int, default 0
 
     Notes
     -----
@@ -83,27 +87,13 @@ class BiGeaR(PropagatedEmbedding):
 
     USERS = 256
 
-    def __init__(
-        self,
-        spec: TableSpec,
-        *,
-        layers: int | None = None,
-        half: bool = False,
-        distillation: float = 1.0,
-        listed: int = 100,
-        sharpness: float = 1.0,
-        factor: float = 1.0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(spec, choose_layers(spec, layers, default=2), seed)
-        check_number("distillation", distillation, 0)
-        check_number("sharpness", sharpness, 0, above=True)
-        check_number("factor", factor, 0, above=True)
-        check_range("listed", listed, 1, 2**31 - 1)
+    def __init__(self, spec: TableSpec, options: BiGeaROptions, seed: int = 0) -> None:
+        super().__init__(spec, choose_layers(spec, options.layers, default=2), seed)
         self.block = spec.embedding_dim
         self.embedding_dim = (self.layers + 1) * self.block
-        self.half_scales, self.distillation = half, distillation
-        self.listed, self.sharpness, self.factor = listed, sharpness, factor
+        self.half_scales, self.distillation = options.half, options.distillation
+        self.listed = options.listed
+        self.sharpness, self.factor = options.sharpness, options.factor
         self.num_users = int(spec.field_starts[1])
         # False while the table is its own teacher.
         self.binary = True
@@ -116,39 +106,21 @@ class BiGeaR(PropagatedEmbedding):
             self.weight.mul_(spec.init_std / torch.stack(blocks).std(correction=0))
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        layers: int | None = None,
-        half: bool = False,
-        distillation: float = 1.0,
-        listed: int = 100,
-        sharpness: float = 1.0,
-        factor: float = 1.0,
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: BiGeaROptions) -> Found:
         """As many layers, up to 2, as the budget holds: each has its own codes."""
-        block = code_bytes(spec) + spec.num_embeddings * (2 if half else 4)
-        most = choose_layers(spec, layers, default=2)
-        fewest = 0 if layers is None else most
+        block = sign_bytes(spec) + spec.num_embeddings * (2 if options.half else 4)
+        most = choose_layers(spec, options.layers, default=2)
+        fewest = 0 if options.layers is None else most
         budget = spec.require(ratio, smallest=(fewest + 1) * block)
-        return {
-            "layers": min(most, budget // block - 1),
-            "half": half,
-            "distillation": distillation,
-            "listed": listed,
-            "sharpness": sharpness,
-            "factor": factor,
-        }
+        return {"layers": min(most, budget // block - 1)}
 
-    def fit(self, task: Any) -> Any:
+    def fit(self, task: Task) -> Fitted:
         """Train without signs, note each layer's best items, train with signs."""
         self.check_network(task)
         self.binary = False
         teacher = task.train(self)
         self.binary = True
-        if task.trial.model == "mf" and self.distillation:
+        if task.model == "mf" and self.distillation:
             self.teacher = self.list_items()
         student = task.train(self)
         # A second training, on all pairs, needs enough epochs for both.

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from survey_code.low_precision.binarization.signs import (
-    SignedEmbedding,
-    check_number,
-    code_bytes,
-)
+from survey_code.low_precision.binarization.signs import SignedEmbedding, sign_bytes
+from survey_code.method import Found, Trained
+from survey_code.options import Options, option
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 
 
-class CIGAR(SignedEmbedding):
+class CIGAROptions(Options):
+    """Options of `CIGAR`."""
+
+    # Steepness starts at 1, with weights in units of three times their first spread,
+    # and grows as the root of progress, as in HashNet.
+    beta: float = option(10.0, "steepness of the tanh at the end", low=1)
+
+
+class CIGAR(SignedEmbedding, Trained[CIGAROptions]):
     r"""CIGAR: codes :math:`\tanh(\beta w)` that harden to signs (key ``cigar``).
 
     The codes find candidates by Hamming distance (`BinaryLayout.topk`); `rerank`
     orders these by a real-valued model, whose table comes on top of the bytes
     counted here.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    beta : float, default 10
-        Steepness at the end.  It starts at 1, with weights in units of three
-        times their first spread, and grows as the root of progress, as in HashNet.
-    seed : int, default 0
 
     Notes
     -----
@@ -41,20 +38,19 @@ class CIGAR(SignedEmbedding):
     the task's loss; their sampling of candidates for the second model is left out.
     """
 
-    def __init__(self, spec: TableSpec, *, beta: float = 10.0, seed: int = 0) -> None:
+    schedule_end = 1.0
+
+    def __init__(self, spec: TableSpec, options: CIGAROptions, seed: int = 0) -> None:
         super().__init__(spec, layers=0, seed=seed)
-        check_number("beta", beta, 1)
         self.unit = 3 * spec.init_std
-        self.last_beta = beta
+        self.last_beta = options.beta
         self.beta = 1.0
 
     @classmethod
-    def plan(
-        cls, spec: TableSpec, ratio: float, *, beta: float = 10.0
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: CIGAROptions) -> Found:
         """The one size: a bit per entry, and one scale."""
-        spec.require(ratio, smallest=code_bytes(spec) + 4)
-        return {"beta": beta}
+        spec.require(ratio, smallest=sign_bytes(spec) + 4)
+        return {}
 
     def advance(self, progress: float) -> None:
         """Make the tanh steeper."""
@@ -65,7 +61,9 @@ class CIGAR(SignedEmbedding):
         return torch.tanh(self.beta * latent / self.unit)
 
 
-def rerank(queries: np.ndarray, items: np.ndarray, candidates: np.ndarray) -> Any:
+def rerank(
+    queries: np.ndarray, items: np.ndarray, candidates: np.ndarray
+) -> np.ndarray:
     """Order candidates by the inner products of real vectors.
 
     Parameters

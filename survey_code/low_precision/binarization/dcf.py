@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from survey_code.embedding import CompressedEmbedding, check_range, draw_normal
+from survey_code.checks import check_range
+from survey_code.embedding import Fitted, History, draw_normal
+from survey_code.graph import graph_arrays, make_csr
 from survey_code.layouts import BinaryLayout
-from survey_code.low_precision.binarization.signs import check_number, code_bytes
-from survey_code.models import graph_arrays, make_csr
+from survey_code.low_precision.binarization.signs import sign_bytes
+from survey_code.method import Found, Task, Trained
+from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
-from survey_code.training import History
 
 
 def descend_bit(
@@ -140,25 +140,26 @@ def draw_unobserved(
     return np.stack(np.divmod(drawn[~met], num_items), axis=1)
 
 
-class DCF(CompressedEmbedding):
+class DCFOptions(Options):
+    """Options of `DCF`."""
+
+    bits: int | None = planned(
+        "length of a code; unless asked, the embedding dimension", low=1
+    )
+    rounds: int = option(20, "rounds, each with unobserved pairs of its own", low=1)
+    sweeps: int = option(
+        3, "sweeps over the bits of users, then of items, in a round; at most", low=1
+    )
+    balance: float = option(1e-3, "the factor alpha of balanced bits", low=0)
+
+
+class DCF(Trained[DCFOptions]):
     r"""DCF: codes found by coordinate descent, bit after bit (key ``dcf``).
 
     Minimises :math:`\sum (S_{ij} - b_i \cdot d_j)^2 - 2 \alpha \mathrm{tr}(B^T X)
     - 2 \alpha \mathrm{tr}(D^T Y)`, where X and Y are balanced and uncorrelated.
     An observed pair has S = r, an unobserved one -r (r bits); as many unobserved
     pairs as observed ones are drawn anew each round.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    bits : int, optional
-        Length of a code; by default the embedding dimension.
-    rounds : int, default 20
-    sweeps : int, default 3
-        At most, over the bits of users and then of items, in a round.
-    balance : float, default 0.001
-        The factor alpha.
-    seed : int, default 0
 
     Notes
     -----
@@ -167,25 +168,11 @@ class DCF(CompressedEmbedding):
     objective falls within a round, and changes with the drawn pairs between two.
     """
 
-    def __init__(
-        self,
-        spec: TableSpec,
-        *,
-        bits: int | None = None,
-        rounds: int = 20,
-        sweeps: int = 3,
-        balance: float = 1e-3,
-        seed: int = 0,
-    ) -> None:
-        bits = spec.embedding_dim if bits is None else bits
-        check_range("bits", bits, 1, 32 * spec.embedding_dim)
-        check_range("rounds", rounds, 1, 10**6)
-        check_range("sweeps", sweeps, 1, 10**6)
-        check_number("balance", balance, 0)
+    def __init__(self, spec: TableSpec, options: DCFOptions, seed: int = 0) -> None:
+        bits = choose_bits(spec, options.bits)
         super().__init__(spec.num_embeddings, bits)
-        self.rounds, self.sweeps, self.balance = rounds, sweeps, balance
-        self.seed = seed
-        self.spec = spec
+        self.rounds, self.sweeps = options.rounds, options.sweeps
+        self.balance, self.seed = options.balance, seed
         self.codes: Tensor
         self.scale: Tensor
         drawn = np.random.default_rng([seed, 0]).integers(
@@ -197,40 +184,28 @@ class DCF(CompressedEmbedding):
         self.objective: list[list[float]] = []
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        bits: int | None = None,
-        rounds: int = 20,
-        sweeps: int = 3,
-        balance: float = 1e-3,
-    ) -> dict[str, Any]:
-        """Codes of `bits` bits; more are taken only where they are asked for."""
-        bits = spec.embedding_dim if bits is None else bits
-        check_range("bits", bits, 1, 32 * spec.embedding_dim)
-        spec.require(ratio, smallest=code_bytes(spec, bits) + 4)
-        return {"bits": bits, "rounds": rounds, "sweeps": sweeps, "balance": balance}
+    def plan(cls, spec: TableSpec, ratio: float, options: DCFOptions) -> Found:
+        """A bit for each entry; more are taken only where they are asked for."""
+        bits = choose_bits(spec, options.bits)
+        spec.require(ratio, smallest=sign_bytes(spec, bits) + 4)
+        return {"bits": bits}
 
-    def fit(self, task: Any) -> Any:
+    def fit(self, task: Task) -> Fitted:
         """Coordinate descent over users and items in turn."""
-        device = task.trial.settings.device
-        users = task.data.num_users
+        users, pairs = int(task.spec.field_starts[1]), task.spec.interactions
+        assert pairs is not None
         if min(users, self.num_embeddings - users) <= self.embedding_dim:
             raise ValueError(
                 f"{self.embedding_dim} bits need more than {self.embedding_dim} users "
                 f"and items, got {users} and {self.num_embeddings - users}"
             )
-        codes = self.descend(task.data.train, users, device)
-        self.to(device)
+        codes = self.descend(pairs, users, task.device)
         self.codes.copy_(torch.cat(codes, dim=1).T)
         # a^2 b.d is then the prediction in units of the target r.
         self.scale.fill_(self.embedding_dim**-0.5)
-        network = task.build_network(self).to(device).eval()
         losses = [{"train_loss": steps[-1]} for steps in self.objective]
-        network.history = History(epochs=losses, best=len(losses) - 1)
-        return network
+        history = History(epochs=losses, best=len(losses) - 1)
+        return Fitted(task.surround(self).network, history)
 
     def descend(
         self, pairs: np.ndarray, num_users: int, device: str = "cpu"
@@ -311,3 +286,10 @@ class DCF(CompressedEmbedding):
         return BinaryLayout.from_signs(
             self.codes.cpu().numpy(), self.scale.cpu().numpy().copy()
         )
+
+
+def choose_bits(spec: TableSpec, bits: int | None) -> int:
+    """The bits that were asked for, or the embedding dimension."""
+    bits = spec.embedding_dim if bits is None else bits
+    check_range("bits", bits, 1, 32 * spec.embedding_dim)
+    return bits

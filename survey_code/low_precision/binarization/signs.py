@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Real
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding, check_range, draw_normal
+from survey_code.embedding import CompressedEmbedding, Fitted, draw_normal
+from survey_code.graph import graph_arrays, make_csr, propagate_layers
 from survey_code.layouts import BinaryLayout
-from survey_code.models import graph_arrays, make_csr, propagate_layers
+from survey_code.method import Task
 from survey_code.spec import TableSpec
 
 
-def code_bytes(spec: TableSpec, bits: int | None = None) -> int:
+def sign_bytes(spec: TableSpec, bits: int | None = None) -> int:
     """Bytes of all rows' codes, each padded to whole bytes."""
     return spec.num_embeddings * (-(-(bits or spec.embedding_dim) // 8))
-
-
-def check_number(name: str, value: Any, low: float, above: bool = False) -> None:
-    """Raise ValueError unless `value` is a finite number from `low`, or above it."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not low <= value < math.inf or (above and value == low):
-        bound = f"above {low:g}" if above else f"from {low:g} up"
-        raise ValueError(f"{name} must be a number {bound}, got {value!r}")
 
 
 def as_half(scales: np.ndarray) -> np.ndarray:
@@ -86,21 +75,21 @@ class PropagatedEmbedding(CompressedEmbedding):
 
     def gather(self, table: Tensor, ids: Tensor) -> Tensor:
         """Rows of a table; sparse gradients only where it is the weight itself."""
-        sparse = self.sparse_gradients and table is self.weight
+        sparse = self.regime.sparse and table is self.weight
         return functional.embedding(ids, table, sparse=sparse)
 
-    def fit(self, task: Any) -> Any:
+    def fit(self, task: Task) -> Fitted:
         """Train in the usual loop."""
         self.check_network(task)
         return task.train(self)
 
-    def check_network(self, task: Any) -> None:
+    def check_network(self, task: Task) -> None:
         """Codes are taken after propagation: the network must not propagate again."""
-        if self.layers and task.trial.model != "mf":
+        if self.layers and task.model != "mf":
             raise ValueError(
                 f"the codes of a table with layers={self.layers} are taken after "
                 f"propagation and compared as they are: model must be 'mf', got "
-                f"{task.trial.model!r}"
+                f"{task.model!r}"
             )
 
 
@@ -108,7 +97,6 @@ def choose_layers(spec: TableSpec, layers: int | None, default: int) -> int:
     """Layers asked for, or the default where there is a graph."""
     if layers is None:
         return 0 if spec.interactions is None else default
-    check_range("layers", layers, 0, 10)
     if layers and spec.interactions is None:
         raise ValueError(
             f"layers={layers} need the interactions of a top-N task, which the spec "

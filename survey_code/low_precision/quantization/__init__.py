@@ -7,47 +7,45 @@ Three moments to round: after training (`RowwiseQuantization`,
 `MixedPrecisionCache`).
 """
 
-from survey_code.low_precision.quantization.alpt import ALPT
-from survey_code.low_precision.quantization.cache import MixedPrecisionCache
-from survey_code.low_precision.quantization.greedy import (
-    GreedyQuantization,
-    quantize_greedily,
-    search_range,
+from survey_code.low_precision.quantization.alpt import (
+    ALPT as ALPT,
+    ALPTOptions as ALPTOptions,
 )
-from survey_code.low_precision.quantization.half import HalfPrecision, round_to_format
-from survey_code.low_precision.quantization.lpt import LPT
+from survey_code.low_precision.quantization.cache import (
+    CacheOptions as CacheOptions,
+    MixedPrecisionCache as MixedPrecisionCache,
+)
+from survey_code.low_precision.quantization.greedy import (
+    GreedyOptions as GreedyOptions,
+    GreedyQuantization as GreedyQuantization,
+    quantize_greedily as quantize_greedily,
+    search_range as search_range,
+)
+from survey_code.low_precision.quantization.half import (
+    HalfOptions as HalfOptions,
+    HalfPrecision as HalfPrecision,
+    round_to_format as round_to_format,
+)
+from survey_code.low_precision.quantization.lpt import (
+    LPT as LPT,
+    LPTOptions as LPTOptions,
+)
 from survey_code.low_precision.quantization.lsq import (
-    LSQ,
-    clip_through,
+    LSQ as LSQ,
+    LSQOptions as LSQOptions,
+    clip_through as clip_through,
 )
 from survey_code.low_precision.quantization.rounding import (
-    quantize_through,
-    round_stochastically,
+    quantize_through as quantize_through,
+    round_stochastically as round_stochastically,
 )
 from survey_code.low_precision.quantization.rowwise import (
-    RowwiseQuantization,
-    quantize_rows,
-    quantize_symmetric,
-    quantize_table,
+    RowwiseOptions as RowwiseOptions,
+    RowwiseQuantization as RowwiseQuantization,
+    quantize_rows as quantize_rows,
+    quantize_symmetric as quantize_symmetric,
+    quantize_table as quantize_table,
 )
-from survey_code.low_precision.quantization.writeback import WriteBackEmbedding
-
-__all__ = [
-    "ALPT",
-    "LPT",
-    "LSQ",
-    "GreedyQuantization",
-    "HalfPrecision",
-    "MixedPrecisionCache",
-    "RowwiseQuantization",
-    "WriteBackEmbedding",
-    "clip_through",
-    "quantize_greedily",
-    "quantize_rows",
-    "quantize_symmetric",
-    "quantize_table",
-    "quantize_through",
-    "round_stochastically",
-    "round_to_format",
-    "search_range",
-]
+from survey_code.low_precision.quantization.writeback import (
+    WriteBackEmbedding as WriteBackEmbedding,
+)

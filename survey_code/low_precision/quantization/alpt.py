@@ -7,47 +7,40 @@ dropout, running means move twice a step, and another mask is drawn.
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from survey_code.embedding import TrainingStep
-from survey_code.low_precision.quantization.lpt import LPT
-from survey_code.low_precision.quantization.rounding import (
-    ROUNDINGS,
-    quantize_through,
-)
-from survey_code.low_precision.quantization.rowwise import check_choice, plan_bits
+from survey_code.low_precision.quantization.lpt import IntegerEmbedding, IntegerOptions
+from survey_code.low_precision.quantization.rounding import quantize_through
+from survey_code.low_precision.quantization.rowwise import plan_bits, table_bytes
 from survey_code.low_precision.quantization.writeback import EPSILON, STEP_SHARES
+from survey_code.method import Found, Trained
+from survey_code.options import option
 from survey_code.spec import TableSpec
 
 # Reach of a fresh row's codes over its largest entry, chosen on validation.
 ROOM = 1.5
 
 
-class ALPT(LPT):
+class ALPTOptions(IntegerOptions):
+    """Options of `ALPT`."""
+
+    # Times the optimiser's `STEP_SHARES`: under Adam, over a fiftieth of it.
+    step_rate: float = option(
+        1.0, "learning rate of the steps over that of the weights", low=0
+    )
+
+
+class ALPT(IntegerEmbedding, Trained[ALPTOptions]):
     """Integer codes, and a learned step per row (key ``alpt``).
 
     Each step of training has two phases: move the weights with the steps fixed;
     then, with the new weights held, take the loss once more through rounding and
     move the steps down its gradient.  After that the weights are written back.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    bits : {8, 4, 2}
-    rounding : {"stochastic", "nearest"}
-    step_rate : float, default 1
-        Learning rate of the steps over that of the weights; under Adam over a
-        fiftieth of it (the paper's 2e-5 beside 1e-3).
-    seed : int, default 0
-
-    Raises
-    ------
-    ValueError
-        If an option is not one of those.
 
     Notes
     -----
@@ -55,36 +48,17 @@ class ALPT(LPT):
     Rate Prediction" (AAAI 2023), algorithm 1.
     """
 
-    def __init__(
-        self,
-        spec: TableSpec,
-        *,
-        bits: int = 8,
-        rounding: str = "stochastic",
-        step_rate: float = 1.0,
-        seed: int = 0,
-    ) -> None:
-        check_rate(step_rate)
-        super().__init__(spec, bits=bits, rounding=rounding, seed=seed)
-        self.step_rate = step_rate
+    def __init__(self, spec: TableSpec, options: ALPTOptions, seed: int = 0) -> None:
+        super().__init__(spec, options, "row", seed)
+        self.step_rate = options.step_rate
         # Ids, moved rows and their steps, while the steps are learned.
         self.trial: tuple[Tensor, Tensor, Tensor] | None = None
 
     @classmethod
-    def plan(  # type: ignore[override]
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        bits: int | None = None,
-        rounding: str = "stochastic",
-        step_rate: float = 1.0,
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: ALPTOptions) -> Found:
         """The most bits whose rows fit into the budget."""
-        check_choice("rounding", rounding, ROUNDINGS)
-        check_rate(step_rate)
-        chosen = plan_bits(spec, ratio, bits)
-        return {"bits": chosen, "rounding": rounding, "step_rate": step_rate}
+        size = partial(table_bytes, spec)
+        return {"bits": plan_bits(spec, ratio, options.bits, size)}
 
     def first_steps(self, start: Tensor, std: float) -> Tensor:
         """Steps that reach somewhat beyond a fresh row: learning widens slowly."""
@@ -102,7 +76,7 @@ class ALPT(LPT):
         """The second phase: move the steps of the rows read."""
         grads = self.step_gradient(ids, rows, step)
         steps = self.step[ids]
-        rate = step.learning_rate * self.step_rate * STEP_SHARES[self.row_optimizer]
+        rate = step.learning_rate * self.step_rate * STEP_SHARES[self.regime.optimizer]
         moved = steps - rate * self.step_direction(ids, grads)
         # No step turns negative: it at most halves.
         self.step[ids] = torch.maximum(moved, steps / 2)
@@ -122,16 +96,10 @@ class ALPT(LPT):
 
     def step_direction(self, ids: Tensor, grads: Tensor) -> Tensor:
         """The optimiser's rule; Adagrad's divisor is that of the row itself."""
-        if self.row_optimizer != "rowwise_adagrad":
+        if self.regime.optimizer != "rowwise_adagrad":
             return self.direction("steps", ids, grads)
         total = self.memory("rows_squares", grads, ())[ids]
         return grads / (total.sqrt() + EPSILON)[:, None]
 
     def widen(self, ids: Tensor, rows: Tensor) -> None:
         """Steps grow by learning only: what lies beyond the range is clipped."""
-
-
-def check_rate(rate: Any) -> None:
-    """Raise ValueError unless a rate is a number from 0 up."""
-    if not isinstance(rate, int | float) or not 0 <= rate < math.inf:
-        raise ValueError(f"step_rate must be a number from 0 up, got {rate!r}")

@@ -2,57 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from survey_code.embedding import check_range, draw_normal
+from survey_code.bits import pack_codes, unpack_codes
+from survey_code.budget import largest_fitting
+from survey_code.checks import check_range
+from survey_code.embedding import draw_normal
 from survey_code.layouts import RowwiseLayout, TieredLayout
-from survey_code.layouts.rowwise import BITS, code_bytes, parameter_type, row_bytes
-from survey_code.low_precision.quantization.rounding import (
-    pack_bits,
-    round_stochastically,
-    unpack_bits,
-)
+from survey_code.layouts.rowwise import BITS, code_bytes, row_bytes
+from survey_code.low_precision.quantization.rounding import round_stochastically
 from survey_code.low_precision.quantization.rowwise import (
     LARGEST_HALF,
-    check_choice,
+    plan_bits,
     quantize_rows,
 )
 from survey_code.low_precision.quantization.writeback import WriteBackEmbedding
+from survey_code.method import Found, Trained
+from survey_code.options import Options, found, option, planned
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 
-POLICIES = ("lfu", "lru")
+# Type of a row's scale and bias, by the bits of its codes.
+TAILS = {8: torch.float32, 4: torch.float16, 2: torch.float16}
 
 
-class MixedPrecisionCache(WriteBackEmbedding):
+class CacheOptions(Options):
+    """Options of `MixedPrecisionCache`."""
+
+    bits: int = planned("bits of rows not cached", choices=BITS, otherwise=8)
+    fraction: float | None = option(
+        None, "share of the rows to cache; None: as the budget holds", above=0, high=1
+    )
+    ways: int = option(32, "lines of a set; fewer where the cache is smaller", low=1)
+    # By "lfu" each id of the table has a counter.
+    policy: str = option(
+        "lfu",
+        "which rows of a set stay: those read most often, or those read last",
+        choices=("lfu", "lru"),
+    )
+    slots: int = found("lines of the cache, cut to whole sets", low=1)
+
+
+class MixedPrecisionCache(WriteBackEmbedding, Trained[CacheOptions]):
     """Row-wise integers behind a set-associative cache of float32 rows.
 
     Key ``mixed_precision_cache``.  Id i may be cached in the `ways` lines of set
     ``i % sets``.  A row that is cached is trained in float32; when another row
     takes its line, it is rounded back by chance.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    bits : {8, 4, 2}
-        Of the rows that are not cached.
-    slots : int
-        Lines of the cache, 1 to the number of rows; rounded down to whole sets.
-    ways : int, default 32
-        Lines of a set; all of them make a single set where there are fewer.
-    policy : {"lfu", "lru"}
-        Which rows of a set stay: those read most often, for which each id of the
-        table has a counter, or those read last.
-    seed : int, default 0
-
-    Raises
-    ------
-    ValueError
-        If an option is not one of those.
 
     Notes
     -----
@@ -69,36 +69,24 @@ class MixedPrecisionCache(WriteBackEmbedding):
     counters: Tensor
     clock: Tensor
 
-    def __init__(
-        self,
-        spec: TableSpec,
-        *,
-        slots: int,
-        bits: int = 8,
-        ways: int = 32,
-        policy: str = "lfu",
-        seed: int = 0,
-    ) -> None:
-        kind = parameter_type(bits)
-        check_range("slots", slots, 1, spec.num_embeddings)
-        check_range("ways", ways, 1, 2**31 - 1)
-        check_choice("policy", policy, POLICIES)
+    def __init__(self, spec: TableSpec, options: CacheOptions, seed: int = 0) -> None:
+        check_range("slots", options.slots, 1, spec.num_embeddings)
         super().__init__(spec, seed)
-        self.bits, self.policy = int(bits), policy
-        self.kind = torch.float32 if kind == np.float32 else torch.float16
-        self.ways = min(ways, slots)
-        self.sets = slots // self.ways
+        self.bits, self.policy = options.bits, options.policy
+        self.ways = min(options.ways, options.slots)
+        self.sets = options.slots // self.ways
         slots = self.sets * self.ways
         shape = (spec.num_embeddings, spec.embedding_dim)
         start = draw_normal(shape, spec.init_std, [seed, 0])
-        packed = RowwiseLayout.from_codes(*quantize_rows(start.numpy(), bits), bits)
+        codes = quantize_rows(start.numpy(), self.bits)
+        packed = RowwiseLayout.from_codes(*codes, self.bits)
         self.register_buffer("rows", torch.from_numpy(packed.rows))
         # Line w of set s holds id s + w * sets to begin with.
         ids = torch.arange(slots).view(self.ways, self.sets).T.flatten()
         self.register_buffer("keys", ids.to(torch.int32))
         self.register_buffer("lines", start[ids].clone())
         # Reads of each id so far, or when each line was last read.
-        if policy == "lfu":
+        if self.policy == "lfu":
             uses = torch.zeros(spec.num_embeddings, dtype=torch.int32)
         else:
             uses = torch.zeros(slots, dtype=torch.int64)
@@ -111,35 +99,17 @@ class MixedPrecisionCache(WriteBackEmbedding):
         self.register_buffer("counters", counters, persistent=False)
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        bits: int | None = None,
-        fraction: float | None = None,
-        ways: int = 32,
-        policy: str = "lfu",
-    ) -> dict[str, Any]:
-        """The most bits that fit beside one cached row (or a `fraction` of the
-        rows), and then as many cached rows as the budget holds.
+    def plan(cls, spec: TableSpec, ratio: float, options: CacheOptions) -> Found:
+        """The most bits beside one cached row, or the share asked for; then as many
+        cached rows as the budget holds.
         """
-        check_range("ways", ways, 1, 2**31 - 1)
-        check_choice("policy", policy, POLICIES)
-        n, line = spec.num_embeddings, 4 * spec.embedding_dim + 4
-        fewest = 1 if fraction is None else count_slots(n, fraction, ways)
-        sizes = {}
-        for b in BITS if bits is None else (bits,):
-            sizes[b] = n * row_bytes(spec.embedding_dim, b)
-            sizes[b] += fewest * (line - row_bytes(spec.embedding_dim, b))
-        budget = spec.require(ratio, smallest=min(sizes.values()))
-        chosen = max(b for b in sizes if sizes[b] <= budget)
-        slots = fewest
-        if fraction is None:
-            extra = line - row_bytes(spec.embedding_dim, chosen)
-            room = (budget - sizes[chosen]) // extra if extra > 0 else n
-            slots = min(n, fewest + room)
-        return {"bits": chosen, "slots": slots, "ways": ways, "policy": policy}
+        slots, budget = count_slots(spec, options), spec.budget(ratio)
+        bits = plan_bits(spec, ratio, options.bits, partial(tiered_bytes, spec, slots))
+        if options.fraction is None:
+            slots = largest_fitting(
+                1, spec.num_embeddings, lambda n: tiered_bytes(spec, n, bits) <= budget
+            )
+        return {"bits": bits, "slots": slots}
 
     @property
     def hit_rate(self) -> float:
@@ -191,18 +161,10 @@ class MixedPrecisionCache(WriteBackEmbedding):
     def load_rows(self, ids: Tensor) -> Tensor:
         """Cached rows as they are, the others decoded."""
         lines = self.find(ids)
-        decoded = self.decode(self.rows[ids])
+        decoded = decode_packed(self.rows[ids], self.embedding_dim, self.bits)
         return torch.where(
             (lines >= 0)[:, None], self.lines[lines.clamp(min=0)], decoded
         )
-
-    def decode(self, packed: Tensor) -> Tensor:
-        """Rows of PyTorch's packed form: uint8 (m, bytes) -> float32 (m, dim)."""
-        width = code_bytes(self.embedding_dim, self.bits)
-        codes = unpack_bits(packed[:, :width], self.embedding_dim, self.bits)
-        tail = packed[:, width:].clone(memory_format=torch.contiguous_format)
-        scale, bias = tail.view(self.kind).float().split(1, dim=1)
-        return codes * scale + bias
 
     # -- writing ------------------------------------------------------------
 
@@ -223,58 +185,29 @@ class MixedPrecisionCache(WriteBackEmbedding):
         As many rows enter a set as leave it, so that both, in the order of their
         sets, pair up.
         """
-        lines = self.lines_of(ids)
-        stays = self.choose(lines, ids, merit)
+        sets = torch.unique(ids % self.sets)
+        ways = torch.arange(self.ways, device=ids.device)
+        lines = (sets[:, None] * self.ways + ways).flatten()
+        # Ties go to what is cached, then to the smaller id.
+        owners = self.keys[lines].long() if self.policy == "lfu" else lines
+        stays = among_best(
+            torch.cat([self.uses[owners], merit]),
+            torch.cat([lines // self.ways, ids % self.sets]),
+            self.ways,
+        )
         leaving, entering = lines[~stays[: len(lines)]], stays[len(lines) :]
         leaving = leaving[(leaving // self.ways).argsort(stable=True)]
         chosen = entering.nonzero()[:, 0]
         chosen = chosen[(ids[chosen] % self.sets).argsort(stable=True)]
-        self.write_back(self.keys[leaving].long(), self.lines[leaving])
-        self.write_back(ids[~entering], rows[~entering])
+        for losers, values in (
+            (self.keys[leaving].long(), self.lines[leaving]),
+            (ids[~entering], rows[~entering]),
+        ):
+            self.rows[losers] = pack_by_chance(values, self.bits, self.rng)
         self.keys[leaving] = ids[chosen].to(torch.int32)
         self.lines[leaving] = rows[chosen]
         if self.policy == "lru":
             self.uses[leaving] = merit[chosen]
-
-    def lines_of(self, ids: Tensor) -> Tensor:
-        """All lines of the sets that ids belong to."""
-        sets = torch.unique(ids % self.sets)
-        ways = torch.arange(self.ways, device=ids.device)
-        return (sets[:, None] * self.ways + ways).flatten()
-
-    def choose(self, lines: Tensor, ids: Tensor, merit: Tensor) -> Tensor:
-        """Which of cached lines and missed ids are among the best of their set.
-
-        Ties go to what is cached, then to the smaller id.
-
-        Returns
-        -------
-        Tensor of bool, shape (lines + ids,)
-        """
-        owners = self.keys[lines].long() if self.policy == "lfu" else lines
-        merit = torch.cat([self.uses[owners], merit])
-        sets = torch.cat([lines // self.ways, ids % self.sets])
-        order = largest_first(merit)
-        order = order[sets[order].argsort(stable=True)]
-        ordered = sets[order]
-        rank = torch.arange(len(order), device=order.device)
-        rank -= torch.searchsorted(ordered, ordered)  # place within the set
-        stays = torch.empty_like(rank, dtype=torch.bool)
-        stays[order] = rank < self.ways
-        return stays
-
-    def write_back(self, ids: Tensor, rows: Tensor) -> None:
-        """Round rows to integers between their ends, by chance."""
-        if self.bits != 8:
-            rows = rows.clamp(-LARGEST_HALF, LARGEST_HALF)
-        top = 2**self.bits - 1
-        bias = rows.amin(1, keepdim=True).to(self.kind)
-        scale = ((rows.amax(1, keepdim=True) - bias.float()) / top).to(self.kind)
-        scale[scale == 0] = 1  # a constant row: any step will do
-        scaled = (rows - bias.float()) / scale.float()
-        codes = round_stochastically(scaled, self.rng).clamp(0, top).to(torch.uint8)
-        tail = torch.cat([scale, bias], dim=1).view(torch.uint8)
-        self.rows[ids] = torch.cat([pack_bits(codes, self.bits), tail], dim=1)
 
     def freeze(self) -> TieredLayout:
         """Cached rows in float32, the others in few bits."""
@@ -289,9 +222,53 @@ class MixedPrecisionCache(WriteBackEmbedding):
         )
 
 
-def count_slots(rows: int, fraction: Any, ways: int) -> int:
-    """Lines of a cache for a fraction of the rows, at least one."""
-    if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be a number in (0, 1], got {fraction!r}")
-    slots = max(int(fraction * rows), 1)
-    return slots // ways * ways if slots >= ways else slots
+def among_best(merit: Tensor, sets: Tensor, ways: int) -> Tensor:
+    """Which candidates are among the `ways` best of their set, bool like `merit`.
+
+    Of equals the first are.
+    """
+    order = largest_first(merit)
+    order = order[sets[order].argsort(stable=True)]
+    ordered = sets[order]
+    rank = torch.arange(len(order), device=order.device)
+    rank -= torch.searchsorted(ordered, ordered)  # place within the set
+    stays = torch.empty_like(rank, dtype=torch.bool)
+    stays[order] = rank < ways
+    return stays
+
+
+def decode_packed(packed: Tensor, dim: int, bits: int) -> Tensor:
+    """Rows of PyTorch's packed form: uint8 (m, bytes) -> float32 (m, dim)."""
+    width = code_bytes(dim, bits)
+    codes = unpack_codes(packed[:, :width], dim, bits)
+    tail = packed[:, width:].clone(memory_format=torch.contiguous_format)
+    scale, bias = tail.view(TAILS[bits]).float().split(1, dim=1)
+    return codes * scale + bias
+
+
+def pack_by_chance(rows: Tensor, bits: int, rng: np.random.Generator) -> Tensor:
+    """Rows rounded to integers between their ends, by chance; `decode_packed` undoes
+    it.
+    """
+    kind, top = TAILS[bits], 2**bits - 1
+    if bits != 8:
+        rows = rows.clamp(-LARGEST_HALF, LARGEST_HALF)
+    bias = rows.amin(1, keepdim=True).to(kind)
+    scale = ((rows.amax(1, keepdim=True) - bias.float()) / top).to(kind)
+    scale[scale == 0] = 1  # a constant row: any step will do
+    scaled = (rows - bias.float()) / scale.float()
+    codes = round_stochastically(scaled, rng).clamp(0, top).to(torch.uint8)
+    tail = torch.cat([scale, bias], dim=1).view(torch.uint8)
+    return torch.cat([pack_codes(codes, bits), tail], dim=1)
+
+
+def tiered_bytes(spec: TableSpec, slots: int, bits: int) -> int:
+    """Bytes of a table with so many rows in float32, with their ids."""
+    row, line = row_bytes(spec.embedding_dim, bits), 4 * spec.embedding_dim + 4
+    return (spec.num_embeddings - slots) * row + slots * line
+
+
+def count_slots(spec: TableSpec, options: CacheOptions) -> int:
+    """Lines of a cache for the share of the rows that was asked for; at least one."""
+    slots = max(int((options.fraction or 0) * spec.num_embeddings), 1)
+    return slots - slots % options.ways if slots >= options.ways else slots

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from survey_code.layouts import RowwiseLayout
 from survey_code.layouts.layout import as_finite_table
-from survey_code.layouts.rowwise import parameter_type
+from survey_code.layouts.rowwise import BITS, parameter_type
 from survey_code.low_precision.quantization.rowwise import (
-    check_choice,
     plan_bits,
     quantize_rows,
+    table_bytes,
 )
+from survey_code.method import AfterTraining, Found
+from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
-
-RULES = ("best", "pytorch")
 
 # The published search: steps of a 200th of the range, until 84 % of it is left.
 STEPS = 200
 LEFT = int(STEPS * (1 - np.float32(0.16)))
 
 # Rows that are searched together, so that memory stays small.
-CHUNK = 16384
+SEARCHED_TOGETHER = 16384
 
 
 def round_between(
@@ -96,7 +96,7 @@ def search_range(
     low, high = table.min(axis=1), table.max(axis=1)
     step = (high - low) / np.float32(STEPS)
     loss = measure_loss(table, low, high, bits)
-    best = (loss, low, high)
+    best: tuple[np.ndarray, ...] = (loss, low, high)
     while (going := low + LEFT * step < high).any():
         left = measure_loss(table, low + step, high, bits)
         right = measure_loss(table, low, high - step, bits)
@@ -112,9 +112,14 @@ def search_range(
     return best[1], best[2]
 
 
-def choose(where: np.ndarray, new: Any, old: Any) -> Any:
-    """The new arrays' entries where told, the old ones' elsewhere."""
-    return tuple(np.where(where, *pair) for pair in zip(new, old, strict=True))
+def choose(
+    where: np.ndarray, new: tuple[np.ndarray, ...], old: tuple[np.ndarray, ...]
+) -> tuple[np.ndarray, ...]:
+    """The new arrays' rows where told, the old ones' elsewhere."""
+    return tuple(
+        np.where(where[:, None] if a.ndim == 2 else where, a, b)
+        for a, b in zip(new, old, strict=True)
+    )
 
 
 def quantize_greedily(
@@ -137,9 +142,8 @@ def quantize_greedily(
     Raises
     ------
     ValueError
-        As `quantize_rows`, and if the rule is unknown.
+        As `quantize_rows`.
     """
-    check_choice("rule", rule, RULES)
     plain = quantize_rows(table, bits)  # complains about tables that cannot be
     table = as_finite_table(table, "table")
     low, high = search_range(table, bits, rule)
@@ -148,48 +152,43 @@ def quantize_greedily(
     # its plain rule rounds a little differently.
     kept = (low == table.min(axis=1)) & (high == table.max(axis=1))
     found = (codes.astype(np.uint8), scale, bias)
-    return choose_rows(kept, plain, found)
+    codes, scale, bias = choose(kept, plain, found)
+    return codes, scale, bias
 
 
-def choose_rows(where: np.ndarray, new: Any, old: Any) -> Any:
-    """Rows of the new codes, scales and biases where told, else the old."""
-    codes = np.where(where[:, None], new[0], old[0])
-    return codes, np.where(where, new[1], old[1]), np.where(where, new[2], old[2])
+class GreedyOptions(Options):
+    """Options of `GreedyQuantization`."""
+
+    bits: int = planned("bits of a code", choices=BITS, otherwise=4)
+    rule: str = option(
+        "best",
+        "which range is kept: the best, or the best whose two successors are worse",
+        choices=("best", "pytorch"),
+    )
 
 
-class GreedyQuantization:
+class GreedyQuantization(AfterTraining[GreedyOptions]):
     """Row-wise quantisation between the ends that a search found (key ``greedy``).
 
-    Options: ``bits`` (8, 4 or 2) and ``rule``, see `search_range`.
+    See `search_range`.
     """
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        bits: int | None = None,
-        rule: str = "best",
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: GreedyOptions) -> Found:
         """The most bits whose rows fit into the budget."""
-        check_choice("rule", rule, RULES)
-        return {"bits": plan_bits(spec, ratio, bits), "rule": rule}
+        size = partial(table_bytes, spec)
+        return {"bits": plan_bits(spec, ratio, options.bits, size)}
 
     @classmethod
     def compress(
-        cls,
-        weight: Any,
-        *,
-        bits: int = 4,
-        rule: str = "best",
-        spec: TableSpec | None = None,
+        cls, weight: np.ndarray, spec: TableSpec, options: GreedyOptions
     ) -> RowwiseLayout:
         """Search and quantise an (n, d) table, some thousand rows at a time."""
-        table = as_finite_table(weight)
         parts = [
-            quantize_greedily(table[start : start + CHUNK], bits, rule)
-            for start in range(0, len(table), CHUNK)
+            quantize_greedily(
+                weight[start : start + SEARCHED_TOGETHER], options.bits, options.rule
+            )
+            for start in range(0, len(weight), SEARCHED_TOGETHER)
         ]
         codes, scale, bias = (np.concatenate(part) for part in zip(*parts))
-        return RowwiseLayout.from_codes(codes, scale, bias, bits)
+        return RowwiseLayout.from_codes(codes, scale, bias, options.bits)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from survey_code.embedding import draw_normal
 from survey_code.layouts import DenseLayout
-from survey_code.layouts.layout import as_finite_table
-from survey_code.low_precision.quantization.rounding import ROUNDINGS, round_values
-from survey_code.low_precision.quantization.rowwise import check_choice
+from survey_code.low_precision.quantization.rounding import ROUNDINGS, round_to_whole
 from survey_code.low_precision.quantization.writeback import WriteBackEmbedding
+from survey_code.method import AfterTraining, Found, Trained
+from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
 
 # Stored digits of the mantissa, and the exponent below which numbers of a format
 # share one unit.  (bfloat16 would go on to -126; no embedding is that small, and
 # the unit itself must stay a normal float32.)
-FORMATS = {"float16": (10, -14), "bfloat16": (7, -100)}
+HALF_FORMATS = {"float16": (10, -14), "bfloat16": (7, -100)}
 
 
 def round_to_format(
@@ -42,31 +40,31 @@ def round_to_format(
     Tensor of that dtype, same shape
         What exceeds the format becomes its largest number.
     """
-    digits, lowest = FORMATS[dtype]
+    digits, lowest = HALF_FORMATS[dtype]
     kind = getattr(torch, dtype)
     exponent = (torch.frexp(values).exponent - 1).clamp(min=lowest)
     unit = torch.ldexp(torch.ones_like(values), exponent - digits)
-    rounded = round_values(values / unit, rounding, rng) * unit
+    rounded = round_to_whole(values / unit, rounding, rng) * unit
     largest = torch.finfo(kind).max
     return rounded.clamp(-largest, largest).to(kind)
 
 
-class HalfPrecision(WriteBackEmbedding):
+class HalfOptions(Options):
+    """Options of `HalfPrecision`."""
+
+    dtype: str = option("float16", "the 16 bits' format", choices=tuple(HALF_FORMATS))
+    # How rows are written back after a step.  To the nearest, updates smaller than half
+    # a unit are lost; by chance, they count on average.
+    rounding: str | None = planned(
+        "unless asked, by chance, and a table compressed without a plan to the nearest",
+        choices=ROUNDINGS,
+    )
+
+
+class HalfPrecision(
+    WriteBackEmbedding, Trained[HalfOptions], AfterTraining[HalfOptions]
+):
     """A table of 16-bit numbers that is trained as such (key ``half``).
-
-    Parameters
-    ----------
-    spec : TableSpec
-    dtype : {"float16", "bfloat16"}
-    rounding : {"stochastic", "nearest"}
-        How rows are written back after a step.  To the nearest, updates smaller
-        than half a unit are lost; by chance, they count on average.
-    seed : int, default 0
-
-    Raises
-    ------
-    ValueError
-        If `dtype` or `rounding` is unknown.
 
     Notes
     -----
@@ -75,55 +73,29 @@ class HalfPrecision(WriteBackEmbedding):
 
     values: Tensor
 
-    def __init__(
-        self,
-        spec: TableSpec,
-        *,
-        dtype: str = "float16",
-        rounding: str = "stochastic",
-        seed: int = 0,
-    ) -> None:
-        check_choice("dtype", dtype, tuple(FORMATS))
-        check_choice("rounding", rounding, ROUNDINGS)
+    def __init__(self, spec: TableSpec, options: HalfOptions, seed: int = 0) -> None:
         super().__init__(spec, seed)
-        self.dtype, self.rounding = dtype, rounding
+        self.dtype, self.rounding = options.dtype, options.rounding or "stochastic"
         shape = (spec.num_embeddings, spec.embedding_dim)
         start = draw_normal(shape, spec.init_std, [seed, 0])
-        self.register_buffer("values", start.to(getattr(torch, dtype)))
+        self.register_buffer("values", start.to(getattr(torch, self.dtype)))
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        dtype: str = "float16",
-        rounding: str = "stochastic",
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: HalfOptions) -> Found:
         """The table has one size: half of the full one's."""
-        check_choice("dtype", dtype, tuple(FORMATS))
-        check_choice("rounding", rounding, ROUNDINGS)
         spec.require(ratio, smallest=spec.full_bytes // 2)
-        return {"dtype": dtype, "rounding": rounding}
+        return {"rounding": options.rounding or "stochastic"}
 
     @classmethod
     def compress(
-        cls,
-        weight: Any,
-        *,
-        dtype: str = "float16",
-        rounding: str = "nearest",
-        spec: TableSpec | None = None,
+        cls, weight: np.ndarray, spec: TableSpec, options: HalfOptions
     ) -> DenseLayout:
         """A trained table in 16 bits; rounding by chance, it is always the same."""
-        check_choice("dtype", dtype, tuple(FORMATS))
-        check_choice("rounding", rounding, ROUNDINGS)
-        table = as_finite_table(weight)
-        if rounding == "stochastic":
-            rng = np.random.default_rng(0)
-            rounded = round_to_format(torch.from_numpy(table), dtype, rounding, rng)
-            return DenseLayout.from_weight(rounded, dtype)
-        return DenseLayout.from_weight(table, dtype)
+        if options.rounding != "stochastic":
+            return DenseLayout.from_weight(weight, options.dtype)
+        rng, rows = np.random.default_rng(0), torch.from_numpy(weight)
+        rounded = round_to_format(rows, options.dtype, options.rounding, rng)
+        return DenseLayout.from_weight(rounded, options.dtype)
 
     def load_rows(self, ids: Tensor) -> Tensor:
         """Widen rows to float32."""

@@ -2,113 +2,89 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from survey_code.bits import pack_codes, unpack_codes
 from survey_code.embedding import draw_normal
 from survey_code.layouts import RowwiseLayout
-from survey_code.layouts.rowwise import parameter_type
-from survey_code.low_precision.quantization.rounding import (
-    ROUNDINGS,
-    pack_bits,
-    round_values,
-    unpack_bits,
-)
+from survey_code.layouts.rowwise import BITS
+from survey_code.low_precision.quantization.rounding import ROUNDINGS, round_to_whole
 from survey_code.low_precision.quantization.rowwise import (
     LARGEST_HALF,
-    PER,
-    check_choice,
     plan_bits,
+    table_bytes,
 )
 from survey_code.low_precision.quantization.writeback import WriteBackEmbedding
+from survey_code.method import Found, Trained
+from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
 
 # With one step for the table, its codes reach so many standard deviations of a
 # fresh table.
-REACH = 6.0
+FRESH_REACH = 6.0
 
 
-class LPT(WriteBackEmbedding):
-    """Integer codes and steps that are trained as such (key ``lpt``).
+class IntegerOptions(Options):
+    """What tables of integer codes may be asked."""
+
+    bits: int = planned("bits of a code", choices=BITS, otherwise=8)
+    rounding: str = option(
+        "stochastic", "how rows are written back after a step", choices=ROUNDINGS
+    )
+
+
+class LPTOptions(IntegerOptions):
+    """Options of `LPT`."""
+
+    # A row's step starts at the row's own range and grows when the row outgrows it;
+    # the table's never changes.
+    per: str = option("row", "who has a step of its own", choices=("row", "table"))
+
+
+class IntegerEmbedding(WriteBackEmbedding):
+    """Integer codes and steps that are the only copy of the weights.
 
     Code q of row i stands for ``step[i] * (q - 2**(bits - 1))``.
 
     Parameters
     ----------
     spec : TableSpec
-    bits : {8, 4, 2}
-    rounding : {"stochastic", "nearest"}
-        How rows are written back after a step.
+    options : IntegerOptions
     per : {"row", "table"}
-        A step per row, which starts at the row's own range and grows when the
-        row outgrows it; or one step for the table, which never changes.
-    seed : int, default 0
-
-    Raises
-    ------
-    ValueError
-        If an option is not one of those.
-
-    Notes
-    -----
-    After Xu et al., "Agile and Accurate CTR Prediction Model Training for
-    Massive-Scale Online Advertising Systems" (SIGMOD 2021), and the LPT of Li et
-    al. (AAAI 2023).
+        Who has a step of its own.
+    seed : int
     """
 
     codes: Tensor
     step: Tensor
 
     def __init__(
-        self,
-        spec: TableSpec,
-        *,
-        bits: int = 8,
-        rounding: str = "stochastic",
-        per: str = "row",
-        seed: int = 0,
+        self, spec: TableSpec, options: IntegerOptions, per: str, seed: int
     ) -> None:
-        parameter_type(bits)
-        check_choice("rounding", rounding, ROUNDINGS)
-        check_choice("per", per, PER)
         super().__init__(spec, seed)
-        self.bits, self.rounding, self.per = int(bits), rounding, per
+        self.bits, self.rounding, self.per = options.bits, options.rounding, per
         self.middle = 2 ** (self.bits - 1)
         shape = (spec.num_embeddings, spec.embedding_dim)
         start = draw_normal(shape, spec.init_std, [seed, 0])
         self.register_buffer("step", self.first_steps(start, spec.init_std))
         codes = self.encode(start, self.read_steps(slice(None)), "nearest")
-        self.register_buffer("codes", pack_bits(codes, self.bits))
-
-    @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        bits: int | None = None,
-        rounding: str = "stochastic",
-        per: str = "row",
-    ) -> dict[str, Any]:
-        """The most bits whose rows fit into the budget."""
-        check_choice("rounding", rounding, ROUNDINGS)
-        chosen = plan_bits(spec, ratio, bits, per)
-        return {"bits": chosen, "rounding": rounding, "per": per}
+        self.register_buffer("codes", pack_codes(codes, self.bits))
 
     def first_steps(self, start: Tensor, std: float) -> Tensor:
         """Steps of a fresh table, shape (rows, 1) or (1, 1)."""
         if self.per == "table":
-            return torch.full((1, 1), REACH * std / (self.middle - 1))
+            return torch.full((1, 1), FRESH_REACH * std / (self.middle - 1))
         return self.fitting_steps(start).clamp(min=1e-6 * std)
 
     def fitting_steps(self, rows: Tensor) -> Tensor:
         """Smallest steps that reach every entry: (m, dim) -> (m, 1)."""
         return rows.abs().amax(1, keepdim=True) / (self.middle - 1)
 
-    def read_steps(self, ids: Any) -> Tensor:
+    def read_steps(self, ids: Tensor | slice) -> Tensor:
         """Steps of rows, (m, 1) or (1, 1), as the layout will hold them."""
         if self.per == "table":
             return self.step
@@ -120,12 +96,12 @@ class LPT(WriteBackEmbedding):
 
     def encode(self, rows: Tensor, steps: Tensor, rounding: str) -> Tensor:
         """Codes of rows: float32 (m, dim) -> uint8 (m, dim)."""
-        codes = round_values(rows / steps, rounding, self.rng) + self.middle
+        codes = round_to_whole(rows / steps, rounding, self.rng) + self.middle
         return codes.clamp(0, 2 * self.middle - 1).to(torch.uint8)
 
     def load_rows(self, ids: Tensor) -> Tensor:
         """Step times code, in the layout's own arithmetic."""
-        codes = unpack_bits(self.codes[ids], self.embedding_dim, self.bits)
+        codes = unpack_codes(self.codes[ids], self.embedding_dim, self.bits)
         steps = self.read_steps(ids)
         return codes * steps + (-self.middle * steps)
 
@@ -133,7 +109,7 @@ class LPT(WriteBackEmbedding):
         """Round rows to codes."""
         self.widen(ids, rows)
         codes = self.encode(rows, self.read_steps(ids), self.rounding)
-        self.codes[ids] = pack_bits(codes, self.bits)
+        self.codes[ids] = pack_codes(codes, self.bits)
 
     def widen(self, ids: Tensor, rows: Tensor) -> None:
         """Give rows that outgrew their step a larger one."""
@@ -143,9 +119,29 @@ class LPT(WriteBackEmbedding):
     def freeze(self) -> RowwiseLayout:
         """The codes, and each row's step as scale and bias, or the table's."""
         packed, steps = self.codes.cpu(), self.read_steps(slice(None)).cpu()
-        codes = unpack_bits(packed, self.embedding_dim, self.bits).numpy()
+        codes = unpack_codes(packed, self.embedding_dim, self.bits).numpy()
         scale = steps.numpy()[:, 0].copy()
         bias = -np.float32(self.middle) * scale
         if self.per == "table":
             return RowwiseLayout.from_groups(codes, scale, bias, self.bits)
         return RowwiseLayout.from_codes(codes, scale, bias, self.bits)
+
+
+class LPT(IntegerEmbedding, Trained[LPTOptions]):
+    """Integer codes and steps that are trained as such (key ``lpt``).
+
+    Notes
+    -----
+    After Xu et al., "Agile and Accurate CTR Prediction Model Training for
+    Massive-Scale Online Advertising Systems" (SIGMOD 2021), and the LPT of Li et
+    al. (AAAI 2023).
+    """
+
+    def __init__(self, spec: TableSpec, options: LPTOptions, seed: int = 0) -> None:
+        super().__init__(spec, options, options.per, seed)
+
+    @classmethod
+    def plan(cls, spec: TableSpec, ratio: float, options: LPTOptions) -> Found:
+        """The most bits whose rows fit into the budget."""
+        size = partial(table_bytes, spec, per=options.per)
+        return {"bits": plan_bits(spec, ratio, options.bits, size)}

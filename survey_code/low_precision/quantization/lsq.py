@@ -5,58 +5,53 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding, TrainingStep, draw_normal
+from survey_code.embedding import TrainingStep, draw_normal
 from survey_code.layouts import RowwiseLayout
-from survey_code.layouts.rowwise import code_bytes
-from survey_code.low_precision.quantization.alpt import check_rate
 from survey_code.low_precision.quantization.rounding import (
     quantize_through,
     scale_gradient,
 )
-from survey_code.low_precision.quantization.rowwise import check_choice
+from survey_code.low_precision.quantization.rowwise import plan_bits, table_bytes
 from survey_code.low_precision.quantization.writeback import STEP_SHARES
+from survey_code.method import Found, Trained
+from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
 
-RULES = ("lsq", "pact", "lsq+")
-PER = ("table", "field")
-
 # Bits of a code, and the bits that storing it takes: 3 do not divide a byte.
-STORED = {8: 8, 4: 4, 3: 4, 2: 2}
+STORED_BITS = {8: 8, 4: 4, 3: 4, 2: 2}
 
 # PACT's pull on its clipping levels.
 PACT_DECAY = 1e-4
 
 
-class LSQ(CompressedEmbedding):
+class LSQOptions(Options):
+    """Options of `LSQ`."""
+
+    bits: int = planned(
+        "bits of a code; 3 are stored as 4", choices=tuple(STORED_BITS), otherwise=8
+    )
+    rule: str = option(
+        "lsq",
+        "what is learnt: the step, the level at which weights are clipped, or the step "
+        "and an offset",
+        choices=("lsq", "pact", "lsq+"),
+    )
+    per: str = option("table", "who has a step of its own", choices=("table", "field"))
+    # Times the optimiser's `STEP_SHARES`: under Adam, over a fiftieth of it.
+    step_rate: float = option(
+        1.0, "learning rate of the steps over that of the weights", low=0
+    )
+
+
+class LSQ(Trained[LSQOptions]):
     """A float table that is read as multiples of a learned step (key ``lsq``).
 
     The float weights stay until the end of training, so only what is deployed
     becomes smaller.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    bits : {8, 4, 3, 2}
-        3-bit codes are stored in 4 bits.
-    rule : {"lsq", "pact", "lsq+"}
-        ``"lsq"`` learns the step, ``"lsq+"`` the step and an offset, ``"pact"``
-        the level at which weights are clipped.
-    per : {"table", "field"}
-        Who has a step of its own.
-    step_rate : float, default 1
-        Learning rate of the steps over that of the weights; under Adam over a
-        fiftieth of it.
-    seed : int, default 0
-
-    Raises
-    ------
-    ValueError
-        If an option is not one of those.
 
     Notes
     -----
@@ -68,49 +63,31 @@ class LSQ(CompressedEmbedding):
 
     starts: Tensor
 
-    def __init__(
-        self,
-        spec: TableSpec,
-        *,
-        bits: int = 8,
-        rule: str = "lsq",
-        per: str = "table",
-        step_rate: float = 1.0,
-        seed: int = 0,
-    ) -> None:
-        check_options(bits, rule, per, step_rate)
+    def __init__(self, spec: TableSpec, options: LSQOptions, seed: int = 0) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
-        self.bits, self.rule, self.step_rate = int(bits), rule, step_rate
+        self.bits, self.rule = options.bits, options.rule
+        self.step_rate = options.step_rate
         # Smallest and largest code.  PACT's are symmetric, as its clipping is.
-        self.high = 2 ** (bits - 1) - 1
-        self.low = -self.high if rule == "pact" else -self.high - 1
+        self.high = 2 ** (self.bits - 1) - 1
+        self.low = -self.high if self.rule == "pact" else -self.high - 1
         shape = (spec.num_embeddings, spec.embedding_dim)
         self.weight = nn.Parameter(draw_normal(shape, spec.init_std, [seed, 0]))
-        starts = spec.field_starts[:-1].tolist() if per == "field" else [0]
+        by_field = options.per == "field"
+        starts = spec.field_starts[:-1].tolist() if by_field else [0]
         # A tensor that no state dict needs: the spec says it again.
         self.register_buffer("starts", torch.tensor(starts), persistent=False)
         self.step = nn.Parameter(self.first_steps())
-        if rule == "lsq+":
+        if self.rule == "lsq+":
             self.offset = nn.Parameter(torch.zeros_like(self.step))
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        bits: int | None = None,
-        rule: str = "lsq",
-        per: str = "table",
-        step_rate: float = 1.0,
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: LSQOptions) -> Found:
         """The most bits whose codes fit into the budget beside the steps."""
-        check_options(8 if bits is None else bits, rule, per, step_rate)
-        choices = (8, 4, 2) if bits is None else (bits,)
-        sizes = {b: stored_bytes(spec, b, per) for b in choices}
-        budget = spec.require(ratio, smallest=min(sizes.values()))
-        chosen = max(b for b in choices if sizes[b] <= budget)
-        return {"bits": chosen, "rule": rule, "per": per, "step_rate": step_rate}
+
+        def size(bits: int) -> int:
+            return table_bytes(spec, STORED_BITS[bits], options.per)
+
+        return {"bits": plan_bits(spec, ratio, options.bits, size)}
 
     def first_steps(self) -> Tensor:
         """LSQ's start, 2 mean|w| / sqrt(high), for each group; shape (groups, 1).
@@ -126,7 +103,7 @@ class LSQ(CompressedEmbedding):
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The weights, and the numbers that say how they are rounded."""
-        rate = learning_rate * self.step_rate * STEP_SHARES[self.row_optimizer]
+        rate = learning_rate * self.step_rate * STEP_SHARES[self.regime.optimizer]
         own = [p for name, p in self.named_parameters() if name != "weight"]
         return [
             {"params": [self.weight], "lr": learning_rate},
@@ -141,7 +118,7 @@ class LSQ(CompressedEmbedding):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Weights, rounded; in use by the layout's own arithmetic."""
-        rows = functional.embedding(ids, self.weight, sparse=self.sparse_gradients)
+        rows = functional.embedding(ids, self.weight, sparse=self.regime.sparse)
         groups = self.group_of(ids)
         if self.training:
             return self.quantize(rows, groups)
@@ -197,7 +174,9 @@ class LSQ(CompressedEmbedding):
         codes = self.encode(self.weight, groups).to(torch.uint8).cpu().numpy()
         scale, bias = (v[:, 0].cpu().numpy() for v in self.scale_and_bias())
         starts = self.starts.cpu().numpy() if len(scale) > 1 else None
-        return RowwiseLayout.from_groups(codes, scale, bias, STORED[self.bits], starts)
+        return RowwiseLayout.from_groups(
+            codes, scale, bias, STORED_BITS[self.bits], starts
+        )
 
 
 def clip_through(rows: Tensor, level: Tensor, high: int) -> Tensor:
@@ -210,20 +189,3 @@ def clip_through(rows: Tensor, level: Tensor, high: int) -> Tensor:
     step = level.detach() / high
     rounded = (clipped.detach() / step).round() * step
     return rounded + (clipped - clipped.detach())
-
-
-def check_options(bits: Any, rule: str, per: str, step_rate: Any) -> None:
-    """Raise ValueError for options that `LSQ` does not know."""
-    if not isinstance(bits, int | np.integer) or bits not in STORED:
-        raise ValueError(f"bits must be one of {tuple(STORED)}, got {bits!r}")
-    check_choice("rule", rule, RULES)
-    check_choice("per", per, PER)
-    check_rate(step_rate)
-
-
-def stored_bytes(spec: TableSpec, bits: int, per: str) -> int:
-    """Bytes of the frozen table: packed codes, and scale and bias of each group."""
-    codes = spec.num_embeddings * code_bytes(spec.embedding_dim, STORED[bits])
-    groups = len(spec.field_starts) - 1 if per == "field" else 1
-    # Several groups also store where they start.
-    return codes + groups * (16 if groups > 1 else 8)

@@ -37,7 +37,7 @@ def draw_uniform(like: Tensor, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(rng.random(tuple(like.shape), dtype=np.float32))
 
 
-def round_values(values: Tensor, rounding: str, rng: np.random.Generator) -> Tensor:
+def round_to_whole(values: Tensor, rounding: str, rng: np.random.Generator) -> Tensor:
     """Whole numbers near the values, by one of `ROUNDINGS`."""
     if rounding == "nearest":
         return values.round()
@@ -86,22 +86,3 @@ def quantize_through(
     step = scale_gradient(step, factor)
     codes = round_through((weight / step).clamp(low, high))
     return codes * step
-
-
-def unpack_bits(packed: Tensor, dim: int, bits: int) -> Tensor:
-    """Codes of packed rows: uint8 (rows, bytes) -> uint8 (rows, dim)."""
-    if bits == 8:
-        return packed
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-    spread = (packed[:, :, None] >> shifts) & (2**bits - 1)
-    return spread.flatten(1)[:, :dim]
-
-
-def pack_bits(codes: Tensor, bits: int) -> Tensor:
-    """Undo `unpack_bits`: the first code in the lowest bits, padding 0."""
-    if bits == 8:
-        return codes
-    padded = torch.nn.functional.pad(codes, (0, -codes.shape[1] % (8 // bits)))
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
-    spread = padded.unflatten(1, (-1, 8 // bits)) << shifts
-    return spread.sum(-1, dtype=torch.uint8)

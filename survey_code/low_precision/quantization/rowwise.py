@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from survey_code.layouts import RowwiseLayout
 from survey_code.layouts.layout import as_finite_table
-from survey_code.layouts.rowwise import (
-    BITS,
-    code_bytes,
-    parameter_type,
-    row_bytes,
-)
+from survey_code.layouts.rowwise import BITS, code_bytes, parameter_type, row_bytes
+from survey_code.method import AfterTraining, Found
+from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
 
 # float16, which holds scale and bias at 4 and 2 bits, ends here.
 LARGEST_HALF = 65504.0
-
-# Who has a scale and a bias of its own.
-PER = ("row", "table")
 
 
 def quantize_rows(
@@ -160,88 +155,65 @@ def quantize_table(
     return codes.astype(np.uint8), np.array([scale]), np.array([bias])
 
 
-def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    """Raise ValueError unless an option is one of the allowed words."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+class RowwiseOptions(Options):
+    """Options of `RowwiseQuantization`."""
+
+    bits: int = planned("bits of a code", choices=BITS, otherwise=8)
+    symmetric: bool = option(False, "the same range on both sides of 0")
+    per: str = option(
+        "row", "who has a scale and a bias of its own", choices=("row", "table")
+    )
 
 
-def check_bits(bits: Any) -> None:
-    """Raise ValueError unless rows of so many bits can be stored."""
-    parameter_type(bits)
-
-
-class RowwiseQuantization:
+class RowwiseQuantization(AfterTraining[RowwiseOptions]):
     """Uniform quantisation of a trained table, row by row (key ``rowwise``).
 
-    Options: ``bits`` (8, 4 or 2), ``symmetric`` (the same range on both sides of
-    0) and ``per``: a scale and a bias per ``"row"``, or one pair for the
-    ``"table"``, which then is stored only once.
+    A scale and a bias per table instead of per row are stored only once.
     """
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        bits: int | None = None,
-        symmetric: bool = False,
-        per: str = "row",
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: RowwiseOptions) -> Found:
         """The most bits whose rows fit into the budget."""
-        options: dict[str, Any] = {"bits": plan_bits(spec, ratio, bits, per)}
-        if symmetric:
-            options["symmetric"] = True
-        if per != "row":
-            options["per"] = per
-        return options
+        size = partial(table_bytes, spec, per=options.per)
+        return {"bits": plan_bits(spec, ratio, options.bits, size)}
 
     @classmethod
     def compress(
-        cls,
-        weight: Any,
-        *,
-        bits: int = 8,
-        symmetric: bool = False,
-        per: str = "row",
-        spec: TableSpec | None = None,
+        cls, weight: np.ndarray, spec: TableSpec, options: RowwiseOptions
     ) -> RowwiseLayout:
         """Quantise an (n, d) table into a row-wise layout."""
-        table = as_finite_table(weight)
-        check_choice("per", per, PER)
-        if per == "table":
+        if options.per == "table":
             return RowwiseLayout.from_groups(
-                *quantize_table(table, bits, symmetric), bits
+                *quantize_table(weight, options.bits, options.symmetric), options.bits
             )
-        quantize = quantize_symmetric if symmetric else quantize_rows
-        return RowwiseLayout.from_codes(*quantize(table, bits), bits)
+        quantize = quantize_symmetric if options.symmetric else quantize_rows
+        return RowwiseLayout.from_codes(*quantize(weight, options.bits), options.bits)
 
 
 def plan_bits(
-    spec: TableSpec, ratio: float, bits: int | None = None, per: str = "row"
+    spec: TableSpec, ratio: float, bits: int | None, size: Callable[[int], int]
 ) -> int:
-    """The most bits whose rows fit into a budget, or the bits that were asked for.
+    """The most bits that fit into a budget, or the bits that were asked for.
 
     Parameters
     ----------
     spec : TableSpec
     ratio : float
-    bits : {8, 4, 2}, optional
-    per : {"row", "table"}
-        Who has a scale and a bias.
+    bits : int, optional
+    size : callable
+        Bytes of a table with so many bits.
     """
-    check_choice("per", per, PER)
-    if bits is not None:
-        check_bits(bits)
     choices = BITS if bits is None else (bits,)
-    sizes = {b: table_bytes(spec, b, per) for b in choices}
+    sizes = {b: size(b) for b in choices}
     budget = spec.require(ratio, smallest=min(sizes.values()))
     return max(b for b in choices if sizes[b] <= budget)
 
 
 def table_bytes(spec: TableSpec, bits: int, per: str = "row") -> int:
-    """Bytes of a row-wise layout."""
+    """Bytes of a row-wise layout with a scale and a bias per row, field or table."""
     if per == "row":
         return spec.num_embeddings * row_bytes(spec.embedding_dim, bits)
-    return spec.num_embeddings * code_bytes(spec.embedding_dim, bits) + 8
+    groups = len(spec.field_starts) - 1 if per == "field" else 1
+    # Several groups also store where they start.
+    parameters = groups * (16 if groups > 1 else 8)
+    return spec.num_embeddings * code_bytes(spec.embedding_dim, bits) + parameters

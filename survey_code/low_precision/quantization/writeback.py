@@ -5,16 +5,14 @@ A step decodes the rows of its batch, moves them in float32, and rounds them bac
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from survey_code.adagrad import row_means
 from survey_code.embedding import CompressedEmbedding, TrainingStep
 from survey_code.spec import TableSpec
-from survey_code.training import row_means
 
 # Of Adam, as torch has them.
 BETAS = (0.9, 0.999)
@@ -43,9 +41,6 @@ class WriteBackEmbedding(CompressedEmbedding):
     seed : int
         Of the rounding.
     """
-
-    # `advance` only clears; there is no schedule to wait for.
-    schedule_end = 0.0
 
     def __init__(self, spec: TableSpec, seed: int) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
@@ -92,21 +87,23 @@ class WriteBackEmbedding(CompressedEmbedding):
 
     def collect(self) -> tuple[Tensor, Tensor, Tensor]:
         """Ids, rows and gradients of the batch; several look-ups add up."""
-        read = [(ids, rows) for ids, rows in self.batch if rows.grad is not None]
+        read = [
+            (ids, rows.detach(), rows.grad)
+            for ids, rows in self.batch
+            if rows.grad is not None
+        ]
         self.batch.clear()
         if not read:
             none = torch.zeros(0, dtype=torch.int64)
             return none, torch.zeros(0), torch.zeros(0)
         if len(read) == 1:
-            ids, rows = read[0]
-            return ids, rows.detach(), rows.grad  # type: ignore[return-value]
-        every = torch.cat([ids for ids, _ in read])
+            return read[0]
+        every, decoded, gathered = (torch.cat(part) for part in zip(*read))
         ids, places = torch.unique(every, return_inverse=True)
-        gathered = torch.cat([rows.grad for _, rows in read])  # type: ignore[misc]
         grads = gathered.new_zeros(len(ids), gathered.shape[1])
         grads.index_add_(0, places, gathered)
         rows = torch.empty_like(grads)
-        rows[places] = torch.cat([rows.detach() for _, rows in read])
+        rows[places] = decoded
         return ids, rows, grads
 
     # -- what an optimiser would do, for the rows of a batch ------------------
@@ -121,9 +118,9 @@ class WriteBackEmbedding(CompressedEmbedding):
         ids : Tensor of int64, shape (m,)
         grads : Tensor of float32, shape (m, width)
         """
-        if self.row_optimizer == "sgd":
+        if self.regime.optimizer == "sgd":
             return grads
-        if self.row_optimizer == "rowwise_adagrad":
+        if self.regime.optimizer == "rowwise_adagrad":
             total = self.memory(f"{name}_squares", grads, ())
             total[ids] += row_means(grads)
             return grads / (total[ids].sqrt() + EPSILON)[:, None]
@@ -139,7 +136,7 @@ class WriteBackEmbedding(CompressedEmbedding):
         mean, square = averages
         return mean / (square.sqrt() + EPSILON)
 
-    def memory(self, name: str, like: Tensor, shape: Any) -> Tensor:
+    def memory(self, name: str, like: Tensor, shape: tuple[int, ...]) -> Tensor:
         """State of the optimiser, made at its first use; not part of the table."""
         if not hasattr(self, name):
             zeros = like.new_zeros(self.num_embeddings, *shape)

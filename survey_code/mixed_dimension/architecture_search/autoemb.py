@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from survey_code.embedding import TrainingStep, check_range, draw_normal
-from survey_code.layouts.grouped import grouped_bytes
+from survey_code.embedding import TrainingStep, draw_normal
+from survey_code.layouts.grouped import MAX_GROUPS
+from survey_code.method import Found, Judge, Searched
 from survey_code.mixed_dimension.architecture_search.bilevel import ChoiceStep
-from survey_code.mixed_dimension.architecture_search.choices import (
-    WARM_UP,
-    check_positive,
-    cut_by_frequency,
-    fields_of,
-    powers_up_to,
-    search_epochs,
-    widen_within,
+from survey_code.mixed_dimension.architecture_search.mixed import (
+    MixedWidths,
+    mix_overhead,
+    require_narrowest,
 )
-from survey_code.mixed_dimension.architecture_search.mixed import MixedWidths
 from survey_code.mixed_dimension.grouped import GroupedEmbedding
+from survey_code.mixed_dimension.search import WARM_UP, cut_by_frequency, widen_within
+from survey_code.options import SearchOptions, found, option
 from survey_code.spec import TableSpec
 
 # Neurons of the controller.
-HIDDEN = 16
+NEURONS = 16
+
+
+class AutoEmbOptions(SearchOptions):
+    """Options of `AutoEmb`."""
+
+    choice_rate: float = option(
+        0.01, "learning rate of the controller, which Adam moves",
+        above=0, tune=(0.01, 0.03),
+    )  # fmt: skip
+    groups: int = option(
+        16, "groups of equally popular ids", low=1, high=MAX_GROUPS, tune=(16, 8)
+    )
+    assignment: np.ndarray = found("group of each id")
+    widths: np.ndarray = found("width of each group")
 
 
 class PopularityWidths(MixedWidths):
@@ -33,33 +43,25 @@ class PopularityWidths(MixedWidths):
 
     Popularity is counted while the table is trained, so that an id can begin narrow
     and become wide.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    widths : tuple of int
-    rate : float
-        Learning rate of the controller, which Adam moves.
-    seed : int
     """
 
     counts: Tensor
 
-    def __init__(
-        self, spec: TableSpec, widths: tuple[int, ...], rate: float, seed: int
-    ) -> None:
-        super().__init__(spec, widths, fields_of(spec), seed)
+    def __init__(self, spec: TableSpec, options: AutoEmbOptions, seed: int) -> None:
+        super().__init__(spec, seed)
         counts = torch.zeros(spec.num_embeddings)
         self.register_buffer("counts", counts, persistent=False)
         self.scale = float(np.log1p(max(spec.train_counts.max(), 1)))
-        first, last = nn.Linear(1, HIDDEN), nn.Linear(HIDDEN, len(widths))
+        first, last = nn.Linear(1, NEURONS), nn.Linear(NEURONS, len(self.widths))
         self.controller = nn.Sequential(first, nn.Tanh(), last)
         with torch.no_grad():
-            first.weight.copy_(draw_normal((HIDDEN, 1), 3.0, [seed, 8]))
-            first.bias.copy_(draw_normal((HIDDEN,), 1.0, [seed, 9]))
+            first.weight.copy_(draw_normal((NEURONS, 1), 3.0, [seed, 8]))
+            first.bias.copy_(draw_normal((NEURONS,), 1.0, [seed, 9]))
             last.weight.zero_()  # all widths alike, to begin with
             last.bias.zero_()
-        self.choose = ChoiceStep(list(self.controller.parameters()), rate)
+        self.choose = ChoiceStep(
+            list(self.controller.parameters()), options.choice_rate
+        )
         self.counting = True
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -91,17 +93,8 @@ class PopularityWidths(MixedWidths):
         self.counting = True
 
 
-class AutoEmb(GroupedEmbedding):
+class AutoEmb(GroupedEmbedding, Searched[AutoEmbOptions, PopularityWidths]):
     """Popular ids wide, rare ids narrow, as a controller chose (key ``autoemb``).
-
-    Parameters
-    ----------
-    spec : TableSpec
-    assignment : ndarray of integers, shape (num_embeddings,)
-        Group of each id.
-    widths : ndarray of integers, shape (groups,)
-        What the search found.
-    seed : int, default 0
 
     Notes
     -----
@@ -113,51 +106,24 @@ class AutoEmb(GroupedEmbedding):
     matrix.
     """
 
-    def __init__(
-        self, spec: TableSpec, *, assignment: Any, widths: Any, seed: int = 0
-    ) -> None:
-        super().__init__(spec, assignment, widths, [seed, 0])
+    def __init__(self, spec: TableSpec, options: AutoEmbOptions, seed: int = 0) -> None:
+        super().__init__(spec, options.assignment, options.widths, [seed, 0])
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        groups: int = 16,
-        choice_rate: float = 0.01,
-        search_epochs: int | None = None,
-    ) -> dict[str, Any]:
-        """The budget, and how to search."""
-        check_range("groups", groups, 1, 256)
-        check_positive(choice_rate=choice_rate)
-        smallest = 4 * spec.num_embeddings + overhead(spec)
-        return {
-            "budget": spec.require(ratio, smallest=smallest),
-            "groups": groups,
-            "choice_rate": choice_rate,
-            "search_epochs": search_epochs,
-        }
+    def plan(cls, spec: TableSpec, ratio: float, options: AutoEmbOptions) -> Found:
+        """The budget, which must hold a number for every id."""
+        return {"budget": require_narrowest(spec, ratio)}
 
     @classmethod
-    def searching(
-        cls, spec: TableSpec, options: dict[str, Any], seed: int
-    ) -> PopularityWidths:
-        """The table that mixes all widths."""
-        widths = powers_up_to(spec.embedding_dim)
-        return PopularityWidths(spec, widths, options["choice_rate"], seed)
-
-    @classmethod
-    def search(
-        cls, task: Any, spec: TableSpec, options: dict[str, Any], seed: int
-    ) -> dict[str, Any]:
+    def settle(
+        cls, table: PopularityWidths, judge: Judge, spec: TableSpec,
+        options: AutoEmbOptions,
+    ) -> Found:  # fmt: skip
         """Widths of popularity groups, as wide as the controller's weights ask."""
-        table = cls.searching(spec, options, seed)
-        task.train(table, **search_epochs(task, options["search_epochs"]))
-        group = cut_by_frequency(spec, options["groups"])
+        group = cut_by_frequency(spec, options.groups)
         scores = group_scores(table, group)
         rows, widths = np.bincount(group), np.array(table.widths)
-        room = options["budget"] - overhead(spec)
+        room = options.budget - mix_overhead(spec)
         chosen = widen_within(scores, 4 * rows[:, None] * widths, room)
         # Groups of one width share a matrix.
         used, merged = np.unique(-widths[chosen], return_inverse=True)
@@ -171,11 +137,3 @@ def group_scores(table: PopularityWidths, group: np.ndarray) -> np.ndarray:
     sums = np.zeros((int(group.max()) + 1, logs.shape[1]))
     np.add.at(sums, group, logs)
     return sums / np.bincount(group)[:, None]
-
-
-def overhead(spec: TableSpec) -> int:
-    """Bytes besides the numbers if every width is in use."""
-    widths = powers_up_to(spec.embedding_dim)
-    counts = [spec.num_embeddings, *[0] * (len(widths) - 1)]
-    numbers = 4 * spec.num_embeddings * widths[0]
-    return grouped_bytes(counts, widths, spec.embedding_dim, ranges=False) - numbers

@@ -9,51 +9,48 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import (
-    CompressedEmbedding,
-    TrainingStep,
-    check_range,
-    draw_normal,
-)
-from survey_code.layouts import GroupedLayout
-from survey_code.layouts.grouped import grouped_bytes
+from survey_code.embedding import CompressedEmbedding, TrainingStep, draw_normal
+from survey_code.layouts.grouped import MAX_GROUPS, grouped_bytes
+from survey_code.method import Found, Judge, Searched
 from survey_code.mixed_dimension.architecture_search.bilevel import choice_gradient
-from survey_code.mixed_dimension.architecture_search.choices import (
-    WARM_UP,
-    check_positive,
-    cut_by_frequency,
-    search_epochs,
-)
-from survey_code.mixed_dimension.grouped import GroupedEmbedding, as_array
+from survey_code.mixed_dimension.grouped import GroupedEmbedding
+from survey_code.mixed_dimension.search import WARM_UP, cut_by_frequency
+from survey_code.options import SearchOptions, found, option
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 
 
-class ColumnMasks(CompressedEmbedding):
-    """A full table behind a soft mask of each group: e_i = E_i * mask[group(i)].
+class AutoSrhOptions(SearchOptions):
+    """Options of `AutoSrh`."""
 
-    Parameters
-    ----------
-    spec : TableSpec
-    group : ndarray of int64, shape (num_embeddings,)
-    rate : float
-        By how much an entry of a mask moves in one step, on average.
-    decay : float
-        Weight decay of the table.
-    seed : int
-    """
+    groups: int = option(
+        10, "groups of equally frequent ids",
+        low=1, high=MAX_GROUPS, tune=(10, 5, 20),
+    )  # fmt: skip
+    decay: float = option(
+        1e-5, "weight decay of the searching table", low=0, tune=(1e-5, 0.0, 1e-4)
+    )
+    mask_rate: float = option(
+        0.01, "by how much an entry of a mask moves in one step, on average",
+        above=0, tune=(0.01, 0.03),
+    )  # fmt: skip
+    assignment: np.ndarray = found("group of each id")
+    kept: np.ndarray = found("whether a group keeps a column, (groups, dim)")
+
+
+class ColumnMasks(CompressedEmbedding):
+    """A full table behind a soft mask of each group: e_i = E_i * mask[group(i)]."""
 
     group: Tensor
 
-    def __init__(
-        self, spec: TableSpec, group: np.ndarray, rate: float, decay: float, seed: int
-    ) -> None:
+    def __init__(self, spec: TableSpec, options: AutoSrhOptions, seed: int) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
+        group = cut_by_frequency(spec, options.groups)
         shape = (spec.num_embeddings, spec.embedding_dim)
         self.weight = nn.Parameter(draw_normal(shape, spec.init_std, [seed, 0]))
         self.mask = nn.Parameter(torch.ones(int(group.max()) + 1, spec.embedding_dim))
         self.register_buffer("group", torch.from_numpy(group), persistent=False)
-        self.rate, self.decay = rate, decay
+        self.rate, self.decay = options.mask_rate, options.decay
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The table; the masks learn from validation rows."""
@@ -62,7 +59,7 @@ class ColumnMasks(CompressedEmbedding):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Rows times their group's mask."""
-        rows = functional.embedding(ids, self.weight, sparse=self.sparse_gradients)
+        rows = functional.embedding(ids, self.weight, sparse=self.regime.sparse)
         return rows * functional.embedding(self.group[ids], self.mask)
 
     def validation_step(self, step: TrainingStep) -> None:
@@ -84,22 +81,20 @@ class ColumnMasks(CompressedEmbedding):
         return (self.mask * sums / rows[:, None]).cpu().numpy()
 
 
-class AutoSrh(GroupedEmbedding):
+class AutoSrh(GroupedEmbedding, Searched[AutoSrhOptions, ColumnMasks]):
     """Each frequency group keeps columns of its own (key ``autosrh``).
 
     Parameters
     ----------
     spec : TableSpec
-    assignment : ndarray of integers, shape (num_embeddings,)
-        Group of each id.
-    kept : ndarray of bool, shape (groups, embedding_dim)
-        What the search found: the columns of each group; the others are zero.
+    options : AutoSrhOptions
+        The columns that are not kept are zero.
     seed : int, default 0
 
     Raises
     ------
     ValueError
-        If `kept` is not such an array.
+        If `options.kept` is not bool, or has another shape.
 
     Notes
     -----
@@ -110,17 +105,15 @@ class AutoSrh(GroupedEmbedding):
     index.
     """
 
-    def __init__(
-        self, spec: TableSpec, *, assignment: Any, kept: Any, seed: int = 0
-    ) -> None:
-        kept = np.asarray(kept)
+    def __init__(self, spec: TableSpec, options: AutoSrhOptions, seed: int = 0) -> None:
+        kept = np.asarray(options.kept)
         if kept.dtype != bool or kept.shape[1:] != (spec.embedding_dim,):
             raise ValueError(
                 f"kept must be bool of shape (groups, {spec.embedding_dim}), got "
                 f"{kept.dtype} of shape {kept.shape}"
             )
-        super().__init__(spec, assignment, kept.sum(1), [seed, 0], pad=True)
-        self.columns = [np.flatnonzero(row) for row in kept]
+        super().__init__(spec, options.assignment, kept.sum(1), [seed, 0], pad=True)
+        self.columns: list[np.ndarray] = [np.flatnonzero(row) for row in kept]
 
     def widen(self, short: Tensor, group: int) -> Tensor:
         """Short rows to their group's columns; zeros elsewhere."""
@@ -128,60 +121,21 @@ class AutoSrh(GroupedEmbedding):
         full = short.new_zeros(len(short), self.embedding_dim)
         return full.index_copy(1, places, short)
 
-    def freeze(self) -> GroupedLayout:
-        """The short rows, and the columns they belong to."""
-        return GroupedLayout.from_tables(
-            [as_array(table) for table in self.tables],
-            [None] * len(self.widths),
-            self.embedding_dim,
-            None if self.group_of is None else self.group_of.cpu().numpy(),
-            self.columns,
-        )
-
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        groups: int = 10,
-        mask_rate: float = 0.01,
-        decay: float = 1e-5,
-        search_epochs: int | None = None,
-    ) -> dict[str, Any]:
-        """The budget, and how to search."""
-        check_range("groups", groups, 1, 256)
-        check_positive(mask_rate=mask_rate)
-        group = cut_by_frequency(spec, groups)
+    def plan(cls, spec: TableSpec, ratio: float, options: AutoSrhOptions) -> Found:
+        """The budget, which must hold a column of the smallest group."""
+        group = cut_by_frequency(spec, options.groups)
         rows = np.bincount(group)
-        widths = np.zeros_like(rows)
-        widths[rows.argmin()] = 1
-        budget = spec.require(ratio, smallest=column_bytes(group, widths, spec))
-        return {
-            "budget": budget,
-            "groups": groups,
-            "mask_rate": mask_rate,
-            "decay": decay,
-            "search_epochs": search_epochs,
-        }
+        one = np.arange(len(rows)) == rows.argmin()
+        return {"budget": spec.require(ratio, smallest=column_bytes(group, one, spec))}
 
     @classmethod
-    def searching(
-        cls, spec: TableSpec, options: dict[str, Any], seed: int
-    ) -> ColumnMasks:
-        """The table behind soft masks."""
-        group = cut_by_frequency(spec, options["groups"])
-        return ColumnMasks(spec, group, options["mask_rate"], options["decay"], seed)
-
-    @classmethod
-    def search(
-        cls, task: Any, spec: TableSpec, options: dict[str, Any], seed: int
-    ) -> dict[str, Any]:
-        """Train table and masks; keep the columns of the largest magnitude."""
-        table = cls.searching(spec, options, seed)
-        task.train(table, **search_epochs(task, options["search_epochs"]))
-        group = table.group.cpu().numpy()
-        kept = keep_columns(table.magnitudes(), group, spec, options["budget"])
+    def settle(
+        cls, table: ColumnMasks, judge: Judge, spec: TableSpec, options: AutoSrhOptions
+    ) -> Found:
+        """The columns of the largest magnitude."""
+        magnitudes, group = table.magnitudes(), table.group.cpu().numpy()
+        kept = keep_columns(magnitudes, group, spec, options.budget)
         return {"assignment": group, "kept": kept}
 
 

@@ -2,42 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from survey_code.embedding import check_range
-from survey_code.mixed_dimension.architecture_search.choices import (
-    Jury,
-    rank_by_frequency,
-    search_epochs,
-)
-from survey_code.mixed_dimension.architecture_search.prefix import (
+from survey_code.method import Found, Judge, Searched
+from survey_code.mixed_dimension.prefix import (
+    LengthOptions,
     PrefixEmbedding,
     PrefixSupernet,
     prefix_bytes,
     smallest_prefix,
 )
+from survey_code.mixed_dimension.search import rank_by_frequency
+from survey_code.options import option
 from survey_code.spec import TableSpec
 
-SHAPES = ("power", "exponential", "normal", "lognormal")
-
-# Largest steepness that is drawn for each shape.
+# The curves, and the largest steepness that is drawn for each.
 STEEPEST = {"power": 2.0, "exponential": 60.0, "normal": 60.0, "lognormal": 3.0}
 
 
-class BET(PrefixEmbedding):
+class BETOptions(LengthOptions):
+    """Options of `BET`."""
+
+    draws: int = option(24, "profiles that are tried", low=1, tune=(24, 48))
+
+
+class ProfileSupernet(PrefixSupernet):
+    """A full table that is read through a randomly drawn profile at each step."""
+
+    def __init__(self, spec: TableSpec, options: BETOptions, seed: int) -> None:
+        super().__init__(spec, seed)
+        rng = np.random.default_rng([seed, 6])
+        draws = range(options.draws)
+        self.profiles = [draw_profile(spec, options.budget, rng) for _ in draws]
+
+    def advance(self, progress: float) -> None:
+        """Another profile."""
+        self.set_lengths(self.profiles[self.rng.integers(len(self.profiles))])
+
+
+class BET(PrefixEmbedding, Searched[BETOptions, ProfileSupernet]):
     """Row lengths from the best of several random profiles (key ``bet``).
 
     A profile says how long the row of the most, second most ... frequent id is.
     It falls like one of four curves, and is scaled until its bytes just fit.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    lengths : ndarray of int64, shape (num_embeddings,)
-        What the search found.
-    seed : int, default 0
 
     Notes
     -----
@@ -46,52 +53,24 @@ class BET(PrefixEmbedding):
     best; here every profile of one round is tried in a shared supernet.
     """
 
-    @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        draws: int = 24,
-        search_epochs: int | None = None,
-    ) -> dict[str, Any]:
-        """The budget, and how many profiles to draw."""
-        check_range("draws", draws, 1, 2**31 - 1)
-        budget = spec.require(ratio, smallest=smallest_prefix(spec))
-        return {"budget": budget, "draws": draws, "search_epochs": search_epochs}
+    def __init__(self, spec: TableSpec, options: BETOptions, seed: int = 0) -> None:
+        super().__init__(spec, options.lengths, seed)
 
     @classmethod
-    def searching(
-        cls, spec: TableSpec, options: dict[str, Any], seed: int
-    ) -> ProfileSupernet:
-        """The shared table, read through another profile at each step."""
-        return ProfileSupernet(spec, options["budget"], options["draws"], seed)
+    def plan(cls, spec: TableSpec, ratio: float, options: BETOptions) -> Found:
+        """The budget, which must hold a number."""
+        return {"budget": spec.require(ratio, smallest=smallest_prefix(spec))}
 
     @classmethod
-    def search(
-        cls, task: Any, spec: TableSpec, options: dict[str, Any], seed: int
-    ) -> dict[str, Any]:
+    def settle(
+        cls, table: ProfileSupernet, judge: Judge, spec: TableSpec, options: BETOptions
+    ) -> Found:
         """The profile with the lowest validation loss in the supernet."""
-        table = cls.searching(spec, options, seed)
-        network = task.train(table, **search_epochs(task, options["search_epochs"]))
-        jury, losses = Jury(task, network), []
+        losses = []
         for profile in table.profiles:
             table.set_lengths(profile)
-            losses.append(jury.loss())
+            losses.append(judge.loss())
         return {"lengths": table.profiles[int(np.argmin(losses))]}
-
-
-class ProfileSupernet(PrefixSupernet):
-    """A full table that is read through a randomly drawn profile at each step."""
-
-    def __init__(self, spec: TableSpec, budget: int, draws: int, seed: int) -> None:
-        super().__init__(spec, seed)
-        rng = np.random.default_rng([seed, 6])
-        self.profiles = [draw_profile(spec, budget, rng) for _ in range(draws)]
-
-    def advance(self, progress: float) -> None:
-        """Another profile."""
-        self.set_lengths(self.profiles[self.rng.integers(len(self.profiles))])
 
 
 def draw_profile(spec: TableSpec, budget: int, rng: np.random.Generator) -> np.ndarray:
@@ -109,7 +88,7 @@ def draw_profile(spec: TableSpec, budget: int, rng: np.random.Generator) -> np.n
     ndarray of int64, shape (num_embeddings,)
         Never longer for a rarer id.
     """
-    shape = SHAPES[rng.integers(len(SHAPES))]
+    shape = list(STEEPEST)[rng.integers(len(STEEPEST))]
     curve = draw_curve(shape, rng.uniform(0, STEEPEST[shape]), spec.num_embeddings)
     order, dim = rank_by_frequency(spec), spec.embedding_dim
 

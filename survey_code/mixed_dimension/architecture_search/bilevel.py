@@ -21,16 +21,14 @@ def choice_gradient(
     order: int = 1,
     radius: float = 0.01,
 ) -> list[Tensor]:
-    r"""Gradient of the validation loss with respect to the choices.
+    r"""Gradient of the validation loss with respect to the choices, one for each.
 
     The first order takes the weights as they are.  The second order asks how the
     weights would follow, by one step of gradient descent
 
     .. math:: w' = w - \xi \nabla_w L_{train}(w, \alpha),
 
-    and takes the derivative of :math:`L_{valid}(w'(\alpha), \alpha)`.  Its second
-    term, a matrix of second derivatives times a vector, is a difference quotient of
-    two gradients.
+    and takes the derivative of :math:`L_{valid}(w'(\alpha), \alpha)`.
 
     Parameters
     ----------
@@ -44,12 +42,7 @@ def choice_gradient(
         The step's length :math:`\xi`.
     order : {1, 2}
     radius : float, default 0.01
-        Length of the move of the weights in the difference quotient.
-
-    Returns
-    -------
-    list of Tensor
-        One gradient for each of the choices.
+        Length of the move of the weights in `mixed_term`.
 
     Notes
     -----
@@ -59,20 +52,36 @@ def choice_gradient(
         return dense_gradients(valid_loss(), choices)
     chosen = {id(choice) for choice in choices}
     weights = [w for w in weights if id(w) not in chosen and w.requires_grad]
-    before = [w.detach().clone() for w in weights]
-    step = dense_gradients(train_loss(), weights)
-    move(weights, before, step, -rate)
+    start = [w.detach().clone() for w in weights]
+    move_weights(weights, start, dense_gradients(train_loss(), weights), -rate)
     found = dense_gradients(valid_loss(), [*choices, *weights])
     outer, inner = found[: len(choices)], found[len(choices) :]
-    length = torch.stack([v.square().sum() for v in inner]).sum().sqrt()
-    small = radius / float(length) if float(length) > 0 else radius
+    mixed = mixed_term(choices, weights, start, inner, train_loss, rate, radius)
+    return [first - second for first, second in zip(outer, mixed)]
+
+
+def mixed_term(
+    choices: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    start: Sequence[Tensor],
+    along: Sequence[Tensor],
+    train_loss: Loss,
+    rate: float,
+    radius: float,
+) -> list[Tensor]:
+    """The training loss's matrix of second derivatives, by choices and weights, times
+    a vector and a rate: the difference quotient of two gradients.
+
+    The weights end where they were at the start.
+    """
+    length = float(torch.stack([v.square().sum() for v in along]).sum().sqrt())
+    small = radius / length if length > 0 else radius
     ends = []
-    for sign in (1, -1):
-        move(weights, before, inner, sign * small)
+    for place in (small, -small):
+        move_weights(weights, start, along, place)
         ends.append(dense_gradients(train_loss(), choices))
-    move(weights, before, inner, 0.0)
-    factor = rate / (2 * small)
-    return [v - factor * (a - b) for v, a, b in zip(outer, *ends)]
+    move_weights(weights, start, along, 0.0)
+    return [rate / (2 * small) * (a - b) for a, b in zip(*ends)]
 
 
 def dense_gradients(loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
@@ -85,7 +94,7 @@ def dense_gradients(loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def move(
+def move_weights(
     weights: Sequence[Tensor],
     before: Sequence[Tensor],
     along: Sequence[Tensor],

@@ -9,16 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding, TrainingStep, draw_normal
+from survey_code.embedding import TrainingStep, as_float32, draw_normal
 from survey_code.layouts import GroupedLayout
-from survey_code.mixed_dimension.architecture_search.autoemb import overhead
+from survey_code.method import Found, Trained
 from survey_code.mixed_dimension.architecture_search.bilevel import step_once
-from survey_code.mixed_dimension.architecture_search.choices import (
-    check_positive,
-    powers_up_to,
+from survey_code.mixed_dimension.architecture_search.mixed import (
+    mix_overhead,
+    require_narrowest,
+    sort_by,
 )
-from survey_code.mixed_dimension.architecture_search.mixed import sort_by
-from survey_code.mixed_dimension.grouped import GroupedEmbedding, as_array
+from survey_code.mixed_dimension.grouped import GroupedEmbedding
+from survey_code.mixed_dimension.search import powers_up_to
+from survey_code.options import Options, found, option
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 
@@ -35,7 +37,21 @@ MEMORY = 5
 GROWN = 0.8
 
 
-class ESAPN(CompressedEmbedding):
+class ESAPNOptions(Options):
+    """Options of `ESAPN`."""
+
+    eager: float = option(
+        0.5, "probability of a wish to grow before the policy has learnt anything",
+        above=0, below=1, tune=(0.5, 0.2),
+    )  # fmt: skip
+    policy_rate: float = option(
+        0.01, "learning rate of the policy, which Adam moves",
+        above=0, tune=(0.01, 0.03),
+    )  # fmt: skip
+    budget: int = found("bytes that the frozen table may take")
+
+
+class ESAPN(Trained[ESAPNOptions]):
     """Each id begins with the narrowest row and may be enlarged (key ``esapn``).
 
     A row of width s is mapped up by a chain of matrices, width by width, to the full
@@ -45,17 +61,6 @@ class ESAPN(CompressedEmbedding):
     Before a batch is learnt from, it is a test that tells each id's loss.  An id has
     to decide when it was read once, twice, four times and so on: to grow, or not.
     By how much its usual loss fell since its last decision is that decision's reward.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    budget : int
-        Bytes that the frozen table may take.
-    policy_rate : float, default 0.01
-        Learning rate of the policy, which Adam moves.
-    eager : float, default 0.5
-        Probability of a wish to grow before the policy has learnt anything.
-    seed : int, default 0
 
     Raises
     ------
@@ -71,27 +76,20 @@ class ESAPN(CompressedEmbedding):
     rows stand in a table of full size while they grow.
     """
 
+    schedule_end = 1.0
     sizes: Tensor
     counts: Tensor
     usual: Tensor
     past: Tensor
 
-    def __init__(
-        self,
-        spec: TableSpec,
-        *,
-        budget: int,
-        policy_rate: float = 0.01,
-        eager: float = 0.5,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, spec: TableSpec, options: ESAPNOptions, seed: int = 0) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
         n, dim = spec.num_embeddings, spec.embedding_dim
-        self.widths = powers_up_to(dim)
-        self.room = int(budget) - overhead(spec)
+        self.widths, extra = powers_up_to(dim), mix_overhead(spec)
+        self.room = options.budget - extra
         if self.room < 4 * n:
             raise ValueError(
-                f"budget must be at least {4 * n + overhead(spec)}, got {budget!r}"
+                f"budget must be at least {4 * n + extra}, got {options.budget!r}"
             )
         self.weight = nn.Parameter(draw_normal((n, dim), spec.init_std, [seed, 0]))
         self.chain = nn.ParameterList(
@@ -100,8 +98,9 @@ class ESAPN(CompressedEmbedding):
                 for low, high in zip(self.widths, self.widths[1:])
             ]
         )
-        self.policy = make_policy(len(self.widths), eager, [seed, 2])
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=policy_rate)
+        self.policy = make_policy(len(self.widths), options.eager, [seed, 2])
+        rate = options.policy_rate
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=rate)
         # Place of each id's width in `widths`; how often it was read; its loss.
         self.register_buffer("sizes", torch.zeros(n, dtype=torch.uint8))
         self.register_buffer("counts", torch.zeros(n))
@@ -114,20 +113,9 @@ class ESAPN(CompressedEmbedding):
         self.last_ids: Tensor | None = None
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        policy_rate: float = 0.01,
-        eager: float = 0.5,
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: ESAPNOptions) -> Found:
         """The budget, up to which rows may grow."""
-        smallest = 4 * spec.num_embeddings + overhead(spec)
-        check_positive(policy_rate=policy_rate)
-        check_chance(eager)
-        budget = spec.require(ratio, smallest=smallest)
-        return {"budget": budget, "policy_rate": policy_rate, "eager": eager}
+        return {"budget": require_narrowest(spec, ratio)}
 
     # -- reading ------------------------------------------------------------
 
@@ -144,9 +132,7 @@ class ESAPN(CompressedEmbedding):
             self.last_ids = ids
         flat = ids.flatten()
         order, counts, back = sort_by(self.sizes[flat].long(), len(self.widths))
-        rows = functional.embedding(
-            flat[order], self.weight, sparse=self.sparse_gradients
-        )
+        rows = functional.embedding(flat[order], self.weight, sparse=self.regime.sparse)
         matrices = self.projections()
         parts = [
             self.widen(own, size, matrices)
@@ -261,25 +247,24 @@ class ESAPN(CompressedEmbedding):
         """The rows by width, and the matrix of each width."""
         sizes = self.sizes.cpu().numpy()
         used, group = np.unique(sizes, return_inverse=True)
-        weight, matrices = as_array(self.weight), self.projections()
+        weight, matrices = as_float32(self.weight), self.projections()
         tables = [weight[group == g, : self.widths[s]] for g, s in enumerate(used)]
         projections = [
-            as_array(matrices[s]) if self.widths[s] < self.embedding_dim else None
+            as_float32(matrices[s]) if self.widths[s] < self.embedding_dim else None
             for s in used
         ]
         return GroupedLayout.from_tables(tables, projections, self.embedding_dim, group)
 
 
-def draw_link(low: int, high: int, seed: Any) -> Tensor:
+def draw_link(low: int, high: int, seed: list[int]) -> Tensor:
     """A matrix (low, high) of orthogonal rows that keeps the spread of entries."""
     drawn = np.random.default_rng(seed).standard_normal((high, low))
     rows = np.linalg.qr(drawn)[0].T * np.sqrt(high / low)
     return torch.from_numpy(np.ascontiguousarray(rows, dtype=np.float32))
 
 
-def make_policy(widths: int, eager: float, seed: Any) -> nn.Sequential:
+def make_policy(widths: int, eager: float, seed: list[int]) -> nn.Sequential:
     """From (popularity, size) to the log-odds of a wish to grow."""
-    check_chance(eager)
     first, last = nn.Linear(1 + widths, HIDDEN), nn.Linear(HIDDEN, 1)
     with torch.no_grad():
         first.weight.copy_(draw_normal((HIDDEN, 1 + widths), 1.0, [*seed, 0]))
@@ -287,9 +272,3 @@ def make_policy(widths: int, eager: float, seed: Any) -> nn.Sequential:
         last.weight.zero_()
         last.bias.fill_(float(np.log(eager / (1 - eager))))
     return nn.Sequential(first, nn.Tanh(), last)
-
-
-def check_chance(eager: Any) -> None:
-    """Raise ValueError unless `eager` is a probability between 0 and 1."""
-    if not isinstance(eager, int | float) or not 0 < eager < 1:
-        raise ValueError(f"eager must be a number between 0 and 1, got {eager!r}")

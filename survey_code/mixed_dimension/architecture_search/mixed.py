@@ -4,48 +4,47 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from survey_code.embedding import CompressedEmbedding, draw_normal
+from survey_code.layouts.grouped import grouped_bytes
+from survey_code.mixed_dimension.search import fields_of, powers_up_to
 from survey_code.spec import TableSpec
 
 
 class MixedWidths(CompressedEmbedding):
     """Candidates of several widths for every id, mixed with weights.
 
-    Each candidate vector is mapped to the full dimension by a matrix of its group
-    and normalised over the batch, so that no width wins by its scale alone.
+    The widths are 1, 2, 4 ... up to the full one.  Each candidate vector is mapped to
+    the full dimension by a matrix of its field and normalised over the batch, so that
+    no width wins by its scale alone.
 
     Parameters
     ----------
     spec : TableSpec
-    widths : tuple of int
-    group : ndarray of int64, shape (num_embeddings,)
-        Which matrices an id uses.
-    seed : int, default 0
+    seed : int
     """
 
     group: Tensor
     owner: Tensor
 
-    def __init__(
-        self, spec: TableSpec, widths: tuple[int, ...], group: np.ndarray, seed: int = 0
-    ) -> None:
+    def __init__(self, spec: TableSpec, seed: int) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
-        self.widths, self.groups = widths, int(group.max()) + 1
-        self.register_buffer("group", torch.from_numpy(group), persistent=False)
+        self.widths = powers_up_to(spec.embedding_dim)
+        self.groups = len(spec.field_starts) - 1
+        group = torch.from_numpy(fields_of(spec))
+        self.register_buffer("group", group, persistent=False)
         # All candidates side by side in one table, one matrix row for each column.
-        columns = sum(widths)
+        columns = sum(self.widths)
         shape = (spec.num_embeddings, columns)
         self.weight = nn.Parameter(draw_normal(shape, spec.init_std, [seed, 0]))
         self.mix = nn.Parameter(
             draw_normal((self.groups, columns, spec.embedding_dim), 1.0, [seed, 1])
         )
-        owner = torch.repeat_interleave(torch.tensor(widths))  # candidate of a column
-        owns = functional.one_hot(owner, len(widths)).to(torch.float32)
+        owner = torch.repeat_interleave(torch.tensor(self.widths))  # of a column
+        owns = functional.one_hot(owner, len(self.widths)).to(torch.float32)
         self.register_buffer("owner", owns, persistent=False)
 
     def weights_of(self, ids: Tensor, group: Tensor) -> Tensor:
@@ -97,3 +96,22 @@ def sort_by(group: Tensor, groups: int) -> tuple[Tensor, list[int], Tensor]:
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
     return order, torch.bincount(group, minlength=groups).tolist(), back
+
+
+def require_narrowest(spec: TableSpec, ratio: float) -> int:
+    """The budget of a ratio, if it holds a number for every id beside `mix_overhead`.
+
+    Raises
+    ------
+    OutOfReach
+        If it does not.
+    """
+    return spec.require(ratio, smallest=4 * spec.num_embeddings + mix_overhead(spec))
+
+
+def mix_overhead(spec: TableSpec) -> int:
+    """Bytes besides the numbers, remap included, if rows of every width are in use."""
+    widths, rows = powers_up_to(spec.embedding_dim), spec.num_embeddings
+    counts = [rows, *[0] * (len(widths) - 1)]
+    total = grouped_bytes(counts, widths, spec.embedding_dim, ranges=False)
+    return total - 4 * rows * widths[0]

@@ -9,30 +9,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import (
-    CompressedEmbedding,
-    TrainingStep,
-    check_range,
-    draw_normal,
-)
+from survey_code.checks import check_range
+from survey_code.embedding import CompressedEmbedding, TrainingStep, draw_normal
+from survey_code.method import Found, Judge, Searched
 from survey_code.mixed_dimension.architecture_search.bilevel import step_once
-from survey_code.mixed_dimension.architecture_search.choices import (
-    WARM_UP,
-    check_positive,
-    choose_within,
-    rank_by_frequency,
-    search_epochs,
-)
-from survey_code.mixed_dimension.architecture_search.prefix import (
+from survey_code.mixed_dimension.prefix import (
+    LengthOptions,
     PrefixEmbedding,
     prefix_overhead,
 )
+from survey_code.mixed_dimension.search import WARM_UP, choose_within, rank_by_frequency
+from survey_code.options import option
 from survey_code.spec import TableSpec
-
-SIZES = ("multi", "single")
 
 # Architectures that are compared on each validation batch.
 TRIED = 4
+
+
+class NISOptions(LengthOptions):
+    """Options of `NIS`."""
+
+    sizes: str = option(
+        "multi",
+        "whether each column block has a decision of its own, or one is made for all",
+        choices=("multi", "single"),
+    )
+    policy_rate: float = option(
+        0.1, "learning rate of the policy, which Adam moves", above=0, tune=(0.1, 0.03)
+    )
+    price: float = option(
+        0.3, "price of as many bytes too many as the budget has",
+        above=0, tune=(0.3, 0.1),
+    )  # fmt: skip
+    columns: int = option(4, "column blocks", low=1, tune=(4, 16))
 
 
 def cut_blocks(spec: TableSpec, columns: int) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -102,33 +111,24 @@ class BlockSupernet(CompressedEmbedding):
 
     Each step trains the table under one drawn architecture, and moves the policy by
     the rewards of a few more on a validation batch.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    options : dict
-        From `NIS.plan`.
-    seed : int
     """
 
-    def __init__(self, spec: TableSpec, options: dict[str, Any], seed: int) -> None:
+    def __init__(self, spec: TableSpec, options: NISOptions, seed: int) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
-        block, parts = cut_blocks(spec, options["columns"])
+        block, parts = cut_blocks(spec, options.columns)
         self.block: Tensor
         self.kept: Tensor
         self.register_buffer("block", torch.from_numpy(block), persistent=False)
         rows = np.bincount(block)
-        self.candidates = list_candidates(len(rows), parts, options["sizes"])
+        self.candidates = list_candidates(len(rows), parts, options.sizes)
         # Bytes of each candidate: (decisions, candidates).
         self.costs = 4 * np.einsum("kcbd,b->kc", self.candidates, rows)
-        self.room = options["budget"] - overhead(spec, options["columns"])
-        self.price = options["price"]
+        self.room = options.budget - block_overhead(spec, options)
+        self.price = options.price
         shape = (spec.num_embeddings, spec.embedding_dim)
         self.weight = nn.Parameter(draw_normal(shape, spec.init_std, [seed, 0]))
         self.logits = nn.Parameter(torch.zeros(self.costs.shape))
-        self.policy_optimizer = torch.optim.Adam(
-            [self.logits], lr=options["policy_rate"]
-        )
+        self.policy_optimizer = torch.optim.Adam([self.logits], lr=options.policy_rate)
         kept = torch.ones(len(rows), spec.embedding_dim)
         self.register_buffer("kept", kept, persistent=False)
         self.rng = np.random.default_rng([seed, 5])
@@ -140,7 +140,7 @@ class BlockSupernet(CompressedEmbedding):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Rows without the blocks that are not kept."""
-        rows = functional.embedding(ids, self.weight, sparse=self.sparse_gradients)
+        rows = functional.embedding(ids, self.weight, sparse=self.regime.sparse)
         kept = self.kept[self.block[ids]]
         return rows * kept.to(rows.dtype)
 
@@ -185,15 +185,10 @@ class BlockSupernet(CompressedEmbedding):
         return float(self.price * max(0.0, cost / self.room - 1))
 
 
-class NIS(PrefixEmbedding):
+class NIS(PrefixEmbedding, Searched[NISOptions, BlockSupernet]):
     """Blocks of columns for the most frequent ids only (key ``nis``).
 
-    Parameters
-    ----------
-    spec : TableSpec
-    lengths : ndarray of int64, shape (num_embeddings,)
-        What the search found: never longer for a rarer id.
-    seed : int, default 0
+    The length found for a rarer id is never longer.
 
     Notes
     -----
@@ -202,50 +197,23 @@ class NIS(PrefixEmbedding):
     its own columns.
     """
 
-    @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        sizes: str = "multi",
-        columns: int = 4,
-        policy_rate: float = 0.1,
-        price: float = 0.3,
-        search_epochs: int | None = None,
-    ) -> dict[str, Any]:
-        """The budget, and how to search."""
-        if sizes not in SIZES:
-            raise ValueError(f"sizes must be one of {SIZES}, got {sizes!r}")
-        check_range("columns", columns, 1, spec.embedding_dim)
-        check_positive(policy_rate=policy_rate, price=price)
-        block, parts = cut_blocks(spec, columns)
-        first = int((block == 0).sum()) * 4
-        narrowest = len(parts[-1] if sizes == "multi" else parts[0])
-        smallest = first * narrowest + overhead(spec, columns)
-        return {
-            "budget": spec.require(ratio, smallest=smallest),
-            "sizes": sizes,
-            "columns": columns,
-            "policy_rate": policy_rate,
-            "price": price,
-            "search_epochs": search_epochs,
-        }
+    def __init__(self, spec: TableSpec, options: NISOptions, seed: int = 0) -> None:
+        super().__init__(spec, options.lengths, seed)
 
     @classmethod
-    def searching(
-        cls, spec: TableSpec, options: dict[str, Any], seed: int
-    ) -> BlockSupernet:
-        """The table of blocks with its policy."""
-        return BlockSupernet(spec, options, seed)
+    def plan(cls, spec: TableSpec, ratio: float, options: NISOptions) -> Found:
+        """The budget, which must hold the smallest block."""
+        check_range("columns", options.columns, 1, spec.embedding_dim)
+        block, parts = cut_blocks(spec, options.columns)
+        width = len(parts[-1] if options.sizes == "multi" else parts[0])
+        smallest = 4 * int((block == 0).sum()) * width + block_overhead(spec, options)
+        return {"budget": spec.require(ratio, smallest=smallest)}
 
     @classmethod
-    def search(
-        cls, task: Any, spec: TableSpec, options: dict[str, Any], seed: int
-    ) -> dict[str, Any]:
+    def settle(
+        cls, table: BlockSupernet, judge: Judge, spec: TableSpec, options: NISOptions
+    ) -> Found:
         """The most probable architecture that fits the budget."""
-        table = cls.searching(spec, options, seed)
-        task.train(table, **search_epochs(task, options["search_epochs"]))
         scores = table.logits.detach().log_softmax(1).cpu().numpy()
         table.keep(choose_within(scores, table.costs, table.room))
         # The kept columns of a row can be any: which ones makes no difference.
@@ -253,8 +221,8 @@ class NIS(PrefixEmbedding):
         return {"lengths": widths[table.block.cpu().numpy()]}
 
 
-def overhead(spec: TableSpec, columns: int) -> int:
+def block_overhead(spec: TableSpec, options: NISOptions) -> int:
     """Bytes besides the numbers, at most: there are as many lengths as column blocks,
     and 0.
     """
-    return prefix_overhead(spec, columns + 1)
+    return prefix_overhead(spec, options.columns + 1)

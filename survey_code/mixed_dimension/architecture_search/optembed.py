@@ -10,14 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import check_range
-from survey_code.mixed_dimension.architecture_search.choices import (
-    Jury,
-    check_positive,
-    fields_of,
-    search_epochs,
-)
-from survey_code.mixed_dimension.architecture_search.prefix import (
+from survey_code.method import Found, Judge, Searched
+from survey_code.mixed_dimension.prefix import (
+    LengthOptions,
     PrefixEmbedding,
     PrefixSupernet,
     cut_to_budget,
@@ -25,6 +20,8 @@ from survey_code.mixed_dimension.architecture_search.prefix import (
     prefix_overhead,
     smallest_prefix,
 )
+from survey_code.mixed_dimension.search import fields_of
+from survey_code.options import option
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 
@@ -62,51 +59,47 @@ def estimate_slope(x: Tensor) -> Tensor:
     return torch.where(size <= 0.4, 2 - 4 * size, tail)
 
 
+class OptEmbedOptions(LengthOptions):
+    """Options of `OptEmbed`."""
+
+    generations: int = option(8, "generations of widths", low=0, high=10_000)
+    population: int = option(12, "lists of widths at a time", low=2, high=10_000)
+    # Without it the rows of rare ids stay as long as they were drawn, and no
+    # threshold finds them.
+    decay: float = option(
+        1e-4, "weight decay of the searching table", low=0, tune=(1e-4, 0.0, 1e-5)
+    )
+    pull: float = option(
+        1e-3, "factor of the penalty that raises the thresholds",
+        above=0, tune=(1e-3, 1e-4),
+    )  # fmt: skip
+    threshold_rate: float = option(
+        0.1, "learning rate of the thresholds, over that of the table", above=0
+    )
+
+
 class MaskedSupernet(PrefixSupernet):
     """A full table with a threshold for each field and a random width each time.
 
     In training, each field of each read has a random width; a row whose entries
     add up, in absolute value, to less than its field's threshold is read as zeros.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    pull : float
-        Factor of the penalty, the sum of exp(-threshold) over the fields.
-    threshold_rate : float
-        Learning rate of the thresholds, over that of the table.
-    decay : float
-        Weight decay of the whole table.  Without it the rows of rare ids stay as
-        long as they were drawn, and no threshold finds them.
-    seed : int
     """
 
     field: Tensor
 
-    def __init__(
-        self,
-        spec: TableSpec,
-        pull: float,
-        threshold_rate: float,
-        decay: float,
-        seed: int,
-    ) -> None:
+    def __init__(self, spec: TableSpec, options: OptEmbedOptions, seed: int) -> None:
         super().__init__(spec, seed)
         field = torch.from_numpy(fields_of(spec))
         self.register_buffer("field", field, persistent=False)
-        self.pull, self.threshold_rate, self.decay = pull, threshold_rate, decay
+        self.options, self.seed = options, seed
         self.thresholds = nn.Parameter(torch.zeros(len(spec.field_starts) - 1))
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The table, and the slower thresholds."""
-        slow = learning_rate * self.threshold_rate
+        slow, decay = self.options.threshold_rate, self.options.decay
         return [
-            {
-                "params": [self.weight],
-                "lr": learning_rate,
-                "weight_decay": self.decay,
-            },
-            {"params": [self.thresholds], "lr": slow},
+            {"params": [self.weight], "lr": learning_rate, "weight_decay": decay},
+            {"params": [self.thresholds], "lr": learning_rate * slow},
         ]
 
     def margin(self, rows: Tensor, ids: Tensor) -> Tensor:
@@ -125,7 +118,7 @@ class MaskedSupernet(PrefixSupernet):
 
     def penalty(self) -> Tensor:
         """What raises the thresholds."""
-        return self.pull * torch.exp(-self.thresholds).sum()
+        return self.options.pull * torch.exp(-self.thresholds).sum()
 
     @torch.no_grad()
     def all_margins(self) -> np.ndarray:
@@ -134,15 +127,10 @@ class MaskedSupernet(PrefixSupernet):
         return self.margin(self.weight, ids).cpu().numpy()
 
 
-class OptEmbed(PrefixEmbedding):
+class OptEmbed(PrefixEmbedding, Searched[OptEmbedOptions, MaskedSupernet]):
     """Each field its width, and only rows worth a place (key ``optembed``).
 
-    Parameters
-    ----------
-    spec : TableSpec
-    lengths : ndarray of int64, shape (num_embeddings,)
-        What the search found: the field's width, or 0 for a dropped row.
-    seed : int, default 0
+    The length found for an id is its field's width, or 0 for a dropped row.
 
     Notes
     -----
@@ -153,75 +141,43 @@ class OptEmbed(PrefixEmbedding):
     much, more rows are dropped, those of the smallest margins.
     """
 
-    @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        generations: int = 8,
-        population: int = 12,
-        pull: float = 1e-3,
-        threshold_rate: float = 0.1,
-        decay: float = 1e-4,
-        search_epochs: int | None = None,
-    ) -> dict[str, Any]:
-        """The budget, and how long to evolve."""
-        check_range("generations", generations, 0, 10_000)
-        check_range("population", population, 2, 10_000)
-        check_positive(pull=pull, threshold_rate=threshold_rate)
-        budget = spec.require(ratio, smallest=smallest_prefix(spec))
-        return {
-            "budget": budget,
-            "generations": generations,
-            "population": population,
-            "pull": pull,
-            "threshold_rate": threshold_rate,
-            "decay": decay,
-            "search_epochs": search_epochs,
-        }
+    def __init__(
+        self, spec: TableSpec, options: OptEmbedOptions, seed: int = 0
+    ) -> None:
+        super().__init__(spec, options.lengths, seed)
 
     @classmethod
-    def searching(
-        cls, spec: TableSpec, options: dict[str, Any], seed: int
-    ) -> MaskedSupernet:
-        """The table with thresholds and random widths."""
-        return MaskedSupernet(
-            spec,
-            options["pull"],
-            options["threshold_rate"],
-            options["decay"],
-            seed,
-        )
+    def plan(cls, spec: TableSpec, ratio: float, options: OptEmbedOptions) -> Found:
+        """The budget, which must hold a number."""
+        return {"budget": spec.require(ratio, smallest=smallest_prefix(spec))}
 
     @classmethod
-    def search(
-        cls, task: Any, spec: TableSpec, options: dict[str, Any], seed: int
-    ) -> dict[str, Any]:
-        """Train the supernet, then evolve widths by their validation metric in it."""
-        table = cls.searching(spec, options, seed)
-        network = task.train(table, **search_epochs(task, options["search_epochs"]))
-        jury, margins = Jury(task, network), table.all_margins()
+    def settle(
+        cls, table: MaskedSupernet, judge: Judge, spec: TableSpec,
+        options: OptEmbedOptions,
+    ) -> Found:  # fmt: skip
+        """Evolve widths by their validation metric in the supernet."""
+        margins = table.all_margins()
 
         def lengths_of(widths: np.ndarray) -> np.ndarray:
-            return lengths_within(widths, margins, spec, options["budget"])
+            return scale_lengths(widths, margins, spec, options.budget)
 
         def quality(widths: np.ndarray) -> float:
             table.set_lengths(lengths_of(widths))
-            return jury.metric()
+            return judge.metric()
 
         best, _ = evolve(
             quality,
             len(spec.field_starts) - 1,
             spec.embedding_dim,
-            generations=options["generations"],
-            population=options["population"],
-            seed=seed,
+            generations=options.generations,
+            population=options.population,
+            seed=table.seed,
         )
         return {"lengths": lengths_of(best)}
 
 
-def lengths_within(
+def scale_lengths(
     widths: np.ndarray, margins: np.ndarray, spec: TableSpec, budget: int
 ) -> np.ndarray:
     """Lengths of all rows: the widths in proportion, scaled until they fit.
@@ -321,15 +277,24 @@ def evolve(
         order = largest_first(np.array(marks))[:parents]
         pool, marks = [pool[k] for k in order], [marks[k] for k in order]
         while len(pool) < population:
-            one, other = (pool[k] for k in rng.integers(parents, size=2))
-            if len(pool) % 2:
-                child = np.where(rng.random(genes) < 0.5, one, other)
-            else:
-                changed = rng.random(genes) < mutation
-                changed[rng.integers(genes)] = True
-                drawn = rng.integers(1, highest + 1, size=genes)
-                child = np.where(changed, drawn, one)  # a copy: the parent lives on
-            pool.append(child)
-            marks.append(quality(child))
+            mix = len(pool) % 2 == 1
+            pool.append(breed(pool[:parents], mix, highest, mutation, rng))
+            marks.append(quality(pool[-1]))
         history.append(max(marks))
     return pool[int(np.argmax(marks))], history
+
+
+def breed(
+    parents: list[np.ndarray],
+    mix: bool,
+    highest: int,
+    mutation: float,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """A child of two parents, or a copy of one with some genes drawn anew."""
+    one, other = (parents[k] for k in rng.integers(len(parents), size=2))
+    if mix:
+        return np.where(rng.random(len(one)) < 0.5, one, other)
+    changed = rng.random(len(one)) < mutation
+    changed[rng.integers(len(one))] = True
+    return np.where(changed, rng.integers(1, highest + 1, size=len(one)), one)

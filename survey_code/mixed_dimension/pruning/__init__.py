@@ -6,65 +6,46 @@ tails of rows (AMTL), whole rows (OptFS).
 """
 
 from survey_code.mixed_dimension.pruning.amtl import (
-    AMTL,
-    TwinMasks,
-    choose_hard,
-    lengths_within,
-    prefix_of,
+    AMTL as AMTL,
+    AMTLOptions as AMTLOptions,
+    TwinMasks as TwinMasks,
+    choose_hard as choose_hard,
+    keep_likeliest as keep_likeliest,
+    prefix_of as prefix_of,
 )
 from survey_code.mixed_dimension.pruning.deeplight import (
-    DeepLight,
-    rescale_constant,
-    scheduled_sparsity,
+    DeepLight as DeepLight,
+    DeepLightOptions as DeepLightOptions,
+    rescale_constant as rescale_constant,
+    scheduled_sparsity as scheduled_sparsity,
 )
-from survey_code.mixed_dimension.pruning.magnitude import MagnitudePruning
+from survey_code.mixed_dimension.pruning.magnitude import (
+    MagnitudeOptions as MagnitudeOptions,
+    MagnitudePruning as MagnitudePruning,
+)
 from survey_code.mixed_dimension.pruning.optfs import (
-    GatedRows,
-    OptFS,
-    open_gates,
+    GatedRows as GatedRows,
+    OptFS as OptFS,
+    OptFSOptions as OptFSOptions,
+    open_gates as open_gates,
 )
 from survey_code.mixed_dimension.pruning.pep import (
-    PEP,
-    ThresholdTable,
-    soft_threshold,
+    PEP as PEP,
+    PEPOptions as PEPOptions,
+    ThresholdTable as ThresholdTable,
+    soft_threshold as soft_threshold,
 )
 from survey_code.mixed_dimension.pruning.sseds import (
-    SSEDS,
-    GatedColumns,
-    column_saliencies,
-    widths_within,
+    SSEDS as SSEDS,
+    GatedColumns as GatedColumns,
+    SSEDSOptions as SSEDSOptions,
+    column_saliencies as column_saliencies,
+    widths_within as widths_within,
 )
 from survey_code.mixed_dimension.pruning.tickets import (
-    PrefixTicket,
-    TicketEmbedding,
-    draw_original,
-    keep_largest,
-    plan_entries,
+    PrefixTicket as PrefixTicket,
+    TicketEmbedding as TicketEmbedding,
+    draw_original as draw_original,
+    keep_largest as keep_largest,
+    plan_entries as plan_entries,
 )
-
-__all__ = [
-    "AMTL",
-    "PEP",
-    "SSEDS",
-    "DeepLight",
-    "GatedColumns",
-    "GatedRows",
-    "MagnitudePruning",
-    "OptFS",
-    "PrefixTicket",
-    "ThresholdTable",
-    "TicketEmbedding",
-    "TwinMasks",
-    "choose_hard",
-    "column_saliencies",
-    "draw_original",
-    "keep_largest",
-    "lengths_within",
-    "open_gates",
-    "plan_entries",
-    "prefix_of",
-    "rescale_constant",
-    "scheduled_sparsity",
-    "soft_threshold",
-    "widths_within",
-]

@@ -9,44 +9,46 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding, check_range, draw_normal
+from survey_code.embedding import CompressedEmbedding, as_float32, draw_normal
 from survey_code.layouts import RaggedLayout
 from survey_code.layouts.ragged import ragged_bytes
-from survey_code.mixed_dimension.architecture_search.choices import (
-    check_positive,
-    search_epochs,
+from survey_code.method import Found, Judge, Searched
+from survey_code.mixed_dimension.pruning.tickets import (
+    PrefixTicket,
+    TicketOptions,
+    draw_original,
 )
-from survey_code.mixed_dimension.grouped import as_array
-from survey_code.mixed_dimension.pruning.tickets import PrefixTicket, draw_original
+from survey_code.options import option
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 
 
-class TwinMasks(CompressedEmbedding):
-    """A full table behind prefix masks that two networks choose.
+class AMTLOptions(TicketOptions):
+    """Options of `AMTL`."""
 
-    Parameters
-    ----------
-    spec : TableSpec
-    hidden : int
-        Units of each network's hidden layer.
-    rate : float
-        Learning rate of the networks.
-    price : float
-        Factor of the penalty, the mean length of all rows over the full length.
-    seed : int
-    """
+    hidden: int = option(16, "units of each network's hidden layer", low=1, high=4096)
+    price: float = option(
+        0.01,
+        "factor of the penalty, the mean length over the full one",
+        low=0, tune=(0.01, 0.1),
+    )  # fmt: skip
+    twin_rate: float = option(
+        0.002, "learning rate of the two networks", above=0, tune=(0.002, 0.01)
+    )
+
+
+class TwinMasks(CompressedEmbedding):
+    """A full table behind prefix masks that two networks choose."""
 
     level: Tensor
     share: Tensor
     frequency: Tensor
 
-    def __init__(
-        self, spec: TableSpec, hidden: int, rate: float, price: float, seed: int
-    ) -> None:
+    def __init__(self, spec: TableSpec, options: AMTLOptions, seed: int) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
         self.weight = nn.Parameter(draw_original(spec, seed))
-        self.rate, self.price, self.temperature = rate, price, 1.0
+        self.rate, self.price = options.twin_rate, options.price
+        self.temperature = 1.0
         # Ids of one count share a mask: the networks see nothing else.
         counts, level, rows = np.unique(
             spec.train_counts, return_inverse=True, return_counts=True
@@ -61,8 +63,8 @@ class TwinMasks(CompressedEmbedding):
         ):
             self.register_buffer(name, torch.from_numpy(value), persistent=False)
         # Both networks side by side; the second layer starts at "full length".
-        self.first = nn.Parameter(draw_normal((2, 2, hidden), 1.0, [seed, 1]))
-        last = torch.zeros(2, hidden + 1, spec.embedding_dim + 1)
+        self.first = nn.Parameter(draw_normal((2, 2, options.hidden), 1.0, [seed, 1]))
+        last = torch.zeros(2, options.hidden + 1, spec.embedding_dim + 1)
         last[:, -1, -1] = 1.0
         self.last = nn.Parameter(last)
 
@@ -129,18 +131,14 @@ def prefix_of(choice: Tensor) -> Tensor:
     return choice.flip(-1).cumsum(-1).flip(-1)[..., 1:]
 
 
-def lengths_within(
-    scores: np.ndarray, spec: TableSpec, numbers: int, level: Any = None
+def keep_likeliest(
+    scores: np.ndarray, spec: TableSpec, numbers: int, level: np.ndarray | None = None
 ) -> np.ndarray:
     r"""Lengths that keep the entries most likely to be kept.
 
     The soft mask of entry j of an id is :math:`P(\text{length} > j)`, which falls
     along the row: the entries of the largest soft masks in the whole table make
     prefixes.  Of equal ones the first of a row comes first, then the frequent ids'.
-
-    The most probable lengths whose sum fits would be another rule, and a bad one: as
-    long as two lengths, none and all, stand out of a flat distribution, it gives each
-    id one of these two.
 
     Parameters
     ----------
@@ -164,31 +162,16 @@ def lengths_within(
     Examples
     --------
     >>> spec = TableSpec(2, 2, [0, 2], [9, 1])
-    >>> lengths_within(np.log([[0.1, 0.2, 0.7], [0.5, 0.4, 0.1]]), spec, 3).tolist()
+    >>> keep_likeliest(np.log([[0.1, 0.2, 0.7], [0.5, 0.4, 0.1]]), spec, 3).tolist()
     [2, 1]
     """
-    n, dim = spec.num_embeddings, spec.embedding_dim
-    row = np.arange(n) if level is None else np.asarray(level)
-    wanted = (int(row.max()) + 1, dim + 1)
-    if scores.shape != wanted or not np.isfinite(scores).all():
-        raise ValueError(
-            f"scores must be finite, of shape {wanted}, got {scores.dtype} of shape "
-            f"{scores.shape}"
-        )
+    row = np.arange(spec.num_embeddings) if level is None else level
+    order, dim = order_entries(scores, spec, row), spec.embedding_dim
     if numbers < 0:
         raise ValueError(f"numbers must be from 0 up, got {numbers}")
-    # log P(length <= j), which tells apart what is almost surely kept.
-    below = np.logaddexp.accumulate(scores, axis=1)
-    below = below[:, :-1] - below[:, -1:]
-    counts = np.zeros(len(scores), np.int64)
-    np.maximum.at(counts, row, spec.train_counts)
-    entry, by_count = np.arange(dim)[None], -counts[:, None]
-    keys = [np.broadcast_to(k, below.shape).ravel() for k in (by_count, entry, below)]
-    order = np.lexsort(keys)
     ids = np.bincount(row)
-    paid = np.cumsum(ids[order // dim]) <= numbers
     # Costs are positive: what is paid for is the beginning of the order.
-    taken = order[paid]
+    taken = order[np.cumsum(ids[order // dim]) <= numbers]
     lengths: np.ndarray = np.bincount(taken // dim, minlength=len(ids))[row]
     if len(taken) < len(order):  # the next entry, for some ids of its level
         some = np.flatnonzero(row == order[len(taken)] // dim)
@@ -197,17 +180,31 @@ def lengths_within(
     return lengths
 
 
-class AMTL(PrefixTicket):
-    """Rows as long as their frequency deserves (key ``amtl``).
+def order_entries(scores: np.ndarray, spec: TableSpec, row: np.ndarray) -> np.ndarray:
+    """Places of all entries, (levels * d,), those of the largest soft masks first.
 
-    Parameters
-    ----------
-    spec : TableSpec
-    lengths : ndarray of integers, shape (num_embeddings,)
-        What the search found.
-    rewind : bool, default True
-        Begin with the entries with which the search began.
-    seed : int, default 0
+    The most probable lengths of all whose sum fits would be another rule, and a bad
+    one: as long as two lengths, none and all, stand out of a flat distribution, it
+    gives each id one of these two.
+    """
+    wanted = (int(row.max()) + 1, spec.embedding_dim + 1)
+    if scores.shape != wanted or not np.isfinite(scores).all():
+        raise ValueError(
+            f"scores must be finite, of shape {wanted}, got {scores.dtype} of shape "
+            f"{scores.shape}"
+        )
+    # log P(length <= j), which tells apart what is almost surely kept.
+    below = np.logaddexp.accumulate(scores, axis=1)
+    below = below[:, :-1] - below[:, -1:]
+    counts = np.zeros(len(scores), np.int64)
+    np.maximum.at(counts, row, spec.train_counts)
+    entry, by_count = np.arange(spec.embedding_dim)[None], -counts[:, None]
+    keys = [np.broadcast_to(k, below.shape).ravel() for k in (by_count, entry, below)]
+    return np.lexsort(keys)
+
+
+class AMTL(PrefixTicket, Searched[AMTLOptions, TwinMasks]):
+    """Rows as long as their frequency deserves (key ``amtl``).
 
     Notes
     -----
@@ -217,60 +214,26 @@ class AMTL(PrefixTicket):
     soft masks are the largest, and a retraining.
     """
 
-    @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        hidden: int = 16,
-        twin_rate: float = 0.002,
-        price: float = 0.01,
-        rewind: bool = True,
-        search_epochs: int | None = None,
-    ) -> dict[str, Any]:
-        """The budget, and how to search."""
-        check_range("hidden", hidden, 1, 4096)
-        check_positive(twin_rate=twin_rate)
-        if not (isinstance(price, int | float) and 0 <= price < float("inf")):
-            raise ValueError(f"price must be a number from 0 up, got {price!r}")
-        rows, dim = spec.num_embeddings, spec.embedding_dim
-        return {
-            "budget": spec.require(ratio, smallest=ragged_bytes(1, rows, dim)),
-            "hidden": hidden,
-            "twin_rate": twin_rate,
-            "price": price,
-            "rewind": rewind,
-            "search_epochs": search_epochs,
-        }
+    def __init__(self, spec: TableSpec, options: AMTLOptions, seed: int = 0) -> None:
+        super().__init__(spec, options.lengths, options.rewind, seed)
 
     @classmethod
-    def searching(
-        cls, spec: TableSpec, options: dict[str, Any], seed: int
-    ) -> TwinMasks:
-        """The table behind masks."""
-        return TwinMasks(
-            spec, options["hidden"], options["twin_rate"], options["price"], seed
-        )
+    def plan(cls, spec: TableSpec, ratio: float, options: AMTLOptions) -> Found:
+        """The budget, which must hold a number."""
+        smallest = ragged_bytes(1, spec.num_embeddings, spec.embedding_dim)
+        return {"budget": spec.require(ratio, smallest=smallest)}
 
     @classmethod
     @torch.no_grad()
-    def choose(cls, table: TwinMasks, spec: TableSpec, budget: int) -> np.ndarray:
+    def settle(
+        cls, table: TwinMasks, judge: Judge, spec: TableSpec, options: AMTLOptions
+    ) -> Found:
         """The lengths that keep the largest soft masks."""
         scores = table.logits().log_softmax(1).double().cpu().numpy()
         overhead = ragged_bytes(0, spec.num_embeddings, spec.embedding_dim)
+        numbers = (options.budget - overhead) // 4
         level = table.level.cpu().numpy()
-        return lengths_within(scores, spec, (budget - overhead) // 4, level)
-
-    @classmethod
-    def search(
-        cls, task: Any, spec: TableSpec, options: dict[str, Any], seed: int
-    ) -> dict[str, Any]:
-        """Train table and masks together."""
-        table = cls.searching(spec, options, seed)
-        task.train(table, **search_epochs(task, options["search_epochs"]))
-        lengths = cls.choose(table, spec, options["budget"])
-        return {"lengths": lengths, "rewind": options["rewind"]}
+        return {"lengths": keep_likeliest(scores, spec, numbers, level)}
 
     def freeze(self) -> RaggedLayout:  # type: ignore[override]
         """The rows one after another, and their lengths."""
@@ -279,5 +242,5 @@ class AMTL(PrefixTicket):
         group, _ = self.locate(torch.arange(self.num_embeddings))
         groups = group.cpu().numpy()
         for g, table in enumerate(self.tables):
-            full[groups == g, : table.shape[1]] = as_array(table)
+            full[groups == g, : table.shape[1]] = as_float32(table)
         return RaggedLayout.from_dense(full, np.array(self.widths)[groups])

@@ -9,20 +9,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding, TrainingStep, check_range
+from survey_code.checks import check_range
+from survey_code.embedding import TrainingStep
 from survey_code.layouts import SparseLayout
-from survey_code.layouts.sparse import check_format
+from survey_code.layouts.sparse import FORMATS
+from survey_code.method import Found, Trained
 from survey_code.mixed_dimension.pruning.tickets import (
-    check_decay,
     draw_original,
     keep_largest,
     plan_entries,
 )
+from survey_code.options import Options, found, option
 from survey_code.spec import TableSpec
 
 DAMPING = 0.99
 # Share of the target that a rescaled schedule reaches; the rest is cut at its end.
-REACH = 0.999
+DONE = 0.999
 
 
 def scheduled_sparsity(step: float, target: float, constant: float = 100.0) -> float:
@@ -52,30 +54,34 @@ def rescale_constant(steps: float) -> float:
     >>> round(rescale_constant(68_732), 2)
     100.0
     """
-    return steps * math.log(DAMPING) / math.log(1 - REACH)
+    return steps * math.log(DAMPING) / math.log(1 - DONE)
 
 
-class DeepLight(CompressedEmbedding):
+class DeepLightOptions(Options):
+    """Options of `DeepLight`."""
+
+    every: int = option(10, "steps from one pruning to the next", low=1)
+    warm: float = option(
+        0.1, "progress of training, 0 to 1, at which pruning begins", low=0, below=1
+    )
+    # Without it the rows of rare ids stay as large as they were drawn, and no pruning
+    # by size finds them.
+    decay: float = option(
+        1e-5, "weight decay of the table", low=0, below=1, tune=(1e-5, 1e-6, 1e-4)
+    )
+    end: float = option(
+        0.6,
+        "progress of training at which the target is reached",
+        above=0, high=1, tune=(0.6, 0.3),
+    )  # fmt: skip
+    format: str = option("float32", "of the stored values", choices=FORMATS)
+    keep: int = found("entries that are not zero at the end", low=0)
+
+
+class DeepLight(Trained[DeepLightOptions]):
     """A table whose smallest entries are zeroed while it learns (``deeplight``).
 
     Zeroed entries keep their gradients: one that grows back in time stays.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    keep : int
-        Entries that are not zero at the end.
-    format : {"float32", "float16"}
-        Of the stored values.
-    every : int, default 10
-        Steps from one pruning to the next.
-    warm, end : float
-        Progress of training, 0 to 1, at which pruning begins, and at which the
-        target is reached.
-    decay : float, default 1e-5
-        Weight decay of the whole table.  Without it the rows of rare ids stay as
-        large as they were drawn, and no pruning by size finds them.
-    seed : int, default 0
 
     Notes
     -----
@@ -85,51 +91,25 @@ class DeepLight(CompressedEmbedding):
     """
 
     def __init__(
-        self,
-        spec: TableSpec,
-        *,
-        keep: int,
-        format: str = "float32",
-        every: int = 10,
-        warm: float = 0.1,
-        end: float = 0.6,
-        decay: float = 1e-5,
-        seed: int = 0,
+        self, spec: TableSpec, options: DeepLightOptions, seed: int = 0
     ) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
         self.weight = nn.Parameter(draw_original(spec, seed))
-        check_range("keep", keep, 0, self.weight.numel())
-        check_range("every", every, 1, 2**31 - 1)
-        check_format(format)
-        if not 0 <= warm < end <= 1:
-            raise ValueError(f"need 0 <= warm < end <= 1, got {warm!r} and {end!r}")
-        check_decay(decay)
-        self.keep, self.format, self.every, self.decay = keep, format, every, decay
-        self.warm, self.schedule_end = warm, end
+        check_range("keep", options.keep, 0, self.weight.numel())
+        if options.warm >= options.end:
+            raise ValueError(
+                f"warm must be below end, got {options.warm} and {options.end}"
+            )
+        self.keep, self.format = options.keep, options.format
+        self.every, self.decay = options.every, options.decay
+        self.warm, self.schedule_end = options.warm, options.end
         self.progress, self.steps = 0.0, 0
         self.deployed: tuple[tuple[int, int], Tensor] | None = None
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        format: str = "float32",
-        every: int = 10,
-        warm: float = 0.1,
-        end: float = 0.6,
-        decay: float = 1e-5,
-    ) -> dict[str, Any]:
-        """As many entries as the budget pays for, and when to prune."""
-        return {
-            "keep": plan_entries(spec, ratio, format),
-            "format": format,
-            "every": every,
-            "warm": warm,
-            "end": end,
-            "decay": decay,
-        }
+    def plan(cls, spec: TableSpec, ratio: float, options: DeepLightOptions) -> Found:
+        """As many entries as the budget pays for."""
+        return {"keep": plan_entries(spec, ratio, options.format)}
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The table, with its decay."""
@@ -168,7 +148,7 @@ class DeepLight(CompressedEmbedding):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Rows as they are; in eval mode, what would be deployed now."""
-        rows = functional.embedding(ids, self.weight, sparse=self.sparse_gradients)
+        rows = functional.embedding(ids, self.weight, sparse=self.regime.sparse)
         if self.training:
             self.deployed = None
             return rows

@@ -10,57 +10,48 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from survey_code.embedding import CompressedEmbedding
-from survey_code.mixed_dimension.architecture_search.choices import (
-    check_positive,
-    search_epochs,
+from survey_code.method import Found, Judge, Searched
+from survey_code.mixed_dimension.prefix import cut_to_budget, smallest_prefix
+from survey_code.mixed_dimension.pruning.tickets import (
+    PrefixTicket,
+    TicketOptions,
+    draw_original,
 )
-from survey_code.mixed_dimension.architecture_search.prefix import (
-    cut_to_budget,
-    smallest_prefix,
-)
-from survey_code.mixed_dimension.pruning.tickets import PrefixTicket, draw_original
+from survey_code.options import option
 from survey_code.spec import TableSpec
 
 
+class OptFSOptions(TicketOptions):
+    """Options of `OptFS`."""
+
+    start: float = option(0.5, "first value of the gates' w", above=0)
+    hardness: float = option(
+        100.0, "what the gates' tau grows to, in equal factors", low=1, high=1e6
+    )
+    price: float = option(
+        1e-4, "factor of the penalty, the sum of all gates", above=0, tune=(1e-4, 1e-5)
+    )
+    travel: float = option(
+        2.0, "how far w may go in the search", above=0, tune=(2.0, 5.0)
+    )
+
+
 class GatedRows(CompressedEmbedding):
-    r"""A full table with a gate for each id: sigmoid(tau w) / sigmoid(w_0).
+    r"""A full table with a gate for each id: sigmoid(tau w) / sigmoid(w_0)."""
 
-    Parameters
-    ----------
-    spec : TableSpec
-    start : float
-        First value of w.
-    hardness : float
-        What tau grows to, in equal factors.
-    travel : float
-        How far w may go in the search.
-    price : float
-        Factor of the penalty, the sum of all gates.
-    seed : int
-    """
-
-    def __init__(
-        self,
-        spec: TableSpec,
-        start: float,
-        hardness: float,
-        travel: float,
-        price: float,
-        seed: int,
-    ) -> None:
+    def __init__(self, spec: TableSpec, options: OptFSOptions, seed: int) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
         self.weight = nn.Parameter(draw_original(spec, seed))
-        self.gates = nn.Parameter(torch.full((spec.num_embeddings, 1), start))
-        self.start, self.hardness = start, hardness
-        self.travel, self.price = travel, price
-        self.steps = 1000  # of the search, which sets it
+        self.gates = nn.Parameter(torch.full((spec.num_embeddings, 1), options.start))
+        self.start, self.hardness = options.start, options.hardness
+        self.travel, self.price = options.travel, options.price
         self.tau = 1.0
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Table and gates; with Adam, w moves by up to one rate a step."""
         return [
             {"params": [self.weight], "lr": learning_rate},
-            {"params": [self.gates], "lr": self.travel / self.steps},
+            {"params": [self.gates], "lr": self.travel / self.regime.steps},
         ]
 
     def advance(self, progress: float) -> None:
@@ -91,17 +82,8 @@ def open_gates(w: Tensor, tau: float | None, start: float) -> Tensor:
     return soft / scale
 
 
-class OptFS(PrefixTicket):
+class OptFS(PrefixTicket, Searched[OptFSOptions, GatedRows]):
     """Full rows for the ids whose gates stay open, zeros for the others (``optfs``).
-
-    Parameters
-    ----------
-    spec : TableSpec
-    lengths : ndarray of integers, shape (num_embeddings,)
-        What the search found: embedding_dim or 0.
-    rewind : bool, default True
-        Begin with the entries with which the search began.
-    seed : int, default 0
 
     Notes
     -----
@@ -110,61 +92,22 @@ class OptFS(PrefixTicket):
     here the largest w that fit the budget, from the very start.
     """
 
-    @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        start: float = 0.5,
-        hardness: float = 100.0,
-        travel: float = 2.0,
-        price: float = 1e-4,
-        rewind: bool = True,
-        search_epochs: int | None = None,
-    ) -> dict[str, Any]:
-        """The budget, and how to search."""
-        check_positive(start=start, travel=travel, price=price)
-        if not (isinstance(hardness, int | float) and 1 <= hardness <= 1e6):
-            raise ValueError(f"hardness must be from 1 to 1e6, got {hardness!r}")
-        return {
-            "budget": spec.require(ratio, smallest=smallest_row(spec)),
-            "start": float(start),
-            "hardness": float(hardness),
-            "travel": travel,
-            "price": price,
-            "rewind": rewind,
-            "search_epochs": search_epochs,
-        }
+    def __init__(self, spec: TableSpec, options: OptFSOptions, seed: int = 0) -> None:
+        super().__init__(spec, options.lengths, options.rewind, seed)
 
     @classmethod
-    def searching(
-        cls, spec: TableSpec, options: dict[str, Any], seed: int
-    ) -> GatedRows:
-        """The table behind soft gates."""
-        return GatedRows(
-            spec,
-            options["start"],
-            options["hardness"],
-            options["travel"],
-            options["price"],
-            seed,
-        )
+    def plan(cls, spec: TableSpec, ratio: float, options: OptFSOptions) -> Found:
+        """The budget, which must hold a row."""
+        return {"budget": spec.require(ratio, smallest=smallest_row(spec))}
 
     @classmethod
-    def search(
-        cls, task: Any, spec: TableSpec, options: dict[str, Any], seed: int
-    ) -> dict[str, Any]:
-        """Train table and gates together; keep the largest gates that fit."""
-        table = cls.searching(spec, options, seed)
-        epochs = search_epochs(task, options["search_epochs"])
-        objective = task.build_objective(task.trial.settings)
-        table.steps = epochs["epochs"] * objective.steps
-        task.train(table, **epochs)
-        w = table.gates.detach()[:, 0].cpu().numpy()
-        full = np.full(len(w), spec.embedding_dim)
-        lengths = cut_to_budget(full, w, options["budget"], spec.embedding_dim)
-        return {"lengths": lengths, "rewind": options["rewind"]}
+    def settle(
+        cls, table: GatedRows, judge: Judge, spec: TableSpec, options: OptFSOptions
+    ) -> Found:
+        """The largest gates that fit."""
+        w, dim = table.gates.detach()[:, 0].cpu().numpy(), spec.embedding_dim
+        full = np.full(len(w), dim)
+        return {"lengths": cut_to_budget(full, w, options.budget, dim)}
 
 
 def smallest_row(spec: TableSpec) -> int:

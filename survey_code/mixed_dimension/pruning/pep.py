@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from survey_code.embedding import CompressedEmbedding, TrainingStep
-from survey_code.layouts.sparse import default_block, most_entries
-from survey_code.mixed_dimension.architecture_search.choices import (
-    check_positive,
-    search_epochs,
-)
+from survey_code.layouts.sparse import FORMATS
+from survey_code.method import Found, Judge, Searched
 from survey_code.mixed_dimension.pruning.tickets import (
     TicketEmbedding,
-    check_decay,
+    count_entries,
     draw_original,
     keep_largest,
     plan_entries,
 )
+from survey_code.options import SearchOptions, found, option
 from survey_code.spec import TableSpec
 
 GRANULARITIES = ("global", "dimension", "feature", "feature_dimension")
@@ -39,52 +38,53 @@ def soft_threshold(values: Tensor, threshold: Tensor) -> Tensor:
     return values.sign() * (values.abs() - threshold).relu()
 
 
-class BudgetReached(Exception):
-    """Ends a search as soon as few enough entries are left."""
+class PEPOptions(SearchOptions):
+    """Options of `PEP`."""
+
+    granularity: str = option(
+        "feature_dimension",
+        "whether all entries share a threshold, those of a column, of a row, or none",
+        choices=GRANULARITIES,
+    )
+    # Below about -88 the sigmoid of s is 0 in float32, and s learns nothing from the
+    # loss: only decay moves it.
+    start: float = option(
+        -15.0, "first s of the threshold sigmoid(s)", above=-745, below=0
+    )
+    decay: float = option(
+        1e-5,
+        "weight decay of table and s, which moves s up from its start",
+        low=0, below=1, tune=(1e-5, 1e-6, 1e-4),
+    )  # fmt: skip
+    travel: float = option(
+        20.0, "how far s may go in the search", above=0, tune=(20.0, 17.0)
+    )
+    format: str = option("float32", "of the stored values", choices=FORMATS)
+    rewind: bool = option(True, "begin again with the entries of the search's start")
+    mask: np.ndarray = found("the entries to train, bool of the table's shape")
 
 
 class ThresholdTable(CompressedEmbedding):
     """A full table behind a soft threshold, sigmoid(s), that is learnt with it.
 
-    Parameters
+    Attributes
     ----------
-    spec : TableSpec
-    granularity : {"global", "dimension", "feature", "feature_dimension"}
-        Whether all entries share an s, those of a column, of a row, or none.
-    start : float
-        First value of s.  Below about -88 its sigmoid is 0 in float32, and s learns
-        nothing from the loss: only decay moves it.
-    decay : float
-        Weight decay of table and s.  It is what moves s up from its start.
-    travel : float
-        How far s may go in the search.
     keep : int
         Entries at which the search ends.
-    seed : int
     """
 
-    def __init__(
-        self,
-        spec: TableSpec,
-        granularity: str,
-        start: float,
-        decay: float,
-        travel: float,
-        keep: int,
-        seed: int,
-    ) -> None:
+    def __init__(self, spec: TableSpec, options: PEPOptions, seed: int) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
         self.weight = nn.Parameter(draw_original(spec, seed))
-        rows = spec.num_embeddings if "feature" in granularity else 1
-        columns = spec.embedding_dim if "dimension" in granularity else 1
-        self.s = nn.Parameter(torch.full((rows, columns), start))
-        self.decay, self.travel, self.keep = decay, travel, keep
-        self.steps = 1000  # of the search, which sets it
-        self.ends = False  # whether to raise at the budget; the search does
+        rows = spec.num_embeddings if "feature" in options.granularity else 1
+        columns = spec.embedding_dim if "dimension" in options.granularity else 1
+        self.s = nn.Parameter(torch.full((rows, columns), options.start))
+        self.decay, self.travel = options.decay, options.travel
+        self.keep = count_entries(spec, options.budget, options.format)
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Table and thresholds; with Adam, s moves by up to one rate a step."""
-        pace = self.travel / self.steps
+        pace = self.travel / self.regime.steps
         return [
             {"params": [self.weight], "lr": learning_rate, "weight_decay": self.decay},
             {"params": [self.s], "lr": pace, "weight_decay": self.decay},
@@ -103,11 +103,11 @@ class ThresholdTable(CompressedEmbedding):
 
     def after_step(self, step: TrainingStep) -> None:
         """End the search once the budget is reached."""
-        if self.ends and int((self.margins() > 0).sum()) <= self.keep:
-            raise BudgetReached
+        if int((self.margins() > 0).sum()) <= self.keep:
+            step.stop()
 
 
-class PEP(TicketEmbedding):
+class PEP(TicketEmbedding, Searched[PEPOptions, ThresholdTable]):
     """The entries that survived a learnt soft threshold (key ``pep``).
 
     Notes
@@ -118,72 +118,18 @@ class PEP(TicketEmbedding):
     largest margins fill it.
     """
 
-    @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        granularity: str = "feature_dimension",
-        start: float = -15.0,
-        decay: float = 1e-5,
-        travel: float = 20.0,
-        format: str = "float32",
-        rewind: bool = True,
-        search_epochs: int | None = None,
-    ) -> dict[str, Any]:
-        """The budget, and how to search."""
-        if granularity not in GRANULARITIES:
-            raise ValueError(
-                f"granularity must be one of {GRANULARITIES}, got {granularity!r}"
-            )
-        check_positive(travel=travel)
-        if not (isinstance(start, int | float) and -745 < start < 0):
-            raise ValueError(f"start must lie between -745 and 0, got {start!r}")
-        check_decay(decay)
-        plan_entries(spec, ratio, format)
-        return {
-            "budget": spec.budget(ratio),
-            "granularity": granularity,
-            "start": float(start),
-            "decay": decay,
-            "travel": travel,
-            "format": format,
-            "rewind": rewind,
-            "search_epochs": search_epochs,
-        }
+    def __init__(self, spec: TableSpec, options: PEPOptions, seed: int = 0) -> None:
+        super().__init__(spec, options.mask, options.format, options.rewind, seed)
 
     @classmethod
-    def searching(
-        cls, spec: TableSpec, options: dict[str, Any], seed: int
-    ) -> ThresholdTable:
-        """The table behind thresholds."""
-        rows, dim = spec.num_embeddings, spec.embedding_dim
-        keep = most_entries(
-            options["budget"], rows, dim, options["format"], default_block(dim)
-        )
-        return ThresholdTable(
-            spec,
-            options["granularity"],
-            options["start"],
-            options["decay"],
-            options["travel"],
-            keep,
-            seed,
-        )
+    def plan(cls, spec: TableSpec, ratio: float, options: PEPOptions) -> Found:
+        """The budget, which must hold an entry."""
+        plan_entries(spec, ratio, options.format)
+        return {"budget": spec.budget(ratio)}
 
     @classmethod
-    def search(
-        cls, task: Any, spec: TableSpec, options: dict[str, Any], seed: int
-    ) -> dict[str, Any]:
-        """Train until few enough entries are left."""
-        table = cls.searching(spec, options, seed)
-        epochs = search_epochs(task, options["search_epochs"])
-        objective = task.build_objective(task.trial.settings)
-        table.steps, table.ends = epochs["epochs"] * objective.steps, True
-        try:
-            task.train(table, **epochs)
-        except BudgetReached:
-            pass
-        mask = keep_largest(table.margins(), table.keep).cpu().numpy()
-        return {"mask": mask, "format": options["format"], "rewind": options["rewind"]}
+    def settle(
+        cls, table: ThresholdTable, judge: Judge, spec: TableSpec, options: PEPOptions
+    ) -> Found:
+        """The entries with the largest margins."""
+        return {"mask": keep_largest(table.margins(), table.keep).cpu().numpy()}

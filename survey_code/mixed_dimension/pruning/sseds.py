@@ -9,17 +9,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding, check_range
-from survey_code.mixed_dimension.architecture_search.autodim import field_costs
-from survey_code.mixed_dimension.architecture_search.choices import (
-    fields_of,
-    search_epochs,
-)
-from survey_code.mixed_dimension.grouped import GroupedEmbedding
+from survey_code.embedding import CompressedEmbedding
+from survey_code.method import Found, Judge, Searched
+from survey_code.mixed_dimension.grouped import FieldDimensions, field_costs
 from survey_code.mixed_dimension.pruning.tickets import draw_original
+from survey_code.mixed_dimension.search import fields_of
+from survey_code.options import SearchOptions, found, option
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec
-from survey_code.training import set_precision
+
+
+class SSEDSOptions(SearchOptions):
+    """Options of `SSEDS`."""
+
+    batches: int = option(
+        8, "training batches whose gradients are averaged", low=1, high=10_000
+    )
+    widths: np.ndarray = found("columns of each field")
 
 
 class GatedColumns(CompressedEmbedding):
@@ -35,7 +41,7 @@ class GatedColumns(CompressedEmbedding):
 
     field: Tensor
 
-    def __init__(self, spec: TableSpec, seed: int) -> None:
+    def __init__(self, spec: TableSpec, options: SSEDSOptions, seed: int) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
         self.weight = nn.Parameter(draw_original(spec, seed))
         field = torch.from_numpy(fields_of(spec))
@@ -50,33 +56,31 @@ class GatedColumns(CompressedEmbedding):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Rows, times gates of 1 once saliencies are asked for."""
-        rows = functional.embedding(ids, self.weight, sparse=self.sparse_gradients)
+        rows = functional.embedding(ids, self.weight, sparse=self.regime.sparse)
         if self.gated:
             rows = rows * functional.embedding(self.field[ids], self.gates)
         return rows
 
 
-def column_saliencies(network: Any, loss: Any, batches: list[Any]) -> np.ndarray:
+def column_saliencies(table: GatedColumns, judge: Judge, batches: int) -> np.ndarray:
     """How much the loss would feel each column of each field.
 
     Parameters
     ----------
-    network : Module
-        With a `GatedColumns` as its table.
-    loss : callable (network, batch) -> scalar Tensor
-    batches : list
-        The gradients of their losses are averaged.
+    table : GatedColumns
+        The table of the network that the judge asks.
+    judge : Judge
+    batches : int
+        Training batches, the gradients of whose losses are averaged.
 
     Returns
     -------
     ndarray of float, shape (fields, dim)
         Absolute values of the gates' gradients, divided by their sum.
     """
-    table: GatedColumns = network.table
     table.gated = True
     try:
-        total = torch.stack([loss(network, batch) for batch in batches]).mean()
-        (slope,) = torch.autograd.grad(total, [table.gates])
+        (slope,) = judge.gradients([table.gates], batches)
     finally:
         table.gated = False
     size = slope.abs()
@@ -130,15 +134,8 @@ def widths_within(saliency: np.ndarray, spec: TableSpec, budget: int) -> np.ndar
     return widths
 
 
-class SSEDS(GroupedEmbedding):
+class SSEDS(FieldDimensions, Searched[SSEDSOptions, GatedColumns]):
     """Each field its most salient columns, and a matrix back (key ``sseds``).
-
-    Parameters
-    ----------
-    spec : TableSpec
-    widths : ndarray of integers, shape (fields,)
-        What the search found.
-    seed : int, default 0
 
     Notes
     -----
@@ -149,42 +146,20 @@ class SSEDS(GroupedEmbedding):
     columns survives the search, not which: the slim fields are drawn anew.
     """
 
-    def __init__(self, spec: TableSpec, *, widths: Any, seed: int = 0) -> None:
-        super().__init__(spec, fields_of(spec), widths, [seed, 0])
+    def __init__(self, spec: TableSpec, options: SSEDSOptions, seed: int = 0) -> None:
+        super().__init__(spec, options.widths, seed)
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        batches: int = 8,
-        search_epochs: int | None = None,
-    ) -> dict[str, Any]:
-        """The budget, and how to search."""
-        check_range("batches", batches, 1, 10_000)
+    def plan(cls, spec: TableSpec, ratio: float, options: SSEDSOptions) -> Found:
+        """The budget, which must hold one column of some field."""
         costs = field_costs(spec, (0, 1))
         smallest = int(costs[:, 0].sum() + (costs[:, 1] - costs[:, 0]).min())
-        budget = spec.require(ratio, smallest=smallest)
-        return {"budget": budget, "batches": batches, "search_epochs": search_epochs}
+        return {"budget": spec.require(ratio, smallest=smallest)}
 
     @classmethod
-    def searching(
-        cls, spec: TableSpec, options: dict[str, Any], seed: int
-    ) -> GatedColumns:
-        """The full table, with its gates."""
-        return GatedColumns(spec, seed)
-
-    @classmethod
-    def search(
-        cls, task: Any, spec: TableSpec, options: dict[str, Any], seed: int
-    ) -> dict[str, Any]:
-        """Train the full table, then ask once what its columns are worth."""
-        table = cls.searching(spec, options, seed)
-        network = task.train(table, **search_epochs(task, options["search_epochs"]))
-        set_precision(network, getattr(torch, task.trial.settings.precision))
-        objective = task.build_objective(task.trial.settings)
-        drawn = objective.batches(np.random.default_rng([seed, 6]))
-        batches = [batch for batch, _ in zip(drawn, range(options["batches"]))]
-        saliency = column_saliencies(network.eval(), objective.loss, batches)
-        return {"widths": widths_within(saliency, spec, options["budget"])}
+    def settle(
+        cls, table: GatedColumns, judge: Judge, spec: TableSpec, options: SSEDSOptions
+    ) -> Found:
+        """Ask once what the columns of the trained table are worth."""
+        saliency = column_saliencies(table, judge, options.batches)
+        return {"widths": widths_within(saliency, spec, options.budget)}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -11,13 +9,9 @@ from torch.nn import functional
 
 from survey_code.embedding import CompressedEmbedding, draw_normal
 from survey_code.layouts import SparseLayout
-from survey_code.layouts.sparse import (
-    check_format,
-    default_block,
-    most_entries,
-    sparse_bytes,
-)
-from survey_code.mixed_dimension.architecture_search.prefix import PrefixEmbedding
+from survey_code.layouts.sparse import default_block, most_entries, sparse_bytes
+from survey_code.mixed_dimension.prefix import LengthOptions, PrefixEmbedding
+from survey_code.options import option
 from survey_code.spec import TableSpec
 
 
@@ -42,11 +36,15 @@ def plan_entries(spec: TableSpec, ratio: float, format: str = "float32") -> int:
     ValueError
         If not even one fits.
     """
-    check_format(format)
     rows, dim = spec.num_embeddings, spec.embedding_dim
-    block = default_block(dim)
-    budget = spec.require(ratio, sparse_bytes(1, rows, dim, format, block))
-    return most_entries(budget, rows, dim, format, block)
+    smallest = sparse_bytes(1, rows, dim, format, default_block(dim))
+    return count_entries(spec, spec.require(ratio, smallest), format)
+
+
+def count_entries(spec: TableSpec, budget: int, format: str = "float32") -> int:
+    """Single entries that fit into so many bytes, with their places."""
+    rows, dim = spec.num_embeddings, spec.embedding_dim
+    return most_entries(budget, rows, dim, format, default_block(dim))
 
 
 def keep_largest(scores: Tensor, keep: int) -> Tensor:
@@ -75,12 +73,6 @@ def keep_largest(scores: Tensor, keep: int) -> Tensor:
     return (kept | (ties & (ties.cumsum(0) <= missing))).reshape(scores.shape)
 
 
-def check_decay(decay: Any) -> None:
-    """Raise ValueError unless a weight decay is a number from 0 up to 1."""
-    if not (isinstance(decay, int | float) and 0 <= decay < 1):
-        raise ValueError(f"decay must be a number from 0 to 1, got {decay!r}")
-
-
 class TicketEmbedding(CompressedEmbedding):
     """A table in which only the entries under a mask exist; the others are zero.
 
@@ -99,7 +91,7 @@ class TicketEmbedding(CompressedEmbedding):
     Raises
     ------
     ValueError
-        If the mask is not such an array, or the format is unknown.
+        If the mask is not such an array.
     """
 
     mask: Tensor
@@ -107,14 +99,12 @@ class TicketEmbedding(CompressedEmbedding):
     def __init__(
         self,
         spec: TableSpec,
-        *,
-        mask: Any,
+        mask: np.ndarray,
         format: str = "float32",
         rewind: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
-        check_format(format)
         kept = np.asarray(mask)
         shape = (spec.num_embeddings, spec.embedding_dim)
         if kept.dtype != bool or kept.shape != shape:
@@ -132,13 +122,19 @@ class TicketEmbedding(CompressedEmbedding):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Rows with what is not under the mask blanked."""
-        rows = functional.embedding(ids, self.weight, sparse=self.sparse_gradients)
+        rows = functional.embedding(ids, self.weight, sparse=self.regime.sparse)
         return rows * self.mask[ids]
 
     def freeze(self) -> SparseLayout:
         """The entries under the mask."""
         weight = (self.weight * self.mask).detach().float()
         return SparseLayout.from_dense(weight, self.format)
+
+
+class TicketOptions(LengthOptions):
+    """Of a search that finds a length for every row of a ticket."""
+
+    rewind: bool = option(True, "begin again with the entries of the search's start")
 
 
 class PrefixTicket(PrefixEmbedding):
@@ -156,9 +152,9 @@ class PrefixTicket(PrefixEmbedding):
     """
 
     def __init__(
-        self, spec: TableSpec, *, lengths: Any, rewind: bool = True, seed: int = 0
+        self, spec: TableSpec, lengths: np.ndarray, rewind: bool = True, seed: int = 0
     ) -> None:
-        super().__init__(spec, lengths=lengths, seed=seed)
+        super().__init__(spec, lengths, seed)
         if rewind:
             group, _ = self.locate(torch.arange(self.num_embeddings))
             original = draw_original(spec, seed)

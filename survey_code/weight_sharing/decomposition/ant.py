@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import (
-    CompressedEmbedding,
-    TrainingStep,
-    check_range,
-    draw_normal,
-)
+from survey_code.checks import check_range
+from survey_code.embedding import TrainingStep, draw_normal
 from survey_code.layouts import AnchorLayout
+from survey_code.method import Found, Trained
+from survey_code.options import Options, found, option, planned
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 
+MOST_ANCHORS = 2**16
 
-class ANT(CompressedEmbedding):
+
+class ANTOptions(Options):
+    """Options of `ANT`."""
+
+    sparsity: float = option(0.01, "the factor lambda", low=0, tune=(0.01, 0.03, 0.003))
+    anchors: int = planned(
+        "vectors that are mixed; None: 32, or fewer for few rows",
+        low=1, high=MOST_ANCHORS, tune=(None, 16),
+    )  # fmt: skip
+    entries: int = found("weights that are stored, for all rows together", low=0)
+
+
+class ANT(Trained[ANTOptions]):
     r"""ANT: rows :math:`t_i A` with :math:`t_i \ge 0` sparse (key ``ant``).
 
     After each step the mixture is moved towards 0 by the learning rate times
@@ -29,17 +39,6 @@ class ANT(CompressedEmbedding):
     :math:`\lambda \lVert T \rVert_1` on :math:`T \ge 0`.  From half of training
     on, only the `entries` largest weights are kept and trained on.  A row read n
     times counts :math:`\sqrt n` times: its squared error is made n times.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    anchors : int
-        1 to 65,536.
-    entries : int
-        Weights that may be stored, for all rows together.
-    sparsity : float, default 0.01
-        The factor lambda.
-    seed : int, default 0
 
     Notes
     -----
@@ -49,26 +48,17 @@ class ANT(CompressedEmbedding):
     byte budget we keep the largest weights.
     """
 
+    # Epochs before the weights are chosen cannot be the best one.
+    schedule_end = 0.5
+
     kept: Tensor
     importance: Tensor
 
-    schedule_end = 0.5
-
-    def __init__(
-        self,
-        spec: TableSpec,
-        *,
-        anchors: int,
-        entries: int,
-        sparsity: float = 0.01,
-        seed: int = 0,
-    ) -> None:
-        check_range("anchors", anchors, 1, 2**16)
-        check_range("entries", entries, 0, spec.num_embeddings * anchors)
-        if not 0 <= sparsity < math.inf:
-            raise ValueError(f"sparsity must be from 0 up, got {sparsity!r}")
+    def __init__(self, spec: TableSpec, options: ANTOptions, seed: int = 0) -> None:
+        anchors = options.anchors
+        check_range("entries", options.entries, 0, spec.num_embeddings * anchors)
         super().__init__(spec.num_embeddings, spec.embedding_dim)
-        self.entries, self.sparsity = entries, sparsity
+        self.entries, self.sparsity = options.entries, options.sparsity
         rng = np.random.default_rng([seed, 0])
         shape = (spec.num_embeddings, anchors)
         # Uniform weights u of mean square 1 / anchors: the mixture then has the
@@ -87,27 +77,15 @@ class ANT(CompressedEmbedding):
         self.register_buffer("kept", torch.ones(shape, dtype=torch.bool))
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        anchors: int | None = None,
-        sparsity: float = 0.01,
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: ANTOptions) -> Found:
         """As many weights as the budget holds beside anchors and row starts."""
-        rows, dim = spec.num_embeddings, spec.embedding_dim
-        starts = 4 * (rows + 1)
-        count = min(32, max(1, rows // 4)) if anchors is None else anchors
-        check_range("anchors", count, 1, 2**16)
-        each = 5 if count <= 256 else 6
-        budget = spec.require(ratio, smallest=starts + 4 * dim * count + each)
-        entries = (budget - starts - 4 * dim * count) // each
-        return {
-            "anchors": count,
-            "entries": min(entries, rows * count),
-            "sparsity": sparsity,
-        }
+        rows = spec.num_embeddings
+        anchors = options.anchors or min(32, max(1, rows // 4))
+        each = 5 if anchors <= 256 else 6
+        overhead = 4 * (rows + 1 + spec.embedding_dim * anchors)
+        budget = spec.require(ratio, smallest=overhead + each)
+        entries = min((budget - overhead) // each, rows * anchors)
+        return {"anchors": anchors, "entries": entries}
 
     def embed(self, ids: Tensor) -> Tensor:
         """Mixtures of the ids, times the anchors."""
@@ -118,11 +96,6 @@ class ANT(CompressedEmbedding):
         """The weights that are stored: the largest, until they are chosen for good."""
         kept = self.choose_largest() if bool(self.kept.all()) else self.kept
         return self.mixture.clamp(min=0) * kept
-
-    def advance(self, progress: float) -> None:
-        """Nothing but the promise of `schedule_end`: epochs before the weights are
-        chosen cannot be the best one.
-        """
 
     @torch.no_grad()
     def after_step(self, step: TrainingStep) -> None:

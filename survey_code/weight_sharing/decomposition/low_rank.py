@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 
-from survey_code.embedding import check_range
+from survey_code.checks import check_range
 from survey_code.layouts import TensorTrainLayout
-from survey_code.layouts.layout import as_finite_table
+from survey_code.method import AfterTraining, Found, Trained
+from survey_code.options import Options, planned
 from survey_code.spec import TableSpec
-from survey_code.weight_sharing.decomposition.trains import (
-    TrainEmbedding,
-    exact_stds,
-    largest,
-    stored_bytes,
-)
+from survey_code.weight_sharing.decomposition.trains import TrainEmbedding, plan_rank
 
 
 def low_rank_shapes(rows: int, dim: int, rank: int) -> np.ndarray:
@@ -52,52 +48,40 @@ def truncate(table: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-class LowRank(TrainEmbedding):
-    """Rows of length r times one r x d matrix (key ``low_rank``).
+class LowRankOptions(Options):
+    """Options of `LowRank`."""
 
-    Parameters
-    ----------
-    spec : TableSpec
-    rank : int
-        1 to embedding_dim.
-    seed : int, default 0
-    """
+    rank: int | None = planned("length of the short rows; None: half", low=1)
 
-    def __init__(self, spec: TableSpec, *, rank: int, seed: int = 0) -> None:
-        check_range("rank", rank, 1, spec.embedding_dim)
-        shapes = low_rank_shapes(spec.num_embeddings, spec.embedding_dim, rank)
-        super().__init__(spec, shapes, exact_stds(shapes, spec.init_std), seed)
+
+class LowRank(TrainEmbedding, Trained[LowRankOptions], AfterTraining[LowRankOptions]):
+    """Rows of length r times one r x d matrix (key ``low_rank``)."""
+
+    def __init__(self, spec: TableSpec, options: LowRankOptions, seed: int = 0) -> None:
+        rows, dim = spec.num_embeddings, spec.embedding_dim
+        rank = options.rank or max(1, dim // 2)
+        check_range("rank", rank, 1, dim)
+        super().__init__(spec, low_rank_shapes(rows, dim, rank), seed)
 
     @classmethod
-    def plan(
-        cls, spec: TableSpec, ratio: float, *, rank: int | None = None
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: LowRankOptions) -> Found:
         """The largest rank that fits."""
         rows, dim = spec.num_embeddings, spec.embedding_dim
-
-        def size(rank: int) -> int:
-            return stored_bytes(low_rank_shapes(rows, dim, rank))
-
-        if rank is not None:
-            check_range("rank", rank, 1, dim)
-        budget = spec.require(ratio, smallest=size(rank or 1))
-        return {"rank": rank or largest(1, dim, lambda r: size(r) <= budget)}
+        if options.rank is not None:
+            check_range("rank", options.rank, 1, dim)
+        cores = partial(low_rank_shapes, rows, dim)
+        rank = plan_rank(spec, ratio, options.rank, lambda r: cores(min(r, dim)))
+        return {"rank": rank}
 
     @classmethod
     def compress(
-        cls, weight: Any, *, rank: int | None = None, spec: TableSpec | None = None
+        cls, weight: np.ndarray, spec: TableSpec, options: LowRankOptions
     ) -> TensorTrainLayout:
-        """Truncate an (n, d) table after training, by default to half its columns.
-
-        Raises
-        ------
-        ValueError
-            If the rank is not 1 to min(n, d) or the table is not 2-D and finite.
-        """
-        table = as_finite_table(weight)
-        rank = max(1, min(table.shape) // 2) if rank is None else rank
-        check_range("rank", rank, 1, min(table.shape))
-        factors = [factor.ravel() for factor in truncate(table, rank)]
-        rows, dim = table.shape
+        """Truncate an (n, d) table after training."""
+        most = min(weight.shape)
+        rank = options.rank or max(1, most // 2)
+        check_range("rank", rank, 1, most)
+        factors = [factor.ravel() for factor in truncate(weight, rank)]
+        rows, dim = weight.shape
         shapes = low_rank_shapes(rows, dim, rank)
         return TensorTrainLayout(np.concatenate(factors), shapes, rows, dim)

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding, check_range, draw_normal
+from survey_code.baselines import plan_columns
+from survey_code.checks import check_range
+from survey_code.embedding import draw_normal
 from survey_code.layouts import DenseLayout
+from survey_code.method import Found, Trained
+from survey_code.options import Options, planned
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.decomposition.low_rank import low_rank_shapes
-from survey_code.weight_sharing.decomposition.trains import exact_stds
+from survey_code.weight_sharing.decomposition.trains import exact_std
+
+MOST_INSIDE = 2**20
 
 
-class MLET(CompressedEmbedding):
+class MLETOptions(Options):
+    """Options of `MLET`."""
+
+    columns: int = planned("columns that the network reads", low=1)
+    hidden: int = planned(
+        "columns inside, no fewer; None: those of the full table",
+        low=1, high=MOST_INSIDE, tune=(None, 128),
+    )  # fmt: skip
+
+
+class MLET(Trained[MLETOptions]):
     r"""MLET: rows :math:`W_1[i] W_2`, wider inside than outside (key ``mlet``).
 
     The product has no more freedom than its own n x d numbers, but it learns in
     other steps: a row that is read moves :math:`W_2`, and with it all rows.  After
-    training the product is stored as a plain table of `dim` columns.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    dim : int
-        Columns that the network reads, 1 to spec.embedding_dim.
-    hidden : int
-        Columns of :math:`W_1`, from dim up; training keeps n * hidden numbers.
-    seed : int, default 0
+    training the product is stored as a table of these columns; until then there
+    are n * hidden numbers.
 
     Notes
     -----
@@ -38,39 +43,22 @@ class MLET(CompressedEmbedding):
     (arXiv 2006.05623).
     """
 
-    def __init__(
-        self, spec: TableSpec, *, dim: int, hidden: int, seed: int = 0
-    ) -> None:
-        check_range("dim", dim, 1, spec.embedding_dim)
-        check_range("hidden", hidden, dim, 2**20)
-        super().__init__(spec.num_embeddings, dim)
-        spec = dataclasses.replace(spec, embedding_dim=dim)
-        shapes = low_rank_shapes(spec.num_embeddings, dim, hidden)
-        left, right = exact_stds(shapes, spec.init_std)
-        self.inner = nn.Parameter(
-            draw_normal((spec.num_embeddings, hidden), left, [seed, 0])
-        )
-        self.outer = nn.Parameter(draw_normal((hidden, dim), right, [seed, 1]))
+    def __init__(self, spec: TableSpec, options: MLETOptions, seed: int = 0) -> None:
+        rows, dim, hidden = spec.num_embeddings, options.columns, options.hidden
+        check_range("columns", dim, 1, spec.embedding_dim)
+        check_range("hidden", hidden, dim, MOST_INSIDE)
+        super().__init__(rows, dim)
+        std = exact_std(low_rank_shapes(rows, dim, hidden), spec.init_std)
+        self.inner = nn.Parameter(draw_normal((rows, hidden), std, [seed, 0]))
+        self.outer = nn.Parameter(draw_normal((hidden, dim), std, [seed, 1]))
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        dim: int | None = None,
-        hidden: int | None = None,
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: MLETOptions) -> Found:
         """The most columns that fit; inside, as many as the full table has."""
-        column = 4 * spec.num_embeddings
-        if dim is not None:
-            check_range("dim", dim, 1, spec.embedding_dim)
-        budget = spec.require(ratio, smallest=column * (dim or 1))
-        dim = dim or min(budget // column, spec.embedding_dim)
-        if hidden is None:
-            hidden = max(spec.embedding_dim, dim)
-        check_range("hidden", hidden, dim, 2**20)
-        return {"dim": dim, "hidden": hidden}
+        dim = plan_columns(spec, ratio, options.columns)
+        hidden = options.hidden or spec.embedding_dim
+        check_range("hidden", hidden, dim, MOST_INSIDE)
+        return {"columns": dim, "hidden": hidden}
 
     def embed(self, ids: Tensor) -> Tensor:
         """Rows of the inner matrix, times the outer one."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
 
 import numpy as np
 
-from survey_code.embedding import check_range
+from survey_code.method import Found, Trained
+from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.decomposition.trains import (
+    MOST_RANK,
     TrainEmbedding,
-    exact_stds,
-    largest,
-    stored_bytes,
+    plan_rank,
+    train_shapes,
 )
-from survey_code.weight_sharing.decomposition.tt_rec import train_shapes
 
 
 def semi_tensor_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -51,18 +51,18 @@ def semi_tensor_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return product
 
 
-class STTD(TrainEmbedding):
-    """STTD: cores t times smaller in rank and columns (key ``sttd``).
+class STTDOptions(Options):
+    """Options of `STTD`."""
 
-    Parameters
-    ----------
-    spec : TableSpec
-    rank : int
-        Rounded up to a multiple of the step.
-    step : int, default 2
-        The factor t; 1 is a tensor train.  A core whose columns it does not
-        divide keeps the plain product.
-    seed : int, default 0
+    rank: int = planned(
+        "of all cuts, rounded up to a multiple of the step", low=1, high=MOST_RANK
+    )
+    # A core whose columns the step does not divide keeps the plain product.
+    step: int = option(2, "the factor t; 1 is a tensor train", low=1, high=64)
+
+
+class STTD(TrainEmbedding, Trained[STTDOptions]):
+    """STTD: cores t times smaller in rank and columns (key ``sttd``).
 
     Notes
     -----
@@ -70,35 +70,14 @@ class STTD(TrainEmbedding):
     Distillation" (SIGIR 2022); their distillation is left out.
     """
 
-    def __init__(
-        self, spec: TableSpec, *, rank: int, step: int = 2, seed: int = 0
-    ) -> None:
-        check_range("rank", rank, 1, 2**16)
-        check_range("step", step, 1, 64)
-        shapes = train_shapes(spec.num_embeddings, spec.embedding_dim, rank, step=step)
-        super().__init__(spec, shapes, exact_stds(shapes, spec.init_std), seed)
+    def __init__(self, spec: TableSpec, options: STTDOptions, seed: int = 0) -> None:
+        rows, dim = spec.num_embeddings, spec.embedding_dim
+        shapes = train_shapes(rows, dim, options.rank, step=options.step)
+        super().__init__(spec, shapes, seed)
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        rank: int | None = None,
-        step: int = 2,
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: STTDOptions) -> Found:
         """The largest rank that fits."""
         rows, dim = spec.num_embeddings, spec.embedding_dim
-        check_range("step", step, 1, 64)
-
-        def size(rank: int) -> int:
-            return stored_bytes(train_shapes(rows, dim, rank, step=step))
-
-        if rank is not None:
-            check_range("rank", rank, 1, 2**16)
-        budget = spec.require(ratio, smallest=size(rank or 1))
-        most = int(train_shapes(rows, dim, 2**16, step=step)[:, 3].max())
-        return {
-            "rank": rank or largest(1, most, lambda r: size(r) <= budget),
-            "step": step,
-        }
+        shapes = partial(train_shapes, rows, dim, step=options.step)
+        return {"rank": plan_rank(spec, ratio, options.rank, shapes)}

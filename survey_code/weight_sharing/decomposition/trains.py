@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from survey_code.budget import largest_fitting
 from survey_code.embedding import CompressedEmbedding, draw_normal
 from survey_code.layouts import TensorTrainLayout
 from survey_code.layouts.tensor_train import core_shapes, multiply_slices
 from survey_code.spec import TableSpec
 
-INDEX_BYTES = 40  # of a core's row in `TensorTrainLayout.shapes`
+CORE_BYTES = 40  # of a core's row in `TensorTrainLayout.shapes`
+
+MOST_RANK = 2**16
 
 
 class TrainEmbedding(CompressedEmbedding):
@@ -26,21 +29,18 @@ class TrainEmbedding(CompressedEmbedding):
     spec : TableSpec
     shapes : ndarray of int64, shape (k, 5)
         As in `TensorTrainLayout`.
-    stds : list of float
-        Spread of each core's entries at the start.
     seed : int
     """
 
-    def __init__(
-        self, spec: TableSpec, shapes: np.ndarray, stds: list[float], seed: int
-    ) -> None:
+    def __init__(self, spec: TableSpec, shapes: np.ndarray, seed: int) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
         self.shapes = shapes
         self.rows: list[int] = shapes[:, 0].tolist()
         self.steps: list[int] = shapes[:, 4].tolist()
+        std = exact_std(shapes, spec.init_std)
         self.cores = nn.ParameterList(
             draw_normal(shape, std, [seed, place])
-            for place, (shape, std) in enumerate(zip(core_shapes(shapes), stds))
+            for place, shape in enumerate(core_shapes(shapes))
         )
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class TrainEmbedding(CompressedEmbedding):
         Ids with the same leading digits share the products of these, so that a core
         is multiplied once for each beginning that occurs.
         """
-        state: Any = self.cores[0].new_ones(1, 1, 1)
+        state: Tensor = self.cores[0].new_ones(1, 1, 1)
         place = torch.zeros_like(flat)  # of each id's beginning in `state`
         weight = math.prod(self.rows)
         for core, size, step in zip(self.cores, self.rows, self.steps):
@@ -66,8 +66,7 @@ class TrainEmbedding(CompressedEmbedding):
             slices = core if size == 1 else core.index_select(0, begins % size)
             state = multiply_slices(state[parent], slices, step)
             place = now
-        rows: Tensor = state.reshape(len(flat), self.embedding_dim)
-        return rows
+        return state.reshape(len(flat), self.embedding_dim)
 
     def freeze(self) -> TensorTrainLayout:
         """The cores."""
@@ -77,7 +76,7 @@ class TrainEmbedding(CompressedEmbedding):
         )
 
 
-def exact_stds(shapes: np.ndarray, std: float) -> list[float]:
+def exact_std(shapes: np.ndarray, std: float) -> float:
     r"""One spread for all cores, for which composed entries have spread `std`.
 
     An entry is a sum of as many products of k independent entries as there are
@@ -90,28 +89,83 @@ def exact_stds(shapes: np.ndarray, std: float) -> list[float]:
     shapes : ndarray of int64, shape (k, 5)
     std : float
         Wanted.
+    """
+    paths = math.prod(left // step for _, _, left, _, step in shapes.tolist())
+    return float((std**2 / paths) ** (1 / (2 * len(shapes))))
+
+
+def train_shapes(
+    rows: int, dim: int, rank: int, cores: int = 3, step: int = 1
+) -> np.ndarray:
+    """Sizes of a train: rows and columns split evenly, all ranks alike.
+
+    A rank larger than what its side of the train can use is cut to that.  With a
+    step t > 1, ranks are rounded up to multiples of t, and so must be the columns
+    of all cores but the first.
 
     Returns
     -------
-    list of float, k times the same
+    ndarray of int64, shape (cores, 5)
     """
-    paths = math.prod(left // step for _, _, left, _, step in shapes.tolist())
-    each = (std**2 / paths) ** (1 / (2 * len(shapes)))
-    return [each] * len(shapes)
+    row_sizes = divide_rows(rows, cores)
+    column_sizes = divide_columns(dim, cores)
+    steps = [1] + [step if c % step == 0 else 1 for c in column_sizes[1:]]
+    entries = [r * c for r, c in zip(row_sizes, column_sizes)]
+    ranks = [1]
+    for place in range(1, cores):
+        most = min(math.prod(entries[:place]), math.prod(entries[place:]))
+        cut = min(rank, most)
+        ranks.append(-(-cut // steps[place]) * steps[place])
+    ranks.append(1)
+    table = zip(row_sizes, column_sizes, ranks[:-1], ranks[1:], steps)
+    return np.array(list(table), dtype=np.int64)
 
 
-def stored_bytes(shapes: np.ndarray) -> int:
+def train_bytes(shapes: np.ndarray) -> int:
     """Bytes of a layout with these cores."""
     entries = sum(math.prod(shape) for shape in core_shapes(shapes))
-    return 4 * entries + INDEX_BYTES * len(shapes)
+    return 4 * entries + CORE_BYTES * len(shapes)
 
 
-def split_rows(count: int, parts: int) -> list[int]:
+def plan_rank(
+    spec: TableSpec,
+    ratio: float,
+    rank: int | None,
+    shapes: Callable[[int], np.ndarray],
+    beside: int = 0,
+) -> int:
+    """The largest rank whose cores fit into a budget, or the rank that was asked for.
+
+    Parameters
+    ----------
+    spec : TableSpec
+    ratio : float
+    rank : int, optional
+    shapes : callable
+        Sizes of the cores of a rank.
+    beside : int, default 0
+        Bytes of what is stored beside the cores.
+
+    Raises
+    ------
+    OutOfReach
+        If they do not fit.
+    """
+
+    def size(rank: int) -> int:
+        return beside + train_bytes(shapes(rank))
+
+    budget = spec.require(ratio, smallest=size(rank or 1))
+    most = int(shapes(MOST_RANK)[:, 3].max())
+    return rank or largest_fitting(1, most, lambda r: size(r) <= budget)
+
+
+def divide_rows(count: int, parts: int) -> list[int]:
     """Sizes near the root of a count, whose product holds it.
 
     Examples
     --------
-    >>> split_rows(1000, 3), split_rows(12_144, 3)
+    >>> divide_rows(1000, 3), divide_rows(12_144, 3)
     ([10, 10, 10], [23, 23, 23])
     """
     sizes = []
@@ -122,12 +176,12 @@ def split_rows(count: int, parts: int) -> list[int]:
     return sizes
 
 
-def split_columns(count: int, parts: int) -> list[int]:
+def divide_columns(count: int, parts: int) -> list[int]:
     """Factors of a count, as even as its primes allow, the larger ones last.
 
     Examples
     --------
-    >>> split_columns(16, 3), split_columns(64, 3), split_columns(7, 3)
+    >>> divide_columns(16, 3), divide_columns(64, 3), divide_columns(7, 3)
     ([2, 2, 4], [4, 4, 4], [1, 1, 7])
     """
     sizes = [1] * parts
@@ -142,11 +196,3 @@ def split_columns(count: int, parts: int) -> list[int]:
     for prime in reversed(primes):
         sizes[sizes.index(min(sizes))] *= prime
     return sorted(sizes)
-
-
-def largest(low: int, high: int, fits: Any) -> int:
-    """The largest whole number from low to high that fits; low must."""
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low

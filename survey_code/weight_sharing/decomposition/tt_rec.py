@@ -3,55 +3,30 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import TrainingStep, check_range
+from survey_code.budget import largest_fitting
+from survey_code.checks import check_range
+from survey_code.embedding import TrainingStep
 from survey_code.layouts import TensorTrainLayout
-from survey_code.layouts.layout import as_finite_table
+from survey_code.method import AfterTraining, Found, Trained
+from survey_code.options import Options, option, planned
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.decomposition.trains import (
+    MOST_RANK,
     TrainEmbedding,
-    exact_stds,
-    largest,
-    split_columns,
-    split_rows,
-    stored_bytes,
+    plan_rank,
+    train_bytes,
+    train_shapes,
 )
 
 INITS = ("exact", "published")
-
-
-def train_shapes(
-    rows: int, dim: int, rank: int, cores: int = 3, step: int = 1
-) -> np.ndarray:
-    """Sizes of a train: rows and columns split evenly, all ranks alike.
-
-    A rank larger than what its side of the train can use is cut to that.  With a
-    step t > 1, ranks are rounded up to multiples of t, and so must be the columns
-    of all cores but the first.
-
-    Returns
-    -------
-    ndarray of int64, shape (cores, 5)
-    """
-    row_sizes = split_rows(rows, cores)
-    column_sizes = split_columns(dim, cores)
-    steps = [1] + [step if c % step == 0 else 1 for c in column_sizes[1:]]
-    entries = [r * c for r, c in zip(row_sizes, column_sizes)]
-    ranks = [1]
-    for place in range(1, cores):
-        most = min(math.prod(entries[:place]), math.prod(entries[place:]))
-        cut = min(rank, most)
-        ranks.append(-(-cut // steps[place]) * steps[place])
-    ranks.append(1)
-    table = zip(row_sizes, column_sizes, ranks[:-1], ranks[1:], steps)
-    return np.array(list(table), dtype=np.int64)
 
 
 def decompose(
@@ -101,24 +76,29 @@ def decompose(
     return [core.transpose(1, 0, 2, 3).astype(np.float32) for core in cores], lost
 
 
-class TTRec(TrainEmbedding):
+class TTRecOptions(Options):
+    """Options of `TTRec`."""
+
+    rank: int | None = planned(
+        "of both cuts, or what a cut can use; None: cores half as large as the table",
+        low=1, high=MOST_RANK,
+    )  # fmt: skip
+    slots: int = planned("rows kept in full beside the train", otherwise=0, low=0)
+    init: str = option(
+        "exact",
+        "composed entries spread as the full table's, or cores drawn as published",
+        choices=INITS, tune=INITS,
+    )  # fmt: skip
+
+
+class TTRec(TrainEmbedding, Trained[TTRecOptions], AfterTraining[TTRecOptions]):
     r"""TT-Rec: rows are products of three small slices (key ``tt_rec``).
 
-    Parameters
-    ----------
-    spec : TableSpec
-    rank : int
-        Of both cuts, or what the cut can use.
-    slots : int, default 0
-        Rows that are kept in full beside the train: the most read ones after the
-        first tenth of training, which start from their products and then learn
-        alone (the paper's cache, filled once).
-    init : {"exact", "published"}
-        ``"exact"`` gives the composed entries the spread of the full table's;
-        ``"published"`` draws the cores by the paper's rule, normal numbers outside
-        of two deviations, scaled to (1 / (3 n))^(1/6) -- so that only the
-        shape of the product's distribution is right, not its variance.
-    seed : int, default 0
+    Slots are for the most read rows after the first tenth of training, which start
+    from their products and then learn alone (the paper's cache, filled once).  The
+    published start draws normal numbers outside of two deviations, scaled to
+    (1 / (3 n))^(1/6) -- so that only the shape of the product's distribution is
+    right, not its variance.
 
     Notes
     -----
@@ -126,35 +106,25 @@ class TTRec(TrainEmbedding):
     Models" (MLSys 2021).
     """
 
-    FILL_AT = schedule_end = 0.1
+    # Epochs before the cache is filled cannot be the best one.
+    schedule_end = 0.1
 
-    def __init__(
-        self,
-        spec: TableSpec,
-        *,
-        rank: int,
-        slots: int = 0,
-        init: str = "exact",
-        seed: int = 0,
-    ) -> None:
-        check_range("rank", rank, 1, 2**16)
-        check_range("slots", slots, 0, spec.num_embeddings)
-        if init not in INITS:
-            raise ValueError(f"init must be one of {INITS}, got {init!r}")
-        shapes = train_shapes(spec.num_embeddings, spec.embedding_dim, rank)
-        super().__init__(spec, shapes, exact_stds(shapes, spec.init_std), seed)
-        if init == "published":
+    def __init__(self, spec: TableSpec, options: TTRecOptions, seed: int = 0) -> None:
+        rows, dim, slots = spec.num_embeddings, spec.embedding_dim, options.slots
+        check_range("slots", slots, 0, rows)
+        rank = options.rank or half_rank(spec)
+        super().__init__(spec, train_shapes(rows, dim, rank), seed)
+        if options.init == "published":
             self._draw_published(np.random.default_rng([seed, 9]))
         self.slots = slots
         if slots:
             self.reads: Tensor
             self.cached_ids: Tensor
-            self.register_buffer("reads", torch.zeros(spec.num_embeddings))
+            self.register_buffer("reads", torch.zeros(rows))
             # The row of `cached` that holds an id; -1: none.
-            self.register_buffer(
-                "cached_ids", torch.full((spec.num_embeddings,), -1, dtype=torch.int64)
-            )
-            self.cached = nn.Parameter(torch.zeros(slots, spec.embedding_dim))
+            nowhere = torch.full((rows,), -1, dtype=torch.int64)
+            self.register_buffer("cached_ids", nowhere)
+            self.cached = nn.Parameter(torch.zeros(slots, dim))
 
     def _draw_published(self, rng: np.random.Generator) -> None:
         scale = (1 / math.sqrt(3 * self.num_embeddings)) ** (1 / len(self.cores))
@@ -168,75 +138,31 @@ class TTRec(TrainEmbedding):
             core.data.copy_(sizes * signs * scale)
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        rank: int | None = None,
-        slots: int | None = None,
-        init: str = "exact",
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: TTRecOptions) -> Found:
         """A quarter of the budget for cached rows, and the largest rank beside."""
-        rows, dim = spec.num_embeddings, spec.embedding_dim
-        held = 4 * dim + 8
+        shapes = partial(train_shapes, spec.num_embeddings, spec.embedding_dim)
+        slots = options.slots
         if slots is None:
-            smallest = stored_bytes(train_shapes(rows, dim, rank or 1))
-            budget = spec.require(ratio, smallest=smallest)
-            slots = min(budget // 4, budget - smallest) // held
-            slots = min(slots, rows)
-        check_range("slots", slots, 0, rows)
-        if init not in INITS:
-            raise ValueError(f"init must be one of {INITS}, got {init!r}")
-        cached = slots * held
-
-        def size(rank: int) -> int:
-            return stored_bytes(train_shapes(rows, dim, rank)) + cached
-
-        if rank is not None:
-            check_range("rank", rank, 1, 2**16)
-        budget = spec.require(ratio, smallest=size(rank or 1))
-        most = int(train_shapes(rows, dim, 2**16)[:, 3].max())
-        rank = rank or largest(1, most, lambda r: size(r) <= budget)
-        return {"rank": rank, "slots": slots, "init": init}
+            slots = plan_slots(spec, ratio, train_bytes(shapes(options.rank or 1)))
+        check_range("slots", slots, 0, spec.num_embeddings)
+        beside = slots * slot_bytes(spec)
+        rank = plan_rank(spec, ratio, options.rank, shapes, beside)
+        return {"rank": rank, "slots": slots}
 
     @classmethod
     def compress(
-        cls,
-        weight: Any,
-        *,
-        rank: int | None = None,
-        slots: int = 0,
-        init: str = "exact",
-        spec: TableSpec | None = None,
+        cls, weight: np.ndarray, spec: TableSpec, options: TTRecOptions
     ) -> TensorTrainLayout:
-        """TT-SVD of an (n, d) table; `slots` of the most frequent rows in full.
-
-        The rank is by default the largest whose cores take half of the table.
-
-        Raises
-        ------
-        ValueError
-            If an option is out of range or the table is not 2-D and finite.
-        """
-        table = as_finite_table(weight)
-        rows, dim = table.shape
-        if rank is None:
-            half = table.nbytes // 2
-            rank = largest(
-                1, 4096, lambda r: stored_bytes(train_shapes(rows, dim, r)) <= half
-            )
-        check_range("rank", rank, 1, 2**16)
-        check_range("slots", slots, 0, rows)
-        shapes = train_shapes(rows, dim, rank)
-        cores, _ = decompose(table, shapes)
-        ids = held = None
-        if slots:
-            counts = np.zeros(len(table)) if spec is None else spec.train_counts
-            ids = np.sort(largest_first(counts)[:slots])
-            held = table[ids]
+        """TT-SVD of an (n, d) table; `slots` of the most frequent rows in full."""
+        rows, dim = weight.shape
+        check_range("slots", options.slots, 0, rows)
+        shapes = train_shapes(rows, dim, options.rank or half_rank(spec))
+        cores, _ = decompose(weight, shapes)
         flat = np.concatenate([core.ravel() for core in cores])
-        return TensorTrainLayout(flat, shapes, rows, dim, ids, held)
+        if not options.slots:
+            return TensorTrainLayout(flat, shapes, rows, dim)
+        ids = np.sort(largest_first(spec.train_counts)[: options.slots])
+        return TensorTrainLayout(flat, shapes, rows, dim, ids, weight[ids])
 
     def embed(self, ids: Tensor) -> Tensor:
         """Cached rows, and products for all other ids."""
@@ -253,14 +179,9 @@ class TTRec(TrainEmbedding):
         rows = torch.cat([self.cached, self.compose(unique)])
         return functional.embedding(places, rows)
 
-    def advance(self, progress: float) -> None:
-        """Nothing but the promise of `schedule_end`: epochs before the cache is full
-        cannot be the best one.
-        """
-
     def after_step(self, step: TrainingStep) -> None:
         """Fill the cache, once."""
-        if not self.slots or step.progress < self.FILL_AT:
+        if not self.slots or step.progress < self.schedule_end:
             return
         if not bool((self.cached_ids >= 0).any()):
             self.fill_cache()
@@ -292,3 +213,23 @@ class TTRec(TrainEmbedding):
             ids,
             rows[: len(ids)].copy(),
         )
+
+
+def slot_bytes(spec: TableSpec) -> int:
+    """Bytes of a row that is kept in full, and of its id."""
+    return 4 * spec.embedding_dim + 8
+
+
+def plan_slots(spec: TableSpec, ratio: float, cores: int) -> int:
+    """Rows that a quarter of the budget holds, if the cores' bytes leave as much."""
+    budget = spec.require(ratio, smallest=cores)
+    slots = min(budget // 4, budget - cores) // slot_bytes(spec)
+    return min(slots, spec.num_embeddings)
+
+
+def half_rank(spec: TableSpec) -> int:
+    """The largest rank whose cores take half of the table."""
+    half, shape = spec.full_bytes // 2, (spec.num_embeddings, spec.embedding_dim)
+    return largest_fitting(
+        1, 4096, lambda rank: train_bytes(train_shapes(*shape, rank)) <= half
+    )

@@ -9,30 +9,40 @@ blocks (`ROBE`), by a network that reads the hashes
 (`CAFE`).
 """
 
-from survey_code.weight_sharing.hashing.base import HashedEmbedding
-from survey_code.weight_sharing.hashing.binary_code import BinaryCodeHash
-from survey_code.weight_sharing.hashing.bloom import BloomEmbeddings
-from survey_code.weight_sharing.hashing.cafe import CAFE, HotSketch
-from survey_code.weight_sharing.hashing.dhe import DHE
-from survey_code.weight_sharing.hashing.double import DoubleHashing
-from survey_code.weight_sharing.hashing.quotient_remainder import (
-    QuotientRemainder,
+from survey_code.weight_sharing.hashing.base import HashedEmbedding as HashedEmbedding
+from survey_code.weight_sharing.hashing.binary_code import (
+    BinaryCodeHash as BinaryCodeHash,
+    BinaryCodeOptions as BinaryCodeOptions,
 )
-from survey_code.weight_sharing.hashing.robe import ROBE
-from survey_code.weight_sharing.hashing.trick import HashingTrick
-from survey_code.weight_sharing.hashing.weighted import HashEmbeddings, MEmCom
-
-__all__ = [
-    "CAFE",
-    "DHE",
-    "ROBE",
-    "BinaryCodeHash",
-    "BloomEmbeddings",
-    "DoubleHashing",
-    "HashEmbeddings",
-    "HashedEmbedding",
-    "HashingTrick",
-    "HotSketch",
-    "MEmCom",
-    "QuotientRemainder",
-]
+from survey_code.weight_sharing.hashing.bloom import (
+    BloomEmbeddings as BloomEmbeddings,
+    BloomOptions as BloomOptions,
+)
+from survey_code.weight_sharing.hashing.cafe import (
+    CAFE as CAFE,
+    CAFEOptions as CAFEOptions,
+    HotSketch as HotSketch,
+)
+from survey_code.weight_sharing.hashing.dhe import DHE as DHE, DHEOptions as DHEOptions
+from survey_code.weight_sharing.hashing.double import (
+    DoubleHashing as DoubleHashing,
+    DoubleHashingOptions as DoubleHashingOptions,
+)
+from survey_code.weight_sharing.hashing.quotient_remainder import (
+    QuotientRemainder as QuotientRemainder,
+    QuotientRemainderOptions as QuotientRemainderOptions,
+)
+from survey_code.weight_sharing.hashing.robe import (
+    ROBE as ROBE,
+    ROBEOptions as ROBEOptions,
+)
+from survey_code.weight_sharing.hashing.trick import (
+    HashingOptions as HashingOptions,
+    HashingTrick as HashingTrick,
+)
+from survey_code.weight_sharing.hashing.weighted import (
+    HashEmbeddings as HashEmbeddings,
+    HashEmbeddingsOptions as HashEmbeddingsOptions,
+    MEmCom as MEmCom,
+    MEmComOptions as MEmComOptions,
+)

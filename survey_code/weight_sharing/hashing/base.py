@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding, check_range, draw_normal
+from survey_code.embedding import CompressedEmbedding, Seed, as_float32, draw_normal
 from survey_code.layouts import HashedLayout
 from survey_code.layouts.hashed import (
-    COMBINE,
     choose_signs,
     count_rows,
-    draw_multipliers,
     table_starts,
     take_digits,
 )
-from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 
 # Bytes that one row of an index table takes, and a pair of multipliers.
@@ -29,10 +26,34 @@ INDEX_BYTES, PAIR_BYTES = 32, 16
 # Largest number of rows: that of 31 bits.
 MOST_ROWS = 2**31 - 1
 
-JOINS = ("sum", "product", "concat")
+# Hash functions, at most.
+MOST_HASHES = 64
 
 
-class HashedEmbedding(CompressedEmbedding):
+class HashingTable(CompressedEmbedding):
+    """A table whose hash belongs to its state: its numbers mean nothing without it.
+
+    Attributes
+    ----------
+    hash_names : tuple of str
+        Attributes that are its hash: arrays of int64, or None.
+    """
+
+    hash_names: ClassVar[tuple[str, ...]]
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The hash, as a state dict carries it."""
+        hashes = {name: getattr(self, name) for name in self.hash_names}
+        return {n: None if h is None else h.tolist() for n, h in hashes.items()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take the hash of a state dict."""
+        for name in self.hash_names:
+            held = state[name]
+            setattr(self, name, None if held is None else np.array(held, np.int64))
+
+
+class HashedEmbedding(HashingTable):
     """A few small shared tables, read at digits of the (mixed) id.
 
     What every method of the family has in common; `HashedLayout` says what the
@@ -52,9 +73,10 @@ class HashedEmbedding(CompressedEmbedding):
     Raises
     ------
     ValueError
-        If `combine` is unknown, or rows cannot be concatenated to the dimension.
+        If rows cannot be concatenated to the dimension.
     """
 
+    hash_names: ClassVar[tuple[str, ...]] = ("index", "signs")
     shares_rows = True
     keys: Tensor | None
 
@@ -63,7 +85,7 @@ class HashedEmbedding(CompressedEmbedding):
         spec: TableSpec,
         index: np.ndarray,
         combine: str,
-        seed: Any,
+        seed: Seed,
         signs: np.ndarray | None = None,
         open_ids: bool = False,
         *,
@@ -110,9 +132,7 @@ class HashedEmbedding(CompressedEmbedding):
         """One row of each table: the shape of the ids with an axis of the width."""
         starts = table_starts(self.index, self.shared)
         return [
-            functional.embedding(
-                digit + start, self.values, sparse=self.sparse_gradients
-            )
+            functional.embedding(digit + start, self.values, sparse=self.regime.sparse)
             for digit, start in zip(digits, starts)
         ]
 
@@ -124,7 +144,7 @@ class HashedEmbedding(CompressedEmbedding):
             functional.embedding(
                 self.shared_rows + parts * places + part,
                 self.values,
-                sparse=self.sparse_gradients,
+                sparse=self.regime.sparse,
             )
             for part in range(parts)
         ]
@@ -148,7 +168,7 @@ class HashedEmbedding(CompressedEmbedding):
     def freeze(self) -> HashedLayout:
         """The tables, the index and what else the look-up needs."""
         return HashedLayout(
-            as_array(self.stored_values()),
+            as_float32(self.stored_values()),
             self.index.copy(),
             self.num_embeddings,
             self.embedding_dim,
@@ -159,34 +179,9 @@ class HashedEmbedding(CompressedEmbedding):
             **self.stored(),
         )
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The hash, which a state dict must carry: the rows mean nothing without."""
-        signs = None if self.signs is None else self.signs.tolist()
-        return {"index": self.index.tolist(), "signs": signs}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the hash of a state dict."""
-        self.index = np.array(state["index"], dtype=np.int64)
-        signs = state["signs"]
-        self.signs = None if signs is None else np.array(signs, dtype=np.int64)
-
-
-def as_array(weight: Tensor) -> np.ndarray:
-    """A copy of a parameter as NumPy's float32."""
-    array: np.ndarray = weight.detach().cpu().to(torch.float32).numpy().copy()
-    return array
-
-
-def mixed_index(seed: Any, moduli: list[int]) -> np.ndarray:
-    """Index table of independent hashes, one for each modulus."""
-    multipliers = draw_multipliers(np.random.default_rng(seed), len(moduli))
-    rows = [[*pair, 1, size] for pair, size in zip(multipliers.tolist(), moduli)]
-    return np.array(rows, dtype=np.int64)
-
 
 def row_width(dim: int, parts: int, combine: str) -> int:
     """Columns of the shared tables."""
-    check_combine(combine, COMBINE)
     if combine != "concat":
         return dim
     if dim % parts:
@@ -197,27 +192,45 @@ def row_width(dim: int, parts: int, combine: str) -> int:
     return dim // parts
 
 
-def check_combine(combine: Any, choices: tuple[str, ...] = JOINS) -> None:
-    """Raise ValueError unless rows can be combined so."""
-    if combine not in choices:
-        raise ValueError(f"combine must be one of {choices}, got {combine!r}")
+def plan_rows(
+    spec: TableSpec,
+    ratio: float,
+    row: int,
+    fixed: int,
+    least: int = 1,
+    most: int = MOST_ROWS,
+) -> int:
+    """Rows that a budget holds beside a number of fixed bytes.
+
+    Raises
+    ------
+    OutOfReach
+        If these are fewer than `least`.
+    """
+    budget = spec.require(ratio, smallest=least * row + fixed)
+    return min((budget - fixed) // row, most)
 
 
-def check_share(name: str, value: Any) -> None:
-    """Raise ValueError unless `value` is a number from 0 to 1."""
-    if not isinstance(value, int | float | np.floating) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}")
+def plan_shares(
+    spec: TableSpec,
+    ratio: float,
+    row: int,
+    fixed: int,
+    own: int,
+    share: float,
+    least: int = 0,
+) -> tuple[int, int]:
+    """Shared rows, and how many ids have `own` bytes for a `share` of the budget.
 
-
-def check_hashes(hashes: Any) -> None:
-    """Raise ValueError unless this is a number of hash functions."""
-    check_range("hashes", hashes, 1, 64)
-
-
-def most_frequent(counts: np.ndarray, number: int) -> np.ndarray:
-    """The ids with the largest counts, rising, as int32; ties by number."""
-    order = largest_first(counts)[:number]
-    return np.sort(order).astype(np.int32)
+    Raises
+    ------
+    OutOfReach
+        If there is no room for a row and `least` ids.
+    """
+    budget = spec.require(ratio, smallest=row + least * own + fixed) - fixed
+    ids = min(int(share * budget), budget - row) // own
+    ids = min(max(ids, least), spec.num_embeddings)
+    return min((budget - ids * own) // row, MOST_ROWS), ids
 
 
 def factor_std(std: float, parts: int, combine: str) -> float:

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from survey_code.embedding import check_range
+from survey_code.method import Found, Trained
+from survey_code.options import Options, found, option
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.hashing.base import (
     INDEX_BYTES,
     HashedEmbedding,
-    check_combine,
     row_width,
 )
 
+# Of a block, at most.
+MOST_BLOCK_BITS = 31
 
-class BinaryCodeHash(HashedEmbedding):
+
+class BinaryCodeOptions(Options):
+    """Options of `BinaryCodeHash`."""
+
+    combine: str = option(
+        "sum",
+        "how the blocks' rows make one",
+        choices=("sum", "product", "concat"),
+        tune=("sum", "concat"),
+    )
+    bits: int = found("bits of a block", low=1, high=MOST_BLOCK_BITS)
+
+
+class BinaryCodeHash(HashedEmbedding, Trained[BinaryCodeOptions]):
     """Tables read at blocks of the id's bits (``binary_code_hash``).
 
-    The blocks together are the id, so that no two ids share them all.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    bits : int
-        Bits of a block; its table has at most 2**bits rows.
-    combine : {"sum", "product", "concat"}
-    seed : int, default 0
-
-    Raises
-    ------
-    ValueError
-        If an option is out of its range.
+    The blocks together are the id, so that no two ids share them all.  The table of
+    a block has at most 2**bits rows.
 
     Notes
     -----
@@ -42,34 +43,32 @@ class BinaryCodeHash(HashedEmbedding):
     """
 
     def __init__(
-        self, spec: TableSpec, *, bits: int, combine: str = "sum", seed: int = 0
+        self, spec: TableSpec, options: BinaryCodeOptions, seed: int = 0
     ) -> None:
-        check_range("bits", bits, 1, 31)
-        check_combine(combine)
-        super().__init__(
-            spec, bit_blocks(spec.num_embeddings, bits), combine, [seed, 0]
-        )
+        index = bit_blocks(spec.num_embeddings, options.bits)
+        super().__init__(spec, index, options.combine, [seed, 0])
 
     @classmethod
-    def plan(
-        cls, spec: TableSpec, ratio: float, *, combine: str = "sum"
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: BinaryCodeOptions) -> Found:
         """The block length whose tables fill the budget best."""
-        check_combine(combine)
-        longest = max((spec.num_embeddings - 1).bit_length(), 1)
-        sizes = {}
-        for bits in range(1, min(longest, 31) + 1):
-            index = bit_blocks(spec.num_embeddings, bits)
-            if combine == "concat" and spec.embedding_dim % len(index):
-                continue
-            row = 4 * row_width(spec.embedding_dim, len(index), combine)
-            rows = sum(index[:, 3].tolist())
-            sizes[bits] = row * rows + INDEX_BYTES * len(index)
+        sizes = block_sizes(spec, options.combine)
         budget = spec.require(ratio, smallest=min(sizes.values()))
-        fitting = {bits: size for bits, size in sizes.items() if size <= budget}
         # Of equals the longest block: fewer rows to read.
-        bits = max(fitting, key=lambda bits: (fitting[bits], bits))
-        return {"bits": bits, "combine": combine}
+        _, bits = max((size, b) for b, size in sizes.items() if size <= budget)
+        return {"bits": bits}
+
+
+def block_sizes(spec: TableSpec, combine: str) -> dict[int, int]:
+    """Bytes of the tables for each block length whose rows can be put together."""
+    longest = max((spec.num_embeddings - 1).bit_length(), 1)
+    sizes = {}
+    for bits in range(1, min(longest, MOST_BLOCK_BITS) + 1):
+        index = bit_blocks(spec.num_embeddings, bits)
+        if combine == "concat" and spec.embedding_dim % len(index):
+            continue
+        row = 4 * row_width(spec.embedding_dim, len(index), combine)
+        sizes[bits] = row * sum(index[:, 3].tolist()) + INDEX_BYTES * len(index)
+    return sizes
 
 
 def bit_blocks(ids: int, bits: int) -> np.ndarray:

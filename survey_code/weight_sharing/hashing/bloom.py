@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from survey_code.embedding import check_range
+from survey_code.layouts.hashed import mixed_index
+from survey_code.method import Found, Trained
+from survey_code.options import Options, found, option
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.hashing.base import (
     INDEX_BYTES,
+    MOST_HASHES,
     MOST_ROWS,
     HashedEmbedding,
-    check_hashes,
-    mixed_index,
+    plan_rows,
 )
 
 
-class BloomEmbeddings(HashedEmbedding):
+class BloomOptions(Options):
+    """Options of `BloomEmbeddings`."""
+
+    hashes: int = option(
+        4, "rows that one id reads", low=1, high=MOST_HASHES, tune=(4, 2)
+    )
+    open_ids: bool = option(False, "serve ids beyond the table too")
+    rows: int = found("rows of the table", low=1, high=MOST_ROWS)
+
+
+class BloomEmbeddings(HashedEmbedding, Trained[BloomOptions]):
     """k hashes into one table, and the sum of the rows they name (``bloom``).
 
     The set of rows of an id is its code in a Bloom filter: multiplying the code,
     a vector of k ones among zeros, by the table gives this sum.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    rows : int
-        Rows of the table.
-    hashes : int, default 4
-        Rows that one id reads.
-    open_ids : bool, default False
-        Serve ids beyond the table too.
-    seed : int, default 0
-
-    Raises
-    ------
-    ValueError
-        If an option is out of its range.
 
     Notes
     -----
@@ -44,32 +38,14 @@ class BloomEmbeddings(HashedEmbedding):
     output layer; here it is the table of the input that shrinks.
     """
 
-    def __init__(
-        self,
-        spec: TableSpec,
-        *,
-        rows: int,
-        hashes: int = 4,
-        open_ids: bool = False,
-        seed: int = 0,
-    ) -> None:
-        check_range("rows", rows, 1, MOST_ROWS)
-        check_hashes(hashes)
-        index = mixed_index([seed, 1], [rows] * hashes)
-        super().__init__(spec, index, "sum", [seed, 0], open_ids=open_ids, shared=True)
+    def __init__(self, spec: TableSpec, options: BloomOptions, seed: int = 0) -> None:
+        index = mixed_index([seed, 1], [options.rows] * options.hashes)
+        super().__init__(
+            spec, index, "sum", [seed, 0], open_ids=options.open_ids, shared=True
+        )
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        hashes: int = 4,
-        open_ids: bool = False,
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: BloomOptions) -> Found:
         """As many rows as the budget holds beside the hashes' parameters."""
-        check_hashes(hashes)
-        row, overhead = 4 * spec.embedding_dim, INDEX_BYTES * hashes
-        budget = spec.require(ratio, smallest=row + overhead)
-        rows = min((budget - overhead) // row, MOST_ROWS)
-        return {"rows": rows, "hashes": hashes, "open_ids": open_ids}
+        fixed = INDEX_BYTES * options.hashes
+        return {"rows": plan_rows(spec, ratio, 4 * spec.embedding_dim, fixed)}

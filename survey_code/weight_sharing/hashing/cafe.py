@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from survey_code.embedding import TrainingStep, check_range
-from survey_code.layouts.hashed import draw_multipliers, mix_ids
+from survey_code.checks import check_range
+from survey_code.embedding import TrainingStep
+from survey_code.hashes import draw_multipliers, mix_ids
+from survey_code.layouts.hashed import mixed_index
+from survey_code.method import Found, Trained
+from survey_code.options import Options, found, option
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.hashing.base import (
     INDEX_BYTES,
     MOST_ROWS,
     HashedEmbedding,
-    check_share,
-    mixed_index,
+    plan_shares,
 )
 
 # Slots of a bucket of the sketch.
@@ -105,34 +106,32 @@ class HotSketch:
         return ids.sort().values
 
 
-class CAFE(HashedEmbedding):
+class CAFEOptions(Options):
+    """Options of `CAFE`."""
+
+    share: float = option(
+        0.5, "share of the budget that own rows get", low=0, high=1, tune=(0.5, 0.2)
+    )
+    # Where there are few, ids without an own row push each other out before they
+    # have earned one.
+    slots: int = option(8, "slots of the sketch for each own row", low=1, high=1024)
+    period: int = option(
+        10, "steps between two assignments of own rows", low=1, high=2**31
+    )
+    decay: float = option(
+        0.98, "what scores are multiplied by at each assignment", low=0, high=1
+    )
+    rows: int = found("rows of the shared table", low=1, high=MOST_ROWS)
+    hot: int = found("own rows", low=0)
+
+
+class CAFE(HashedEmbedding, Trained[CAFEOptions]):
     """Hashed rows; own rows for what a sketch finds important (key ``cafe``).
 
     Importance is the length of the gradient that an id receives, added up in a
     sketch while training.  Every `period` steps the ids with the largest scores
     are given own rows, which begin as copies of what they read before; ids that
     fall behind go back to the shared rows.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    rows : int
-        Rows of the shared table.
-    hot : int
-        Own rows; the sketch has `slots` slots for each.
-    slots : int, default 8
-        Slots of the sketch for each own row.  Where there are few, ids without an
-        own row push each other out before they have earned one.
-    period : int, default 10
-        Steps between two assignments of own rows.
-    decay : float, default 0.98
-        What scores are multiplied by at each assignment.
-    seed : int, default 0
-
-    Raises
-    ------
-    ValueError
-        If an option is out of its range.
 
     Notes
     -----
@@ -143,37 +142,25 @@ class CAFE(HashedEmbedding):
     The sketch, 12 bytes per slot, is needed in training only.
     """
 
+    hash_names = (*HashedEmbedding.hash_names, "pairs")
     sketch_ids: Tensor
     scores: Tensor
     inherited: Tensor
     hot_ids: Tensor
     hot_rows: Tensor
 
-    def __init__(
-        self,
-        spec: TableSpec,
-        *,
-        rows: int,
-        hot: int,
-        slots: int = 8,
-        period: int = 10,
-        decay: float = 0.98,
-        seed: int = 0,
-    ) -> None:
-        check_range("rows", rows, 1, MOST_ROWS)
+    def __init__(self, spec: TableSpec, options: CAFEOptions, seed: int = 0) -> None:
+        hot = options.hot
         check_range("hot", hot, 0, spec.num_embeddings)
-        check_range("slots", slots, 1, 1024)
-        check_range("period", period, 1, 2**31)
-        check_share("decay", decay)
-        index = mixed_index([seed, 1], [rows])
+        index = mixed_index([seed, 1], [options.rows])
         # Who has an own row changes, so that the keys are made at the end.
         places = np.arange(hot, dtype=np.int32) if hot else None
         super().__init__(spec, index, "sum", [seed, 0], keys=places)
         self.keys = None
-        self.hot, self.period, self.decay = hot, period, decay
+        self.hot, self.period, self.decay = hot, options.period, options.decay
         self.steps_done = 0
         self.pairs = draw_multipliers(np.random.default_rng([seed, 2]), 1)
-        buckets = max(slots * hot // SLOTS, 1)
+        buckets = max(options.slots * hot // SLOTS, 1)
         nobody = torch.full((buckets, SLOTS), NOBODY, dtype=torch.int32)
         self.register_buffer("sketch_ids", nobody)
         self.register_buffer("scores", torch.zeros(buckets, SLOTS))
@@ -185,26 +172,11 @@ class CAFE(HashedEmbedding):
         self.batch: list[tuple[Tensor, Tensor]] = []
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        share: float = 0.5,
-        slots: int = 8,
-        period: int = 10,
-        decay: float = 0.98,
-    ) -> dict[str, Any]:
-        """Own rows for a `share` of the budget, shared rows for the rest."""
-        check_share("share", share)
-        row = 4 * spec.embedding_dim
-        budget = spec.require(ratio, smallest=row + INDEX_BYTES) - INDEX_BYTES
-        hot = min(int(share * budget), budget - row) // (row + 4)
-        hot = min(hot, spec.num_embeddings)
-        rows = min((budget - hot * (row + 4)) // row, MOST_ROWS)
-        return {
-            "rows": rows, "hot": hot, "slots": slots, "period": period, "decay": decay
-        }  # fmt: skip
+    def plan(cls, spec: TableSpec, ratio: float, options: CAFEOptions) -> Found:
+        """Own rows for a share of the budget, shared rows for the rest."""
+        row, share = 4 * spec.embedding_dim, options.share
+        rows, hot = plan_shares(spec, ratio, row, INDEX_BYTES, row + 4, share)
+        return {"rows": rows, "hot": hot}
 
     @property
     def sketch(self) -> HotSketch:
@@ -234,9 +206,6 @@ class CAFE(HashedEmbedding):
     def advance(self, progress: float) -> None:
         """Forget look-ups that no step followed."""
         self.batch.clear()
-
-    # There is no schedule to wait for.
-    schedule_end = 0.0
 
     @torch.no_grad()
     def after_step(self, step: TrainingStep) -> None:

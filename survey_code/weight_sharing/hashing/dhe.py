@@ -10,18 +10,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding, check_range, draw_normal
+from survey_code.budget import largest_fitting
+from survey_code.embedding import as_float32, draw_normal
+from survey_code.hashes import draw_multipliers, hash_steps, mix_ids
 from survey_code.layouts.generator import (
+    ACTIVATIONS,
     BUCKETS,
+    DISTRIBUTIONS,
+    MOST_UNITS,
     GeneratorLayout,
-    check_network,
-    code_steps,
+    check_pairs,
     count_weights,
     layer_sizes,
+    spread_hashes,
 )
-from survey_code.layouts.hashed import draw_multipliers, mix_ids
+from survey_code.method import Found, Trained
+from survey_code.options import Options, found, option, planned
 from survey_code.spec import TableSpec
-from survey_code.weight_sharing.hashing.base import PAIR_BYTES, as_array
+from survey_code.weight_sharing.hashing.base import PAIR_BYTES, HashingTable
 
 # Ids on which the spread of fresh rows is measured.
 SAMPLE = 1000
@@ -31,33 +37,40 @@ CODES_PER_UNIT, MOST_CODES = 8, 1024
 PIECE = 2**17
 
 
-class DHE(CompressedEmbedding):
+class DHEOptions(Options):
+    """Options of `DHE`."""
+
+    codes: int = planned(
+        "hashes of an id, the network's inputs: even where they are Gaussian",
+        low=1, high=MOST_UNITS,
+    )  # fmt: skip
+    rate: float = option(
+        0.3,
+        "learning rate of the network over that of a table's rows",
+        above=0, tune=(0.3, 0.1, 1.0),
+    )  # fmt: skip
+    layers: int = option(1, "hidden layers", low=1, high=MOST_UNITS, tune=(1, 2))
+    distribution: str = option(
+        "uniform", "of the hashes, as numbers", choices=DISTRIBUTIONS
+    )
+    activation: str = option("mish", "of the hidden units", choices=ACTIVATIONS)
+    open_ids: bool = option(False, "serve ids beyond the table too")
+    width: int = found("hidden units of each layer", low=1, high=MOST_UNITS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_pairs(self.codes or 0, self.distribution)
+
+    def shape_of(self, width: int) -> dict[str, int]:
+        """Sizes of the network with so many hidden units, as its layout has them."""
+        codes = self.codes or min(CODES_PER_UNIT * width, MOST_CODES)
+        return {"codes": codes, "width": width, "layers": self.layers}
+
+
+class DHE(HashingTable, Trained[DHEOptions]):
     """Many hashes of the id, and a network from them to a row (key ``dhe``).
 
     There is no table: every row is computed, also those of ids never seen.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    width : int
-        Hidden units of each layer.
-    codes : int
-        Hashes of an id, the network's inputs.
-    layers : int, default 1
-        Hidden layers.
-    distribution : {"uniform", "gaussian"}
-        Of the hashes, as numbers.
-    activation : {"mish", "relu"}
-    rate : float, default 0.3
-        Learning rate of the network over that of a table's rows.
-    open_ids : bool, default False
-        Serve ids beyond the table too.
-    seed : int, default 0
-
-    Raises
-    ------
-    ValueError
-        If an option is not one of those.
 
     Notes
     -----
@@ -66,27 +79,14 @@ class DHE(CompressedEmbedding):
     would depend on how often ids occur in a batch.
     """
 
-    def __init__(
-        self,
-        spec: TableSpec,
-        *,
-        width: int,
-        codes: int,
-        layers: int = 1,
-        distribution: str = "uniform",
-        activation: str = "mish",
-        rate: float = 0.3,
-        open_ids: bool = False,
-        seed: int = 0,
-    ) -> None:
-        check_rate(rate)
-        check_network(codes, width, layers, distribution, activation)
+    hash_names = ("multipliers",)
+
+    def __init__(self, spec: TableSpec, options: DHEOptions, seed: int = 0) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
-        self.shape = {"codes": codes, "width": width, "layers": layers}
-        self.distribution, self.activation = distribution, activation
-        self.open_ids, self.rate = open_ids, float(rate)
-        pairs = draw_multipliers(np.random.default_rng([seed, 1]), 1)
-        self.multipliers = pairs[0]
+        self.shape = options.shape_of(options.width)
+        self.distribution, self.activation = options.distribution, options.activation
+        self.open_ids, self.rate = options.open_ids, options.rate
+        self.multipliers = draw_multipliers(np.random.default_rng([seed, 1]), 1)[0]
         sizes = layer_sizes(**self.shape, dim=spec.embedding_dim)
         self.weights = nn.ParameterList()
         for layer, (inputs, outputs) in enumerate(sizes):
@@ -97,46 +97,18 @@ class DHE(CompressedEmbedding):
         self.scale_rows(spec.init_std)
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        codes: int | None = None,
-        layers: int = 1,
-        distribution: str = "uniform",
-        activation: str = "mish",
-        rate: float = 0.3,
-        open_ids: bool = False,
-    ) -> dict[str, Any]:
-        """The widest network that fits; by default eight times as many codes as
+    def plan(cls, spec: TableSpec, ratio: float, options: DHEOptions) -> Found:
+        """The widest network that fits; unless asked, eight times as many codes as
         hidden units, 1,024 at most.
         """
-        check_rate(rate)
-        check_network(codes or 2, 1, layers, distribution, activation)
-        if codes is not None:
-            check_range("codes", codes, 1, 65536)
-
-        def inputs(width: int) -> int:
-            return codes or min(CODES_PER_UNIT * width, MOST_CODES)
 
         def size(width: int) -> int:
-            count = count_weights(inputs(width), width, layers, spec.embedding_dim)
-            return 4 * count + PAIR_BYTES
+            shape = options.shape_of(width)
+            return 4 * count_weights(**shape, dim=spec.embedding_dim) + PAIR_BYTES
 
         budget = spec.require(ratio, smallest=size(1))
-        width = budget // (4 * (codes or CODES_PER_UNIT))
-        while width > 1 and size(width) > budget:
-            width -= 1
-        return {
-            "width": width,
-            "codes": inputs(width),
-            "layers": layers,
-            "distribution": distribution,
-            "activation": activation,
-            "rate": rate,
-            "open_ids": open_ids,
-        }
+        width = largest_fitting(1, MOST_UNITS, lambda w: size(w) <= budget)
+        return {"width": width, "codes": options.shape_of(width)["codes"]}
 
     @torch.no_grad()
     def scale_rows(self, std: float) -> None:
@@ -153,7 +125,7 @@ class DHE(CompressedEmbedding):
     def encode(self, ids: Tensor) -> Tensor:
         """The network's input: (m,) -> (m, codes)."""
         codes = self.shape["codes"]
-        steps = torch.from_numpy(code_steps(codes)).to(ids.device)
+        steps = torch.from_numpy(hash_steps(codes)).to(ids.device)
         first, second = self.multipliers.tolist()
         # In pieces that stay in the processor's cache; a GPU wants one.
         size = max(PIECE // codes, 1) if ids.device.type == "cpu" else max(len(ids), 1)
@@ -163,14 +135,8 @@ class DHE(CompressedEmbedding):
                 for piece in ids.split(size)
             ]
         )
-        kind = self.weights[0].dtype
-        if self.distribution == "uniform":
-            return (hashes.double() * (2 / (BUCKETS - 1)) - 1).to(kind)
-        shares = (hashes.double() + 0.5) / BUCKETS
-        radius = (-2 * shares[:, : codes // 2].log()).sqrt()
-        angle = 2 * math.pi * shares[:, codes // 2 :]
-        normal = [radius * angle.cos(), radius * angle.sin()]
-        return torch.cat(normal, dim=1).to(kind)
+        numbers: Tensor = spread_hashes(hashes.double(), self.distribution, torch)
+        return numbers.to(self.weights[0].dtype)
 
     def generate(self, ids: Tensor) -> Tensor:
         """Rows of ids: (m,) -> (m, dim)."""
@@ -191,7 +157,7 @@ class DHE(CompressedEmbedding):
     def freeze(self) -> GeneratorLayout:
         """The network's weights and the hash."""
         return GeneratorLayout(
-            np.concatenate([as_array(weight).ravel() for weight in self.weights]),
+            np.concatenate([as_float32(weight).ravel() for weight in self.weights]),
             self.multipliers.copy(),
             self.num_embeddings,
             self.embedding_dim,
@@ -200,17 +166,3 @@ class DHE(CompressedEmbedding):
             activation=self.activation,
             open_ids=self.open_ids,
         )
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The hash, without which the network means nothing."""
-        return {"multipliers": self.multipliers.tolist()}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the hash of a state dict."""
-        self.multipliers = np.array(state["multipliers"], dtype=np.int64)
-
-
-def check_rate(rate: Any) -> None:
-    """Raise ValueError unless this is a positive number."""
-    if not isinstance(rate, int | float) or not 0 < rate < math.inf:
-        raise ValueError(f"rate must be a positive number, got {rate!r}")

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
+import numpy as np
 
-from survey_code.embedding import check_range
+from survey_code.checks import check_range
+from survey_code.layouts.hashed import mixed_index
+from survey_code.method import Found, Trained
+from survey_code.options import Options, found, option
+from survey_code.order import most_frequent
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.hashing.base import (
     INDEX_BYTES,
     MOST_ROWS,
     HashedEmbedding,
-    check_combine,
-    check_share,
-    mixed_index,
-    most_frequent,
+    plan_shares,
     row_width,
 )
 
 
-class DoubleHashing(HashedEmbedding):
+class DoubleHashingOptions(Options):
+    """Options of `DoubleHashing`."""
+
+    combine: str = option(
+        "sum",
+        "how the two rows make one",
+        choices=("sum", "concat"),
+        tune=("sum", "concat"),
+    )
+    share: float = option(
+        0.5, "share of the budget that the frequent ids' rows get", low=0, high=1
+    )
+    rows: int = found("rows of each of the two tables", low=1, high=MOST_ROWS)
+    frequent: int = found("ids with rows of their own", otherwise=0, low=0)
+
+
+class DoubleHashing(HashedEmbedding, Trained[DoubleHashingOptions]):
     """Two hashes into two tables, and own rows for frequent ids (``double_hashing``).
 
     Two ids share a vector only if both hashes agree.
@@ -27,17 +44,8 @@ class DoubleHashing(HashedEmbedding):
     ----------
     spec : TableSpec
         Its `train_counts` say which ids are frequent.
-    rows : int
-        Rows of each of the two shared tables.
-    frequent : int, default 0
-        Ids, the most frequent ones, that have rows of their own.
-    combine : {"sum", "concat"}
+    options : DoubleHashingOptions
     seed : int, default 0
-
-    Raises
-    ------
-    ValueError
-        If an option is out of its range.
 
     Notes
     -----
@@ -46,38 +54,21 @@ class DoubleHashing(HashedEmbedding):
     """
 
     def __init__(
-        self,
-        spec: TableSpec,
-        *,
-        rows: int,
-        frequent: int = 0,
-        combine: str = "sum",
-        seed: int = 0,
+        self, spec: TableSpec, options: DoubleHashingOptions, seed: int = 0
     ) -> None:
-        check_combine(combine, ("sum", "concat"))
-        check_range("rows", rows, 1, MOST_ROWS)
-        check_range("frequent", frequent, 0, spec.num_embeddings)
-        keys = most_frequent(spec.train_counts, frequent) if frequent else None
-        index = mixed_index([seed, 1], [rows, rows])
-        super().__init__(spec, index, combine, [seed, 0], keys=keys)
+        check_range("frequent", options.frequent, 0, spec.num_embeddings)
+        keys = most_frequent(spec.train_counts, options.frequent).astype(np.int32)
+        index = mixed_index([seed, 1], [options.rows] * 2)
+        super().__init__(
+            spec, index, options.combine, [seed, 0], keys=keys if len(keys) else None
+        )
 
     @classmethod
     def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        share: float = 0.5,
-        combine: str = "sum",
-    ) -> dict[str, Any]:
-        """Own rows for a `share` of the budget, shared rows for the rest."""
-        check_combine(combine, ("sum", "concat"))
-        check_share("share", share)
-        pair = 2 * 4 * row_width(spec.embedding_dim, 2, combine)
-        overhead = 2 * INDEX_BYTES
-        budget = spec.require(ratio, smallest=pair + overhead) - overhead
-        own = 4 * spec.embedding_dim + 4
-        frequent = min(int(share * budget), budget - pair) // own
-        frequent = min(frequent, spec.num_embeddings)
-        rows = min((budget - frequent * own) // pair, MOST_ROWS)
-        return {"rows": rows, "frequent": frequent, "combine": combine}
+        cls, spec: TableSpec, ratio: float, options: DoubleHashingOptions
+    ) -> Found:
+        """Own rows for a share of the budget, shared rows for the rest."""
+        pair = 2 * 4 * row_width(spec.embedding_dim, 2, options.combine)
+        fixed, own = 2 * INDEX_BYTES, 4 * spec.embedding_dim + 4
+        rows, frequent = plan_shares(spec, ratio, pair, fixed, own, options.share)
+        return {"rows": rows, "frequent": frequent}

@@ -2,56 +2,63 @@
 
 from __future__ import annotations
 
-import bisect
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import check_range, draw_normal
+from survey_code.budget import largest_fitting
+from survey_code.checks import check_range
+from survey_code.embedding import as_float32, draw_normal
 from survey_code.layouts.hashed import COMBINE, path_parameters, split_paths
+from survey_code.method import Found, Trained
+from survey_code.options import Options, found, option
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.hashing.base import (
     INDEX_BYTES,
     MOST_ROWS,
     HashedEmbedding,
-    as_array,
-    check_combine,
+    plan_rows,
     row_width,
 )
 
-PARTITIONS = ("digits", "remainders")
+
+class QuotientRemainderOptions(Options):
+    """Options of `QuotientRemainder`.
+
+    With ``partition="digits"``, table j is read at the j-th digit of the id, written
+    with the moduli as mixed radices, lowest first; with ``"remainders"``, at the
+    remainder of the id by the j-th modulus, and moduli must be coprime in pairs.
+
+    With ``combine="path"`` the quotient names a row, the remainder a small network
+    that the row runs through.
+    """
+
+    combine: str = option(
+        "product",
+        "how the tables' rows make one",
+        choices=COMBINE,
+        tune=("product", "sum", "concat"),
+    )
+    parts: int = option(2, "tables", low=2, high=16)
+    partition: str = option(
+        "digits", "what tables are read at", choices=("digits", "remainders")
+    )
+    hidden: int = option(4, "hidden units of a path's network", low=1, high=4096)
+    modulus: int | None = found(
+        "rows of the remainder table; the quotient table has ceil(n / modulus)", low=1
+    )
+    moduli: list[int] | None = found("instead of a modulus: rows of each table")
 
 
-class QuotientRemainder(HashedEmbedding):
+class QuotientRemainder(HashedEmbedding, Trained[QuotientRemainderOptions]):
     """Small tables, read at the quotient and the remainder (``quotient_remainder``).
 
     No two ids share both digits, so every id keeps a vector of its own.  The same
     holds for more than two digits, and for the remainders of moduli that have no
     common factor.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    modulus : int, optional
-        Rows of the remainder table; the quotient table has ceil(n / modulus).
-    moduli : sequence of int, optional
-        Instead of `modulus`: rows of each of several tables.
-    partition : {"digits", "remainders"}
-        What the moduli mean.  ``"digits"``: table j is read at the j-th digit of
-        the id, written with these moduli as mixed radices, lowest first.
-        ``"remainders"``: at the remainder of the id by the j-th modulus; they
-        must be coprime in pairs.
-    combine : {"product", "sum", "concat", "path"}
-        ``"path"``: the quotient names a row, the remainder a small network that
-        the row runs through.
-    hidden : int, default 4
-        Hidden units of such a network.
-    seed : int, default 0
 
     Raises
     ------
@@ -65,71 +72,32 @@ class QuotientRemainder(HashedEmbedding):
     """
 
     def __init__(
-        self,
-        spec: TableSpec,
-        *,
-        modulus: int | None = None,
-        moduli: Sequence[int] | None = None,
-        partition: str = "digits",
-        combine: str = "product",
-        hidden: int = 4,
-        seed: int = 0,
+        self, spec: TableSpec, options: QuotientRemainderOptions, seed: int = 0
     ) -> None:
-        index = partition_index(spec.num_embeddings, modulus, moduli, partition)
-        super().__init__(spec, index, combine, [seed, 0])
-        if combine == "path":
-            check_path(len(index), hidden)
-            paths = draw_paths(index[1, 3], spec.embedding_dim, hidden, [seed, 1])
-            self.paths = nn.Parameter(paths)
+        index = partition_index(spec.num_embeddings, options)
+        super().__init__(spec, index, options.combine, [seed, 0])
+        if options.combine == "path":
+            if len(index) != 2:
+                raise ValueError(f"combine='path' needs two tables, got {len(index)}")
+            number, dim = int(index[1, 3]), spec.embedding_dim
+            self.paths = nn.Parameter(draw_paths(number, dim, options.hidden, seed))
 
     @classmethod
     def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        combine: str = "product",
-        parts: int = 2,
-        partition: str = "digits",
-        hidden: int = 4,
-    ) -> dict[str, Any]:
+        cls, spec: TableSpec, ratio: float, options: QuotientRemainderOptions
+    ) -> Found:
         """The largest tables that fit; the smallest pair has about 2 sqrt(n) rows."""
-        check_combine(combine, COMBINE)
-        check_partition(partition)
-        check_range("parts", parts, 2, 16)
-        n, dim = spec.num_embeddings, spec.embedding_dim
-        if combine == "path":
-            check_path(parts, hidden)
-            sizes = path_bytes(n, dim, hidden)
-            budget = spec.require(ratio, smallest=int(sizes.min()))
-            best = np.where(sizes <= budget, sizes, -1).argmax()
-            return {"modulus": int(best) + 1, "combine": combine, "hidden": hidden}
-        row = 4 * row_width(dim, parts, combine)
-        overhead = INDEX_BYTES * parts
-        if (parts, partition) == (2, "digits"):
-            smallest = math.isqrt(n - 1) + 1  # ceil(sqrt(n))
-            least = smallest + -(-n // smallest)
-            budget = spec.require(ratio, smallest=row * least + overhead)
-            # From ceil(sqrt(n)) on, a larger modulus never needs fewer rows.
-            moduli = range(smallest, n + 1)
-            fitting = bisect.bisect_right(
-                moduli, (budget - overhead) // row, key=lambda m: m + -(-n // m)
-            )
-            return {"modulus": moduli[fitting - 1], "combine": combine}
-        choose = choose_radices if partition == "digits" else choose_coprimes
-        least = sum(choose(n, parts, 0))
-        budget = spec.require(ratio, smallest=row * least + overhead)
-        return {
-            "moduli": choose(n, parts, (budget - overhead) // row),
-            "partition": partition,
-            "combine": combine,
-        }
+        if options.combine == "path":
+            return {"modulus": plan_path(spec, ratio, options)}
+        if (options.parts, options.partition) == (2, "digits"):
+            return {"modulus": plan_modulus(spec, ratio, options.combine)}
+        return {"moduli": plan_moduli(spec, ratio, options)}
 
     def join(self, ids: Tensor, digits: list[Tensor]) -> Tensor:
         """The rows that digits name, combined, or a row through a path."""
         if self.combine != "path":
             return super().join(ids, digits)
-        sparse = self.sparse_gradients
+        sparse = self.regime.sparse
         rows = functional.embedding(digits[0].flatten(), self.values, sparse=sparse)
         paths = functional.embedding(digits[1].flatten(), self.paths, sparse=sparse)
         first, bias, second, shift = split_paths(paths, self.embedding_dim)
@@ -139,14 +107,49 @@ class QuotientRemainder(HashedEmbedding):
 
     def stored(self) -> dict[str, np.ndarray]:
         """The paths, where there are any."""
-        return {"paths": as_array(self.paths)} if self.combine == "path" else {}
+        return {"paths": as_float32(self.paths)} if self.combine == "path" else {}
 
 
-def partition_index(
-    ids: int, modulus: int | None, moduli: Sequence[int] | None, partition: str
-) -> np.ndarray:
+def plan_path(spec: TableSpec, ratio: float, options: QuotientRemainderOptions) -> int:
+    """The modulus with which rows and networks are largest."""
+    if (options.parts, options.partition) != (2, "digits"):
+        raise ValueError(
+            "combine='path' is planned for two digits, "
+            f"got {options.parts} {options.partition}"
+        )
+    sizes = path_bytes(spec.num_embeddings, spec.embedding_dim, options.hidden)
+    budget = spec.require(ratio, smallest=int(sizes.min()))
+    return int(np.where(sizes <= budget, sizes, -1).argmax()) + 1
+
+
+def plan_modulus(spec: TableSpec, ratio: float, combine: str) -> int:
+    """The modulus with which quotients and remainders have most rows."""
+    n, row = spec.num_embeddings, 4 * row_width(spec.embedding_dim, 2, combine)
+
+    def size(modulus: int) -> int:
+        return row * (modulus + -(-n // modulus)) + 2 * INDEX_BYTES
+
+    # From ceil(sqrt(n)) on, a larger modulus never needs fewer rows.
+    smallest = math.isqrt(n - 1) + 1
+    budget = spec.require(ratio, smallest=size(smallest))
+    return largest_fitting(smallest, n, lambda modulus: size(modulus) <= budget)
+
+
+def plan_moduli(
+    spec: TableSpec, ratio: float, options: QuotientRemainderOptions
+) -> list[int]:
+    """Several moduli with as many rows as fit."""
+    choose = choose_radices if options.partition == "digits" else choose_coprimes
+    n, parts = spec.num_embeddings, options.parts
+    row = 4 * row_width(spec.embedding_dim, parts, options.combine)
+    least = sum(choose(n, parts, 0))
+    most = plan_rows(spec, ratio, row, INDEX_BYTES * parts, least)
+    return choose(n, parts, most)
+
+
+def partition_index(ids: int, options: QuotientRemainderOptions) -> np.ndarray:
     """Index table of partitions that tell `ids` ids apart, or a ValueError."""
-    check_partition(partition)
+    modulus, moduli, partition = options.modulus, options.moduli, options.partition
     if (modulus is None) == (moduli is None):
         raise ValueError("give either modulus or moduli")
     if modulus is not None:
@@ -173,25 +176,12 @@ def partition_index(
     return np.array([[0, 0, *pair] for pair in zip(divisors, rows)], dtype=np.int64)
 
 
-def check_partition(partition: str) -> None:
-    """Raise ValueError for an unknown kind of partition."""
-    if partition not in PARTITIONS:
-        raise ValueError(f"partition must be one of {PARTITIONS}, got {partition!r}")
-
-
-def check_path(parts: int, hidden: Any) -> None:
-    """Raise ValueError unless a path of so many hidden units can be built."""
-    check_range("hidden", hidden, 1, 4096)
-    if parts != 2:
-        raise ValueError(f"combine='path' needs two partitions, got {parts}")
-
-
-def draw_paths(number: int, dim: int, hidden: int, seed: Any) -> Tensor:
+def draw_paths(number: int, dim: int, hidden: int, seed: int) -> Tensor:
     """Fresh networks that keep the spread of the rows that run through them."""
-    paths = torch.zeros(int(number), path_parameters(dim, hidden))
+    paths = torch.zeros(number, path_parameters(dim, hidden))
     first, _, second, _ = split_paths(paths, dim)
-    first.copy_(draw_normal(tuple(first.shape), math.sqrt(2 / dim), [*seed, 0]))
-    second.copy_(draw_normal(tuple(second.shape), math.sqrt(1 / hidden), [*seed, 1]))
+    first.copy_(draw_normal(tuple(first.shape), math.sqrt(2 / dim), [seed, 1, 0]))
+    second.copy_(draw_normal(tuple(second.shape), math.sqrt(1 / hidden), [seed, 1, 1]))
     return paths
 
 
@@ -231,9 +221,9 @@ def choose_coprimes(ids: int, parts: int, most: int) -> list[int]:
     # Beyond n rows in a table, nothing is shared.
     high = min(most // parts + 4 * parts, max(ids, top))
     for larger in range(max(high - 12 * parts, top), high + 1):
-        found = largest_coprimes(larger, parts)
-        if sum(chosen) < sum(found) <= most:
-            chosen = found
+        moduli = largest_coprimes(larger, parts)
+        if sum(chosen) < sum(moduli) <= most:
+            chosen = moduli
     return chosen
 
 

@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding, check_range, draw_normal
+from survey_code.checks import check_range
+from survey_code.embedding import as_float32, draw_normal
+from survey_code.hashes import draw_multipliers
 from survey_code.layouts.flat import FlatLayout, block_signs, locate_blocks
-from survey_code.layouts.hashed import draw_multipliers
+from survey_code.method import Found, Trained
+from survey_code.options import Options, found, option
 from survey_code.spec import TableSpec
-from survey_code.weight_sharing.hashing.base import MOST_ROWS, PAIR_BYTES, as_array
+from survey_code.weight_sharing.hashing.base import (
+    MOST_ROWS,
+    PAIR_BYTES,
+    HashingTable,
+    plan_rows,
+)
 
 
-class ROBE(CompressedEmbedding):
+class ROBEOptions(Options):
+    """Options of `ROBE`."""
+
+    block_len: int = option(
+        8,
+        "numbers that are read in one run; 1 hashes every entry by itself",
+        low=1, high=2**16, tune=(8, 4),
+    )  # fmt: skip
+    signed: bool = option(False, "multiply each block read by a second hash, +1 or -1")
+    open_ids: bool = option(False, "serve ids beyond the table too")
+    size: int = found("numbers in the array", low=1, high=MOST_ROWS)
+
+
+class ROBE(HashingTable, Trained[ROBEOptions]):
     """Random offset blocks of one flat array (key ``robe``).
 
     Two ids that share one block differ in the others.
 
-    Parameters
-    ----------
-    spec : TableSpec
-    size : int
-        Numbers in the array.
-    block_len : int, default 8
-        Numbers that are read in one run; 1 hashes every entry by itself.
-    signed : bool, default False
-        Multiply each block read by a second hash, +1 or -1.
-    open_ids : bool, default False
-        Serve ids beyond the table too.
-    seed : int, default 0
-
     Raises
     ------
     ValueError
-        If an option is out of its range, or a block does not fit into the array.
+        If a block does not fit into the array.
 
     Notes
     -----
@@ -46,47 +52,26 @@ class ROBE(CompressedEmbedding):
     2022).
     """
 
-    def __init__(
-        self,
-        spec: TableSpec,
-        *,
-        size: int,
-        block_len: int = 8,
-        signed: bool = False,
-        open_ids: bool = False,
-        seed: int = 0,
-    ) -> None:
+    hash_names = ("multipliers", "signs")
+
+    def __init__(self, spec: TableSpec, options: ROBEOptions, seed: int = 0) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
-        check_range("block_len", block_len, 1, 2**16)
-        check_range("size", size, min(block_len, spec.embedding_dim), MOST_ROWS)
+        self.block_len, self.open_ids = options.block_len, options.open_ids
+        shortest = min(self.block_len, self.embedding_dim)
+        check_range("size", options.size, shortest, MOST_ROWS)
         pairs = draw_multipliers(np.random.default_rng([seed, 1]), 2)
-        self.multipliers, self.block_len = pairs[0], block_len
-        self.signs = pairs[1] if signed else None
-        self.open_ids = open_ids
+        self.multipliers = pairs[0]
+        self.signs = pairs[1] if options.signed else None
         # One column, so that sparse gradients have rows to point at.
-        self.values = nn.Parameter(draw_normal((size, 1), spec.init_std, [seed, 0]))
+        drawn = draw_normal((options.size, 1), spec.init_std, [seed, 0])
+        self.values = nn.Parameter(drawn)
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        block_len: int = 8,
-        signed: bool = False,
-        open_ids: bool = False,
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: ROBEOptions) -> Found:
         """As many numbers as the budget holds beside the hash's parameters."""
-        check_range("block_len", block_len, 1, 2**16)
-        overhead = PAIR_BYTES * (1 + bool(signed))
-        shortest = 4 * min(block_len, spec.embedding_dim)
-        budget = spec.require(ratio, smallest=shortest + overhead)
-        return {
-            "size": min((budget - overhead) // 4, MOST_ROWS),
-            "block_len": block_len,
-            "signed": bool(signed),
-            "open_ids": open_ids,
-        }
+        fixed = PAIR_BYTES * (1 + options.signed)
+        shortest = min(options.block_len, spec.embedding_dim)
+        return {"size": plan_rows(spec, ratio, 4, fixed, least=shortest)}
 
     def places(self, ids: Tensor) -> Tensor:
         """Places in the array of every entry of rows: (m,) -> int64 (m, dim)."""
@@ -103,7 +88,7 @@ class ROBE(CompressedEmbedding):
         """Gather; its gradient adds up wherever runs overlap."""
         flat = ids.flatten()
         rows = functional.embedding(
-            self.places(flat), self.values, sparse=self.sparse_gradients
+            self.places(flat), self.values, sparse=self.regime.sparse
         )[..., 0]  # (m, dim)
         if self.signs is not None:
             blocks = -(-self.embedding_dim // self.block_len)
@@ -115,7 +100,7 @@ class ROBE(CompressedEmbedding):
     def freeze(self) -> FlatLayout:
         """The array and the hash."""
         return FlatLayout(
-            as_array(self.values)[:, 0],
+            as_float32(self.values)[:, 0],
             self.multipliers.copy(),
             self.num_embeddings,
             self.embedding_dim,
@@ -123,14 +108,3 @@ class ROBE(CompressedEmbedding):
             self.signs,
             self.open_ids,
         )
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The hash, without which the array means nothing."""
-        signs = None if self.signs is None else self.signs.tolist()
-        return {"multipliers": self.multipliers.tolist(), "signs": signs}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the hash of a state dict."""
-        self.multipliers = np.array(state["multipliers"], dtype=np.int64)
-        signs = state["signs"]
-        self.signs = None if signs is None else np.array(signs, dtype=np.int64)

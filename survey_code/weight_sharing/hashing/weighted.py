@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import check_range
-from survey_code.layouts.hashed import take_digits
+from survey_code.checks import check_range
+from survey_code.embedding import as_float32
+from survey_code.layouts.hashed import mixed_index, take_digits
+from survey_code.method import Found, Trained
+from survey_code.options import Options, found, option
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.hashing.base import (
     INDEX_BYTES,
+    MOST_HASHES,
     MOST_ROWS,
     HashedEmbedding,
-    as_array,
-    check_hashes,
-    check_share,
-    mixed_index,
+    plan_rows,
+    plan_shares,
 )
 
 
@@ -38,6 +38,8 @@ class WeightedEmbedding(HashedEmbedding):
     seed, open_ids, shared
         As in `HashedEmbedding`.
     """
+
+    hash_names = (*HashedEmbedding.hash_names, "weight_index")
 
     def __init__(
         self,
@@ -64,7 +66,7 @@ class WeightedEmbedding(HashedEmbedding):
         if self.weight_index is not None:
             ids = take_digits(ids, self.weight_index)[0]
         weights = functional.embedding(
-            ids, self.weights, sparse=self.sparse_gradients
+            ids, self.weights, sparse=self.regime.sparse
         )  # (*shape, k or k + 1)
         parts = self.read_parts(ids, digits)
         rows = parts[0] * weights[..., :1]
@@ -74,44 +76,32 @@ class WeightedEmbedding(HashedEmbedding):
 
     def stored(self) -> dict[str, np.ndarray]:
         """The weights, and how they are read."""
-        stored = {"weights": as_array(self.weights)}
+        stored = {"weights": as_float32(self.weights)}
         if self.weight_index is not None:
             stored["weight_index"] = self.weight_index.copy()
         return stored
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The hash of the weights belongs to the state, too."""
-        index = None if self.weight_index is None else self.weight_index.tolist()
-        return {**super().get_extra_state(), "weight_index": index}
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the hashes of a state dict."""
-        super().set_extra_state(state)
-        index = state["weight_index"]
-        self.weight_index = None if index is None else np.array(index, dtype=np.int64)
+class HashEmbeddingsOptions(Options):
+    """Options of `HashEmbeddings`."""
+
+    hashes: int = option(2, "rows that one id reads", low=1, high=MOST_HASHES)
+    share: float = option(
+        0.2,
+        "share of the budget that the weights get",
+        low=0, high=1, tune=(0.2, 0.4),
+    )  # fmt: skip
+    open_ids: bool = option(
+        False, "serve ids beyond the table too; their weights are hashed"
+    )
+    rows: int = found("rows of the shared table", low=1, high=MOST_ROWS)
+    entries: int = found("rows of the table of weights", low=1)
 
 
-class HashEmbeddings(WeightedEmbedding):
+class HashEmbeddings(WeightedEmbedding, Trained[HashEmbeddingsOptions]):
     """Rows of one shared table, weighted by the id (``hash_embeddings``).
 
-    Parameters
-    ----------
-    spec : TableSpec
-    rows : int
-        Rows of the shared table.
-    entries : int
-        Rows of the table of weights; with as many as there are ids, each id has
-        weights of its own.
-    hashes : int, default 2
-        Rows that one id reads.
-    open_ids : bool, default False
-        Serve ids beyond the table too; their weights are hashed.
-    seed : int, default 0
-
-    Raises
-    ------
-    ValueError
-        If an option is out of its range.
+    With as many rows of weights as there are ids, each id has weights of its own.
 
     Notes
     -----
@@ -121,63 +111,35 @@ class HashEmbeddings(WeightedEmbedding):
     """
 
     def __init__(
-        self,
-        spec: TableSpec,
-        *,
-        rows: int,
-        entries: int,
-        hashes: int = 2,
-        open_ids: bool = False,
-        seed: int = 0,
+        self, spec: TableSpec, options: HashEmbeddingsOptions, seed: int = 0
     ) -> None:
-        check_range("rows", rows, 1, MOST_ROWS)
-        check_range("entries", entries, 1, spec.num_embeddings)
-        check_hashes(hashes)
-        index = mixed_index([seed, 1], [rows] * hashes)
+        check_range("entries", options.entries, 1, spec.num_embeddings)
+        index = mixed_index([seed, 1], [options.rows] * options.hashes)
+        is_open = options.open_ids
         super().__init__(
-            spec, index, entries, False, seed, open_ids=open_ids, shared=True
+            spec, index, options.entries, False, seed, open_ids=is_open, shared=True
         )
 
     @classmethod
     def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        hashes: int = 2,
-        share: float = 0.2,
-        open_ids: bool = False,
-    ) -> dict[str, Any]:
-        """Weights for a `share` of the budget, rows for the rest."""
-        check_hashes(hashes)
-        check_share("share", share)
-        row, entry = 4 * spec.embedding_dim, 4 * hashes
-        overhead = INDEX_BYTES * (hashes + 1)
-        budget = spec.require(ratio, smallest=row + entry + overhead) - overhead
-        entries = min(int(share * budget), budget - row) // entry
-        entries = min(max(entries, 1), spec.num_embeddings)
-        rows = min((budget - entries * entry) // row, MOST_ROWS)
-        return {
-            "rows": rows, "entries": entries, "hashes": hashes, "open_ids": open_ids
-        }  # fmt: skip
+        cls, spec: TableSpec, ratio: float, options: HashEmbeddingsOptions
+    ) -> Found:
+        """Weights for a share of the budget, rows for the rest."""
+        row, entry = 4 * spec.embedding_dim, 4 * options.hashes
+        fixed, share = INDEX_BYTES * (options.hashes + 1), options.share
+        rows, entries = plan_shares(spec, ratio, row, fixed, entry, share, least=1)
+        return {"rows": rows, "entries": entries}
 
 
-class MEmCom(WeightedEmbedding):
+class MEmComOptions(Options):
+    """Options of `MEmCom`."""
+
+    bias: bool = option(False, "a second number for each id, added to every column")
+    rows: int = found("rows of the shared table", low=1)
+
+
+class MEmCom(WeightedEmbedding, Trained[MEmComOptions]):
     """A hashed row times a number of the id's own (``memcom``).
-
-    Parameters
-    ----------
-    spec : TableSpec
-    rows : int
-        Rows of the shared table.
-    bias : bool, default False
-        A second number of the id's own, added to every column.
-    seed : int, default 0
-
-    Raises
-    ------
-    ValueError
-        If an option is out of its range.
 
     Notes
     -----
@@ -186,20 +148,14 @@ class MEmCom(WeightedEmbedding):
     remainder of ids that are sorted by frequency; here ids are mixed first.
     """
 
-    def __init__(
-        self, spec: TableSpec, *, rows: int, bias: bool = False, seed: int = 0
-    ) -> None:
-        check_range("rows", rows, 1, spec.num_embeddings)
-        index = mixed_index([seed, 1], [rows])
-        super().__init__(spec, index, spec.num_embeddings, bool(bias), seed)
+    def __init__(self, spec: TableSpec, options: MEmComOptions, seed: int = 0) -> None:
+        check_range("rows", options.rows, 1, spec.num_embeddings)
+        index = mixed_index([seed, 1], [options.rows])
+        super().__init__(spec, index, spec.num_embeddings, options.bias, seed)
 
     @classmethod
-    def plan(
-        cls, spec: TableSpec, ratio: float, *, bias: bool = False
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: MEmComOptions) -> Found:
         """As many rows as the budget holds beside one or two numbers per id."""
-        row = 4 * spec.embedding_dim
-        fixed = INDEX_BYTES + 4 * spec.num_embeddings * (1 + bool(bias))
-        budget = spec.require(ratio, smallest=row + fixed)
-        rows = min((budget - fixed) // row, spec.num_embeddings)
-        return {"rows": rows, "bias": bool(bias)}
+        row, most = 4 * spec.embedding_dim, spec.num_embeddings
+        fixed = INDEX_BYTES + 4 * most * (1 + options.bias)
+        return {"rows": plan_rows(spec, ratio, row, fixed, most=most)}

@@ -1,55 +1,51 @@
 """Vector quantisation: similar rows share codewords, and what is stored are codes.
 
-After training (`SAEC`, `ProductQuantization`), on the way into the network
-while float vectors stay behind (`DPQ`, `MGQE`,
-`LightRec`), or from the first step on (`RecJPQ`,
-`CCE`), which then needs no full table in training either.
+After training (`SAEC`, `ProductQuantization`), on the way into the network while
+float vectors stay behind (`DPQ`, `MGQE`, `LightRec`), or from the first step on
+(`RecJPQ`, `CCE`), which then needs no full table in training either.
 """
 
 from survey_code.weight_sharing.vector_quantization.additive import (
-    LightRec,
-    ResidualCodes,
-    quantize_residuals,
+    LightRec as LightRec,
+    LightRecOptions as LightRecOptions,
+    ResidualCodes as ResidualCodes,
+    quantize_residuals as quantize_residuals,
 )
-from survey_code.weight_sharing.vector_quantization.cce import CCE
-from survey_code.weight_sharing.vector_quantization.clustering import SAEC
+from survey_code.weight_sharing.vector_quantization.books import (
+    BookOptions as BookOptions,
+)
+from survey_code.weight_sharing.vector_quantization.cce import (
+    CCE as CCE,
+    CCEOptions as CCEOptions,
+)
+from survey_code.weight_sharing.vector_quantization.clustering import (
+    SAEC as SAEC,
+    SAECOptions as SAECOptions,
+)
 from survey_code.weight_sharing.vector_quantization.dpq import (
-    DPQ,
-    count_perplexity,
+    DPQ as DPQ,
+    DPQOptions as DPQOptions,
+    LearnedCodes as LearnedCodes,
+    count_perplexity as count_perplexity,
 )
 from survey_code.weight_sharing.vector_quantization.lloyd import (
-    Clusters,
-    cluster_rows,
-    nearest_rows,
+    Clusters as Clusters,
+    cluster_rows as cluster_rows,
+    nearest_rows as nearest_rows,
 )
-from survey_code.weight_sharing.vector_quantization.mgqe import MGQE
+from survey_code.weight_sharing.vector_quantization.mgqe import (
+    MGQE as MGQE,
+    MGQEOptions as MGQEOptions,
+)
 from survey_code.weight_sharing.vector_quantization.pq import (
-    ProductCodes,
-    ProductQuantization,
-    quantize_product,
-    split_books,
+    PQOptions as PQOptions,
+    ProductCodes as ProductCodes,
+    ProductQuantization as ProductQuantization,
+    quantize_product as quantize_product,
+    split_books as split_books,
 )
 from survey_code.weight_sharing.vector_quantization.recjpq import (
-    RecJPQ,
-    rank_into_bins,
+    RecJPQ as RecJPQ,
+    RecJPQOptions as RecJPQOptions,
+    rank_into_bins as rank_into_bins,
 )
-
-__all__ = [
-    "CCE",
-    "DPQ",
-    "MGQE",
-    "SAEC",
-    "Clusters",
-    "LightRec",
-    "ProductCodes",
-    "ProductQuantization",
-    "RecJPQ",
-    "ResidualCodes",
-    "cluster_rows",
-    "count_perplexity",
-    "nearest_rows",
-    "quantize_product",
-    "quantize_residuals",
-    "rank_into_bins",
-    "split_books",
-]

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding, check_range, draw_normal
+from survey_code.checks import check_range
+from survey_code.embedding import draw_normal
 from survey_code.layouts import CodebookLayout
-from survey_code.layouts.codebook import check_bits, codebook_bytes
+from survey_code.layouts.codebook import codebook_bytes
+from survey_code.method import Found, Trained
+from survey_code.options import option, planned
 from survey_code.spec import TableSpec
-from survey_code.weight_sharing.vector_quantization.dpq import straight_through
-from survey_code.weight_sharing.vector_quantization.lloyd import (
-    cluster_rows,
+from survey_code.weight_sharing.vector_quantization.books import (
+    BookOptions,
+    copy_words,
     plan_books,
 )
+from survey_code.weight_sharing.vector_quantization.dpq import QueryTable
+from survey_code.weight_sharing.vector_quantization.lloyd import cluster_rows
 
 MOST_BOOKS = 16
 # Rows from which books are begun: k-means on more finds hardly better ones.
-SAMPLE = 50_000
+FIRST_ROWS = 50_000
 
 
 @dataclass
@@ -88,7 +93,25 @@ def quantize_residuals(
     return ResidualCodes(np.stack(codes, 1), np.stack(codewords), losses)
 
 
-class LightRec(CompressedEmbedding):
+def additive_bytes(spec: TableSpec, books: int, bits: int) -> int:
+    """Bytes of codes, and of codewords as long as a row."""
+    codewords = books << bits
+    return codebook_bytes(
+        spec.num_embeddings, books, bits, codewords, spec.embedding_dim
+    )
+
+
+class LightRecOptions(BookOptions):
+    """Options of `LightRec`."""
+
+    books: int = planned("codes of a row", low=1, high=MOST_BOOKS)
+    warm_up: float = option(
+        0.5, "share of the training with float rows", low=0, below=1, tune=(0.5, 0.3)
+    )
+    pull: float = option(1.0, "factor of what pulls codewords to queries", above=0)
+
+
+class LightRec(QueryTable, Trained[LightRecOptions]):
     r"""Additive codes, learned with the network (key ``lightrec``).
 
     Row i is :math:`\sum_b C_b[c_b(i)]`, with whole rows as codewords.  For the
@@ -97,26 +120,6 @@ class LightRec(CompressedEmbedding):
     codes are chosen book by book, each the codeword nearest to what is left; the
     gradient goes through to the query, and the codewords follow the queries by
     :math:`|\sum_b C_b[c_b] - \mathrm{sg}(q)|^2`.
-
-    The float queries stay until the end of training, so only what is deployed
-    becomes smaller.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    books : int, 1 to 16
-    bits : int
-        Of a code; a book has 2**bits codewords.
-    warm_up : float, default 0.5
-        Share of the training with float rows.
-    pull : float, default 1
-        Factor of what pulls codewords to queries.
-    seed : int, default 0
-
-    Raises
-    ------
-    ValueError
-        If an option is out of its range.
 
     Notes
     -----
@@ -129,25 +132,15 @@ class LightRec(CompressedEmbedding):
     begun: Tensor
 
     def __init__(
-        self,
-        spec: TableSpec,
-        *,
-        books: int,
-        bits: int,
-        warm_up: float = 0.5,
-        pull: float = 1.0,
-        seed: int = 0,
+        self, spec: TableSpec, options: LightRecOptions, seed: int = 0
     ) -> None:
-        check_additive(books, bits, warm_up, pull)
-        super().__init__(spec.num_embeddings, spec.embedding_dim)
-        self.books, self.bits, self.clusters = int(books), int(bits), 1 << int(bits)
-        self.schedule_end, self.pull, self.seed = float(warm_up), float(pull), seed
-        rows = (spec.num_embeddings, spec.embedding_dim)
+        super().__init__(spec, seed)
+        self.books, self.bits = options.books, options.bits
+        self.clusters = 1 << options.bits
+        self.schedule_end, self.pull, self.seed = options.warm_up, options.pull, seed
         words = (self.books, self.clusters, spec.embedding_dim)
-        self.queries = nn.Parameter(draw_normal(rows, spec.init_std, [seed, 0]))
         self.codewords = nn.Parameter(draw_normal(words, spec.init_std, [seed, 1]))
         self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
-        self.pending: list[Tensor] = []
         self._spread_codewords(spec.init_std)
 
     @torch.no_grad()
@@ -159,28 +152,13 @@ class LightRec(CompressedEmbedding):
             self.codewords.mul_(std / found.clamp(min=1e-30))
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        books: int | None = None,
-        bits: int | None = None,
-        warm_up: float = 0.5,
-        pull: float = 1.0,
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: LightRecOptions) -> Found:
         """The most bits per row that fit beside their codewords."""
-        check_additive(books or 1, bits or 1, warm_up, pull)
-        dim = spec.embedding_dim
-
-        def size(m: int, b: int) -> int:
-            return codebook_bytes(spec.num_embeddings, m, b, m << b, dim)
-
         books, bits = plan_books(
-            spec, ratio, size, books=books, bits=bits,
-            choices=list(range(1, MOST_BOOKS + 1)), top=10,
+            spec, ratio, partial(additive_bytes, spec), options.books, options.bits,
+            choices=range(1, MOST_BOOKS + 1), top=10,
         )  # fmt: skip
-        return {"books": books, "bits": bits, "warm_up": warm_up, "pull": pull}
+        return {"books": books, "bits": bits}
 
     # -- codes ----------------------------------------------------------------
 
@@ -205,22 +183,14 @@ class LightRec(CompressedEmbedding):
         """Float rows first; later sums of codewords, with the queries' gradient."""
         different, places = torch.unique(ids, return_inverse=True)
         queries = functional.embedding(
-            different, self.queries, sparse=self.sparse_gradients
+            different, self.queries, sparse=self.regime.sparse
         )
         if not self.training:
             return functional.embedding(places, self.decode(self.choose(queries)))
         if not bool(self.begun):
             return functional.embedding(places, queries)
-        rows = self.decode(self.choose(queries))
-        if torch.is_grad_enabled() and len(rows):
-            gap = (rows - queries.detach()).square().mean()
-            self.pending.append(self.pull * gap)
-        return functional.embedding(places, straight_through(rows, queries))
-
-    def penalty(self) -> Tensor:
-        """What pulls codewords to the queries that name them."""
-        pending, self.pending = self.pending, []
-        return sum(pending, torch.zeros(()))
+        rows = self.replace(queries, self.decode(self.choose(queries)), self.pull)
+        return functional.embedding(places, rows)
 
     @torch.no_grad()
     def advance(self, progress: float) -> None:
@@ -230,7 +200,7 @@ class LightRec(CompressedEmbedding):
             return
         rng = np.random.default_rng([self.seed, 2])
         rows = len(self.queries)
-        some = np.sort(rng.choice(rows, min(rows, SAMPLE), replace=False))
+        some = np.sort(rng.choice(rows, min(rows, FIRST_ROWS), replace=False))
         table = self.queries.detach().cpu().double().numpy()[some]
         found = quantize_residuals(
             table, self.books, min(self.clusters, len(some)), rng
@@ -242,22 +212,11 @@ class LightRec(CompressedEmbedding):
     def freeze(self, chunk: int = 16384) -> CodebookLayout:
         """Codes and codewords."""
         codes = torch.cat([self.choose(part) for part in self.queries.split(chunk)])
-        words = self.codewords.detach().float().flatten(0, 1).cpu().numpy()
         return CodebookLayout.from_codes(
             codes.cpu().numpy(),
-            words.copy(),
+            copy_words(self.codewords),
             np.arange(self.books) * self.clusters,
             self.embedding_dim,
             self.bits,
             "sum",
         )
-
-
-def check_additive(books: Any, bits: Any, warm_up: Any, pull: Any) -> None:
-    """Raise ValueError for options that `LightRec` does not know."""
-    check_range("books", books, 1, MOST_BOOKS)
-    check_bits("bits", bits)
-    if not isinstance(warm_up, float | int) or not 0 <= warm_up < 1:
-        raise ValueError(f"warm_up must be from 0 up and below 1, got {warm_up!r}")
-    if not isinstance(pull, float | int) or not 0 < pull < np.inf:
-        raise ValueError(f"pull must be a positive number, got {pull!r}")

@@ -2,37 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import (
-    CompressedEmbedding,
-    TrainingStep,
-    check_range,
-    draw_normal,
-)
+from survey_code.embedding import TrainingStep, draw_normal
 from survey_code.layouts import CodebookLayout
-from survey_code.layouts.codebook import check_bits, codebook_bytes
-from survey_code.layouts.hashed import draw_multipliers, table_starts, take_digits
+from survey_code.layouts.hashed import mixed_index, table_starts, take_digits
+from survey_code.method import Found, Trained
+from survey_code.options import option, planned
 from survey_code.spec import TableSpec
-from survey_code.weight_sharing.hashing.base import MOST_ROWS
+from survey_code.weight_sharing.vector_quantization.books import (
+    BookOptions,
+    as_codes,
+    check_books,
+    copy_words,
+    plan_books,
+    product_bytes,
+)
 from survey_code.weight_sharing.vector_quantization.lloyd import (
     average_rows,
-    check_books,
     cluster_rows,
     nearest_rows,
-    plan_books,
 )
 
+# Largest number of helpers of a book: that of 31 bits.
+MOST_HELPERS = 2**31 - 1
 # Points of k-means for each of its centroids; the other rows are only assigned.
 POINTS = 256
 
 
-class CCE(CompressedEmbedding):
+class CCEOptions(BookOptions):
+    """Options of `CCE`."""
+
+    helpers: int | None = planned(
+        "helpers of a book; without a budget as many as codewords",
+        low=1, high=MOST_HELPERS,
+    )  # fmt: skip
+    rounds: int = option(2, "times to cluster", low=0, high=1000, tune=(2, 1))
+    schedule_end: float = option(
+        0.7, "share of the training after which no round follows",
+        above=0, below=1, tune=(0.7, 0.4),
+    )  # fmt: skip
+
+
+def composed_bytes(spec: TableSpec, helpers: int | None, books: int, bits: int) -> int:
+    """Bytes with so many helpers, by default as many as codewords.
+
+    Helpers, unlike codewords, come in any number.
+    """
+    rows = 4 * spec.embedding_dim * (helpers or 1 << bits)
+    return product_bytes(spec, books, bits, beside=rows + 32 * books)
+
+
+class CCE(Trained[CCEOptions]):
     r"""Compositional codes, clustered again while training (key ``cce``).
 
     Part j of row i is :math:`T_j[c_j(i)] + U_j[h_j(i)]`: a codeword by a stored code
@@ -42,25 +68,6 @@ class CCE(CompressedEmbedding):
     anew, and a helper begins as the mean of what its ids are from their centroids.
 
     Nothing of the size of the full table is trained.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    books : int
-        Parts of a row, a divisor of the dimension.
-    bits : int
-        Of a code; a book has 2**bits codewords.
-    helpers : int, optional
-        Of a book; by default as many as codewords.
-    rounds : int, default 2
-    schedule_end : float, default 0.7
-        Share of the training after which no round follows.
-    seed : int, default 0
-
-    Raises
-    ------
-    ValueError
-        If an option is out of its range.
 
     Notes
     -----
@@ -75,32 +82,19 @@ class CCE(CompressedEmbedding):
     index: Tensor
     done: Tensor
 
-    def __init__(
-        self,
-        spec: TableSpec,
-        *,
-        books: int,
-        bits: int,
-        helpers: int | None = None,
-        rounds: int = 2,
-        schedule_end: float = 0.7,
-        seed: int = 0,
-    ) -> None:
-        check_books(books, spec.embedding_dim)
-        check_bits("bits", bits)
-        helpers = 1 << bits if helpers is None else helpers
-        check_range("helpers", helpers, 1, MOST_ROWS)
-        check_rounds(rounds, schedule_end)
+    def __init__(self, spec: TableSpec, options: CCEOptions, seed: int = 0) -> None:
+        check_books(options.books, spec.embedding_dim)
         super().__init__(spec.num_embeddings, spec.embedding_dim)
-        self.books, self.bits, self.clusters = int(books), int(bits), 1 << int(bits)
-        self.helpers = int(helpers)
+        self.books, self.bits = options.books, options.bits
+        self.clusters = 1 << self.bits
+        self.helpers = options.helpers or self.clusters
         self.width = spec.embedding_dim // self.books
-        self.rounds, self.schedule_end, self.seed = rounds, float(schedule_end), seed
+        self.rounds, self.schedule_end = options.rounds, options.schedule_end
+        self.seed = seed
         self.counts = np.maximum(spec.train_counts, 1).astype(np.float64)
-        kind = np.uint8 if bits <= 8 else np.int32
         everyone = np.arange(spec.num_embeddings)
         codes = np.stack(take_digits(everyone, self.draw_index(0, self.clusters)), 1)
-        self.register_buffer("codes", torch.from_numpy(codes.astype(kind)))
+        self.register_buffer("codes", as_codes(codes, self.bits))
         first = self.draw_index(1, self.helpers)
         self.register_buffer("index", torch.from_numpy(first))
         self.register_buffer("done", torch.zeros((), dtype=torch.int64))
@@ -111,47 +105,20 @@ class CCE(CompressedEmbedding):
 
     def draw_index(self, number: int, rows: int) -> np.ndarray:
         """Hashes into `rows` rows, one for each book; see `take_digits`."""
-        rng = np.random.default_rng([self.seed, 1, number])
-        pairs = draw_multipliers(rng, self.books)
-        rest = np.full((self.books, 2), (1, rows))
-        return np.concatenate([pairs, rest], axis=1).astype(np.int64)
+        return mixed_index([self.seed, 1, number], [rows] * self.books)
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        books: int | None = None,
-        bits: int | None = None,
-        helpers: int | None = None,
-        rounds: int = 2,
-        schedule_end: float = 0.7,
-    ) -> dict[str, Any]:
-        """Books of the longest codes with as many helpers as codewords, at least;
-        of equal ones the most.  Helpers, unlike codewords, come in any number, and
-        take what is left of the budget.
-        """
-        check_rounds(rounds, schedule_end)
-        if helpers is not None:
-            check_range("helpers", helpers, 1, MOST_ROWS)
-        dim = spec.embedding_dim
-
-        def size(m: int, b: int) -> int:
-            codes = codebook_bytes(spec.num_embeddings, m, b, m << b, dim // m)
-            return codes + 4 * dim * (helpers or 1 << b) + 32 * m
-
+    def plan(cls, spec: TableSpec, ratio: float, options: CCEOptions) -> Found:
+        """Books of the longest codes, of equal ones the most; helpers take the rest."""
+        size = partial(composed_bytes, spec, options.helpers)
         books, bits = plan_books(
-            spec, ratio, size, books=books, bits=bits, top=16, large=True,
-            choices=None if books else [m for m in (1, 2, 4) if dim % m == 0],
+            spec, ratio, size, options.books, options.bits, top=16,
+            choices=[m for m in (1, 2, 4) if spec.embedding_dim % m == 0],
+            value=lambda plan: (plan[1], plan[0]),
         )  # fmt: skip
-        if helpers is None:
-            left = spec.budget(ratio) - size(books, bits)
-            helpers = (1 << bits) + left // (4 * dim)
-        return {
-            "books": books, "bits": bits, "helpers": helpers,
-            "rounds": rounds, "schedule_end": schedule_end,
-        }  # fmt: skip
+        left = (spec.budget(ratio) - size(books, bits)) // (4 * spec.embedding_dim)
+        helpers = options.helpers or (1 << bits) + left
+        return {"books": books, "bits": bits, "helpers": helpers}
 
     # -- rows -----------------------------------------------------------------
 
@@ -166,17 +133,12 @@ class CCE(CompressedEmbedding):
         """Codewords plus helpers, part by part."""
         sums = None
         for places in self.places(ids.flatten()):
-            part = functional.embedding(
-                places, self.values, sparse=self.sparse_gradients
-            )
+            part = functional.embedding(places, self.values, sparse=self.regime.sparse)
             sums = part if sums is None else sums + part
         assert sums is not None
         return sums.reshape(*ids.shape, self.embedding_dim)
 
     # -- clustering -----------------------------------------------------------
-
-    def advance(self, progress: float) -> None:
-        """Nothing moves but by rounds; these follow a step."""
 
     @torch.no_grad()
     def after_step(self, step: TrainingStep) -> None:
@@ -228,8 +190,7 @@ class CCE(CompressedEmbedding):
 
     def freeze(self) -> CodebookLayout:
         """Codes, codewords, helpers, and the helpers' hashes."""
-        values = self.values.detach().float().cpu().numpy()
-        words, helpers = np.split(values, [self.books * self.clusters])
+        words, helpers = np.split(copy_words(self.values), [self.books * self.clusters])
         return CodebookLayout.from_codes(
             self.codes.cpu().numpy(),
             words.copy(),
@@ -239,10 +200,3 @@ class CCE(CompressedEmbedding):
             hashed=helpers.copy(),
             index=self.index.cpu().numpy().copy(),
         )
-
-
-def check_rounds(rounds: Any, schedule_end: Any) -> None:
-    """Raise ValueError unless rounds can be spread over the training."""
-    check_range("rounds", rounds, 0, 1000)
-    if not isinstance(schedule_end, float | int) or not 0 < schedule_end < 1:
-        raise ValueError(f"schedule_end must lie between 0 and 1, got {schedule_end!r}")

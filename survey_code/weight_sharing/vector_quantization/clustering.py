@@ -3,51 +3,42 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 
-from survey_code.embedding import check_range
+from survey_code.bits import MOST_BITS, count_bits
+from survey_code.budget import largest_fitting
+from survey_code.checks import check_range
 from survey_code.layouts import CodebookLayout
-from survey_code.layouts.codebook import MOST_BITS, codebook_bytes
-from survey_code.layouts.layout import as_finite_table
-from survey_code.order import largest_first
+from survey_code.layouts.codebook import codebook_bytes
+from survey_code.method import AfterTraining, Found
+from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
+from survey_code.weight_sharing.vector_quantization.books import as_numbers, pick_heads
 from survey_code.weight_sharing.vector_quantization.lloyd import (
     cluster_rows,
-    count_weights,
+    count_reads,
 )
-from survey_code.weight_sharing.vector_quantization.pq import as_numbers
 
 
-def most_frequent(counts: np.ndarray, heads: int) -> np.ndarray:
-    """The ids that occur most often, rising; of equals the lower ids."""
-    order = largest_first(counts)[:heads]
-    return np.sort(order)
+class SAECOptions(Options):
+    """Options of `SAEC`."""
+
+    clusters: int | None = planned(
+        "at most so many in each field; without a budget 256, or a quarter of its ids",
+        low=1, high=1 << MOST_BITS,
+    )  # fmt: skip
+    heads: int = planned("frequent ids that keep their rows", otherwise=0, low=0)
+    head_share: float = option(0.25, "of the budget, for heads", low=0, below=1)
+    weighted: bool = option(True, "rows count as often as they occur in training")
+    half: bool = option(False, "store float16 numbers")
 
 
-def field_sizes(spec: TableSpec, heads: np.ndarray) -> np.ndarray:
-    """Ids of each field that are no heads."""
-    fields = np.searchsorted(spec.field_starts, heads, side="right") - 1
-    inside = np.bincount(fields, minlength=len(spec.field_starts) - 1)
-    sizes: np.ndarray = np.diff(spec.field_starts) - inside
-    return sizes
-
-
-def code_bits(clusters: int) -> int:
-    """Bits of a code for so many clusters, at least 1."""
-    return max(int(clusters - 1).bit_length(), 1)
-
-
-class SAEC:
+class SAEC(AfterTraining[SAECOptions]):
     """One codeword for a cluster of similar rows (key ``clustering``).
 
-    K-means runs in each field alone, with at most `clusters` clusters a field:
-    fields with fewer ids lose nothing.  The `heads` most frequent ids of the
-    table keep their rows.
-
-    Options: ``clusters``, ``heads``, ``head_share`` (of the budget, when planning),
-    ``weighted`` (rows count as often as they occur in training), ``half``.
+    K-means runs in each field alone, so that fields with fewer ids than clusters lose
+    nothing.  The most frequent ids of the table, its heads, keep their rows.
 
     Notes
     -----
@@ -57,149 +48,110 @@ class SAEC:
     """
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        clusters: int | None = None,
-        heads: int | None = None,
-        head_share: float = 0.25,
-        weighted: bool = True,
-        half: bool = False,
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: SAECOptions) -> Found:
         """The most clusters beside heads that take `head_share` of the budget."""
-        largest = int(np.diff(spec.field_starts).max())
-        check_options(spec.num_embeddings, clusters, heads, head_share)
-        number = 2 if half else 4
+        heads, budget = plan_heads(spec, ratio, options), spec.budget(ratio)
 
-        def size(most: int, private: int) -> int:
-            sizes = field_sizes(spec, most_frequent(spec.train_counts, private))
-            return layout_bytes(spec, sizes, most, private, number)
+        def fits(clusters: int) -> bool:
+            return clustered_bytes(spec, clusters, heads, options.half) <= budget
 
-        least = clusters or 1
-        budget = spec.require(ratio, smallest=size(least, heads or 0))
-        private = heads
-        if private is None:
-            # Whole rows, as far as the smallest codebook leaves room for them.
-            wanted = int(head_share * budget) // (spec.embedding_dim * number)
-            private = min(wanted, spec.num_embeddings // 2)
-            while private and size(least, private) > budget:
-                private //= 2
-        most = clusters or last_fitting(
-            range(1, min(largest, 1 << MOST_BITS) + 1),
-            lambda many: size(many, private) <= budget,
-        )
-        return {
-            "clusters": most,
-            "heads": private,
-            "weighted": weighted,
-            "half": half,
-        }
+        largest = min(int(np.diff(spec.field_starts).max()), 1 << MOST_BITS)
+        most = options.clusters or largest_fitting(1, largest, fits)
+        return {"clusters": most, "heads": heads}
 
     @classmethod
     def compress(
-        cls,
-        weight: Any,
-        *,
-        clusters: int | None = None,
-        heads: int = 0,
-        weighted: bool = True,
-        half: bool = False,
-        spec: TableSpec | None = None,
+        cls, weight: np.ndarray, spec: TableSpec, options: SAECOptions
     ) -> CodebookLayout:
-        """Cluster the rows of an (n, d) table.
-
-        Parameters
-        ----------
-        weight : array or tensor, shape (n, d)
-        clusters : int, optional
-            At most so many in each field; by default 256, or a quarter of its ids.
-        heads : int, default 0
-            Ids that keep their rows: the most frequent, by the counts of `spec`.
-        weighted, half : bool
-        spec : TableSpec, optional
-            Its fields are clustered each alone.
-
-        Raises
-        ------
-        ValueError
-            If an option does not fit, or the table is not 2-D and finite.
-        """
-        table = as_finite_table(weight)
-        rows, dim = table.shape
-        spec = spec or TableSpec.of_shape(rows, dim)
-        check_options(rows, clusters, heads, 0.0)
-        private = most_frequent(spec.train_counts, heads)
-        weights = count_weights(spec, weighted)
-        rng = np.random.default_rng(0)
-        codes = np.zeros(rows, dtype=np.int64)
-        codewords, firsts, total = [], [], 0
-        tail = np.ones(rows, dtype=bool)
-        tail[private] = False
-        for start, stop in itertools.pairwise(spec.field_starts.tolist()):
-            ids = start + np.flatnonzero(tail[start:stop])
-            firsts.append(total)
-            if not len(ids):
-                continue
-            most = clusters or min(256, -(-len(ids) // 4))
-            found = cluster_rows(
-                table[ids],
-                min(most, len(ids)),
-                rng,
-                weights=None if weights is None else weights[ids],
-            )
-            codes[ids] = found.codes
-            codewords.append(found.centroids)
-            total += len(found.centroids)
-        words = np.concatenate(codewords) if total else np.zeros((1, dim))
-        groups = len(firsts)
+        """Cluster the rows of each field that are no heads."""
+        check_range("heads", options.heads, 0, len(weight))
+        heads = pick_heads(spec, options.heads)
+        tail = np.ones(len(weight), dtype=bool)
+        tail[heads] = False
+        codes, words, firsts = cluster_fields(weight, tail, spec, options)
         return CodebookLayout.from_codes(
             codes[tail][:, None],
-            as_numbers(words, half),
-            np.minimum(firsts, len(words) - 1)[:, None],
-            dim,
-            code_bits(int(codes.max()) + 1),
-            starts=spec.field_starts[:-1].copy() if groups > 1 else None,
-            heads=private,
-            head_values=as_numbers(table[private], half),
+            as_numbers(words, options.half),
+            firsts[:, None],
+            weight.shape[1],
+            count_bits(int(codes.max()) + 1),
+            starts=spec.field_starts[:-1].copy() if len(firsts) > 1 else None,
+            heads=heads,
+            head_values=as_numbers(weight[heads], options.half),
         )
 
 
-def layout_bytes(
-    spec: TableSpec, sizes: np.ndarray, most: int, heads: int, number: int
-) -> int:
-    """Bytes with at most `most` clusters for each of the fields' `sizes`."""
-    clusters = np.minimum(sizes, most)
+def plan_heads(spec: TableSpec, ratio: float, options: SAECOptions) -> int:
+    """Ids that keep their rows, as far as the smallest codebook leaves room.
+
+    Raises
+    ------
+    OutOfReach
+        If not even those that were asked for have room.
+    """
+    check_range("heads", options.heads or 0, 0, spec.num_embeddings)
+
+    def size(heads: int) -> int:
+        return clustered_bytes(spec, options.clusters or 1, heads, options.half)
+
+    budget = spec.require(ratio, smallest=size(options.heads or 0))
+    if options.heads is not None:
+        return options.heads
+    row = spec.embedding_dim * (2 if options.half else 4)
+    heads = min(int(options.head_share * budget) // row, spec.num_embeddings // 2)
+    while heads and size(heads) > budget:
+        heads //= 2
+    return heads
+
+
+def clustered_bytes(spec: TableSpec, most: int, heads: int, half: bool) -> int:
+    """Bytes with at most `most` clusters in each field, beside the heads."""
+    fields = np.searchsorted(spec.field_starts, pick_heads(spec, heads), side="right")
+    groups = len(spec.field_starts) - 1
+    tails = np.diff(spec.field_starts) - np.bincount(fields - 1, minlength=groups)
+    clusters = np.minimum(tails, most)
     return codebook_bytes(
-        spec.num_embeddings,
-        1,
-        code_bits(int(clusters.max())),
-        max(int(clusters.sum()), 1),
-        spec.embedding_dim,
-        groups=len(sizes),
-        heads=heads,
-        head_width=spec.embedding_dim,
-        number=number,
-    )
+        spec.num_embeddings, 1, count_bits(int(clusters.max())),
+        max(int(clusters.sum()), 1), spec.embedding_dim, groups=groups, heads=heads,
+        head_width=spec.embedding_dim, number=2 if half else 4,
+    )  # fmt: skip
 
 
-def last_fitting(choices: range, fits: Any) -> int:
-    """The last of rising choices that fits; all before it fit, the first always."""
-    low, high = 0, len(choices) - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(choices[middle]) else (low, middle - 1)
-    return choices[low]
+def cluster_fields(
+    table: np.ndarray, tail: np.ndarray, spec: TableSpec, options: SAECOptions
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Clusters of each field's rows in the tail.
 
+    Parameters
+    ----------
+    table : ndarray of float32, shape (rows, dim)
+    tail : ndarray of bool, shape (rows,)
+        Which rows to cluster.
+    spec : TableSpec
+    options : SAECOptions
 
-def check_options(rows: int, clusters: Any, heads: Any, head_share: Any) -> None:
-    """Raise ValueError for numbers that no table can have."""
-    if clusters is not None:
-        check_range("clusters", clusters, 1, 1 << MOST_BITS)
-    if heads is not None:
-        check_range("heads", heads, 0, rows)
-    if not isinstance(head_share, float | int) or not 0 <= head_share < 1:
-        raise ValueError(
-            f"head_share must be from 0 up and below 1, got {head_share!r}"
-        )
+    Returns
+    -------
+    codes : ndarray of int64, shape (rows,)
+        Cluster of each row within its field; 0 outside the tail.
+    words : ndarray of float64, shape (clusters of all fields, dim)
+        At least one.
+    firsts : ndarray of int64, shape (fields,)
+        Where the clusters of each field begin.
+    """
+    weights, rng = count_reads(spec, options.weighted), np.random.default_rng(0)
+    codes = np.zeros(len(table), dtype=np.int64)
+    words: list[np.ndarray] = []
+    firsts: list[int] = []
+    for start, stop in itertools.pairwise(spec.field_starts.tolist()):
+        ids = start + np.flatnonzero(tail[start:stop])
+        firsts.append(sum(len(part) for part in words))
+        if not len(ids):
+            continue
+        most = options.clusters or min(256, -(-len(ids) // 4))
+        own = None if weights is None else weights[ids]
+        found = cluster_rows(table[ids], min(most, len(ids)), rng, weights=own)
+        codes[ids] = found.codes
+        words.append(found.centroids)
+    every = np.concatenate(words) if words else np.zeros((1, table.shape[1]))
+    return codes, every, np.minimum(firsts, len(every) - 1)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,20 +11,25 @@ from torch.nn import functional
 
 from survey_code.embedding import CompressedEmbedding, draw_normal
 from survey_code.layouts import CodebookLayout
-from survey_code.layouts.codebook import check_bits, codebook_bytes
+from survey_code.method import Found, Trained
+from survey_code.options import option, planned
 from survey_code.spec import TableSpec
-from survey_code.weight_sharing.vector_quantization.lloyd import (
+from survey_code.weight_sharing.vector_quantization.books import (
+    BookOptions,
     check_books,
+    copy_words,
     plan_books,
+    product_bytes,
 )
 
-KINDS = ("vq", "sx")
+# How a key answers a query: by their distance, or by their product.
+RESPONSES = ("vq", "sx")
 
 # Share of the running mean and variance that one batch replaces.
 MOMENTUM = 0.1
 
 
-def straight_through(rows: Tensor, queries: Tensor) -> Tensor:
+def pass_through(rows: Tensor, queries: Tensor) -> Tensor:
     """`rows` forward; backward, the gradient goes to `queries` unchanged."""
     return queries + (rows - queries).detach()
 
@@ -56,19 +60,78 @@ def count_perplexity(codes: np.ndarray, clusters: int) -> np.ndarray:
     return np.array(found)
 
 
-class DPQ(CompressedEmbedding):
-    r"""Differentiable product quantisation (key ``dpq``).
+class QueryTable(CompressedEmbedding):
+    """Float rows that learn, and codewords that are read in their place.
 
-    A float row of queries is cut into `books` parts; each names one of K keys, and
-    what the network reads is that key's value.  With ``kind="vq"`` keys and values
-    are the same codewords, the response of key k to query q is
-    :math:`-|q - k|^2`, the gradient goes through to the query, and the codewords
-    follow the queries by :math:`|v - \mathrm{sg}(q)|^2`.  With ``kind="sx"`` the
-    response is :math:`q \cdot k`, and the gradient is that of the softmax of the
+    The float rows, the queries, stay until the end of training, so only what is
+    deployed becomes smaller.
+    """
+
+    def __init__(self, spec: TableSpec, seed: int) -> None:
+        super().__init__(spec.num_embeddings, spec.embedding_dim)
+        rows = (spec.num_embeddings, spec.embedding_dim)
+        self.queries = nn.Parameter(draw_normal(rows, spec.init_std, [seed, 0]))
+        self.pending: list[Tensor] = []
+
+    def replace(
+        self, queries: Tensor, rows: Tensor, pull: float = 1.0, commitment: float = 0.0
+    ) -> Tensor:
+        """Rows forward, the gradient to the queries; each is pulled to the other."""
+        if torch.is_grad_enabled() and len(rows):
+            gap = (rows - queries.detach()).square().mean()
+            self.pending.append(pull * gap)
+            if commitment:
+                gap = (queries - rows.detach()).square().mean()
+                self.pending.append(commitment * gap)
+        return pass_through(rows, queries)
+
+    def penalty(self) -> Tensor:
+        """What pulls codewords to the queries that name them."""
+        pending, self.pending = self.pending, []
+        return sum(pending, torch.zeros(()))
+
+
+class ResponseNorm(nn.Module):
+    """Batch normalisation of responses (books, m, K), without scale and offset.
+
+    A key that answers strongly to every query then does not take them all.
+    """
+
+    def __init__(self, books: int, clusters: int) -> None:
+        super().__init__()
+        # Parameters without a gradient: in the precision of the others.
+        zeros, ones = torch.zeros(books, 1, clusters), torch.ones(books, 1, clusters)
+        self.mean = nn.Parameter(zeros, requires_grad=False)
+        self.variance = nn.Parameter(ones, requires_grad=False)
+
+    @torch.no_grad()
+    def follow(self, responses: Tensor, share: float) -> None:
+        """Move the running mean and variance towards those of a batch."""
+        self.mean.lerp_(responses.mean(1, keepdim=True), share)
+        variance = responses.var(1, keepdim=True, unbiased=False)
+        self.variance.lerp_(variance, share)
+
+    def forward(self, responses: Tensor) -> Tensor:
+        """By the batch's mean and variance; in eval mode by the running ones."""
+        mean: Tensor = self.mean
+        variance: Tensor = self.variance
+        if self.training and responses.shape[1] > 1:
+            self.follow(responses, MOMENTUM)
+            mean = responses.mean(1, keepdim=True)
+            variance = responses.var(1, keepdim=True, unbiased=False)
+        # Relative, where the usual constant would drown small responses.
+        floor = 1e-6 * variance.detach().mean() + 1e-30
+        return (responses - mean) / (variance + floor).sqrt()
+
+
+class LearnedCodes(QueryTable):
+    r"""Queries cut into parts; each names one of K keys, whose value is read.
+
+    With ``kind="vq"`` keys and values are the same codewords, the response of key k to
+    query q is :math:`-|q - k|^2`, the gradient goes through to the query, and the
+    codewords follow the queries by :math:`|v - \mathrm{sg}(q)|^2`.  With ``kind="sx"``
+    the response is :math:`q \cdot k`, and the gradient is that of the softmax of the
     responses times the values.
-
-    The float queries stay until the end of training, so only what is deployed
-    becomes smaller.
 
     Parameters
     ----------
@@ -77,92 +140,47 @@ class DPQ(CompressedEmbedding):
         Parts of a row, a divisor of the dimension.
     bits : int
         Of a code; K is 2**bits.
+    seed : int
     kind : {"vq", "sx"}
-    normalize : bool, optional
-        Batch normalisation of the responses, without scale and offset: a key
-        that answers strongly to every query does not take them all.  By default
-        for ``"sx"`` only: a normalised distance no longer names the nearest.
-    commitment : float, default 0
+    normalize : bool
+        Batch normalisation of the responses.
+    commitment : float
         Factor of :math:`|q - \mathrm{sg}(v)|^2`, which pulls queries to codewords.
-    temperature : float, default 1
+    temperature : float
         Of the softmax, where ``kind="sx"``.
-    seed : int, default 0
 
     Raises
     ------
     ValueError
-        If an option is not one of those.
-
-    Notes
-    -----
-    Chen, Li and Sun, "Differentiable Product Quantization for End-to-End
-    Embedding Compression" (ICML 2020).  Statistics are those of the different
-    ids of a batch, each once.
+        If rows cannot be cut into so many parts.
     """
 
     def __init__(
         self,
         spec: TableSpec,
-        *,
         books: int,
         bits: int,
+        seed: int,
+        *,
         kind: str = "vq",
-        normalize: bool | None = None,
+        normalize: bool = False,
         commitment: float = 0.0,
         temperature: float = 1.0,
-        seed: int = 0,
     ) -> None:
-        check_options(spec, books, bits, kind, commitment, temperature)
-        super().__init__(spec.num_embeddings, spec.embedding_dim)
-        self.books, self.bits, self.kind = int(books), int(bits), kind
-        self.clusters = 1 << self.bits
-        self.width = spec.embedding_dim // self.books
-        self.normalize = kind == "sx" if normalize is None else normalize
-        self.commitment, self.temperature = commitment, temperature
-        rows = (spec.num_embeddings, spec.embedding_dim)
-        words = (self.books, self.clusters, self.width)
-        self.queries = nn.Parameter(draw_normal(rows, spec.init_std, [seed, 0]))
+        check_books(books, spec.embedding_dim)
+        super().__init__(spec, seed)
+        self.books, self.bits, self.clusters = books, bits, 1 << bits
+        self.width = spec.embedding_dim // books
+        self.kind, self.commitment, self.temperature = kind, commitment, temperature
+        words = (books, self.clusters, self.width)
         self.values = nn.Parameter(draw_normal(words, spec.init_std, [seed, 1]))
         if kind == "sx":
             self.keys = nn.Parameter(draw_normal(words, spec.init_std, [seed, 2]))
-        if self.normalize:
-            # Parameters without a gradient: in the precision of the others.
-            self.mean = fixed(torch.zeros(self.books, 1, self.clusters))
-            self.variance = fixed(torch.ones(self.books, 1, self.clusters))
-            with torch.no_grad():
-                some = np.random.default_rng([seed, 3]).permutation(len(self.queries))
-                sample = torch.from_numpy(some[:4096])
-                self.update_statistics(self.respond(self.queries[sample]), 1.0)
-        self.pending: list[Tensor] = []
-
-    @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        books: int | None = None,
-        bits: int | None = None,
-        kind: str = "vq",
-        normalize: bool | None = None,
-        commitment: float = 0.0,
-        temperature: float = 1.0,
-    ) -> dict[str, Any]:
-        """The most bits per row that fit beside their codewords."""
-        rest = {
-            "kind": kind,
-            "normalize": kind == "sx" if normalize is None else normalize,
-            "commitment": commitment,
-            "temperature": temperature,
-        }
-        check_options(spec, 1, 1, kind, commitment, temperature)
-        dim = spec.embedding_dim
-
-        def size(m: int, b: int) -> int:
-            return codebook_bytes(spec.num_embeddings, m, b, m << b, dim // m)
-
-        books, bits = plan_books(spec, ratio, size, books=books, bits=bits)
-        return {"books": books, "bits": bits, **rest}
+        self.norm = ResponseNorm(books, self.clusters) if normalize else None
+        if self.norm is not None:
+            some = np.random.default_rng([seed, 3]).permutation(len(self.queries))
+            sample = torch.from_numpy(some[:4096])
+            self.norm.follow(self.respond(self.queries[sample]), 1.0)
 
     # -- codes ----------------------------------------------------------------
 
@@ -174,42 +192,25 @@ class DPQ(CompressedEmbedding):
             return parts @ keys.transpose(1, 2)  # (books, m, K)
         # Half of |q|^2 - |q - k|^2: for one query the same order.
         halves = -keys.square().sum(2)[:, None] / 2  # (books, 1, K)
-        if not self.normalize:
-            return torch.baddbmm(halves, parts, keys.transpose(1, 2))
-        lengths = parts.square().sum(2, keepdim=True) / 2
-        return torch.baddbmm(halves - lengths, parts, keys.transpose(1, 2))
-
-    def update_statistics(self, responses: Tensor, share: float) -> None:
-        """Move the running mean and variance towards those of a batch."""
-        mean = responses.mean(1, keepdim=True)
-        variance = responses.var(1, keepdim=True, unbiased=False)
-        self.mean.lerp_(mean, share)
-        self.variance.lerp_(variance, share)
-
-    def normalize_responses(self, responses: Tensor) -> Tensor:
-        """Batch normalisation; in eval mode by the running statistics."""
-        if not self.normalize:
-            return responses
-        mean: Tensor = self.mean
-        variance: Tensor = self.variance
-        if self.training and responses.shape[1] > 1:
-            with torch.no_grad():
-                self.update_statistics(responses, MOMENTUM)
-            mean = responses.mean(1, keepdim=True)
-            variance = responses.var(1, keepdim=True, unbiased=False)
-        # Relative, where the usual constant would drown small responses.
-        floor = 1e-6 * variance.detach().mean() + 1e-30
-        return (responses - mean) / (variance + floor).sqrt()
+        if self.norm is not None:
+            halves = halves - parts.square().sum(2, keepdim=True) / 2
+        return torch.baddbmm(halves, parts, keys.transpose(1, 2))
 
     def restrict(self, responses: Tensor, ids: Tensor) -> Tensor:
         """Forbid keys to some ids; here all are allowed."""
         return responses
 
+    def answer(self, queries: Tensor, ids: Tensor) -> Tensor:
+        """Normalised responses of the keys that each id may name, (books, m, K)."""
+        responses = self.respond(queries)
+        if self.norm is not None:
+            responses = self.norm(responses)
+        return self.restrict(responses, ids)
+
+    @torch.no_grad()
     def choose(self, ids: Tensor) -> Tensor:
         """Codes of ids, int64 (m,) -> (m, books), without gradients."""
-        with torch.no_grad():
-            responses = self.normalize_responses(self.respond(self.queries[ids]))
-            return self.restrict(responses, ids).argmax(2).T
+        return self.answer(self.queries[ids], ids).argmax(2).T
 
     def decode(self, codes: Tensor) -> Tensor:
         """Values that codes name: (m, books) -> (m, dim)."""
@@ -227,29 +228,19 @@ class DPQ(CompressedEmbedding):
 
     def embed_trained(self, ids: Tensor) -> Tensor:
         """Rows of different ids, with gradients."""
-        queries = functional.embedding(ids, self.queries, sparse=self.sparse_gradients)
+        queries = functional.embedding(ids, self.queries, sparse=self.regime.sparse)
         if self.kind == "sx":
             return self.mix_values(queries, ids)
         rows = self.decode(self.choose(ids))
-        self.pending.append((rows - queries.detach()).square().mean())
-        if self.commitment:
-            pull = (queries - rows.detach()).square().mean()
-            self.pending.append(self.commitment * pull)
-        return straight_through(rows, queries)
+        return self.replace(queries, rows, commitment=self.commitment)
 
     def mix_values(self, queries: Tensor, ids: Tensor) -> Tensor:
         """The value of the strongest key, with the gradient of a softmax."""
-        responses = self.normalize_responses(self.respond(queries))
-        responses = self.restrict(responses, ids)
+        responses = self.answer(queries, ids)
         shares = (responses / self.temperature).softmax(2)  # (books, m, K)
         chosen = functional.one_hot(responses.argmax(2), self.clusters)
-        chosen = straight_through(chosen.to(shares.dtype), shares)
+        chosen = pass_through(chosen.to(shares.dtype), shares)
         return (chosen @ self.values).transpose(0, 1).flatten(1)
-
-    def penalty(self) -> Tensor:
-        """What pulls codewords to the queries that name them."""
-        pending, self.pending = self.pending, []
-        return sum(pending, torch.zeros(()))
 
     # -- what is deployed ------------------------------------------------------
 
@@ -267,33 +258,59 @@ class DPQ(CompressedEmbedding):
 
     def freeze(self) -> CodebookLayout:
         """Codes and values."""
-        words = self.values.detach().float().flatten(0, 1).cpu().numpy()
         return CodebookLayout.from_codes(
             self.all_codes(),
-            words.copy(),
+            copy_words(self.values),
             np.arange(self.books) * self.clusters,
             self.embedding_dim,
             self.bits,
         )
 
 
-def fixed(values: Tensor) -> nn.Parameter:
-    """A parameter that is not trained."""
-    return nn.Parameter(values, requires_grad=False)
+class DPQOptions(BookOptions):
+    """Options of `DPQ`."""
+
+    kind: str = option("vq", "response by distance or by product", choices=RESPONSES)
+    # A normalised distance no longer names the nearest.
+    normalize: bool | None = planned(
+        "batch normalisation of the responses; by default for sx only"
+    )
+    commitment: float = option(
+        0.0, "factor of what pulls queries to codewords", low=0, tune=(0.0, 0.25)
+    )
+    temperature: float = option(1.0, "of the softmax of kind sx", low=1e-6)
+
+    @property
+    def normalized(self) -> bool:
+        """Whether responses are normalised."""
+        return self.kind == "sx" if self.normalize is None else self.normalize
 
 
-def check_options(
-    spec: TableSpec, books: Any, bits: Any, kind: str, commitment: Any, warmth: Any
-) -> None:
-    """Raise ValueError for options that `DPQ` does not know."""
-    check_books(books, spec.embedding_dim)
-    check_bits("bits", bits)
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
-    for name, value, low in (
-        ("commitment", commitment, 0.0),
-        ("temperature", warmth, 1e-6),
-    ):
-        number = isinstance(value, float | int) and math.isfinite(value)
-        if not number or value < low:
-            raise ValueError(f"{name} must be a number from {low:g} up, got {value!r}")
+class DPQ(LearnedCodes, Trained[DPQOptions]):
+    """Differentiable product quantisation (key ``dpq``): see `LearnedCodes`.
+
+    Notes
+    -----
+    Chen, Li and Sun, "Differentiable Product Quantization for End-to-End
+    Embedding Compression" (ICML 2020).  Statistics are those of the different
+    ids of a batch, each once.
+    """
+
+    def __init__(self, spec: TableSpec, options: DPQOptions, seed: int = 0) -> None:
+        super().__init__(
+            spec,
+            options.books,
+            options.bits,
+            seed,
+            kind=options.kind,
+            normalize=options.normalized,
+            commitment=options.commitment,
+            temperature=options.temperature,
+        )
+
+    @classmethod
+    def plan(cls, spec: TableSpec, ratio: float, options: DPQOptions) -> Found:
+        """The most bits per row that fit beside their codewords."""
+        size = partial(product_bytes, spec)
+        books, bits = plan_books(spec, ratio, size, options.books, options.bits)
+        return {"books": books, "bits": bits, "normalize": options.normalized}

@@ -1,18 +1,17 @@
-"""Lloyd's algorithm: k codewords for n points, and everything that budgets need."""
+"""Lloyd's algorithm: k codewords for n points."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from survey_code.layouts.codebook import check_bits
+from survey_code.checks import check_range
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 
-# Numbers of a block of distances: 32 MB in float64.
-BLOCK = 1 << 22
+# Distances held at once: 32 MB in float64.
+DISTANCES = 1 << 22
 
 
 @dataclass
@@ -55,7 +54,7 @@ def nearest_rows(
     errors = np.empty(len(points))
     # Doubling is exact; doing it here saves two passes over the distances.
     lengths, doubled = (centroids**2).sum(axis=1), -2 * centroids
-    step = max(BLOCK // len(centroids), 1)
+    step = max(DISTANCES // len(centroids), 1)
     for start in range(0, len(points), step):
         some = points[start : start + step]
         part = some @ doubled.T  # (step, clusters)
@@ -89,6 +88,17 @@ def average_rows(
     return sums / np.where(mass > 0, mass, 1)[:, None], mass
 
 
+def move_centroids(
+    points: np.ndarray, found: Clusters, errors: np.ndarray, mass: np.ndarray
+) -> np.ndarray:
+    """The means of the clusters; an empty one takes the point of the largest error."""
+    clusters = len(found.centroids)
+    centroids, weight = average_rows(points, found.codes, clusters, mass)
+    empty = np.flatnonzero(weight == 0)
+    centroids[empty] = points[largest_first(mass * errors)[: len(empty)]]
+    return centroids
+
+
 def cluster_rows(
     points: np.ndarray,
     clusters: int,
@@ -100,23 +110,8 @@ def cluster_rows(
 ) -> Clusters:
     """K-means: assign each point to its nearest centroid, move these to the means.
 
-    Starts from `clusters` points drawn without replacement.  A centroid without
-    points moves onto the point with the largest error.
-
-    Parameters
-    ----------
-    points : ndarray of float, shape (rows, dim)
-    clusters : int, 1 to rows
-    rng : numpy.random.Generator
-    weights : ndarray, shape (rows,), optional
-        How much each point counts.
-    iterations : int, default 25
-        At most; fewer where the loss falls by less than `tolerance` of itself.
-    tolerance : float, default 1e-3
-
-    Returns
-    -------
-    Clusters
+    Starts from points drawn without replacement, and ends where the loss falls by
+    less than `tolerance` of itself.  `weights` say how much each point counts.
 
     Raises
     ------
@@ -135,101 +130,22 @@ def cluster_rows(
     ([0.5, 10.5], 1.0)
     """
     points = np.asarray(points, dtype=np.float64)
-    rows = len(points)
-    if not isinstance(clusters, int | np.integer) or not 1 <= clusters <= rows:
-        raise ValueError(f"clusters must be from 1 to {rows}, got {clusters!r}")
-    mass = np.ones(rows) if weights is None else np.asarray(weights, np.float64)
-    first = np.sort(rng.choice(rows, clusters, replace=False))
-    centroids = points[first]
-    codes, errors = nearest_rows(points, centroids)
-    losses = [float(mass @ errors)]
-    for _ in range(iterations):
-        if not losses[-1]:
+    check_range("clusters", clusters, 1, len(points))
+    mass = np.ones(len(points)) if weights is None else weights.astype(np.float64)
+    first = np.sort(rng.choice(len(points), clusters, replace=False))
+    codes, errors = nearest_rows(points, points[first])
+    found = Clusters(points[first], codes, [float(mass @ errors)])
+    while len(found.losses) <= iterations and found.losses[-1]:
+        found.centroids = move_centroids(points, found, errors, mass)
+        found.codes, errors = nearest_rows(points, found.centroids)
+        found.losses.append(float(mass @ errors))
+        if found.losses[-2] - found.losses[-1] <= tolerance * found.losses[-2]:
             break
-        centroids, weight = average_rows(points, codes, clusters, mass)
-        empty = np.flatnonzero(weight == 0)
-        far = largest_first(mass * errors)[: len(empty)]
-        centroids[empty] = points[far]
-        codes, errors = nearest_rows(points, centroids)
-        losses.append(float(mass @ errors))
-        if losses[-2] - losses[-1] <= tolerance * losses[-2]:
-            break
-    return Clusters(centroids, codes, losses)
+    return found
 
 
-def count_weights(spec: TableSpec | None, weighted: bool) -> np.ndarray | None:
+def count_reads(spec: TableSpec, weighted: bool) -> np.ndarray | None:
     """How often each row is read, as weights; 1 for a row that was never seen."""
-    if not weighted or spec is None or not spec.train_counts.any():
+    if not weighted or not spec.train_counts.any():
         return None
     return np.maximum(spec.train_counts, 1).astype(np.float64)
-
-
-def divisors(dim: int) -> list[int]:
-    """Numbers of books whose codewords have whole lengths, the fewest first."""
-    return [parts for parts in range(1, dim + 1) if dim % parts == 0]
-
-
-def check_books(books: Any, dim: int) -> None:
-    """Raise ValueError unless rows can be cut into so many parts."""
-    if not isinstance(books, int | np.integer) or books < 1 or dim % books:
-        raise ValueError(f"books must divide the dimension {dim}, got {books!r}")
-
-
-def most_bits(rows: int, books: int = 1, top: int = 8) -> int:
-    """Bits of a code for which four rows share a codeword, 1 to `top`."""
-    return min(max(int(np.log2(max(rows, 1) / 4)), 1), top)
-
-
-def plan_books(
-    spec: TableSpec,
-    ratio: float,
-    size: Any,
-    *,
-    books: int | None = None,
-    bits: int | None = None,
-    choices: list[int] | None = None,
-    top: int = 8,
-    rows: int | None = None,
-    large: bool = False,
-) -> tuple[int, int]:
-    """Books and bits with the most bits per row inside a budget.
-
-    Of equal ones the fewest books, whose codewords are longest.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    ratio : float
-    size : callable
-        Bytes of (books, bits).
-    books, bits : int, optional
-        Where they are given.
-    choices : list of int, optional
-        Numbers of books to choose from; by default the divisors of the dimension.
-    top : int, default 8
-        Most bits of a code.
-    rows : int, optional
-        Rows that share a book, where these are fewer than the table's.
-    large : bool, default False
-        Prefer the most bits of a *code* instead: large books rather than many.
-
-    Returns
-    -------
-    books, bits : int
-    """
-    if books is not None and choices is None:
-        check_books(books, spec.embedding_dim)
-    if bits is not None:
-        check_bits("bits", bits)
-    largest = most_bits(rows or spec.num_embeddings, top=top)
-    found = [
-        (m, b)
-        for m in ([books] if books else choices or divisors(spec.embedding_dim))
-        for b in ([bits] if bits else range(1, largest + 1))
-    ]
-    sizes = {pair: size(*pair) for pair in found}
-    budget = spec.require(ratio, smallest=min(sizes.values()))
-    fitting = [pair for pair in found if sizes[pair] <= budget]
-    if large:
-        return max(fitting, key=lambda pair: (pair[1], pair[0]))
-    return max(fitting, key=lambda pair: (pair[0] * pair[1], -pair[0]))

@@ -2,47 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from survey_code.bits import MOST_BITS
 from survey_code.layouts import CodebookLayout
-from survey_code.layouts.codebook import check_bits, codebook_bytes
+from survey_code.method import Found, Trained
+from survey_code.options import option, planned
 from survey_code.spec import TableSpec
-from survey_code.weight_sharing.vector_quantization.clustering import most_frequent
-from survey_code.weight_sharing.vector_quantization.dpq import DPQ
-from survey_code.weight_sharing.vector_quantization.lloyd import (
-    check_books,
+from survey_code.weight_sharing.vector_quantization.books import (
+    BookOptions,
+    choose_among,
+    choose_fitting,
+    copy_words,
     divisors,
     most_bits,
+    pick_heads,
+    product_bytes,
 )
+from survey_code.weight_sharing.vector_quantization.dpq import LearnedCodes
 
 
-class MGQE(DPQ):
+class MGQEOptions(BookOptions):
+    """Options of `MGQE`; `books` and `bits` are those of the heads."""
+
+    tail_bits: int = planned(
+        "bits of a code of the other ids, at most `bits`", low=1, high=MOST_BITS
+    )
+    normalize: bool = option(False, "batch normalisation of the responses")
+    commitment: float = option(
+        0.0, "factor of what pulls queries to codewords", low=0, tune=(0.0, 0.25)
+    )
+    head_share: float = option(
+        0.1, "share of the ids that are heads", above=0, below=1, tune=(0.1, 0.3)
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tail_bits and self.bits and self.tail_bits > self.bits:
+            raise ValueError(
+                f"tail_bits must be at most {self.bits}, got {self.tail_bits}"
+            )
+
+
+class MGQE(LearnedCodes, Trained[MGQEOptions]):
     """Multi-granular quantised embeddings (key ``mgqe``).
 
-    DPQ with codebooks that all ids share, of which rare ids may use only the first
-    2**tail_bits codewords: their codes are shorter.
-
-    Parameters
-    ----------
-    spec : TableSpec
-    books, bits : int
-        As in `DPQ`, for the heads.
-    tail_bits : int
-        Of a code of the other ids, at most `bits`.
-    head_share : float, default 0.1
-        Share of the ids, the most frequent, that are heads.
-    seed : int, default 0
-    **rest
-        As in `DPQ`.
-
-    Raises
-    ------
-    ValueError
-        If an option is not one of those.
+    DPQ with codebooks that all ids share, of which ids that are no heads, the most
+    frequent, may use only the first 2**tail_bits codewords: their codes are shorter.
 
     Notes
     -----
@@ -53,82 +61,37 @@ class MGQE(DPQ):
 
     is_head: Tensor
 
-    def __init__(
-        self,
-        spec: TableSpec,
-        *,
-        books: int,
-        bits: int,
-        tail_bits: int,
-        head_share: float = 0.1,
-        normalize: bool = False,
-        commitment: float = 0.0,
-        seed: int = 0,
-    ) -> None:
-        check_tail(bits, tail_bits, head_share)
+    def __init__(self, spec: TableSpec, options: MGQEOptions, seed: int = 0) -> None:
         super().__init__(
             spec,
-            books=books,
-            bits=bits,
-            normalize=normalize,
-            commitment=commitment,
-            seed=seed,
+            options.books,
+            options.bits,
+            seed,
+            normalize=options.normalize,
+            commitment=options.commitment,
         )
-        self.tail_bits = int(tail_bits)
-        self.heads = most_frequent(spec.train_counts, count_heads(spec, head_share))
+        self.tail_bits = options.tail_bits
+        self.heads = pick_heads(spec, count_heads(spec, options.head_share))
         heads = torch.zeros(spec.num_embeddings, dtype=torch.bool)
         heads[torch.from_numpy(self.heads)] = True
         # The spec says it again: no state dict needs it.
         self.register_buffer("is_head", heads, persistent=False)
 
     @classmethod
-    def plan(  # type: ignore[override]
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        books: int | None = None,
-        bits: int | None = None,
-        tail_bits: int | None = None,
-        head_share: float = 0.1,
-        normalize: bool = False,
-        commitment: float = 0.0,
-    ) -> dict[str, Any]:
-        """The most bits of codes, of all ids together, that fit beside their
-        codewords, with codes of the tail one or two bits shorter than the heads'.
-        """
-        check_tail(bits or 16, tail_bits or 1, head_share)
-        if tail_bits is not None and bits is not None and tail_bits > bits:
-            raise ValueError(f"tail_bits must be at most {bits}, got {tail_bits}")
-        rows, dim = spec.num_embeddings, spec.embedding_dim
-        if books is not None:
-            check_books(books, dim)
-        heads = count_heads(spec, head_share)
-        longest = max(most_bits(rows, top=10), tail_bits or 1)
+    def plan(cls, spec: TableSpec, ratio: float, options: MGQEOptions) -> Found:
+        """The most bits of codes, of all ids together, that fit beside codewords."""
+        heads = count_heads(spec, options.head_share)
+        tails = spec.num_embeddings - heads
         sizes = {
-            (m, b, t): codebook_bytes(
-                rows, m, t, m << b, dim // m, heads=heads, head_bits=b
-            )
-            for m in ([books] if books else divisors(dim))
-            for b in ([bits] if bits else range(1, longest + 1))
-            for t in ([tail_bits] if tail_bits else {max(b - 2, 1), max(b - 1, 1)})
-            # A tail with longer codes than the head is no choice at all.
-            if t <= b
+            (m, b, t): product_bytes(spec, m, t, heads=heads, head_bits=b)
+            for m in choose_among(options.books, divisors(spec.embedding_dim))
+            for b, t in pair_lengths(spec, options)
         }
-        budget = spec.require(ratio, smallest=min(sizes.values()))
-        # Of equals the fewest books, whose codewords are longest.
-        books, bits, tail_bits = max(
-            (plan for plan, size in sizes.items() if size <= budget),
-            key=lambda p: (p[0] * (heads * p[1] + (rows - heads) * p[2]), -p[0]),
-        )
-        return {
-            "books": books,
-            "bits": bits,
-            "tail_bits": tail_bits,
-            "head_share": head_share,
-            "normalize": normalize,
-            "commitment": commitment,
-        }
+        found = choose_fitting(
+            spec, ratio, sizes,
+            lambda plan: (plan[0] * (heads * plan[1] + tails * plan[2]), -plan[0]),
+        )  # fmt: skip
+        return dict(zip(("books", "bits", "tail_bits"), found))
 
     def restrict(self, responses: Tensor, ids: Tensor) -> Tensor:
         """Forbid the later keys to ids that are no heads."""
@@ -140,10 +103,9 @@ class MGQE(DPQ):
         """Two streams of codes, and the values of both."""
         codes = self.all_codes()
         tail = ~self.is_head.cpu().numpy()
-        words = self.values.detach().float().flatten(0, 1).cpu().numpy()
         return CodebookLayout.from_codes(
             codes[tail],
-            words.copy(),
+            copy_words(self.values),
             np.arange(self.books) * self.clusters,
             self.embedding_dim,
             self.tail_bits,
@@ -158,11 +120,15 @@ def count_heads(spec: TableSpec, head_share: float) -> int:
     return max(int(head_share * spec.num_embeddings), 1)
 
 
-def check_tail(bits: Any, tail_bits: Any, head_share: Any) -> None:
-    """Raise ValueError for tails with longer codes than heads, or no share."""
-    check_bits("bits", bits)
-    check_bits("tail_bits", tail_bits)
-    if tail_bits > bits:
-        raise ValueError(f"tail_bits must be at most {bits}, got {tail_bits}")
-    if not isinstance(head_share, float | int) or not 0 < head_share < 1:
-        raise ValueError(f"head_share must be above 0 and below 1, got {head_share!r}")
+def pair_lengths(spec: TableSpec, options: MGQEOptions) -> list[tuple[int, int]]:
+    """Bits of heads and tail to choose from: the tail's are one or two fewer."""
+    longest = max(most_bits(spec.num_embeddings, top=10), options.tail_bits or 1)
+    return [
+        (bits, tail)
+        for bits in choose_among(options.bits, range(1, longest + 1))
+        for tail in choose_among(
+            options.tail_bits, {max(bits - 2, 1), max(bits - 1, 1)}
+        )
+        # A tail with longer codes than the head is no choice at all.
+        if tail <= bits
+    ]

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 
+from survey_code.bits import MOST_BITS
 from survey_code.layouts import CodebookLayout
-from survey_code.layouts.codebook import codebook_bytes
-from survey_code.layouts.layout import as_finite_table
+from survey_code.method import AfterTraining, Found
+from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
-from survey_code.weight_sharing.vector_quantization.lloyd import (
+from survey_code.weight_sharing.vector_quantization.books import (
+    as_numbers,
     check_books,
-    cluster_rows,
-    count_weights,
     divisors,
     most_bits,
-    nearest_rows,
     plan_books,
+    product_bytes,
+)
+from survey_code.weight_sharing.vector_quantization.lloyd import (
+    average_rows,
+    cluster_rows,
+    count_reads,
+    nearest_rows,
 )
 
 
@@ -68,11 +74,6 @@ def quantize_product(
 ) -> ProductCodes:
     r"""Cut rows into parts and run k-means on each part alone.
 
-    With ``rotate``, rows x are first turned, z = x R^T with R orthogonal, and
-    codes and R are improved in turn: for fixed codes with decoded rows Z the best
-    R is :math:`U V^T` of :math:`Z^T X = U \Sigma V^T`, and no step raises the
-    error.
-
     Parameters
     ----------
     table : ndarray of float, shape (rows, dim)
@@ -83,6 +84,7 @@ def quantize_product(
     rng : numpy.random.Generator
     weights : ndarray, shape (rows,), optional
     rotate : bool, default False
+        Turn the rows first; `turn_books` improves codes and rotation in turn.
     rounds : int, default 20
         Improvements of the rotation.
 
@@ -108,34 +110,55 @@ def quantize_product(
         [sum(part.losses[-1] for part in parts)],
     )
     for _ in range(rounds if rotate else 0):
-        found.rotation = None
-        left, _, right = np.linalg.svd((mass[:, None] * found.decode()).T @ points)
-        found.rotation = left @ right
-        turned = split_books(points @ found.rotation.T, books)
-        for j, part in enumerate(turned):
-            moved = improve_codewords(part, found.codes[:, j], found.codewords[j], mass)
-            found.codewords[j], found.codes[:, j] = moved
-        left_over = points - found.decode()
-        found.losses.append(float(mass @ (left_over**2).sum(axis=1)))
+        turn_books(found, points, mass)
     return found
+
+
+def turn_books(found: ProductCodes, points: np.ndarray, mass: np.ndarray) -> None:
+    r"""One improvement of the rotation, then of codes and codewords.
+
+    Rows x are quantised as z = x R^T with R orthogonal.  For fixed codes with decoded
+    rows Z the best R is :math:`U V^T` of :math:`Z^T X = U \Sigma V^T`; no step raises
+    the error.
+    """
+    found.rotation = None
+    left, _, right = np.linalg.svd((mass[:, None] * found.decode()).T @ points)
+    found.rotation = left @ right
+    turned = split_books(points @ found.rotation.T, len(found.codewords))
+    for j, part in enumerate(turned):
+        moved = improve_codewords(part, found.codes[:, j], found.codewords[j], mass)
+        found.codewords[j], found.codes[:, j] = moved
+    left_over = points - found.decode()
+    found.losses.append(float(mass @ (left_over**2).sum(axis=1)))
 
 
 def improve_codewords(
     points: np.ndarray, codes: np.ndarray, codewords: np.ndarray, mass: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """One step of Lloyd's algorithm from given codes; empty clusters stay."""
-    from survey_code.weight_sharing.vector_quantization.lloyd import average_rows
-
     means, weight = average_rows(points, codes, len(codewords), mass)
     centroids = np.where(weight[:, None] > 0, means, codewords)
     return centroids, nearest_rows(points, centroids)[0]
 
 
-class ProductQuantization:
-    """Product quantisation of a trained table (key ``pq``).
+class PQOptions(Options):
+    """Options of `ProductQuantization`."""
 
-    Options: ``books`` and ``bits`` of a code, ``rotate`` (OPQ), ``weighted`` (rows
-    count as often as they occur in training) and ``half`` (float16 codewords).
+    books: int | None = planned(
+        "parts of a row; without a budget the largest divisor up to half the dimension",
+        low=1,
+    )
+    bits: int | None = planned(
+        "bits of a code; without a budget 8, fewer where four rows shared no codeword",
+        low=1, high=MOST_BITS,
+    )  # fmt: skip
+    rotate: bool = option(False, "turn the rows first (OPQ)")
+    weighted: bool = option(True, "rows count as often as they occur in training")
+    half: bool = option(False, "store float16 codewords")
+
+
+class ProductQuantization(AfterTraining[PQOptions]):
+    """Product quantisation of a trained table (key ``pq``).
 
     Notes
     -----
@@ -143,113 +166,43 @@ class ProductQuantization:
     """
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        books: int | None = None,
-        bits: int | None = None,
-        rotate: bool = False,
-        weighted: bool = True,
-        half: bool = False,
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: PQOptions) -> Found:
         """The most bits per row that fit beside their codewords."""
-        dim = spec.embedding_dim
-
-        def size(m: int, b: int) -> int:
-            codebooks = codebook_bytes(
-                spec.num_embeddings, m, b, m << b, dim // m, number=2 if half else 4
-            )
-            return codebooks + (4 * dim * dim if rotate else 0)
-
-        books, bits = plan_books(spec, ratio, size, books=books, bits=bits)
-        return {
-            "books": books,
-            "bits": bits,
-            "rotate": rotate,
-            "weighted": weighted,
-            "half": half,
-        }
+        rotation = 4 * spec.embedding_dim**2 * options.rotate
+        number = 2 if options.half else 4
+        size = partial(product_bytes, spec, number=number, beside=rotation)
+        books, bits = plan_books(spec, ratio, size, options.books, options.bits)
+        return {"books": books, "bits": bits}
 
     @classmethod
     def compress(
-        cls,
-        weight: Any,
-        *,
-        books: int | None = None,
-        bits: int | None = None,
-        rotate: bool = False,
-        weighted: bool = True,
-        half: bool = False,
-        spec: TableSpec | None = None,
+        cls, weight: np.ndarray, spec: TableSpec, options: PQOptions
     ) -> CodebookLayout:
-        """Quantise an (n, d) table.
-
-        Parameters
-        ----------
-        weight : array or tensor, shape (n, d)
-        books : int, optional
-            A divisor of d; by default the largest up to d / 2.
-        bits : int, optional
-            Of each code; by default 8, or fewer where that leaves less than four
-            rows to a codeword.
-        rotate, weighted, half : bool
-            ``weighted`` needs the counts of `spec`, and does nothing without.
-        spec : TableSpec, optional
-
-        Raises
-        ------
-        ValueError
-            If an option does not fit, or the table is not 2-D and finite.
-        """
-        table = as_finite_table(weight)
-        rows, dim = table.shape
-        if books is None:
-            books = max([m for m in divisors(dim) if 2 * m <= dim], default=1)
-        check_books(books, dim)
-        bits = most_bits(rows) if bits is None else bits
+        """Quantise an (n, d) table."""
+        rows, dim = weight.shape
+        halves = [m for m in divisors(dim) if 2 * m <= dim] or [1]
+        books = options.books or halves[-1]
+        bits = options.bits or most_bits(rows)
         found = quantize_product(
-            table,
+            weight,
             books,
-            min(1 << check_code_bits(bits), rows),
+            min(1 << bits, rows),
             np.random.default_rng(0),
-            weights=count_weights(spec, weighted),
-            rotate=rotate,
+            weights=count_reads(spec, options.weighted),
+            rotate=options.rotate,
         )
-        return freeze_product(found, bits, half)
-
-
-def check_code_bits(bits: Any) -> int:
-    """The bits of a code, checked."""
-    from survey_code.layouts.codebook import check_bits
-
-    check_bits("bits", bits)
-    return int(bits)
+        return freeze_product(found, bits, options.half)
 
 
 def freeze_product(found: ProductCodes, bits: int, half: bool) -> CodebookLayout:
     """Codes and codewords as a layout."""
     books, clusters, width = found.codewords.shape
-    words = found.codewords.reshape(books * clusters, width)
     rotation = found.rotation
     return CodebookLayout.from_codes(
         found.codes,
-        as_numbers(words, half),
+        as_numbers(found.codewords.reshape(books * clusters, width), half),
         np.arange(books) * clusters,
         books * width,
         bits,
         rotation=None if rotation is None else rotation.astype(np.float32),
     )
-
-
-def as_numbers(values: np.ndarray, half: bool) -> np.ndarray:
-    """Values as float32, or as float16 where it can hold them."""
-    kind = np.float16 if half else np.float32
-    with np.errstate(over="ignore"):
-        stored: np.ndarray = np.asarray(values).astype(kind)
-    if not np.isfinite(stored).all():
-        raise ValueError(
-            f"{np.dtype(kind)} cannot hold a codeword of {np.abs(values).max():.6g}"
-        )
-    return stored

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from survey_code.embedding import CompressedEmbedding, draw_normal
+from survey_code.embedding import draw_normal
 from survey_code.layouts import CodebookLayout
-from survey_code.layouts.codebook import check_bits, codebook_bytes
+from survey_code.method import Found, Trained
 from survey_code.spec import TableSpec
-from survey_code.weight_sharing.vector_quantization.lloyd import (
+from survey_code.weight_sharing.vector_quantization.books import (
+    BookOptions,
+    as_codes,
     check_books,
+    copy_words,
     divisors,
     plan_books,
+    product_bytes,
 )
 
 NOISE = 1e-5  # of a component's spread, which separates equal values
@@ -113,7 +117,11 @@ def code_interactions(spec: TableSpec, books: int, bits: int, seed: int) -> np.n
     return np.concatenate(codes)
 
 
-class RecJPQ(CompressedEmbedding):
+class RecJPQOptions(BookOptions):
+    """Options of `RecJPQ`."""
+
+
+class RecJPQ(Trained[RecJPQOptions]):
     """Product codes from the interactions, fixed from the start (key ``recjpq``).
 
     Users and items have books of their own.  Similar ids share codewords because
@@ -124,16 +132,13 @@ class RecJPQ(CompressedEmbedding):
     ----------
     spec : TableSpec
         Of a top-N task.
-    books : int
-        Parts of a row, a divisor of the dimension.
-    bits : int
-        Of a code.
+    options : RecJPQOptions
     seed : int, default 0
 
     Raises
     ------
     ValueError
-        If an option does not fit, or the spec has no interactions.
+        If the spec has no interactions.
 
     Notes
     -----
@@ -144,41 +149,25 @@ class RecJPQ(CompressedEmbedding):
 
     codes: Tensor
 
-    def __init__(
-        self, spec: TableSpec, *, books: int, bits: int, seed: int = 0
-    ) -> None:
-        check_books(books, spec.embedding_dim)
-        check_bits("bits", bits)
+    def __init__(self, spec: TableSpec, options: RecJPQOptions, seed: int = 0) -> None:
+        check_books(options.books, spec.embedding_dim)
         super().__init__(spec.num_embeddings, spec.embedding_dim)
-        self.books, self.bits = int(books), int(bits)
+        self.books, self.bits = options.books, options.bits
         self.split = int(spec.field_starts[1])
-        kind = np.uint8 if bits <= 8 else np.int32
-        codes = code_interactions(spec, books, bits, seed).astype(kind)
-        self.register_buffer("codes", torch.from_numpy(codes))
+        codes = code_interactions(spec, self.books, self.bits, seed)
+        self.register_buffer("codes", as_codes(codes, self.bits))
         words = (2 * self.books << self.bits, spec.embedding_dim // self.books)
         self.codewords = nn.Parameter(draw_normal(words, spec.init_std, [seed, 0]))
 
     @classmethod
-    def plan(
-        cls,
-        spec: TableSpec,
-        ratio: float,
-        *,
-        books: int | None = None,
-        bits: int | None = None,
-    ) -> dict[str, Any]:
+    def plan(cls, spec: TableSpec, ratio: float, options: RecJPQOptions) -> Found:
         """The most bits per row that fit beside the codewords of both fields."""
-        dim, fields = spec.embedding_dim, np.diff(spec.field_starts)
         require_interactions(spec)
-
-        def size(m: int, b: int) -> int:
-            words = 2 * m << b
-            return codebook_bytes(spec.num_embeddings, m, b, words, dim // m, groups=2)
-
-        fewest = int(fields.min())
+        fewest = int(np.diff(spec.field_starts).min())
         books, bits = plan_books(
-            spec, ratio, size, books=books, bits=bits, rows=fewest,
-            choices=None if books else [m for m in divisors(dim) if m <= fewest],
+            spec, ratio, partial(product_bytes, spec, groups=2),
+            options.books, options.bits, rows=fewest,
+            choices=[m for m in divisors(spec.embedding_dim) if m <= fewest],
         )  # fmt: skip
         return {"books": books, "bits": bits}
 
@@ -189,7 +178,7 @@ class RecJPQ(CompressedEmbedding):
         books = torch.arange(self.books, device=ids.device)
         places = ((group * self.books + books) << self.bits) + self.codes[flat].long()
         parts = nn.functional.embedding(
-            places, self.codewords, sparse=self.sparse_gradients
+            places, self.codewords, sparse=self.regime.sparse
         )
         return parts.reshape(*ids.shape, self.embedding_dim)
 
@@ -198,7 +187,7 @@ class RecJPQ(CompressedEmbedding):
         starts = np.arange(2 * self.books).reshape(2, self.books) << self.bits
         return CodebookLayout.from_codes(
             self.codes.cpu().numpy(),
-            self.codewords.detach().float().cpu().numpy().copy(),
+            copy_words(self.codewords),
             starts,
             self.embedding_dim,
             self.bits,

@@ -7,16 +7,14 @@ in the same run.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
+from random_layouts import random_generator, random_products
+from rates import DIM, ROWS, SETS, describe_origin, time_events
 
-from survey_code.lab.random_layouts import random_generator, random_products
-from survey_code.lab.rates import DIM, ROWS, SETS, describe_origin, time_events
 from survey_code.layouts.generator import count_weights
 from survey_code.spec import TableSpec
 
@@ -111,8 +109,8 @@ def measure_gradients(
         full.index_add_(0, torch.from_dlpack(own), torch.from_dlpack(gradients))
 
     for kind, embedding, scatter in (
-        ("ROBE", ROBE(spec, size=rows // 10 * dim), scatter_blocks),
-        ("tensor train", TTRec(spec, rank=16), scatter_cores),
+        ("ROBE", ROBE.make(spec, size=rows // 10 * dim), scatter_blocks),
+        ("tensor train", TTRec.make(spec, rank=16), scatter_cores),
     ):
         held = embedding.freeze().to_gpu().fused
         trained = embedding.cuda()
@@ -193,42 +191,6 @@ def measure_calls(
     for what, call in calls.items():
         seconds = float(np.median(time_events(call, inputs)))
         yield {"kind": kind, "what": what, "per_s": units / seconds, **origin}
-
-
-def tabulate_arithmetic(
-    path: str | os.PathLike[str], index: str, kind: str | None = None
-) -> pd.DataFrame:
-    """Recorded rates, in billions a second.
-
-    Parameters
-    ----------
-    path : path
-        A file that one of the functions above made.
-    index : str
-        The size or the name that tells its lines apart: ``"queries"``, ``"clusters"``,
-        ``"multiplications"``, ``"kind"``.
-    kind : str, optional
-        Show the lines of this kind only.
-
-    Returns
-    -------
-    DataFrame
-        A row for each value of `index`, a column for each way, in the file's order.
-
-    Raises
-    ------
-    ValueError
-        If the file lacks the kind.
-    """
-    lines = pd.read_json(path, lines=True)
-    if kind is not None:
-        known = list(lines["kind"].unique())
-        lines = lines[lines["kind"] == kind]
-        if lines.empty:
-            raise ValueError(f"no rates of {kind!r}, only {known}")
-        lines = lines.astype({index: int})
-    table = lines.pivot(index=index, columns="what", values="per_s") / 1e9
-    return table.loc[lines[index].unique(), lines["what"].unique()]
 
 
 def assign_by_products(centroids: Any, points: Any, part: int = 1 << 16) -> Any:

@@ -6,18 +6,24 @@ in which they try lengths before: one full table, read through prefix masks.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from survey_code.budget import largest_fitting
 from survey_code.embedding import CompressedEmbedding, draw_normal
 from survey_code.layouts.grouped import grouped_bytes, remap_bytes
 from survey_code.mixed_dimension.grouped import GroupedEmbedding
+from survey_code.options import SearchOptions, found
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec
+
+
+class LengthOptions(SearchOptions):
+    """Of a search that finds a length for every row."""
+
+    lengths: np.ndarray = found("entries that each id keeps")
 
 
 class PrefixEmbedding(GroupedEmbedding):
@@ -36,7 +42,7 @@ class PrefixEmbedding(GroupedEmbedding):
         If `lengths` is not such an array, or keeps nothing at all.
     """
 
-    def __init__(self, spec: TableSpec, *, lengths: Any, seed: int = 0) -> None:
+    def __init__(self, spec: TableSpec, lengths: np.ndarray, seed: int = 0) -> None:
         kept = check_lengths(spec, lengths)
         # Ids of one length are one group, the longest first.
         widths, groups = np.unique(-kept, return_inverse=True)
@@ -72,7 +78,7 @@ class PrefixSupernet(CompressedEmbedding):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Full rows behind prefix masks."""
-        rows = functional.embedding(ids, self.weight, sparse=self.sparse_gradients)
+        rows = functional.embedding(ids, self.weight, sparse=self.regime.sparse)
         return rows * prefix_mask(self.lengths[ids], self.embedding_dim)
 
 
@@ -147,15 +153,12 @@ def cut_to_budget(
 
     if prefix_bytes(cut(1), dim) > budget:
         return np.minimum(cut(1), 1)
-    low, high = 1, len(order) + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        fits = prefix_bytes(cut(middle), dim) <= budget
-        low, high = (middle, high) if fits else (low, middle)
-    return cut(low)
+    return cut(
+        largest_fitting(1, len(order), lambda n: prefix_bytes(cut(n), dim) <= budget)
+    )
 
 
-def check_lengths(spec: TableSpec, lengths: Any) -> np.ndarray:
+def check_lengths(spec: TableSpec, lengths: np.ndarray) -> np.ndarray:
     """Lengths as int64, or one clear ValueError."""
     kept = np.asarray(lengths)
     if kept.shape != (spec.num_embeddings,) or kept.dtype.kind not in "iu":

@@ -1,16 +1,12 @@
-"""What every search needs: order by frequency, choices inside a budget, trials."""
+"""What searches share: order by frequency, and choices inside a budget."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import torch
+from numpy.typing import ArrayLike
 
-from survey_code.embedding import check_range
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec
-from survey_code.training import set_precision
 
 # Choices are combined exactly as long as no more than this many stay in the race.
 WIDEST_FRONT = 20_000
@@ -53,7 +49,7 @@ def cut_by_frequency(spec: TableSpec, groups: int) -> np.ndarray:
     return group
 
 
-def choose_within(scores: Any, costs: Any, budget: int) -> np.ndarray:
+def choose_within(scores: ArrayLike, costs: ArrayLike, budget: int) -> np.ndarray:
     """One candidate per group: the best total score whose total cost fits.
 
     Groups are added one after another; of the partial choices only those stay
@@ -82,26 +78,14 @@ def choose_within(scores: Any, costs: Any, budget: int) -> np.ndarray:
     [0, 1]
     """
     scores, costs = np.asarray(scores, float), np.asarray(costs, np.int64)
-    cheapest = costs.min(axis=1)
-    later = np.append(np.cumsum(cheapest[::-1])[::-1], 0)
-    if later[0] > budget:
-        raise ValueError(
-            f"the cheapest choice costs {later[0]:,}, more than the budget {budget:,}"
-        )
+    later = np.append(np.cumsum(costs.min(axis=1)[::-1])[::-1], 0)
+    check_cheapest(later[0], budget)
     spent, gained = np.zeros(1, np.int64), np.zeros(1)
     steps: list[tuple[np.ndarray, np.ndarray]] = []
     for group, (score, cost) in enumerate(zip(scores, costs)):
         total = (spent[:, None] + cost).ravel()
         value = (gained[:, None] + score).ravel()
-        fits = np.flatnonzero(total <= budget - later[group + 1])
-        order = fits[np.lexsort((-value[fits], total[fits]))]
-        # Dearer partial choices stay only where they are better than all before.
-        best = np.maximum.accumulate(value[order])
-        kept = order[np.append(True, best[1:] > best[:-1])]
-        if len(kept) > WIDEST_FRONT:
-            # The cheapest stays, and so does the best.
-            picked = np.linspace(0, len(kept) - 1, WIDEST_FRONT).round()
-            kept = kept[picked.astype(np.int64)]
+        kept = find_front(total, value, budget - later[group + 1])
         steps.append((kept // len(cost), kept % len(cost)))
         spent, gained = total[kept], value[kept]
     chosen = np.empty(len(costs), np.int64)
@@ -113,7 +97,29 @@ def choose_within(scores: Any, costs: Any, budget: int) -> np.ndarray:
     return fill_up(chosen, scores, costs, budget)
 
 
-def widen_within(scores: Any, costs: Any, budget: int) -> np.ndarray:
+def find_front(total: np.ndarray, value: np.ndarray, budget: int) -> np.ndarray:
+    """Places of the choices that fit and that no cheaper one beats, cheapest first."""
+    fits = np.flatnonzero(total <= budget)
+    order = fits[np.lexsort((-value[fits], total[fits]))]
+    # Dearer choices stay only where they are better than all before.
+    best = np.maximum.accumulate(value[order])
+    kept: np.ndarray = order[np.append(True, best[1:] > best[:-1])]
+    if len(kept) > WIDEST_FRONT:
+        # The cheapest stays, and so does the best.
+        picked = np.linspace(0, len(kept) - 1, WIDEST_FRONT).round()
+        kept = kept[picked.astype(np.int64)]
+    return kept
+
+
+def check_cheapest(cost: int, budget: int) -> None:
+    """Raise ValueError if even the cheapest choice costs more than the budget."""
+    if cost > budget:
+        raise ValueError(
+            f"the cheapest choice costs {cost:,}, more than the budget {budget:,}"
+        )
+
+
+def widen_within(scores: ArrayLike, costs: ArrayLike, budget: int) -> np.ndarray:
     """One candidate per group, from distributions over candidates that grow.
 
     A group asks for the step from candidate k - 1 to k with the probability of k or
@@ -146,10 +152,7 @@ def widen_within(scores: Any, costs: Any, budget: int) -> np.ndarray:
     """
     scores, costs = np.asarray(scores, float), np.asarray(costs, np.int64)
     chosen, spent = np.zeros(len(costs), np.int64), int(costs[:, 0].sum())
-    if spent > budget:
-        raise ValueError(
-            f"the cheapest choice costs {spent:,}, more than the budget {budget:,}"
-        )
+    check_cheapest(spent, budget)
     below = np.logaddexp.accumulate(scores, axis=1)
     below = below[:, :-1] - below[:, -1:]  # log of the probability of fewer
     # Of equal ones the earlier step, then the earlier group.
@@ -188,55 +191,3 @@ def powers_up_to(dim: int) -> tuple[int, ...]:
     (1, 2, 4, 8, 10)
     """
     return (*(1 << k for k in range(dim.bit_length()) if 1 << k < dim), dim)
-
-
-def search_epochs(task: Any, epochs: int | None) -> dict[str, int]:
-    """Training settings of a search: a third of the usual epochs unless told, all
-    of them used.
-    """
-    usual = task.trial.settings.epochs
-    if epochs is not None:
-        check_range("search_epochs", epochs, 1, 2**31 - 1)
-    return {"epochs": epochs or -(-usual // 3), "patience": 0}
-
-
-def check_positive(**options: Any) -> None:
-    """Raise ValueError unless each option is a positive, finite number."""
-    for name, value in options.items():
-        if not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise ValueError(f"{name} must be a positive number, got {value!r}")
-
-
-class Jury:
-    """Judges choices on validation: by their loss on the same few batches, or by
-    the metric.
-
-    Parameters
-    ----------
-    task : Task
-    network : Module
-        Trained, with the table that tries the choices.
-    batches : int, default 4
-    """
-
-    def __init__(self, task: Any, network: Any, batches: int = 4) -> None:
-        # In the precision of training: a close call must not depend on the processor.
-        set_precision(network, getattr(torch, task.trial.settings.precision))
-        self.network = network.eval()
-        self.objective = task.build_objective(task.trial.settings)
-        drawn = self.objective.validation_batches(np.random.default_rng(task.seed))
-        self.batches = [next(drawn) for _ in range(batches)]
-
-    @torch.no_grad()
-    def loss(self) -> float:
-        """Mean loss with the table as it is."""
-        losses = [self.objective.loss(self.network, batch) for batch in self.batches]
-        return float(torch.stack(losses).mean())
-
-    def metric(self) -> float:
-        """AUC or Recall@20 on all validation rows, with the table as it is.
-
-        It asks for the order alone.  Cosines of rows that are read in part are larger
-        than they should be, and by their loss nothing at all may seem better.
-        """
-        return float(self.objective.validate(self.network)[self.objective.monitor])

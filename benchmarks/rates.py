@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
+from random_layouts import COMPOSED, random_composed, random_layout
 
-from survey_code.lab.random_layouts import COMPOSED, random_composed, random_layout
-from survey_code.lab.results import find_versions, name_device, today
+from survey_code.lab.results import describe_machine
 from survey_code.layouts import Layout
 
 ROWS, DIM = 20_000_000, 64
@@ -147,54 +145,13 @@ def measure_composed(
         cupy.get_default_memory_pool().free_all_blocks()
 
 
-def tabulate_rates(path: str | os.PathLike[str], kinds: Sequence[str]) -> pd.DataFrame:
-    """Recorded rates of composed layouts, in billions of rows a second.
-
-    Parameters
-    ----------
-    path : path
-        A file that `measure_composed` made.
-    kinds : sequence of str
-        Layouts, in the order to show them.
-
-    Returns
-    -------
-    DataFrame
-        Indexed by ``kind``.  ``bags``: our kernel, 32 ids a bag; ``torch``: its
-        ``embedding_bag`` on the full table, the same bags; ``gather``: plain reading of
-        as many bytes; ``single rows``: our kernel, one row written for each id;
-        ``torch, single``: its bags of one id.
-
-    Raises
-    ------
-    ValueError
-        If the file lacks a kind.
-    """
-    lines = pd.read_json(path, lines=True)
-    missing = set(kinds) - set(lines["kind"])
-    if missing:
-        raise ValueError(f"no rates of {sorted(missing)}, only {set(lines['kind'])}")
-    bags, single = (
-        part.pivot(index="kind", columns="what", values="rows_per_s") / 1e9
-        for part in (lines[lines["length"] > 1], lines[lines["length"] == 1])
-    )
-    shown = bags[["bag", "torch", "gather"]].rename(columns={"bag": "bags"})
-    shown["single rows"], shown["torch, single"] = single["lookup"], single["torch"]
-    return shown.loc[list(kinds)]
-
-
 def describe_origin(seed: int, command: str, **sizes: int) -> dict[str, Any]:
     """Where a line of evidence comes from."""
     from survey_code.gpu import load_cupy
 
-    return {
-        "command": command,
-        "date": today(),
-        "device": name_device("cuda"),
-        "seed": seed,
-        "versions": {**find_versions(), "cupy": load_cupy().__version__},
-        **sizes,
-    }
+    machine = describe_machine("cuda")
+    machine["versions"]["cupy"] = load_cupy().__version__
+    return {"command": command, "seed": seed, **machine, **sizes}
 
 
 def measure_scans(
@@ -250,7 +207,7 @@ def measure_writes(
         ``rows_per_s``, and ``rows_stored_per_s`` of the plain store.
     """
     from survey_code.gpu import load_cupy
-    from survey_code.gpu.writeback import make_key, write_rows
+    from survey_code.gpu.writeback import draw_key, write_rows
 
     cupy = load_cupy()
     rng = cupy.random.default_rng(seed)
@@ -268,7 +225,7 @@ def measure_writes(
         table = cupy.zeros((rows, dim * bits // 8), dtype=np.uint8)
 
         def write(own: Any, table: Any = table, bits: int = bits) -> None:
-            write_rows(table, own, values, steps, bits, make_key(seed, 1))
+            write_rows(table, own, values, steps, bits, draw_key(seed, 1))
 
         yield {
             "what": "write back",

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from survey_code.bits import stream_words
+from survey_code.hashes import draw_multipliers
 from survey_code.layouts import (
     AnchorLayout,
     BinaryLayout,
@@ -22,9 +24,8 @@ from survey_code.layouts import (
     TensorTrainLayout,
     TieredLayout,
 )
-from survey_code.layouts.codebook import stream_words
 from survey_code.layouts.generator import count_weights
-from survey_code.layouts.hashed import draw_multipliers, path_parameters
+from survey_code.layouts.hashed import mixed_index, path_parameters
 from survey_code.layouts.ragged import BLOCK as ROWS_A_START
 from survey_code.layouts.rowwise import code_bytes, parameter_type
 
@@ -56,8 +57,7 @@ def random_layout(kind: str, rows: int, dim: int, seed: int) -> Layout:
 
 def random_hashed(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout, int]:
     """One table of a tenth of the rows."""
-    first, second = draw_multipliers(rng, 1)[0].tolist()
-    index = np.array([[first, second, 1, rows // 10]], dtype=np.int64)
+    index = mixed_index(rng, [rows // 10])
     values = rng.random((rows // 10, dim), dtype=np.float32)
     return HashedLayout(values, index, rows, dim), 4 * dim
 
@@ -199,9 +199,7 @@ def random_helped(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout
     """The same, with a hashed row of 256 added to each codeword."""
     layout, touched = random_products(rng, rows, dim)
     layout.hashed = rng.random((8 * 256, dim // 8), dtype=np.float32)
-    layout.index = np.array(
-        [[*pair, 1, 256] for pair in draw_multipliers(rng, 8).tolist()], dtype=np.int64
-    )
+    layout.index = mixed_index(rng, [256] * 8)
     return layout, touched
 
 

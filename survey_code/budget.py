@@ -1,0 +1,21 @@
+"""The largest that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+def largest_fitting(low: int, high: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from low to high that fits; `low` is known to.
+
+    What is larger than a number that does not fit must not fit either.
+
+    Examples
+    --------
+    >>> largest_fitting(1, 100, lambda n: n * n <= 50)
+    7
+    """
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
