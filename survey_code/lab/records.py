@@ -46,15 +46,16 @@ def record(
     """
     experiments = list(experiments)
     known = load_results(path) if path.exists() else []
-    wanted = [
-        one
+    lacking = [
+        move(one, device)
         for one in experiments
-        if not any(one.matches(result) for result in known) and one.reaches()
+        if not any(one.matches(result) for result in known)
     ]
+    # Copies are asked and run: an experiment keeps the task that it opened.
+    wanted = [one for one in lacking if dataclasses.replace(one).reaches()]
     # Seed by seed: a record that was interrupted has all methods of the first ones.
     wanted.sort(key=lambda one: one.seed)
-    moved = [move(one, device) for one in wanted]
-    for result in make_groups(group_experiments(moved), command, jobs):
+    for result in make_groups(group_experiments(wanted), command, jobs):
         append_result(path, result)
         yield result
     if wanted and jobs > 1:
@@ -113,7 +114,7 @@ def make_groups(
     if jobs == 1:
         for group in groups:
             for one in group:
-                yield one.run(command=command)
+                yield dataclasses.replace(one).run(command=command)
         return
     # Forked from a process that has read the modules but not touched the GPU.  They
     # serve many groups: loading a GPU's libraries takes as long as a short run.
