@@ -35,6 +35,7 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 WINDOWS = {"wide": (1280, 900), "phone": (390, 844)}
 MODES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 TALLEST = 6000
+PATIENCE = 180_000  # milliseconds: the page on the package is long
 # No name but this machine's own can be resolved.
 NO_NETWORK = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 
@@ -119,7 +120,7 @@ def look_at(
     for view, context in views.items():
         tab = context.new_page()
         watch(tab, home, problems)
-        tab.goto(home + page)
+        tab.goto(home + page, timeout=PATIENCE)
         with contextlib.suppress(TookTooLong):
             tab.wait_for_function(f"{FORMULAS_UNSET} == 0", timeout=10_000)
         tab.wait_for_timeout(400)
