@@ -7,9 +7,11 @@ first used.
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -99,18 +101,23 @@ class Method:
         module, name = self.implementation.split(":")
         return getattr(importlib.import_module(f"survey_code.{module}"), name)
 
-    def ask(self, given: Options | Mapping[str, object]) -> Options:
-        """What a user asks for, with the defaults for all else.
+    def ask(
+        self, given: Options | Mapping[str, object], found: bool = False
+    ) -> Options:
+        """What a user asks for, with the defaults for all else; what only a plan or a
+        search finds where a table is to be made of it.
 
         Raises
         ------
         ValueError
             If an option is unknown, or its value not allowed.
         """
-        if isinstance(given, Options):
-            return given
-        asked: Options = self.load().options.of(self.key, given)
-        return asked
+        kind: type[Options] = self.load().options
+        if not isinstance(given, Options):
+            return kind.of(self.key, given, found)
+        if not isinstance(given, kind):
+            raise ValueError(f"{self.key} takes {kind.__name__}, got {given!r}")
+        return given
 
     def plan(self, spec: TableSpec, ratio: float, **given: object) -> Options:
         """Options of the largest configuration inside the budget.
@@ -138,7 +145,7 @@ class Method:
     ) -> Any:
         """A table ready to be trained, or retrained after a search."""
         self._require(DURING, SEARCH)
-        return self.load()(spec, self.ask(options).settled(), seed)
+        return self.load()(spec, self.ask(options, found=True).settled(), seed)
 
     def compress(
         self,
@@ -152,7 +159,7 @@ class Method:
         self._require(AFTER)
         rows = as_finite_table(weight)
         spec = spec or TableSpec.of_shape(*rows.shape)
-        asked = self.ask(options).settled()
+        asked = self.ask(options, found=True).settled()
         layout: Layout = self.load().compress(rows, spec, asked)
         return layout
 
@@ -285,7 +292,7 @@ CATALOG: tuple[Method, ...] = (
 
 # Methods of plug-ins, by key, and the files that they came from.
 _ADDED: dict[str, Method] = {}
-_FILES: list[str] = []
+_FILES: dict[str, bytes] = {}
 # Where installed packages say that they hold methods.
 GROUP = "survey_code.methods"
 
@@ -298,6 +305,16 @@ def add_method(method: Method) -> None:
     ValueError
         If another method has its key, or its place in the taxonomy does not exist.
     """
+    if not (isinstance(method.key, str) and re.fullmatch(r"[a-z]\w*", method.key)):
+        raise ValueError(f"a key is a word of small letters, got {method.key!r}")
+    stages = method.stages if isinstance(method.stages, tuple) else ()
+    if not stages or not set(stages) <= {AFTER, DURING, SEARCH}:
+        raise ValueError(
+            f"{method.key}: stages are some of {(AFTER, DURING, SEARCH)}, got "
+            f"{method.stages!r}"
+        )
+    if not issubclass(getattr(method.load(), "options", object), Options):
+        raise ValueError(f"{method.key}: {method.implementation!r} has no options")
     taken = {known.key: known for known in (*CATALOG, *_ADDED.values())}
     if taken.get(method.key, method) != method:
         raise ValueError(f"there is a method {method.key!r} already")
@@ -319,16 +336,19 @@ def load_plugin(path: str | os.PathLike[str]) -> list[Method]:
         If the file cannot be run, or defines no method.
     """
     place = Path(path).resolve()
-    name = f"survey_code_plugin_{place.stem}"
-    if str(place) not in _FILES:
+    digest = hashlib.sha256(str(place).encode()).hexdigest()[:8]
+    name = f"survey_code_plugin_{place.stem}_{digest}"
+    known = _FILES.get(str(place))
+    if known is None:
         run_file(name, place)
+    elif known != place.read_bytes():
+        raise ValueError(f"{path}: has changed since it was loaded; start anew")
     defined = defined_methods(sys.modules[name])
     if not defined:
         raise ValueError(f"{path}: defines no survey_code.Method")
     for method in defined:
         add_method(method)
-    if str(place) not in _FILES:
-        _FILES.append(str(place))
+    _FILES[str(place)] = place.read_bytes()
     return defined
 
 
@@ -340,7 +360,7 @@ def run_file(name: str, place: Path) -> None:
     sys.modules[name] = module = importlib.util.module_from_spec(found)
     try:
         found.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{place}: {type(error).__name__}: {error}") from error
 
 

@@ -136,7 +136,7 @@ def add_plugin(parser: argparse.ArgumentParser) -> None:
 
 def list_methods(given: argparse.Namespace) -> None:
     """Print the catalogue, or the options of a method."""
-    if given.method:
+    if given.method is not None:
         return describe_method(get_method(given.method))
     print_table(
         ("key", "family", "stage", "year", "title"),
@@ -146,7 +146,10 @@ def list_methods(given: argparse.Namespace) -> None:
 
 def describe_method(method: Method) -> None:
     """Print what a method is, and its options, one a line."""
-    print(f"{method.title} ({method.citation}): {method.family}, {method.stage}")
+    print(
+        f"{method.title} ({method.citation}): {method.family}, "
+        f"{' or '.join(method.stages)}"
+    )
     options = method.load().options.describe()
     if options:
         print_table(("option", "type", "default", "allowed", "what"), options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
+import inspect
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -17,6 +17,9 @@ T = TypeVar("T")
 
 # Types of options that can be asked for in words.
 SIMPLE = frozenset({bool, int, float, str, types.NoneType})
+
+# Larger than any sensible number, and still one that a float holds.
+MOST = 1e300
 
 # Truth values, in words on a command line.
 WORDS = {"true": True, "false": False, "yes": True, "no": False}
@@ -122,8 +125,7 @@ class Options:
 
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, eq=False, repr=False, kw_only=True)(cls)
-        fields = dataclasses.fields(cls)
-        cls.rules = {f.name: f.metadata["rule"] for f in fields if "rule" in f.metadata}
+        cls.rules = {f.name: rule_of(cls, f) for f in dataclasses.fields(cls)}
         cls.kinds = {}
         cls.__doc__ = f"{cls.__doc__ or cls.__name__}{document(cls)}"
 
@@ -141,19 +143,25 @@ class Options:
         return [name for name, rule in cls.rules.items() if not rule.found]
 
     @classmethod
-    def of(cls, key: str, given: Mapping[str, object]) -> Self:
-        """Options by name, as a user gives them.
+    def of(cls, key: str, given: Mapping[str, object], found: bool = True) -> Self:
+        """Options by name, as a user gives them; what is `found` only where a table
+        is to be made of it.
 
         Raises
         ------
         ValueError
             If there is no such option; the message lists those that there are.
         """
-        unknown = sorted(set(given) - {f.name for f in dataclasses.fields(cls)})
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{key}: options are names and values, got {given!r}")
+        known = cls.rules if found else cls.names()
+        unknown = sorted(map(str, set(given) - set(known)))
         if unknown:
             allowed = ", ".join(sorted(cls.names())) or "none"
             raise ValueError(
-                f"{key} has no option {unknown[0]!r}; its options: {allowed}"
+                f"{key} has no option {unknown[0]!r} to ask for; its options: {allowed}"
+                if unknown[0] in cls.rules
+                else f"{key} has no option {unknown[0]!r}; its options: {allowed}"
             )
         make: Any = cls
         try:
@@ -209,7 +217,7 @@ class Options:
         return {
             f.name: value
             for f in dataclasses.fields(self)
-            if (value := getattr(self, f.name)) is not f.default and value != f.default
+            if repr(as_plain(value := getattr(self, f.name))) != repr(f.default)
         }
 
     def settled(self) -> Self:
@@ -246,6 +254,24 @@ class Options:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
+def rule_of(kind: type[Options], entry: dataclasses.Field[Any]) -> Rule:
+    """The rule of a field, whose default and values worth tuning must keep to it.
+
+    Raises
+    ------
+    TypeError
+        If the field is no option, or contradicts itself.
+    """
+    rule = entry.metadata.get("rule")
+    name = f"{kind.__name__}.{entry.name}"
+    if not isinstance(rule, Rule):
+        raise TypeError(f"{name} must be made by option, planned or found")
+    for value in (entry.default, rule.otherwise, *rule.tune):
+        if value is not None and not is_allowed(value, rule):
+            raise TypeError(f"{name}: its own value {value!r} is outside its range")
+    return rule
+
+
 def document(kind: type[Options]) -> str:
     """The options as a section of a docstring, from what is stated once."""
     lines = []
@@ -257,7 +283,8 @@ def document(kind: type[Options]) -> str:
                 start = "found by a plan or a search" if rule.found else "planned"
             allowed = f"; one of {rule.choices}" if rule.choices else ""
             tuned = f"; tuned over {rule.tune}" if rule.tune else ""
-            lines.append(f"    {entry.name} : {entry.type}, {start}")
+            written = inspect.formatannotation(entry.type).strip("'")
+            lines.append(f"    {entry.name} : {written}, {start}")
             lines.append(f"        {rule.help}{allowed}{tuned}")
     return "\n\n    Parameters\n    ----------\n" + "\n".join(lines) if lines else ""
 
@@ -268,7 +295,7 @@ def value_types(kind: type[Options]) -> dict[str, tuple[type, ...]]:
         hints = typing.get_type_hints(kind)
         for name, rule in kind.rules.items():
             hint = hints[name]
-            union = isinstance(hint, types.UnionType)
+            union = typing.get_origin(hint) in (types.UnionType, typing.Union)
             parts = typing.get_args(hint) if union else (hint,)
             kind.kinds[name] = (*parts, types.NoneType) if rule.planned else parts
     return kind.kinds
@@ -287,8 +314,9 @@ def check_option(
     value = value.item() if isinstance(value, np.generic) else value
     if value is None and types.NoneType in kinds:
         return None
-    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+    if float in kinds and isinstance(value, int | float) and abs(value) < MOST:
+        # Truth values are no numbers; -0.0 is 0.0, which is written otherwise.
+        value = value if isinstance(value, bool) else float(value) + 0.0
     fits = type(value) in kinds and is_allowed(value, rule)
     if not fits:
         raise ValueError(f"{name} must be {describe_rule(kinds, rule)}, got {value!r}")
@@ -302,7 +330,7 @@ def is_allowed(value: object, rule: Rule) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True
     return (
-        math.isfinite(value)
+        abs(value) < MOST  # and so neither infinite nor NaN
         and (rule.low is None or value >= rule.low)
         and (rule.high is None or value <= rule.high)
         and (rule.above is None or value > rule.above)

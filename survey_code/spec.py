@@ -128,7 +128,7 @@ class TableSpec:
         ValueError
             If the ratio is not a number from 1 up.
         """
-        if not (isinstance(ratio, Real) and 1 <= ratio < math.inf):
+        if not (isinstance(ratio, Real) and 1 <= ratio < 1e30):
             raise ValueError(f"ratio must be a number from 1 up, got {ratio!r}")
         whole = self.full_bytes + self.outside_bytes
         return max(int(whole / ratio) - self.outside_bytes, 0)

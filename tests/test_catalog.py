@@ -507,3 +507,34 @@ def test_wrong_counts_and_fields_are_value_errors(key, facts):
 def test_catalogue_lines_are_frozen():
     with pytest.raises(AttributeError):
         catalog.CATALOG[0].key = "other"
+
+
+ODD = [np.nan, np.inf, -np.inf, 10**30, 10**400, True, "nonsense", "", [1], {},
+       object(), np.arange(3), np.float64(np.nan), -1e308]  # fmt: skip
+
+
+def test_odd_values_of_options_are_one_clear_error(method):
+    """Or they are taken, where they are no nonsense; never anything else."""
+    spec, kind = SPECS["37 x 6"], method.load().options
+    for name in kind.names():
+        for odd in ODD:
+            try:
+                method.plan(spec, 1, **{name: odd})
+            except ValueError as error:
+                assert str(error).startswith(f"{method.key}: "), (name, odd, error)
+            else:
+                # Switches, words that are meant, and numbers without an upper end.
+                assert isinstance(odd, bool | int), f"{name}={odd!r} was taken"
+
+
+def test_what_is_found_cannot_be_asked_for(method):
+    spec, kind = SPECS["37 x 6"], method.load().options
+    for name in set(kind.rules) - set(kind.names()):
+        with pytest.raises(ValueError, match=f"{method.key} has no option '{name}'"):
+            method.plan(spec, 1, **{name: 3})
+
+
+def test_another_methods_options_are_refused():
+    rowwise = get_method("rowwise").ask({})
+    with pytest.raises(ValueError, match="uniform takes UniformOptions, got Rowwise"):
+        get_method("uniform").build(SPECS["37 x 6"], rowwise)

@@ -33,7 +33,7 @@ TRIAL = Trial(
 def alone(monkeypatch):
     """No plug-in outlives its test."""
     monkeypatch.setattr(catalog, "_ADDED", {})
-    monkeypatch.setattr(catalog, "_FILES", [])
+    monkeypatch.setattr(catalog, "_FILES", {})
 
 
 @pytest.fixture

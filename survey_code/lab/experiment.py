@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 
 from survey_code.catalog import SEARCH, get_method
+from survey_code.checks import check_range
 from survey_code.data.tasks import DataSet, StreamData
 from survey_code.lab.latency import measure_lookup
 from survey_code.lab.memory import measure_training
 from survey_code.lab.results import (
     Result,
     append_result,
+    check_writable,
     describe_machine,
     load_results,
 )
@@ -35,7 +37,7 @@ from survey_code.training import TrainingSettings
 
 Data = str | DataSet | StreamData
 # Settings that change no result.
-ASIDE = ("device", "progress")
+ASIDE = ("device", "progress", "epochs_trained", "best_epoch")
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,14 @@ class Experiment:
             If the method, the data, a setting or an option is unknown.
         """
         asked = get_method(method).ask(options)
+        check_range("seed", seed, 0, 2**63 - 1)
         opened = open_data(data)
         trial = trial or default_trial(opened, model)
         trial = adapt_trial(trial, model, dim, device, settings)
         return cls(method, asked, opened, trial, ratio, int(seed))
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
     @cached_property
     def task(self) -> DataTask:
@@ -259,9 +265,11 @@ class Experiment:
 
     def matches(self, result: Result) -> bool:
         """Whether a result is this experiment's."""
-        if result.asked is not None:
-            return self.key == key_of(result)
-        return is_earlier_run(self, result)
+        if result.asked is None:
+            return is_earlier_run(self, result)
+        # A result of before an option existed had its default.
+        asked = {**self.defaults, **result.asked}
+        return self.key == key_of(dataclasses.replace(result, asked=asked))
 
 
 def describe_call(experiment: Experiment) -> str:
@@ -286,8 +294,8 @@ def make_key(
     """One line of JSON of all that decides a result."""
     # A result of before a setting existed had its default.
     known = {f.name: f.default for f in dataclasses.fields(TrainingSettings)}
-    names = (*known, "layers", "objective", "init_std")
-    settings = {n: trial.get(n, known.get(n)) for n in names if n not in ASIDE}
+    settings = {**known, **trial}
+    settings = {n: value for n, value in settings.items() if n not in ASIDE}
     parts = (method, asked, data, model, dim, float(ratio), seed, settings)
     return json.dumps(parts, sort_keys=True, default=np.ndarray.tolist)
 
@@ -395,6 +403,7 @@ def run_once(
     """
     experiment = Experiment.of(method, data, ratio, seed, **arguments)
     planned = experiment.plan().described()
+    check_writable(out)  # before a training, not after it
     for result in load_results(out) if Path(out).exists() else []:
         complete = bool(result.lookup) or not measure
         if complete and experiment.matches(result) and agrees(result, planned):
@@ -538,14 +547,14 @@ def repeat(result: Result, data: Data, **arguments: Any) -> Result:
     ValueError
         If the data set is not the result's.
     """
+    if "update_epochs" in (result.asked or result.options):
+        raise ValueError("the result is of a pass over a stream: see run_stream")
     data = open_data(data)
     if data.name != result.data:
         raise ValueError(f"the result was made on {result.data}, got {data.name}")
     given: dict[str, Any] = {"seed": result.seed, "trial": trial_of(result)}
-    return run(
-        result.key, data, result.requested_ratio,
-        **{**given, **asked_of(result), **arguments},
-    )  # fmt: skip
+    given |= asked_of(result, data, given["trial"])
+    return run(result.key, data, result.requested_ratio, **{**given, **arguments})
 
 
 def trial_of(result: Result) -> Trial:
@@ -557,11 +566,22 @@ def trial_of(result: Result) -> Trial:
     return Trial(result.model, result.dim, TrainingSettings(**settings), **parts)
 
 
-def asked_of(result: Result) -> dict[str, object]:
-    """The options that a recorded run was asked for; of a run of before they were
-    recorded, those that it was configured with.
+def asked_of(result: Result, data: DataSet, trial: Trial) -> dict[str, object]:
+    """The options that a recorded run was asked for.
+
+    Of a run of before they were recorded, those that it was configured with, but not
+    what its plan chooses again when it is not told.
     """
     if result.asked is not None:
-        return {name: v for name, v in result.asked.items() if v is not None}
-    names = get_method(result.key).load().options.names()
-    return {name: result.options[name] for name in names if name in result.options}
+        return {
+            name: value for name, value in result.asked.items() if value is not None
+        }
+    rules = get_method(result.key).load().options.rules
+    known = {n: v for n, v in result.options.items() if n in rules}
+    asked = {n: v for n, v in known.items() if not rules[n].planned}
+    again = Experiment.of(
+        result.key, data, result.requested_ratio, result.seed, trial=trial, **asked
+    )
+    planned = again.plan().described()
+    told = {n: v for n, v in known.items() if not rules[n].found}
+    return asked if all(planned.get(n, v) == v for n, v in told.items()) else told

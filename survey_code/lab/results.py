@@ -93,9 +93,14 @@ class Result:
             If the line is not such a result.
         """
         try:
-            return cls(**json.loads(line))
+            result = cls(**json.loads(line))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"not a result: {line[:80]!r}") from error
+            raise ValueError(f"not a result: {line[:80]!r} ({error})") from error
+        parts = (result.options, result.settings, result.test, result.bytes)
+        whole = all(isinstance(part, dict) for part in (*parts, result.asked or {}))
+        if not (whole and isinstance(result.requested_ratio, int | float)):
+            raise ValueError(f"not a result: {line[:80]!r}")
+        return result
 
 
 def append_result(path: str | os.PathLike[str], result: Result) -> None:
@@ -124,6 +129,15 @@ def append_line(path: str | os.PathLike[str], line: str) -> None:
         os.fsync(file.fileno())
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError if results could not be added to a file, or the file be made."""
+    place = Path(path)
+    first = next(p for p in (place, *place.absolute().parents) if p.exists())
+    fits = first.is_file() if first == place else first.is_dir()
+    if not fits or not os.access(first, os.W_OK):
+        raise ValueError(f"{path}: results cannot be written there")
+
+
 def ends_in_newline(path: Path) -> bool:
     """Whether a file's last byte ends a line."""
     with open(path, "rb") as file:
@@ -147,8 +161,17 @@ def load_results(
     ValueError
         If a line is whole, but not a result.
     """
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    results = [Result.from_json(line) for line in lines if not is_cut(line)]
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a file of results ({error})") from error
+    results = []
+    for number, line in enumerate(lines, 1):
+        if not is_cut(line):
+            try:
+                results.append(Result.from_json(line))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
     return [result for result in results if keys is None or result.key in keys]
 
 

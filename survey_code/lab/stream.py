@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from survey_code.catalog import AFTER, SEARCH, get_method
+from survey_code.checks import check_range
 from survey_code.data.tasks import ClickData, ClickRows, StreamData, join_rows
 from survey_code.embedding import Fitted
 from survey_code.lab.experiment import Data, Experiment, describe_call
@@ -50,9 +51,11 @@ class StreamExperiment(Experiment):
             If the data set is no stream, or `start` leaves no window to test.
         """
         data = open_stream(self.data)
-        if not 1 <= self.start < len(data.windows):
+        check_range("start", self.start, 1, len(data.windows) - 1)
+        check_range("update_epochs", self.update_epochs, 0, 10**6)
+        if "ctr" not in get_method(self.method).tasks:
             raise ValueError(
-                f"start must be from 1 to {len(data.windows) - 1}, got {self.start!r}"
+                f"{self.method} does not serve ctr tasks, which streams are"
             )
         return data
 

@@ -68,7 +68,8 @@ def power_law_widths(
     widths = base * (popularity / popularity.max()) ** alpha
     if power_of_two:
         widths = 2.0 ** np.rint(np.log2(np.maximum(widths, 1.0)))
-    return np.maximum(np.rint(widths), 1).astype(np.int64)
+    # Whole numbers that 64 bits hold; what exceeds the dimension is cut later.
+    return np.clip(np.rint(widths), 1, 2.0**62).astype(np.int64)
 
 
 # Factor and exponent of two rules of thumb, and how they round.
@@ -120,7 +121,11 @@ class PowerLawOptions(Options):
     """Options of `MDEFields`, and of `MDEBlocks` too."""
 
     alpha: float | None = option(
-        0.3, "exponent of the law; None: the smallest that fits", low=0, tune=(0.3, 0.6)
+        0.3,
+        "exponent of the law; None: the smallest that fits",
+        low=0,
+        high=64,
+        tune=(0.3, 0.6),
     )
     power_of_two: bool = option(False, "allow no widths but powers of two")
     widths: list[int] = found("width of each group")

@@ -76,9 +76,11 @@ def test_newcomers_are_counted_by_row(stream):
     assert new_share(stream, 0) == 1.0
 
 
-@pytest.mark.parametrize("start", [0, 4, -1])
+@pytest.mark.parametrize("start", [0, 4, -1, 2.5, True])
 def test_a_start_without_a_test_is_a_value_error(start, stream):
-    with pytest.raises(ValueError, match=f"start must be from 1 to 3, got {start}"):
+    with pytest.raises(
+        ValueError, match=f"start must be an integer from 1 to 3, got {start}"
+    ):
         run_stream("full", stream, start=start, trial=TRIAL)
 
 

@@ -20,7 +20,7 @@ class CIGAROptions(Options):
 
     # Steepness starts at 1, with weights in units of three times their first spread,
     # and grows as the root of progress, as in HashNet.
-    beta: float = option(10.0, "steepness of the tanh at the end", low=1)
+    beta: float = option(10.0, "steepness of the tanh at the end", low=1, high=1e6)
 
 
 class CIGAR(SignedEmbedding, Trained[CIGAROptions]):

@@ -23,7 +23,9 @@ STEEPEST = {"power": 2.0, "exponential": 60.0, "normal": 60.0, "lognormal": 3.0}
 class BETOptions(LengthOptions):
     """Options of `BET`."""
 
-    draws: int = option(24, "profiles that are tried", low=1, tune=(24, 48))
+    draws: int = option(
+        24, "profiles that are tried", low=1, high=10_000, tune=(24, 48)
+    )
 
 
 class ProfileSupernet(PrefixSupernet):

@@ -24,7 +24,7 @@ from survey_code.spec import TableSpec
 class OptFSOptions(TicketOptions):
     """Options of `OptFS`."""
 
-    start: float = option(0.5, "first value of the gates' w", above=0)
+    start: float = option(0.5, "first value of the gates' w", above=0, high=700)
     hardness: float = option(
         100.0, "what the gates' tau grows to, in equal factors", low=1, high=1e6
     )
