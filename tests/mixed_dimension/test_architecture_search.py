@@ -92,7 +92,7 @@ def test_a_hundredfold_is_in_reach_where_rows_can_be_dropped(key):
         ("autosrh", {"decay": -1e-9}, "decay must be a number from 0 up"),
         ("optembed", {"population": 1}, "population must be an integer from 2"),
         ("optembed", {"pull": np.nan}, "pull must be a number above 0, got nan"),
-        ("bet", {"draws": 0}, "draws must be an integer from 1 up, got 0"),
+        ("bet", {"draws": 0}, "draws must be an integer from 1 to 10000, got 0"),
     ],
 )
 def test_wrong_options_are_value_errors(key, wrong, message):

@@ -199,9 +199,9 @@ def test_cprec_widths_are_powers_of_the_quotient():
 @pytest.mark.parametrize(
     ("key", "options", "message"),
     [
-        ("mde_field", {"alpha": -1}, "alpha must be a number from 0 up"),
-        ("mde_field", {"alpha": "0.3"}, "alpha must be a number from 0 up"),
-        ("mde_popularity", {"alpha": np.nan}, "alpha must be a number from 0 up"),
+        ("mde_field", {"alpha": -1}, "alpha must be a number from 0 to 64"),
+        ("mde_field", {"alpha": "0.3"}, "alpha must be a number from 0 to 64"),
+        ("mde_popularity", {"alpha": np.nan}, "alpha must be a number from 0 to 64"),
         ("mde_popularity", {"blocks": 0}, "blocks must be an integer from 1"),
         ("mde_popularity", {"blocks": 257}, "blocks must be an integer from 1"),
         ("cprec", {"quotient": 1}, "quotient must be an integer from 2"),
