@@ -265,6 +265,13 @@ class Experiment:
 
     def matches(self, result: Result) -> bool:
         """Whether a result is this experiment's."""
+        # What is cheap to compare first: a record asks this of all pairs.
+        if (result.key, result.seed, result.requested_ratio) != (
+            self.method,
+            self.seed,
+            self.ratio,
+        ):
+            return False
         if result.asked is None:
             return is_earlier_run(self, result)
         # A result of before an option existed had its default.

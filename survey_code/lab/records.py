@@ -78,13 +78,7 @@ def arrange_record(path: Path, experiments: Iterable[Experiment]) -> None:
     results = load_results(path)
     ordered = []
     for one in experiments:
-        own = [
-            result
-            for result in results
-            if (result.key, result.seed, result.requested_ratio)
-            == (one.method, one.seed, one.ratio)
-            and one.matches(result)
-        ]
+        own = [result for result in results if one.matches(result)]
         ordered += own
         results = [result for result in results if not any(result is o for o in own)]
     replace_results(path, ordered + results)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from survey_code.hashes import GOLDEN as GOLDEN, as_signs, mix_many
+from survey_code.hashes import as_signs, mix_many
 from survey_code.layouts.layout import A, IdArray, Layout, RowArray, array_module
 
 if TYPE_CHECKING:

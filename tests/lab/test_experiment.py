@@ -65,14 +65,6 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def pairs():
-    rng = np.random.default_rng(0)
-    met = rng.choice(40 * 60, 900, replace=False)
-    both = np.stack([met // 60, 40 + met % 60], 1)
-    return InteractionData("pairs", 40, 60, both[:600], both[600:700], both[700:])
-
-
-@pytest.fixture(scope="module")
 def tastes():
     """Users and items of four kinds; users meet nothing but their own."""
     rng = np.random.default_rng(0)

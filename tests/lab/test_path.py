@@ -3,13 +3,11 @@
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import survey_code
 from survey_code.data.synthetic import make_clicks
-from survey_code.data.tasks import InteractionData
 from survey_code.lab import Experiment, Trial
 from survey_code.training import TrainingSettings
 
@@ -59,14 +57,6 @@ def follow(call):
 @pytest.fixture(scope="module")
 def clicks():
     return make_clicks(field_sizes=(50, 30, 20), rows=(600, 200, 200))
-
-
-@pytest.fixture(scope="module")
-def pairs():
-    rng = np.random.default_rng(0)
-    met = rng.choice(40 * 60, 900, replace=False)
-    both = np.stack([met // 60, 40 + met % 60], 1)
-    return InteractionData("pairs", 40, 60, both[:600], both[600:700], both[700:])
 
 
 # Torch asks the meter of memory at every operation, Python when a tensor goes; and a
