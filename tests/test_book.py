@@ -153,6 +153,11 @@ BROKEN = {
     "path in prose": (0, {"source": "see `/work/x`"}, "path of a machine"),
     "no alt": (3, {"metadata": {}}, "without an alt text"),
     "empty alt": (3, {"metadata": {"mystnb": {"image": {"alt": " "}}}}, "without an"),
+    "speed": (
+        2,
+        {"source": "t = lab.measure_lookup(x)\nfast = t.p50\nassert fast < 3"},
+        "asserts a time",
+    ),
     "semicolon": (3, {"source": "plt.plot(x);"}, "semicolon"),
 }
 

@@ -106,8 +106,35 @@ def check_chapter(notebook: Any, name: str) -> list[str]:
         pictures_described,
         no_semicolons,
         equal_keys_in_place,
+        no_speed_asserted,
     )
     return [f"{name}: {text}" for check in checks for text in check(notebook)]
+
+
+CLOCKS = {"measure_lookup", "perf_counter", "timeit"}
+
+
+def no_speed_asserted(notebook: Any) -> list[str]:
+    """No cell asserts what was timed here: another machine may be faster at it.
+
+    What is computed from a time counts as timed too, in later cells also.
+    """
+    timed, problems = set(CLOCKS), []
+    for number, cell in code_cells(notebook):
+        for node in ast.walk(ast.parse(plain_python(cell.source))):
+            if isinstance(node, ast.Assign) and timed & words(node.value):
+                timed |= set().union(*map(words, node.targets))
+            if isinstance(node, ast.Assert) and timed & words(node.test):
+                problems.append(f"code cell {number} asserts a time measured here")
+    return problems
+
+
+def words(tree: ast.AST) -> set[str]:
+    """The names and attributes that an expression mentions."""
+    nodes = list(ast.walk(tree))
+    return {node.id for node in nodes if isinstance(node, ast.Name)} | {
+        node.attr for node in nodes if isinstance(node, ast.Attribute)
+    }
 
 
 def code_cells(notebook: Any) -> list[tuple[int, Any]]:
