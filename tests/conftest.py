@@ -47,6 +47,17 @@ def real_data() -> Path:
     return Path(os.environ[DATA])
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks as small as a test's wait for a second thread more than it helps."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: Any) -> None:
     """Catch no log records: nothing here logs, and preparing torch's forty loggers

@@ -28,6 +28,8 @@ from survey_code.options import Options, SearchOptions, found, planned
 from survey_code.order import largest_first
 from survey_code.training import TrainingSettings, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # -- two layouts -------------------------------------------------------------
 
 
@@ -310,15 +312,6 @@ def sketch(key, kind, *stages, task):
         key, "Sketch", "low precision", "quantisation", 2020, "sketch2020",
         stages, (task,), kind,
     )  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small wait for a second thread more than it helps."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

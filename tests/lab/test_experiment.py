@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 import survey_code
 from survey_code import FrozenEmbedding, FullEmbedding, catalog, methods
@@ -36,20 +35,14 @@ from survey_code.models import LightGCN, MatrixFactorization
 from survey_code.objectives import evaluate_clicks, evaluate_ranking
 from survey_code.training import TrainingSettings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLICKERS = [method.key for method in methods() if "ctr" in method.tasks]
 RANKERS = [method.key for method in methods() if "top-n" in method.tasks]
 TINY = Trial(
     "dcnv2", 8, TrainingSettings(epochs=1, batch_size=256, patience=0),
     {"hidden": (8,), "cross_layers": 1},
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

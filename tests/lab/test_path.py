@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 import survey_code
 from survey_code.data.synthetic import make_clicks
@@ -59,6 +58,8 @@ def clicks():
     return make_clicks(field_sizes=(50, 30, 20), rows=(600, 200, 200))
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Torch asks the meter of memory at every operation, Python when a tensor goes; and a
 # search asks for the loss that it was handed.
 METER = ("memory.__torch_dispatch__", "memory._release", "memory.loss")
@@ -70,7 +71,6 @@ STEPS = ("plan", "search", "learn", "validate", "for_testing", "test", "measure"
 @pytest.mark.parametrize("key", ["hashing", "rowwise", "pep", "nis", "optembed"])
 @pytest.mark.parametrize("kind", ["clicks", "pairs"])
 def test_the_way_leads_down_only(key, kind, request):
-    torch.set_num_threads(1)
     trial = CLICKS if kind == "clicks" else RANKING
     data = request.getfixturevalue(kind)
     one = Experiment.of(key, data, 2, 1, trial=trial)

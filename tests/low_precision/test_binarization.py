@@ -41,6 +41,8 @@ from survey_code.order import largest_first
 from survey_code.ranking import draw_ranks
 from survey_code.training import TrainingSettings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 KEYS = ("bccf", "dcf", "cigar", "hashgnn", "bigear")
 
 
@@ -50,14 +52,6 @@ def normal(rows, dim, seed=0):
 
 def signs(values):
     return np.where(values >= 0, 1.0, -1.0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """One small world for searches and pruning."""
 
 import pytest
-import torch
 from small_world import TRIAL
 
 from survey_code.data.synthetic import make_clicks
@@ -9,11 +8,8 @@ from survey_code.lab.task import make_task
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def alone(one_thread):
+    """Everything here trains."""
 
 
 @pytest.fixture(scope="module")
