@@ -42,8 +42,8 @@ def measure_codes(
     RuntimeError
         If no GPU is present.
     """
-    from survey_code.gpu import load_cupy
-    from survey_code.gpu.codes import assign_points
+    from survey_code.kernels.cuda import load_cupy
+    from survey_code.kernels.cuda.codes import assign_points
 
     cupy = load_cupy()
     origin = describe_origin(seed, command)
@@ -92,8 +92,8 @@ def measure_gradients(
     """
     import torch
 
-    from survey_code.gpu import load_cupy
-    from survey_code.gpu.scatter import scatter_blocks, scatter_cores
+    from survey_code.kernels.cuda import load_cupy
+    from survey_code.kernels.cuda.scatter import scatter_blocks, scatter_cores
     from survey_code.weight_sharing.decomposition import TTRec
     from survey_code.weight_sharing.hashing import ROBE
 
@@ -155,7 +155,7 @@ def measure_generator(
     """
     import torch
 
-    from survey_code.gpu import load_cupy
+    from survey_code.kernels.cuda import load_cupy
 
     cupy = load_cupy()
     drawn = cupy.random.default_rng(seed)

@@ -45,8 +45,8 @@ def measure_rates(
     RuntimeError
         If no GPU is present.
     """
-    from survey_code.gpu import load_cupy
-    from survey_code.gpu.rows import gather_ceiling
+    from survey_code.kernels.cuda import load_cupy
+    from survey_code.kernels.cuda.rows import gather_ceiling
 
     cupy = load_cupy()
     origin = describe_origin(seed, command, rows=rows, dim=dim)
@@ -105,8 +105,8 @@ def measure_composed(
     dict
         As `measure_rates`; ``touched`` are a look-up's bytes.
     """
-    from survey_code.gpu import load_cupy
-    from survey_code.gpu.rows import gather_ceiling
+    from survey_code.kernels.cuda import load_cupy
+    from survey_code.kernels.cuda.rows import gather_ceiling
 
     cupy = load_cupy()
     origin = describe_origin(seed, command, rows=rows, dim=dim)
@@ -147,7 +147,7 @@ def measure_composed(
 
 def describe_origin(seed: int, command: str, **sizes: int) -> dict[str, Any]:
     """Where a line of evidence comes from."""
-    from survey_code.gpu import load_cupy
+    from survey_code.kernels.cuda import load_cupy
 
     machine = describe_machine("cuda")
     machine["versions"]["cupy"] = load_cupy().__version__
@@ -168,8 +168,8 @@ def measure_scans(
         ``queries_per_s``, ``codes_per_s`` (pairs of a query and a code), and
         ``copy_bytes_per_s``, bytes read and written.
     """
-    from survey_code.gpu import load_cupy
-    from survey_code.gpu.hamming import nearest_codes
+    from survey_code.kernels.cuda import load_cupy
+    from survey_code.kernels.cuda.hamming import nearest_codes
 
     cupy = load_cupy()
     rng = cupy.random.default_rng(seed)
@@ -206,8 +206,8 @@ def measure_writes(
     dict
         ``rows_per_s``, and ``rows_stored_per_s`` of the plain store.
     """
-    from survey_code.gpu import load_cupy
-    from survey_code.gpu.writeback import draw_key, write_rows
+    from survey_code.kernels.cuda import load_cupy
+    from survey_code.kernels.cuda.writeback import draw_key, write_rows
 
     cupy = load_cupy()
     rng = cupy.random.default_rng(seed)

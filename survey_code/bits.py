@@ -17,7 +17,7 @@ from survey_code.checks import check_range
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from survey_code.gpu import GpuArray, Shaped
+    from survey_code.kernels.cuda import GpuArray, Shaped
 
 # Arrays of NumPy and CuPy, or any: what comes in is what goes out.
 N = TypeVar("N", np.ndarray, "GpuArray")

@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from survey_code.gpu import GpuArray
+    from survey_code.kernels.cuda import GpuArray
 
 A = TypeVar("A", np.ndarray, "GpuArray", "Tensor")
 

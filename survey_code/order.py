@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from survey_code.gpu import GpuArray
+    from survey_code.kernels.cuda import GpuArray
 
 N = TypeVar("N", np.ndarray, "GpuArray")
 

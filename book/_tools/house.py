@@ -21,7 +21,7 @@ PICTURE = ROOT / "book" / "_static" / "house.svg"
 # below.  A room is a module, or a folder of them.
 ROOMS = (
     "checks", "options", "hashes", "order", "budget", "adagrad", "graph", "ranking",
-    "sampled_softmax", "metrics", "spec", "bits", "gpu", "layouts", "embedding",
+    "sampled_softmax", "metrics", "spec", "bits", "kernels", "layouts", "embedding",
     "method", "baselines", "low_precision", "mixed_dimension", "weight_sharing",
     "catalog", "data", "models", "training", "objectives", "book", "lab", "cli",
     "__main__",

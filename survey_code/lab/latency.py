@@ -55,7 +55,7 @@ def time_calls(
     ids = rng.integers(0, layout.num_embeddings, size=(warm_up + calls, batch))
     wait: Callable[[], None] = lambda: None  # noqa: E731
     if layout.on_gpu:
-        from survey_code.gpu import load_cupy
+        from survey_code.kernels.cuda import load_cupy
 
         cupy = load_cupy()
         ids, wait = cupy.asarray(ids), cupy.cuda.Device().synchronize

@@ -15,7 +15,7 @@ from survey_code.layouts.layout import (
 )
 
 if TYPE_CHECKING:
-    from survey_code.gpu.rows import FusedRows
+    from survey_code.kernels.cuda.rows import FusedRows
 
 
 class AnchorLayout(Layout):
@@ -112,7 +112,7 @@ class AnchorLayout(Layout):
 
     def fuse(self) -> FusedRows:
         """Each row's entries, and the anchors they name."""
-        from survey_code.gpu.composed import place_anchors
+        from survey_code.kernels.cuda.composed import place_anchors
 
         shape = (self.num_embeddings, self.embedding_dim)
         return place_anchors(

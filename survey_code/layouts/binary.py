@@ -18,7 +18,7 @@ from survey_code.layouts.layout import IdArray, Ids, Layout, RowArray, array_mod
 from survey_code.layouts.nearest import check_candidates, check_nearest, choose_nearest
 
 if TYPE_CHECKING:
-    from survey_code.gpu import GpuArray
+    from survey_code.kernels.cuda import GpuArray
 
 
 def pack_signs(values: np.ndarray, blocks: int = 1) -> np.ndarray:
@@ -197,7 +197,7 @@ class BinaryLayout(Layout):
         """
         twin = super().to_gpu()
         if self.blocks == 1 and not self.on_gpu:
-            from survey_code.gpu.rows import place_codes
+            from survey_code.kernels.cuda.rows import place_codes
 
             scale = self._read_scales(np.arange(self.num_embeddings))  # (n, 1)
             tail = np.concatenate([2 * scale, -scale], axis=1).view(np.uint8)
@@ -330,7 +330,7 @@ class BinaryLayout(Layout):
             raise ValueError(f"queries must have one axis, got shape {ids.shape}")
         xp = array_module(self.packed)
         if self.on_gpu and self._by_distance() and (source or self)._by_distance():
-            from survey_code.gpu.hamming import nearest_codes
+            from survey_code.kernels.cuda.hamming import nearest_codes
 
             codes = (self if source is None else source).packed[ids, 0]
             return first + nearest_codes(codes, self.packed[first:stop, 0], k)

@@ -27,7 +27,7 @@ from survey_code.layouts.layout import IdArray, Layout, N, RowArray, array_modul
 from survey_code.layouts.nearest import check_candidates, check_nearest, choose_nearest
 
 if TYPE_CHECKING:
-    from survey_code.gpu.rows import FusedRows
+    from survey_code.kernels.cuda.rows import FusedRows
 
 # Codewords side by side, or added.
 COMBINED = ("concat", "sum")
@@ -394,8 +394,8 @@ class CodebookLayout(Layout):
 
     def fuse(self) -> FusedRows:
         """Codes, codewords and hashed rows in one kernel; a rotation after it."""
-        from survey_code.gpu.composed import place_codebook
-        from survey_code.gpu.multiplied import TurnedRows
+        from survey_code.kernels.cuda.composed import place_codebook
+        from survey_code.kernels.cuda.multiplied import TurnedRows
 
         heads = self.head_values
         if self.rotation is not None and heads is not None:
@@ -516,8 +516,8 @@ class CodebookLayout(Layout):
         )
 
     def _score_fused(self, queries: N, first: int, stop: int) -> N:
-        """Scores by `survey_code.gpu.codes.score_codes`."""
-        from survey_code.gpu.codes import score_codes
+        """Scores by `survey_code.kernels.cuda.codes.score_codes`."""
+        from survey_code.kernels.cuda.codes import score_codes
 
         size = len(self.codewords) // self.books
         words = self.codewords.astype(np.float32).reshape(self.books, size, -1)

@@ -79,7 +79,7 @@ class DenseLayout(Layout):
 
     def to_gpu(self) -> Self:
         """A copy on the GPU, its rows padded to 16 bytes."""
-        from survey_code.gpu.rows import place_dense
+        from survey_code.kernels.cuda.rows import place_dense
 
         if self.on_gpu:
             return self

@@ -14,7 +14,7 @@ from survey_code.hashes import as_signs, mix_many
 from survey_code.layouts.layout import A, IdArray, Layout, RowArray, array_module
 
 if TYPE_CHECKING:
-    from survey_code.gpu.rows import FusedRows
+    from survey_code.kernels.cuda.rows import FusedRows
 
 
 def locate_blocks(
@@ -114,7 +114,7 @@ class FlatLayout(Layout):
 
     def fuse(self) -> FusedRows:
         """Blocks of a row, each read where it begins."""
-        from survey_code.gpu.composed import OPEN, place_flat
+        from survey_code.kernels.cuda.composed import OPEN, place_flat
 
         return place_flat(
             (OPEN if self.open_ids else self.num_embeddings, self.embedding_dim),

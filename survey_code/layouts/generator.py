@@ -19,7 +19,7 @@ from survey_code.hashes import mix_many
 from survey_code.layouts.layout import A, IdArray, Layout, RowArray, array_module
 
 if TYPE_CHECKING:
-    from survey_code.gpu.rows import FusedRows
+    from survey_code.kernels.cuda.rows import FusedRows
 
 # Values that one hash takes, as in the paper.
 BUCKETS = 1_000_000
@@ -180,8 +180,8 @@ class GeneratorLayout(Layout):
 
     def fuse(self) -> FusedRows:
         """Hashes and activations by kernels, products by cuBLAS."""
-        from survey_code.gpu.composed import OPEN
-        from survey_code.gpu.multiplied import GeneratedRows
+        from survey_code.kernels.cuda.composed import OPEN
+        from survey_code.kernels.cuda.multiplied import GeneratedRows
 
         first, second = self.multipliers.tolist()
         return GeneratedRows(

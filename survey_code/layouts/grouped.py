@@ -30,7 +30,7 @@ from survey_code.layouts.layout import (
 )
 
 if TYPE_CHECKING:
-    from survey_code.gpu.rows import FusedRows
+    from survey_code.kernels.cuda.rows import FusedRows
 
 # Ids of one block of the remap: eight words of 64 bits, a cache line per bit plane.
 BLOCK_WORDS = 8
@@ -314,7 +314,7 @@ class GroupedLayout(Layout):
 
     def fuse(self) -> FusedRows:
         """Short rows, projected or spread as they are read."""
-        from survey_code.gpu.composed import place_grouped
+        from survey_code.kernels.cuda.composed import place_grouped
 
         return place_grouped(
             (self.num_embeddings, self.embedding_dim),

@@ -26,8 +26,8 @@ from survey_code.layouts.layout import A, IdArray, Layout, RowArray, array_modul
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from survey_code.gpu import Shaped
-    from survey_code.gpu.rows import FusedRows
+    from survey_code.kernels.cuda import Shaped
+    from survey_code.kernels.cuda.rows import FusedRows
 
 COMBINE = ("sum", "product", "concat", "path")
 # Units of a path that a kernel's thread holds; wider ones are read array by array.
@@ -287,7 +287,7 @@ class HashedLayout(Layout):
 
     def fuse(self) -> FusedRows | None:
         """The rows that digits name, put together as they are read."""
-        from survey_code.gpu.composed import OPEN, place_hashed, place_paths
+        from survey_code.kernels.cuda.composed import OPEN, place_hashed, place_paths
 
         shape = (OPEN if self.open_ids else self.num_embeddings, self.embedding_dim)
         if self.paths is not None:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, TypeVar, overl
 import numpy as np
 import numpy.typing as npt
 
-from survey_code import gpu
+from survey_code.kernels import cuda
 from survey_code.layouts.files import write_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from survey_code.gpu import GpuArray, Shaped
-    from survey_code.gpu.rows import DeviceRows, FusedRows
+    from survey_code.kernels.cuda import GpuArray, Shaped
+    from survey_code.kernels.cuda.rows import DeviceRows, FusedRows
 
 # A layout's own code is written for NumPy.  After to_gpu() CuPy's arrays stand where
 # NumPy's stood, and run through the same code: `array_module` says whose they are.
@@ -127,7 +127,7 @@ class Stored:
         """
         if self.on_gpu:
             return self
-        move = gpu.load_cupy().asarray
+        move = cuda.load_cupy().asarray
         twin = self._twin({name: move(array) for name, array in self.arrays().items()})
         twin.device = twin.fuse()
         return twin
@@ -253,7 +253,7 @@ class Layout(Stored):
             If the layout is on a GPU and the ids are not, or the reverse.
         """
         if self.fused is not None:
-            return self.fused.read(gpu.as_cupy(ids), check)
+            return self.fused.read(cuda.as_cupy(ids), check)
         checked = self.check_ids(ids)
         rows = self.read_rows(checked.ravel())
         return rows.reshape(*checked.shape, self.embedding_dim)
@@ -313,8 +313,8 @@ class Layout(Stored):
             NumPy's, or CuPy's where the layout is on a GPU.
         """
         if self.fused is not None:
-            moved = gpu.as_cupy(ids)
-            factors = check_weights(moved, per_sample_weights, mode, gpu.load_cupy())
+            moved = cuda.as_cupy(ids)
+            factors = check_weights(moved, per_sample_weights, mode, cuda.load_cupy())
             return self.fused.pool(moved, offsets, factors, mode, check)
         checked = self.check_ids(ids)
         xp = array_module(checked)
@@ -327,7 +327,7 @@ class Layout(Stored):
     def check_ids(self, ids: Ids | GpuArray | Tensor) -> IdArray:
         """The ids as an int64 array on the layout's side, or one clear error."""
         # CuPy's arrays pass for NumPy's from here on.
-        given: Any = gpu.as_cupy(ids) if self.on_gpu else as_numpy(ids)
+        given: Any = cuda.as_cupy(ids) if self.on_gpu else as_numpy(ids)
         if given.dtype.kind not in "iu":
             raise ValueError(f"ids must be integers, got dtype {given.dtype}")
         if given.size:
@@ -344,7 +344,7 @@ class Layout(Stored):
 
 def array_module(array: Shaped) -> ModuleType:
     """NumPy or CuPy, whichever made the array."""
-    return np if isinstance(array, np.ndarray) else gpu.load_cupy()
+    return np if isinstance(array, np.ndarray) else cuda.load_cupy()
 
 
 def as_numpy(ids: npt.ArrayLike | GpuArray | Tensor) -> np.ndarray:
@@ -429,8 +429,8 @@ def check_weights(
     ids: N, weights: Factors | None, mode: str, xp: ModuleType
 ) -> N | None:
     """The per-sample weights as float32, or None."""
-    if mode not in gpu.MODES:
-        raise ValueError(f"mode must be one of {gpu.MODES}, got {mode!r}")
+    if mode not in cuda.MODES:
+        raise ValueError(f"mode must be one of {cuda.MODES}, got {mode!r}")
     if weights is None:
         return None
     if mode != "sum":

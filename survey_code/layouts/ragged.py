@@ -25,7 +25,7 @@ from survey_code.layouts.sparse import FORMATS, check_format, round_values
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from survey_code.gpu.rows import FusedRows
+    from survey_code.kernels.cuda.rows import FusedRows
 
 # Rows that share an offset; their lengths are one sector of a GPU's memory.
 BLOCK = 32
@@ -151,7 +151,7 @@ class RaggedLayout(Layout):
 
     def fuse(self) -> FusedRows:
         """Prefixes, found from the lengths of the rows before."""
-        from survey_code.gpu.composed import place_ragged
+        from survey_code.kernels.cuda.composed import place_ragged
 
         shape = (self.num_embeddings, self.embedding_dim)
         return place_ragged(shape, self.values, self.lengths, self.starts)

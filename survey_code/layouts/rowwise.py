@@ -150,7 +150,7 @@ class RowwiseLayout(Layout):
 
     def to_gpu(self) -> Self:
         """A copy on the GPU, its rows padded to whole memory sectors."""
-        from survey_code.gpu.rows import place_codes, place_rowwise
+        from survey_code.kernels.cuda.rows import place_codes, place_rowwise
 
         if self.parameters is not None and not self.on_gpu:
             # A fetch brings whole sectors, so that each row may as well have its

@@ -23,7 +23,7 @@ from survey_code.layouts.layout import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from survey_code.gpu.rows import FusedRows
+    from survey_code.kernels.cuda.rows import FusedRows
 
 FORMATS = ("float32", "float16")
 OFFSET_BYTES = 4
@@ -238,7 +238,7 @@ class SparseLayout(Layout):
 
     def fuse(self) -> FusedRows:
         """Entries of a row, found in its block."""
-        from survey_code.gpu.composed import place_sparse
+        from survey_code.kernels.cuda.composed import place_sparse
 
         return place_sparse(
             (self.num_embeddings, self.embedding_dim),

@@ -17,7 +17,7 @@ import numpy as np
 from survey_code.layouts.layout import A, IdArray, Layout, RowArray, array_module
 
 if TYPE_CHECKING:
-    from survey_code.gpu.rows import FusedRows
+    from survey_code.kernels.cuda.rows import FusedRows
 
 
 def take_mixed_digits(ids: A, sizes: Sequence[int]) -> list[A]:
@@ -207,7 +207,7 @@ class TensorTrainLayout(Layout):
 
     def fuse(self) -> FusedRows | None:
         """Three cores, into which longer trains are merged."""
-        from survey_code.gpu.composed import place_tensor_train
+        from survey_code.kernels.cuda.composed import place_tensor_train
 
         cores, steps = merge_cores(self.cores(), self._plan[2], 3)
         if sum(core.size for core in cores) > 2 * self.values.size + MERGED:

@@ -17,7 +17,7 @@ from survey_code.layouts.layout import IdArray, Layout, RowArray, array_module, 
 from survey_code.layouts.rowwise import RowwiseLayout
 
 if TYPE_CHECKING:
-    from survey_code.gpu.rows import FusedRows
+    from survey_code.kernels.cuda.rows import FusedRows
 
 # The tiers' arrays, and the bits of their codes (0: no codes, a dense table).
 TIERS = {"values": 0, "rows8": 8, "rows4": 4, "rows2": 2}
@@ -131,7 +131,7 @@ class TieredLayout(Layout):
 
     def fuse(self) -> FusedRows:
         """The tiers as they are, and a bit for each id that says where it stands."""
-        from survey_code.gpu.composed import place_tiered
+        from survey_code.kernels.cuda.composed import place_tiered
 
         tiers = [(getattr(self, name), bits) for name, bits in TIERS.items()]
         return place_tiered(

@@ -161,11 +161,11 @@ def fake_cupy(monkeypatch):
         pytest.skip("kernels are compiled by g++, which is not installed")
     from contextlib import nullcontext
 
-    from survey_code import gpu
-    from survey_code.gpu import composed, multiplied, rows, scatter
+    from survey_code.kernels import cuda
+    from survey_code.kernels.cuda import composed, multiplied, rows, scatter
 
     fake = FakeCupy()
-    for module in (gpu, composed, multiplied, rows, scatter):
+    for module in (cuda, composed, multiplied, rows, scatter):
         monkeypatch.setattr(module, "load_cupy", lambda: fake)
     for module in (rows, scatter):
         monkeypatch.setattr(module, "current_stream", nullcontext)

@@ -25,7 +25,7 @@ SHAPES = ((), (0,), (7,), (3, 0), (50, 40))
 
 def compare(name):
     """The largest difference between what the GPU and NumPy read, by size."""
-    from survey_code.gpu import load_cupy
+    from survey_code.kernels.cuda import load_cupy
 
     cupy = load_cupy()
     host = EXAMPLES[name]()

@@ -11,9 +11,9 @@ import pytest
 import torch
 from layout_examples import EXAMPLES, ROWS, SPEC
 
-from survey_code.gpu.composed import invert
-from survey_code.gpu.rows import place_dense, place_rowwise
-from survey_code.gpu.scatter import scatter_blocks, scatter_cores
+from survey_code.kernels.cuda.composed import invert
+from survey_code.kernels.cuda.rows import place_dense, place_rowwise
+from survey_code.kernels.cuda.scatter import scatter_blocks, scatter_cores
 from survey_code.layouts import DenseLayout, RowwiseLayout
 from survey_code.weight_sharing.decomposition import TTRec
 from survey_code.weight_sharing.hashing import ROBE

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from survey_code.bits import pack_codes
-from survey_code.gpu import load_cupy
-from survey_code.gpu.writeback import draw_key, mix, round_rows, write_rows
+from survey_code.kernels.cuda import load_cupy
+from survey_code.kernels.cuda.writeback import draw_key, mix, round_rows, write_rows
 
 try:
     load_cupy()

@@ -135,7 +135,7 @@ def test_tables_for_timing_are_real_tables(kind, row):
 def test_rates_need_a_gpu():
     from rates import measure_rates
 
-    from survey_code.gpu import load_cupy
+    from survey_code.kernels.cuda import load_cupy
 
     try:
         load_cupy()

@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from survey_code.gpu import MODES, GpuArray, Shaped, load_cupy
-from survey_code.gpu.rows import (
+from survey_code.kernels.cuda import MODES, GpuArray, Shaped, load_cupy
+from survey_code.kernels.cuda.rows import (
     ID_TYPES,
     FusedRows,
     Kernel,

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from survey_code.gpu import GpuArray, current_stream, load_cupy
-from survey_code.gpu.composed import ComposedRows
-from survey_code.gpu.rows import ID_TYPES, FusedRows, as_ids, load_kernel
+from survey_code.kernels.cuda import GpuArray, current_stream, load_cupy
+from survey_code.kernels.cuda.composed import ComposedRows
+from survey_code.kernels.cuda.rows import ID_TYPES, FusedRows, as_ids, load_kernel
 
 
 def scatter_blocks(rows: ComposedRows, ids: GpuArray, gradients: GpuArray) -> GpuArray:
@@ -18,7 +18,7 @@ def scatter_blocks(rows: ComposedRows, ids: GpuArray, gradients: GpuArray) -> Gp
     Parameters
     ----------
     rows : ComposedRows
-        From `survey_code.gpu.composed.place_flat`.
+        From `survey_code.kernels.cuda.composed.place_flat`.
     ids : CuPy array of int32 or int64, shape (m,)
     gradients : CuPy array of float32, shape (m, dim)
 
@@ -47,7 +47,7 @@ def scatter_cores(
     Parameters
     ----------
     rows : ComposedRows
-        From `survey_code.gpu.composed.place_tensor_train`, without cached rows and
+        From `survey_code.kernels.cuda.composed.place_tensor_train`, without cached rows and
         with steps of 1.
     ids : CuPy array of int32 or int64, shape (m,)
     gradients : CuPy array of float32, shape (m, dim)

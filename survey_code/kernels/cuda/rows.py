@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from survey_code.gpu import GpuArray, Shaped, current_stream, load_cupy
+from survey_code.kernels.cuda import GpuArray, Shaped, current_stream, load_cupy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from survey_code.gpu import GpuArray, current_stream, load_cupy
-from survey_code.gpu.rows import THREADS, load_kernel
+from survey_code.kernels.cuda import GpuArray, current_stream, load_cupy
+from survey_code.kernels.cuda.rows import THREADS, load_kernel
 
 
 def mix(keys: np.ndarray) -> np.ndarray:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from survey_code.gpu import GpuArray, Shaped, current_stream, load_cupy
-from survey_code.gpu.composed import ComposedRows
-from survey_code.gpu.rows import THREADS, load_kernel
-from survey_code.gpu.scatter import check_file
+from survey_code.kernels.cuda import GpuArray, Shaped, current_stream, load_cupy
+from survey_code.kernels.cuda.composed import ComposedRows
+from survey_code.kernels.cuda.rows import THREADS, load_kernel
+from survey_code.kernels.cuda.scatter import check_file
 
 SHARED_BYTES = 48 * 1024  # that every block may have
 WIDEST = 64  # numbers of a point that a thread keeps
@@ -71,7 +71,7 @@ def score_codes(rows: ComposedRows, tables: Shaped, first: int, stop: int) -> Gp
     Parameters
     ----------
     rows : ComposedRows
-        From `survey_code.gpu.composed.place_codebook`; heads with numbers of their
+        From `survey_code.kernels.cuda.composed.place_codebook`; heads with numbers of their
         own get the score of code 0 everywhere.
     tables : CuPy array of float32, shape (queries, books, codewords of a book)
         Products of each query with each codeword.

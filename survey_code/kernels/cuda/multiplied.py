@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from survey_code.gpu import GpuArray, Shaped, load_cupy
-from survey_code.gpu.composed import ComposedRows
-from survey_code.gpu.rows import (
+from survey_code.kernels.cuda import GpuArray, Shaped, load_cupy
+from survey_code.kernels.cuda.composed import ComposedRows
+from survey_code.kernels.cuda.rows import (
     ID_TYPES,
     THREADS,
     DeviceRows,

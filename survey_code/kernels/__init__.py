@@ -1,0 +1,1 @@
+"""READS FAST: the look-ups and bags of `survey_code.layouts`, fused.  Pure functions."""
