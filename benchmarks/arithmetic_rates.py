@@ -43,7 +43,7 @@ def measure_codes(
         If no GPU is present.
     """
     from survey_code.kernels.cuda import load_cupy
-    from survey_code.kernels.cuda.codes import assign_points
+    from survey_code.kernels.cuda.assign import assign_points
 
     cupy = load_cupy()
     origin = describe_origin(seed, command)

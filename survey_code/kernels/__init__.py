@@ -1,1 +1,1 @@
-"""READS FAST: the look-ups and bags of `survey_code.layouts`, fused.  Pure functions."""
+"""READS FAST: the same look-ups and bags, fused.  Pure functions over arrays."""

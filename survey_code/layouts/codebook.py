@@ -516,8 +516,8 @@ class CodebookLayout(Layout):
         )
 
     def _score_fused(self, queries: N, first: int, stop: int) -> N:
-        """Scores by `survey_code.kernels.cuda.codes.score_codes`."""
-        from survey_code.kernels.cuda.codes import score_codes
+        """Scores by `survey_code.kernels.cuda.scores.score_codes`."""
+        from survey_code.kernels.cuda.scores import score_codes
 
         size = len(self.codewords) // self.books
         words = self.codewords.astype(np.float32).reshape(self.books, size, -1)

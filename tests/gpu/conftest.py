@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -160,15 +161,15 @@ def fake_cupy(monkeypatch):
     if COMPILER is None:
         pytest.skip("kernels are compiled by g++, which is not installed")
     from contextlib import nullcontext
+    from types import SimpleNamespace
 
-    from survey_code.kernels import cuda
-    from survey_code.kernels.cuda import composed, multiplied, rows, scatter
+    from survey_code.kernels.cuda.load import load_kernel
 
     fake = FakeCupy()
-    for module in (cuda, composed, multiplied, rows, scatter):
-        monkeypatch.setattr(module, "load_cupy", lambda: fake)
-    for module in (rows, scatter):
-        monkeypatch.setattr(module, "current_stream", nullcontext)
-    rows.load_kernel.cache_clear()
+    fake.cuda = SimpleNamespace(
+        is_available=lambda: True, get_current_stream=nullcontext
+    )
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    load_kernel.cache_clear()
     yield fake
-    rows.load_kernel.cache_clear()
+    load_kernel.cache_clear()

@@ -8,7 +8,7 @@ from layout_examples import EXAMPLES, ROWS, SPEC
 from survey_code import FrozenEmbedding, compress, load_layout, run
 from survey_code.embedding import decode_layout
 from survey_code.kernels.cuda import as_cupy, current_stream, load_cupy
-from survey_code.kernels.cuda.codes import assign_points
+from survey_code.kernels.cuda.assign import assign_points
 from survey_code.kernels.cuda.scatter import scatter_blocks, scatter_cores
 from survey_code.layouts import LAYOUTS, BinaryLayout, DenseLayout
 from survey_code.ranking import choose_top

@@ -9,14 +9,8 @@ from typing import TypeAlias
 import numpy as np
 
 from survey_code.kernels.cuda import MODES, GpuArray, Shaped, load_cupy
-from survey_code.kernels.cuda.rows import (
-    ID_TYPES,
-    FusedRows,
-    Kernel,
-    load_kernel,
-    round_up,
-    share_threads,
-)
+from survey_code.kernels.cuda.load import ID_TYPES, Kernel, load_kernel
+from survey_code.kernels.cuda.rows import FusedRows, round_up, share_threads
 
 OPEN = 2**63 - 1  # ids of a layout that serves any
 ENOUGH_GROUPS = 8192  # of threads that share rows

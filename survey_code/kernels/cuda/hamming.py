@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from survey_code.kernels.cuda import GpuArray, Shaped, current_stream, load_cupy
-from survey_code.kernels.cuda.rows import THREADS, load_kernel
+from survey_code.kernels.cuda.load import THREADS, load_kernel
 
 QUERIES = 16  # that share one pass over the codes, as in hamming.cu
 BLOCKS = 1056  # 8 for each of 132 multiprocessors

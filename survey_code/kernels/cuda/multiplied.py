@@ -12,14 +12,8 @@ import numpy as np
 
 from survey_code.kernels.cuda import GpuArray, Shaped, load_cupy
 from survey_code.kernels.cuda.composed import ComposedRows
-from survey_code.kernels.cuda.rows import (
-    ID_TYPES,
-    THREADS,
-    DeviceRows,
-    FusedRows,
-    load_kernel,
-    place_dense,
-)
+from survey_code.kernels.cuda.load import ID_TYPES, THREADS, load_kernel
+from survey_code.kernels.cuda.rows import DeviceRows, FusedRows, place_dense
 
 AT_ONCE = 1 << 16  # ids whose signals are in memory at the same time
 

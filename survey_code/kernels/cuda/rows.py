@@ -3,49 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from survey_code.kernels.cuda import GpuArray, Shaped, current_stream, load_cupy
+from survey_code.kernels.cuda.load import ID_TYPES, Kernel, load_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-FOLDER = Path(__file__).parent
-THREADS = 256  # of a block
-SHARING = 64  # of a block whose threads share rows
+SHARING = 64  # threads of a block that share rows
 SECTOR = 32  # bytes that the memory fetches at least
-ID_TYPES = {"int32": "int", "int64": "long long"}
-
-
-class Kernel(Protocol):
-    """A kernel of the GPU, which is started by a call."""
-
-    def __call__(
-        self,
-        grid: tuple[int, ...],
-        block: tuple[int, ...],
-        arguments: tuple[Shaped, ...],
-        *,
-        shared_mem: int = 0,
-    ) -> None:
-        """Start it on a grid of blocks; `shared_mem` in bytes a block."""
-
-
-@cache
-def load_kernel(file: str, expression: str) -> Kernel:
-    """Compile one instance of a kernel, e.g. ``pool_rows<Dense<float, 4>, int>``."""
-    module = load_cupy().RawModule(
-        code=(FOLDER / file).read_text(encoding="utf-8"),
-        options=("-std=c++17", f"-I{FOLDER}"),
-        name_expressions=[expression],
-    )
-    return module.get_function(expression)
 
 
 class FusedRows:

@@ -9,7 +9,8 @@ import numpy as np
 
 from survey_code.kernels.cuda import GpuArray, current_stream, load_cupy
 from survey_code.kernels.cuda.composed import ComposedRows
-from survey_code.kernels.cuda.rows import ID_TYPES, FusedRows, as_ids, load_kernel
+from survey_code.kernels.cuda.load import ID_TYPES, load_kernel
+from survey_code.kernels.cuda.rows import FusedRows, as_ids
 
 
 def scatter_blocks(rows: ComposedRows, ids: GpuArray, gradients: GpuArray) -> GpuArray:
@@ -47,7 +48,7 @@ def scatter_cores(
     Parameters
     ----------
     rows : ComposedRows
-        From `survey_code.kernels.cuda.composed.place_tensor_train`, without cached rows and
+        From `place_tensor_train`, without cached rows and
         with steps of 1.
     ids : CuPy array of int32 or int64, shape (m,)
     gradients : CuPy array of float32, shape (m, dim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from survey_code.kernels.cuda import GpuArray, current_stream, load_cupy
-from survey_code.kernels.cuda.rows import THREADS, load_kernel
+from survey_code.kernels.cuda.load import THREADS, load_kernel
 
 
 def mix(keys: np.ndarray) -> np.ndarray:
