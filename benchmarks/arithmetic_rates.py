@@ -80,10 +80,11 @@ def measure_gradients(
     rows: int = ROWS // 10, dim: int = DIM, batch: int = 2**18, seed: int = 1,
     command: str = "",
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Time the way back of ROBE and of a tensor train, for a batch of random rows.
+    """Time the way back of ROBE, for a batch of random rows.
 
-    Beside each: autograd's way back through the torch table; and torch's sum of as
-    many full rows into a table of their own.
+    Beside it: the way there and back through the table, as training goes it, by
+    kernels and by torch alone; and torch's sum of as many full rows into a table of
+    their own.
 
     Yields
     ------
@@ -93,50 +94,36 @@ def measure_gradients(
     import torch
 
     from survey_code.kernels.cuda import load_cupy
-    from survey_code.kernels.cuda.scatter import scatter_blocks, scatter_cores
-    from survey_code.weight_sharing.decomposition import TTRec
+    from survey_code.kernels.cuda.scatter import scatter_blocks
     from survey_code.weight_sharing.hashing import ROBE
 
     cupy = load_cupy()
-    spec = TableSpec.of_shape(rows, dim)
     origin = describe_origin(seed, command, rows=rows, dim=dim, batch=batch)
     drawn = cupy.random.default_rng(seed)
     ids = drawn.integers(0, rows, size=(SETS, batch), dtype=np.int64)
     gradients = drawn.standard_normal((batch, dim), dtype=np.float32)
     full = torch.zeros(rows, dim, device="cuda")
+    table = ROBE.make(TableSpec.of_shape(rows, dim), size=rows // 10 * dim).cuda()
+    numbers = len(table.values), table.block_len, table.multipliers.tolist()
 
     def add_rows(own: Any) -> None:
         full.index_add_(0, torch.from_dlpack(own), torch.from_dlpack(gradients))
 
-    for kind, embedding, scatter in (
-        ("ROBE", ROBE.make(spec, size=rows // 10 * dim), scatter_blocks),
-        ("tensor train", TTRec.make(spec, rank=16), scatter_cores),
-    ):
-        held = embedding.freeze().to_gpu().fused
-        trained = embedding.cuda()
+    def go_back(read: Callable[[Any], Any], own: Any) -> None:
+        found = read(torch.from_dlpack(own))
+        torch.autograd.grad(found, table.values, torch.from_dlpack(gradients))
 
-        def go_back(own: Any, table: Any = trained) -> None:
-            found = table.embed(torch.from_dlpack(own))
-            torch.autograd.grad(
-                found, list(table.parameters()), torch.from_dlpack(gradients)
-            )
+    def go_forth(read: Callable[[Any], Any], own: Any) -> None:
+        read(torch.from_dlpack(own))
 
-        def go_forth(own: Any, table: Any = trained) -> None:
-            table.embed(torch.from_dlpack(own))
-
-        def scatter_own(own: Any, rows: Any = held, scatter: Any = scatter) -> None:
-            scatter(rows, own, gradients)
-
-        yield from measure_calls(
-            kind,
-            {
-                "kernel": scatter_own,
-                "autograd, both ways": go_back,
-                "autograd, forth": go_forth,
-                "full rows": add_rows,
-            },
-            ids, batch, origin,
-        )  # fmt: skip
+    calls: Calls = {
+        "kernel": lambda own: scatter_blocks(own, gradients, *numbers),
+        "kernels, both ways": partial(go_back, table.embed),
+        "autograd, both ways": partial(go_back, table.read_runs),
+        "autograd, forth": partial(go_forth, table.read_runs),
+        "full rows": add_rows,
+    }
+    yield from measure_calls("ROBE", calls, ids, batch, origin)
 
 
 def measure_generator(

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
+import numpy as np
+
+from survey_code.layouts.added import AddedLayout
 from survey_code.layouts.anchors import AnchorLayout
 from survey_code.layouts.binary import BinaryLayout
 from survey_code.layouts.codebook import CodebookLayout
 from survey_code.layouts.dense import DenseLayout
-from survey_code.layouts.files import header_bytes, read_file
+from survey_code.layouts.files import Blueprint, header_bytes, read_file
 from survey_code.layouts.flat import FlatLayout
 from survey_code.layouts.generator import GeneratorLayout
 from survey_code.layouts.grouped import GroupedLayout
 from survey_code.layouts.hashed import HashedLayout
-from survey_code.layouts.layout import Layout
+from survey_code.layouts.layout import Layout, StoredArray
+from survey_code.layouts.packed import PackedLayout
 from survey_code.layouts.ragged import RaggedLayout
+from survey_code.layouts.routed import RoutedLayout
 from survey_code.layouts.rowwise import RowwiseLayout
 from survey_code.layouts.sparse import SparseLayout
 from survey_code.layouts.tensor_train import TensorTrainLayout
-from survey_code.layouts.tiered import TieredLayout
+from survey_code.layouts.turned import TurnedLayout
 
 LAYOUTS: dict[str, type[Layout]] = {
     layout.name: layout
     for layout in (
         DenseLayout,
         RowwiseLayout,
-        TieredLayout,
         BinaryLayout,
         GroupedLayout,
         RaggedLayout,
@@ -36,6 +41,10 @@ LAYOUTS: dict[str, type[Layout]] = {
         GeneratorLayout,
         TensorTrainLayout,
         AnchorLayout,
+        PackedLayout,
+        RoutedLayout,
+        AddedLayout,
+        TurnedLayout,
     )
 }
 
@@ -50,22 +59,48 @@ def load_layout(path: str | os.PathLike[str]) -> Layout:
     FileNotFoundError
         If there is no such file.
     """
-    name, version, shape, arrays = read_file(path)
-    if name not in LAYOUTS:
-        raise ValueError(f"{path}: unknown layout {name!r}, known: {sorted(LAYOUTS)}")
-    if version != LAYOUTS[name].version:
-        raise ValueError(
-            f"{path}: layout {name!r} has version {version}, this package reads "
-            f"version {LAYOUTS[name].version}"
-        )
+    blueprint, arrays = read_file(path)
     try:
-        return LAYOUTS[name].from_file(shape, arrays)
+        return rebuild(blueprint, arrays)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
+def rebuild(blueprint: Blueprint, arrays: Mapping[str, np.ndarray]) -> Layout:
+    """A layout from what a file says of it, and its arrays.
+
+    Raises
+    ------
+    ValueError
+        If a layout is unknown or newer than this package, or the arrays contradict
+        each other.
+    """
+    name, version = blueprint["layout"], blueprint["version"]
+    if name not in LAYOUTS:
+        raise ValueError(f"unknown layout {name!r}, known: {sorted(LAYOUTS)}")
+    if version != LAYOUTS[name].version:
+        raise ValueError(
+            f"layout {name!r} has version {version}, this package reads version "
+            f"{LAYOUTS[name].version}"
+        )
+    held: dict[str, StoredArray | Layout] = {}
+    below: dict[str, dict[str, np.ndarray]] = {part: {} for part in blueprint["parts"]}
+    for key, array in arrays.items():
+        part, _, own = key.partition("/")
+        if own and part in below:
+            below[part][own] = array
+        else:
+            held[key] = array
+    for part, inner in blueprint["parts"].items():
+        if part in held:
+            raise ValueError(f"{part!r} is both an array and a layout")
+        held[part] = rebuild(inner, below[part])
+    return LAYOUTS[name].from_file(blueprint["shape"], held)
+
+
 __all__ = [
     "LAYOUTS",
+    "AddedLayout",
     "AnchorLayout",
     "BinaryLayout",
     "CodebookLayout",
@@ -75,11 +110,13 @@ __all__ = [
     "GroupedLayout",
     "HashedLayout",
     "Layout",
+    "PackedLayout",
     "RaggedLayout",
+    "RoutedLayout",
     "RowwiseLayout",
     "SparseLayout",
     "TensorTrainLayout",
-    "TieredLayout",
+    "TurnedLayout",
     "header_bytes",
     "load_layout",
 ]

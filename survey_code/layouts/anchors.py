@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from survey_code.layouts.layout import (
     IdArray,
@@ -13,9 +14,10 @@ from survey_code.layouts.layout import (
     array_module,
     pool_rows,
 )
+from survey_code.layouts.parts import Rows, as_rows, check_rows, read_part, rows_shape
 
 if TYPE_CHECKING:
-    from survey_code.kernels.cuda.rows import FusedRows
+    from survey_code.kernels.cuda.formats import Format
 
 
 class AnchorLayout(Layout):
@@ -23,7 +25,7 @@ class AnchorLayout(Layout):
 
     Parameters
     ----------
-    anchors : ndarray of float32, shape (a, embedding_dim)
+    anchors : ndarray of float32 or float16, or layout, shape (a, embedding_dim)
     weights : ndarray of float32, shape (entries,)
         Row after row.
     columns : ndarray of uint8 or uint16, shape (entries,)
@@ -47,13 +49,13 @@ class AnchorLayout(Layout):
 
     def __init__(
         self,
-        anchors: np.ndarray,
+        anchors: npt.ArrayLike | Layout,
         weights: np.ndarray,
         columns: np.ndarray,
         offsets: np.ndarray,
     ) -> None:
-        super().__init__(len(offsets) - 1, anchors.shape[1])
-        self.anchors = np.ascontiguousarray(anchors)
+        self.anchors: Rows = as_rows(anchors)
+        super().__init__(len(offsets) - 1, rows_shape(self.anchors)[1])
         self.weights = np.ascontiguousarray(weights)
         self.columns = np.ascontiguousarray(columns)
         self.offsets = np.ascontiguousarray(offsets)
@@ -74,16 +76,11 @@ class AnchorLayout(Layout):
 
     def validate(self) -> None:
         """Raise ValueError if entries, rows and anchors contradict."""
-        anchors, offsets, columns = self.anchors, self.offsets, self.columns
-        if (
-            anchors is None
-            or anchors.dtype != np.float32
-            or anchors.shape[1:] != (self.embedding_dim,)
-            or not 1 <= len(anchors) <= 2**16
-        ):
-            raise ValueError(
-                f"anchors must be float32 of shape (1 to 65536, {self.embedding_dim})"
-            )
+        offsets, columns = self.offsets, self.columns
+        check_rows("anchors", self.anchors, [(None, self.embedding_dim)])
+        anchors = rows_shape(self.anchors)[0]
+        if anchors > 2**16:
+            raise ValueError(f"there can be 65,536 anchors, got {anchors:,}")
         entries = 0 if self.weights is None else len(self.weights)
         if (
             offsets is None
@@ -103,21 +100,22 @@ class AnchorLayout(Layout):
             or columns is None
             or columns.dtype not in (np.uint8, np.uint16)
             or columns.shape != self.weights.shape
-            or (entries and int(columns.max()) >= len(anchors))
+            or (entries and int(columns.max()) >= anchors)
         ):
             raise ValueError(
-                f"columns must be uint8 or uint16 numbers of {len(anchors)} anchors, "
+                f"columns must be uint8 or uint16 numbers of {anchors} anchors, "
                 "one for each float32 weight"
             )
 
-    def fuse(self) -> FusedRows:
+    def describe(self) -> Format | None:
         """Each row's entries, and the anchors they name."""
-        from survey_code.kernels.cuda.composed import place_anchors
+        from survey_code.kernels.cuda.formats import AnchorFormat, describe_rows
 
+        anchors = describe_rows(self.anchors)
+        if anchors is None:
+            return None
         shape = (self.num_embeddings, self.embedding_dim)
-        return place_anchors(
-            shape, self.anchors, self.weights, self.columns, self.offsets
-        )
+        return AnchorFormat.of(shape, anchors, self.weights, self.columns, self.offsets)
 
     def read_rows(self, ids: IdArray) -> RowArray:
         """Weight the anchors of each row's entries, and add them up."""
@@ -129,6 +127,7 @@ class AnchorLayout(Layout):
         # Entry e belongs to the first row that ends after it.
         row = xp.searchsorted(ends, xp.arange(entries), side="right")
         place = xp.arange(entries) - (ends - counts)[row] + starts[row]
-        parts = self.anchors[self.columns[place]] * self.weights[place][:, None]
+        anchors = read_part(self.anchors, self.columns[place].astype(np.int64))
+        parts = anchors * self.weights[place][:, None]
         bounds = xp.concatenate([xp.zeros(1, dtype=np.int64), ends])
         return pool_rows(parts, bounds, "sum", xp)

@@ -9,7 +9,7 @@ distance, which is an exclusive or and a count of ones.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Self, overload
+from typing import TYPE_CHECKING, ClassVar, overload
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from survey_code.layouts.nearest import check_candidates, check_nearest, choose_
 
 if TYPE_CHECKING:
     from survey_code.kernels.cuda import GpuArray
+    from survey_code.kernels.cuda.formats import Format
 
 
 def pack_signs(values: np.ndarray, blocks: int = 1) -> np.ndarray:
@@ -190,22 +191,19 @@ class BinaryLayout(Layout):
             scales *= self.levels[codes][:, None]
         return scales
 
-    def to_gpu(self) -> Self:
-        """A copy on the GPU; rows of one block also as codes 0 and 1 with a scale.
+    def describe(self) -> Format | None:
+        """Rows of one block as codes 0 and 1 with a scale and a bias.
 
         An entry is then ``2 s q - s``, which is s or -s exactly.
         """
-        twin = super().to_gpu()
-        if self.blocks == 1 and not self.on_gpu:
-            from survey_code.kernels.cuda.rows import place_codes
+        from survey_code.kernels.cuda.formats import RowwiseFormat
 
-            scale = self._read_scales(np.arange(self.num_embeddings))  # (n, 1)
-            tail = np.concatenate([2 * scale, -scale], axis=1).view(np.uint8)
-            xp = array_module(twin.packed)
-            twin.device = place_codes(
-                twin.packed[:, 0], xp.asarray(tail), self.embedding_dim, 1
-            )
-        return twin
+        if self.blocks > 1:
+            return None
+        xp = array_module(self.packed)
+        scale = self._read_scales(xp.arange(self.num_embeddings))  # (n, 1)
+        tail = xp.concatenate([2 * scale, -scale], axis=1)
+        return RowwiseFormat.beside(self.packed[:, 0], tail, self.embedding_dim, 1)
 
     # -- search without decoding ---------------------------------------------
 

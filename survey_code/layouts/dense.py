@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from survey_code.checks import check_choice
-from survey_code.layouts.layout import IdArray, Layout, RowArray, as_finite_table
+from survey_code.layouts.layout import (
+    IdArray,
+    Layout,
+    RowArray,
+    StoredArray,
+    as_finite_table,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from survey_code.kernels.cuda.formats import Format
 
 DENSE_FORMATS = ("float32", "float16", "bfloat16")
 
@@ -77,13 +85,17 @@ class DenseLayout(Layout):
                 f"values must be float32, float16 or uint16 of shape {expected}"
             )
 
-    def to_gpu(self) -> Self:
-        """A copy on the GPU, its rows padded to 16 bytes."""
-        from survey_code.kernels.cuda.rows import place_dense
+    def move(self, array: StoredArray) -> StoredArray:
+        """The rows on a GPU, padded to whole memory sectors."""
+        from survey_code.kernels.cuda.place import place_rows
 
-        if self.on_gpu:
-            return self
-        return self._twin({"values": place_dense(self.values)})
+        return place_rows(array)
+
+    def describe(self) -> Format:
+        """Rows of numbers."""
+        from survey_code.kernels.cuda.formats import DenseFormat
+
+        return DenseFormat.of(self.values)
 
     def read_rows(self, ids: IdArray) -> RowArray:
         """Gather, then widen to float32."""

@@ -1,10 +1,10 @@
 """How a layout becomes a file: safetensors, written atomically, checked on load.
 
 The metadata holds one JSON string under one key (safetensors orders several
-keys at random, so equal tables would otherwise give different files).  It names
-the layout and its version, gives its integers, and carries a SHA-256 over these,
-the tensors' names, types and shapes, and their bytes: safetensors itself does
-not notice a flipped byte.
+keys at random, so equal tables would otherwise give different files).  It is the
+layout's blueprint: its name and version, its integers, and the same of the layouts
+that it holds; and it carries a SHA-256 over these, the tensors' names, types and
+shapes, and their bytes: safetensors itself does not notice a flipped byte.
 """
 
 from __future__ import annotations
@@ -15,11 +15,21 @@ import json
 import os
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 METADATA_KEY = "survey_code"
+DEEPEST = 8  # layouts within layouts that a file may hold
+
+
+class Blueprint(TypedDict):
+    """What a file says of a layout, beside its arrays."""
+
+    layout: str
+    version: int
+    shape: dict[str, int]
+    parts: dict[str, Blueprint]
 
 
 def describe_arrays(arrays: dict[str, np.ndarray]) -> list[list[Any]]:
@@ -30,12 +40,10 @@ def describe_arrays(arrays: dict[str, np.ndarray]) -> list[list[Any]]:
     ]
 
 
-def hash_contents(
-    layout: str, version: int, shape: dict[str, int], arrays: dict[str, np.ndarray]
-) -> str:
+def hash_contents(blueprint: Blueprint, arrays: dict[str, np.ndarray]) -> str:
     """SHA-256 of everything that the file says, as hexadecimal digits."""
     digest = hashlib.sha256()
-    head = [layout, version, shape, describe_arrays(arrays)]
+    head = [blueprint, describe_arrays(arrays)]
     digest.update(json.dumps(head, sort_keys=True).encode())
     for name in sorted(arrays):
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())
@@ -43,11 +51,7 @@ def hash_contents(
 
 
 def write_file(
-    path: str | os.PathLike[str],
-    layout: str,
-    version: int,
-    shape: dict[str, int],
-    arrays: dict[str, np.ndarray],
+    path: str | os.PathLike[str], blueprint: Blueprint, arrays: dict[str, np.ndarray]
 ) -> None:
     """Write the file beside its place, flush it to the disk, then rename it.
 
@@ -55,12 +59,7 @@ def write_file(
     """
     from safetensors.numpy import save
 
-    contents = {
-        "layout": layout,
-        "version": version,
-        "shape": shape,
-        "sha256": hash_contents(layout, version, shape, arrays),
-    }
+    contents = {**blueprint, "sha256": hash_contents(blueprint, arrays)}
     payload = save(
         {name: np.ascontiguousarray(array) for name, array in arrays.items()},
         metadata={METADATA_KEY: json.dumps(contents, sort_keys=True)},
@@ -93,18 +92,46 @@ def write_atomically(path: Path, payload: bytes) -> None:
         os.close(folder)
 
 
-def read_file(
-    path: str | os.PathLike[str],
-) -> tuple[str, int, dict[str, int], dict[str, np.ndarray]]:
-    """Layout name, version, integers and arrays of a file, all checked.
+def read_file(path: str | os.PathLike[str]) -> tuple[Blueprint, dict[str, np.ndarray]]:
+    """Blueprint and arrays of a file, all checked.
 
     Raises
     ------
     ValueError
-        If the file is cut short, damaged, or was not written by this package.
+        If the file is cut short, damaged, of the first format, or was not written
+        by this package.
     FileNotFoundError
         If there is no such file.
     """
+    contents, arrays = read_contents(path)
+    if contents.get("version") == 1:
+        raise ValueError(
+            f"{path}: written in the first format of this package (layout "
+            f"{contents.get('layout')!r}); `survey-code convert {path} NEW` makes a "
+            "file of the present one"
+        )
+    try:
+        blueprint = check_blueprint(contents)
+        stored = contents["sha256"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: the layout's description is damaged") from error
+    check_hash(path, hash_contents(blueprint, arrays), stored)
+    return blueprint, arrays
+
+
+def check_hash(path: str | os.PathLike[str], found: str, stored: object) -> None:
+    """Raise ValueError unless a file's contents have the hash that it gives."""
+    if found != stored:
+        raise ValueError(
+            f"{path}: damaged, its SHA-256 is {found[:12]}..., but the file says "
+            f"{str(stored)[:12]}..."
+        )
+
+
+def read_contents(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What a file of this package says of itself, unchecked, and its arrays."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -127,22 +154,29 @@ def read_file(
         )
     try:
         contents = json.loads(metadata[METADATA_KEY])
-        layout, version = contents["layout"], contents["version"]
-        shape, stored = contents["shape"], contents["sha256"]
-        if not (
-            isinstance(layout, str)
-            and all(isinstance(value, int) for value in [version, *shape.values()])
-        ):
-            raise TypeError("a name or a number of another type")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: the layout's description is damaged") from error
-    found = hash_contents(layout, version, shape, arrays)
-    if found != stored:
-        raise ValueError(
-            f"{path}: damaged, its SHA-256 is {found[:12]}..., but the file says "
-            f"{str(stored)[:12]}..."
-        )
-    return layout, version, shape, arrays
+    if not isinstance(contents, dict):
+        raise ValueError(f"{path}: the layout's description is damaged")
+    return contents, arrays
+
+
+def check_blueprint(contents: Any, depth: int = 0) -> Blueprint:
+    """A blueprint as it should be, or one of the errors of reading a dictionary."""
+    layout, version = contents["layout"], contents["version"]
+    shape, parts = contents["shape"], contents["parts"]
+    if depth == DEEPEST:
+        raise ValueError("layouts within layouts, too deep")
+    if not isinstance(layout, str):
+        raise TypeError("a name that is no text")
+    if not all(isinstance(value, int) for value in [version, *shape.values()]):
+        raise TypeError("a number that is no integer")
+    return {
+        "layout": layout,
+        "version": version,
+        "shape": dict(shape),
+        "parts": {name: check_blueprint(it, depth + 1) for name, it in parts.items()},
+    }
 
 
 def read_header(payload: bytes) -> dict[str, Any]:

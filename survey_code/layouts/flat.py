@@ -14,7 +14,7 @@ from survey_code.hashes import as_signs, mix_many
 from survey_code.layouts.layout import A, IdArray, Layout, RowArray, array_module
 
 if TYPE_CHECKING:
-    from survey_code.kernels.cuda.rows import FusedRows
+    from survey_code.kernels.cuda.formats import Format
 
 
 def locate_blocks(
@@ -112,11 +112,11 @@ class FlatLayout(Layout):
                 f"a block of {self.block_len} does not fit into {len(values)} values"
             )
 
-    def fuse(self) -> FusedRows:
+    def describe(self) -> Format:
         """Blocks of a row, each read where it begins."""
-        from survey_code.kernels.cuda.composed import OPEN, place_flat
+        from survey_code.kernels.cuda.formats import OPEN, FlatFormat
 
-        return place_flat(
+        return FlatFormat.of(
             (OPEN if self.open_ids else self.num_embeddings, self.embedding_dim),
             self.values,
             self.block_len,

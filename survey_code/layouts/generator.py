@@ -19,7 +19,7 @@ from survey_code.hashes import mix_many
 from survey_code.layouts.layout import A, IdArray, Layout, RowArray, array_module
 
 if TYPE_CHECKING:
-    from survey_code.kernels.cuda.rows import FusedRows
+    from survey_code.kernels.cuda.formats import Format
 
 # Values that one hash takes, as in the paper.
 BUCKETS = 1_000_000
@@ -178,17 +178,15 @@ class GeneratorLayout(Layout):
             yield matrix, self.values[end : end + outputs]
             start = end + outputs
 
-    def fuse(self) -> FusedRows:
+    def describe(self) -> Format:
         """Hashes and activations by kernels, products by cuBLAS."""
-        from survey_code.kernels.cuda.composed import OPEN
-        from survey_code.kernels.cuda.multiplied import GeneratedRows
+        from survey_code.kernels.cuda.formats import OPEN, GeneratorFormat
 
-        first, second = self.multipliers.tolist()
-        return GeneratedRows(
+        return GeneratorFormat(
             OPEN if self.open_ids else self.num_embeddings,
             self.embedding_dim,
             self.codes,
-            (first, second),
+            self.multipliers.tolist(),
             self.distribution == "gaussian",
             self.activation,
             list(self.split_layers()),

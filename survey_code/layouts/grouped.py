@@ -1,10 +1,10 @@
 """The grouped layout: groups of rows, each with a width and a projection of its own.
 
-A group of n rows and width w keeps n short rows of w numbers, one after another in
-`values`.  A short row becomes a full one by the group's projection, a matrix of
-(w, embedding_dim); a group as wide as the full row needs none, and a group of width 0
-is all zeros.  Instead of being projected, short rows can be spread over some of the
-columns, with zeros in the others.
+A group of n rows and width w keeps a table of n short rows of w numbers, which may
+be a layout of its own.  A short row becomes a full one by the group's projection, a
+matrix of (w, embedding_dim); a group as wide as the full row needs none, and a group
+of width 0 is all zeros.  Instead of being projected, short rows can be spread over
+some of the columns, with zeros in the others.
 
 Where the groups are ranges of ids, as fields are, their sizes say who belongs where.
 Otherwise a remap does, in about log2(groups) bits per id instead of a number: see
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from survey_code.bits import count_bits, count_ones, pack_words, unpack_words
 from survey_code.layouts.layout import (
@@ -28,9 +29,18 @@ from survey_code.layouts.layout import (
     cut,
     pool_rows,
 )
+from survey_code.layouts.nearest import VectorSearch
+from survey_code.layouts.parts import (
+    Rows,
+    as_rows,
+    check_rows,
+    is_linear,
+    read_part,
+    rows_shape,
+)
 
 if TYPE_CHECKING:
-    from survey_code.kernels.cuda.rows import FusedRows
+    from survey_code.kernels.cuda.formats import Format
 
 # Ids of one block of the remap: eight words of 64 bits, a cache line per bit plane.
 BLOCK_WORDS = 8
@@ -111,16 +121,16 @@ def grouped_bytes(
     return int(total)
 
 
-class GroupedLayout(Layout):
+class GroupedLayout(VectorSearch):
     """Short rows group by group, and what makes them long.
+
+    What is stored says each group's rows and width once more, as `groups`, int32 of
+    shape (groups, 2).
 
     Parameters
     ----------
-    values : ndarray of float32, shape (sum of rows * width,)
-        The groups' short rows, one group after another; within a group in the
-        order of their ids.
-    groups : ndarray of int32, shape (groups, 2)
-        Rows and width of each group.
+    tables : sequence of ndarray of float32 or float16, or of layouts
+        The short rows of each group, shape (rows, width), in the order of their ids.
     embedding_dim : int
     projections : ndarray of float32, shape (sum of width * embedding_dim,), optional
         Matrices of the groups with 0 < width < embedding_dim, one after another.
@@ -138,18 +148,19 @@ class GroupedLayout(Layout):
 
     name: ClassVar[str] = "grouped"
     array_names: ClassVar[tuple[str, ...]] = (
-        "values",
         "groups",
         "projections",
         "columns",
         "planes",
         "before",
     )
+    listed: ClassVar[str | None] = "tables"
+
+    tables: Sequence[Rows]
 
     def __init__(
         self,
-        values: np.ndarray,
-        groups: np.ndarray,
+        tables: Sequence[npt.ArrayLike | Layout],
         embedding_dim: int,
         projections: np.ndarray | None = None,
         columns: np.ndarray | None = None,
@@ -159,20 +170,19 @@ class GroupedLayout(Layout):
         def optional(array: np.ndarray | None) -> np.ndarray | None:
             return None if array is None else np.asarray(array)
 
-        self.values = np.asarray(values)
-        self.groups = np.asarray(groups)
+        self.tables = [as_rows(table) for table in tables]
+        self.groups = np.array(self.sizes(), dtype=np.int32).reshape(-1, 2)
         self.projections = optional(projections)
         self.columns = optional(columns)
         self.planes = optional(planes)
         self.before = optional(before)
-        self._check_groups()
-        super().__init__(int(self.groups[:, 0].sum(dtype=np.int64)), embedding_dim)
+        super().__init__(sum(rows for rows, _ in self.sizes()), embedding_dim)
         self.validate()
 
     @classmethod
     def from_tables(
         cls,
-        tables: Sequence[np.ndarray],
+        tables: Sequence[npt.ArrayLike | Layout],
         projections: Sequence[np.ndarray | None],
         embedding_dim: int,
         assignment: np.ndarray | None = None,
@@ -182,7 +192,7 @@ class GroupedLayout(Layout):
 
         Parameters
         ----------
-        tables : sequence of ndarray, shapes (rows, width)
+        tables : sequence of ndarray or layouts, shapes (rows, width)
             The short rows of each group, in the order of their ids.
         projections : sequence of ndarray, shapes (width, embedding_dim), or None
             None for groups of width 0 or `embedding_dim`.  All None: the short
@@ -194,20 +204,23 @@ class GroupedLayout(Layout):
             Where short rows are not projected: the columns of each group's
             numbers; by default the first ones.
         """
-        groups = np.array([table.shape for table in tables], dtype=np.int32)
-        groups = groups.reshape(-1, 2)
-        widths = [int(width) for width in groups[:, 1]]
+        kept = [
+            table if isinstance(table, Layout) else np.array(table, dtype=np.float32)
+            for table in tables
+        ]
+        sizes = [rows_shape(table) for table in kept]
+        widths = [width for _, width in sizes]
         matrices = [np.ravel(matrix) for matrix in projections if matrix is not None]
         if columns is None and not matrices:
             columns = [np.arange(width) for width in widths]
         if not any(0 < width < embedding_dim for width in widths):
             columns = None
         remap: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
-        if assignment is not None and not is_ranges(assignment, groups[:, 0]):
-            remap = pack_assignment(assignment, len(groups))
+        rows = [rows for rows, _ in sizes]
+        if assignment is not None and not is_ranges(assignment, rows):
+            remap = pack_assignment(assignment, len(sizes))
         return cls(
-            join([np.ravel(table) for table in tables], np.float32),
-            groups,
+            kept,
             embedding_dim,
             join(matrices, np.float32) if matrices else None,
             None if matrices or columns is None else join(columns, np.uint16),
@@ -218,18 +231,12 @@ class GroupedLayout(Layout):
 
     def sizes(self) -> list[tuple[int, int]]:
         """Rows and width of each group."""
-        return [(int(rows), int(width)) for rows, width in self.groups.tolist()]
-
-    def tables(self) -> list[np.ndarray]:
-        """The short rows of each group, shapes (rows, width)."""
-        sizes = self.sizes()
-        parts = cut(self.values, [rows * width for rows, width in sizes])
-        return [part.reshape(size) for part, size in zip(parts, sizes)]
+        return [rows_shape(table) for table in self.tables]
 
     def matrices(self) -> list[np.ndarray | None]:
         """The projection of each group, shape (width, embedding_dim), or None."""
         if self.projections is None:
-            return [None] * len(self.groups)
+            return [None] * len(self.tables)
         dim = self.embedding_dim
         short = [width if width < dim else 0 for _, width in self.sizes()]
         parts = cut(self.projections, [width * dim for width in short])
@@ -241,28 +248,32 @@ class GroupedLayout(Layout):
     def _places(self) -> list[np.ndarray | None]:
         """The columns of each group's numbers, or None where there are all."""
         if self.columns is None:
-            return [None] * len(self.groups)
+            return [None] * len(self.tables)
         return [*cut(self.columns, [width for _, width in self.sizes()])]
 
     # -- checks --------------------------------------------------------------
 
-    def _check_groups(self) -> None:
-        groups = self.groups
-        if groups is None or groups.dtype != np.int32 or groups.shape[1:] != (2,):
-            raise ValueError("groups must be int32 of shape (groups, 2)")
-        if not len(groups) or int(groups.min()) < 0:
-            raise ValueError("groups needs a group, and sizes from 0 up")
-
     def validate(self) -> None:
-        """Raise ValueError if sizes, values, projections and remap contradict."""
-        self._check_groups()
+        """Raise ValueError if sizes, tables, projections and remap contradict."""
+        if not len(self.tables):
+            raise ValueError("a grouped layout needs a group")
         dim, sizes = self.embedding_dim, self.sizes()
+        groups = self.groups
+        if (
+            groups is None
+            or groups.dtype != np.int32
+            or groups.shape != (len(sizes), 2)
+        ):
+            raise ValueError(f"groups must be int32 of shape {(len(sizes), 2)}")
+        if groups.tolist() != [list(size) for size in sizes]:
+            raise ValueError(f"groups must be the tables' sizes {sizes}")
+        for g, (table, size) in enumerate(zip(self.tables, sizes)):
+            check_rows(f"table {g}", table, [size])
         if sum(rows for rows, _ in sizes) != self.num_embeddings:
             raise ValueError(f"groups must hold {self.num_embeddings} rows together")
         widths = [width for _, width in sizes]
         if max(widths) > dim:
             raise ValueError(f"a group is {max(widths)} wide, a full row only {dim}")
-        check_vector("values", self.values, sum(n * w for n, w in sizes), np.float32)
         short = [width for width in widths if 0 < width < dim]
         if bool(short) != (self.projections is not None or self.columns is not None):
             raise ValueError("short rows, and only they, need projections or columns")
@@ -284,7 +295,7 @@ class GroupedLayout(Layout):
             return
         if planes is None or before is None:
             raise ValueError("planes and before belong together")
-        blocks, groups = -(-self.num_embeddings // BLOCK_IDS), len(self.groups)
+        blocks, groups = -(-self.num_embeddings // BLOCK_IDS), len(self.tables)
         shapes = (blocks, count_bits(groups), BLOCK_WORDS), (blocks, groups)
         if planes.dtype != np.uint64 or planes.shape != shapes[0]:
             raise ValueError(f"planes must be uint64 of shape {shapes[0]}")
@@ -296,7 +307,7 @@ class GroupedLayout(Layout):
         counts = np.bincount(codes, minlength=groups)
         if (
             len(counts) != groups
-            or (counts != self.groups[:, 0]).any()
+            or counts.tolist() != [rows for rows, _ in self.sizes()]
             or (pack_assignment(codes, groups)[1] != before).any()
         ):
             raise ValueError("planes and before do not fit the groups' sizes")
@@ -304,7 +315,8 @@ class GroupedLayout(Layout):
     def read_assignment(self) -> np.ndarray:
         """Group of every id, uint8 (or int64 where groups are ranges of ids)."""
         if self.planes is None:
-            return np.repeat(np.arange(len(self.groups)), self.groups[:, 0])
+            rows = [rows for rows, _ in self.sizes()]
+            return np.repeat(np.arange(len(rows)), rows)
         codes = np.zeros(len(self.planes) * BLOCK_IDS, dtype=np.uint8)
         for p in range(self.planes.shape[1]):
             codes |= unpack_words(self.planes[:, p].ravel()) << np.uint8(p)
@@ -312,14 +324,16 @@ class GroupedLayout(Layout):
 
     # -- reading -------------------------------------------------------------
 
-    def fuse(self) -> FusedRows:
+    def describe(self) -> Format | None:
         """Short rows, projected or spread as they are read."""
-        from survey_code.kernels.cuda.composed import place_grouped
+        from survey_code.kernels.cuda.formats import GroupedFormat, describe_all
 
-        return place_grouped(
+        tables = describe_all(self.tables)
+        if tables is None:
+            return None
+        return GroupedFormat.of(
             (self.num_embeddings, self.embedding_dim),
-            self.values,
-            self.sizes(),
+            tables,
             self.matrices(),
             [
                 None if place is None else np.array(place.tolist(), dtype=np.int64)
@@ -378,10 +392,10 @@ class GroupedLayout(Layout):
         xp = array_module(ids)
         full = xp.zeros((len(ids), self.embedding_dim), dtype=np.float32)
         groups, rows = self.locate(ids)
-        for g, table in enumerate(self.tables()):
+        for g, table in enumerate(self.tables):
             here = xp.flatnonzero(groups == g)
-            if len(here) and table.shape[1]:
-                full[here] = self.widen(table[rows[here]], g)
+            if len(here) and rows_shape(table)[1]:
+                full[here] = self.widen(read_part(table, rows[here]), g)
         return full
 
     def read_bags(
@@ -393,17 +407,16 @@ class GroupedLayout(Layout):
         many ids it holds.  See `Layout.bag`.
         """
         xp = array_module(ids)
-        odd = weights is not None and not bool(xp.isfinite(weights).all())
-        if mode == "max" or odd:  # 0 times infinity must show
+        if not is_linear(mode, weights):
             return super().read_bags(ids, starts, weights, mode)
         bags, counts = len(starts) - 1, xp.diff(starts)
         pooled = xp.zeros((bags, self.embedding_dim), dtype=np.float32)
         groups, rows = self.locate(ids)
-        for g, table in enumerate(self.tables()):
+        for g, table in enumerate(self.tables):
             here = xp.flatnonzero(groups == g)
-            if not len(here) or not table.shape[1]:
+            if not len(here) or not rows_shape(table)[1]:
                 continue
-            short = table[rows[here]]
+            short = read_part(table, rows[here])
             if weights is not None:
                 short = short * weights[here][:, None]
             # Ids of this group before each border between bags.
@@ -413,47 +426,27 @@ class GroupedLayout(Layout):
             pooled /= xp.maximum(counts, 1).astype(np.float32)[:, None]
         return pooled
 
-    def scores(self, queries: N) -> N:
-        """Inner products of full vectors with all rows, without making the rows.
-
-        Group by group (h P^T) W^T: the query is brought down to the group's width
+    def read_scores(self, queries: N, first: int, stop: int) -> N:
+        """Group by group (h P^T) W^T: the query is brought down to the group's width
         instead of the rows up to the query's.
-
-        Parameters
-        ----------
-        queries : array of float32, shape (m, embedding_dim)
-
-        Returns
-        -------
-        array of float32, shape (m, num_embeddings)
-
-        Raises
-        ------
-        ValueError
-            If the queries have another shape.
         """
-        if queries.ndim != 2 or queries.shape[1] != self.embedding_dim:
-            raise ValueError(
-                f"queries must have shape (m, {self.embedding_dim}), "
-                f"got {tuple(queries.shape)}"
-            )
-        xp = array_module(self.values)
-        found = xp.zeros((len(queries), self.num_embeddings), dtype=np.float32)
-        members = xp.asarray(np.argsort(self.to_cpu().read_assignment(), kind="stable"))
-        start = 0
-        for g, table in enumerate(self.tables()):
-            ids = members[start : start + len(table)]
-            start += len(table)
+        xp = array_module(queries)
+        found = xp.zeros((len(queries), stop - first), dtype=np.float32)
+        groups, rows = self.locate(xp.arange(first, stop))
+        for g, table in enumerate(self.tables):
+            here = xp.flatnonzero(groups == g)
+            if not len(here) or not rows_shape(table)[1]:
+                continue
             matrix, place = self.matrices()[g], self._places()[g]
             if matrix is not None:
                 small = queries @ matrix.T
             else:
                 small = queries if place is None else queries[:, place.astype(np.int64)]
-            found[:, ids] = small[:, : table.shape[1]] @ table.T
+            found[:, here] = small @ read_part(table, rows[here]).T
         return found
 
 
-def is_ranges(assignment: np.ndarray, rows: np.ndarray) -> bool:
+def is_ranges(assignment: np.ndarray, rows: Sequence[int]) -> bool:
     """Whether the groups are ranges of ids, in their order."""
     return bool(np.array_equal(assignment, np.repeat(np.arange(len(rows)), rows)))
 

@@ -6,9 +6,8 @@ Every scheme of the hashing family reads rows in the same three steps:
 3. combine the rows that the digits name.
 
 The hashing trick mixes and takes one digit; quotient-remainder takes two digits
-of the plain id; double hashing takes two digits of two mixtures.  Three things can
-be added: a sign, a few weights per id that multiply the rows read, and rows of
-their own for the ids that are listed in `keys`.
+of the plain id; double hashing takes two digits of two mixtures.  Two things can be
+added: a sign, and a few weights per id that multiply the rows read.
 """
 
 from __future__ import annotations
@@ -18,16 +17,24 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from survey_code.checks import check_choice
 from survey_code.hashes import as_signs, draw_multipliers, mix_ids
 from survey_code.layouts.layout import A, IdArray, Layout, RowArray, array_module
+from survey_code.layouts.parts import (
+    Rows,
+    as_rows,
+    check_rows,
+    read_all,
+    read_part,
+    rows_shape,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from survey_code.kernels.cuda import Shaped
-    from survey_code.kernels.cuda.rows import FusedRows
+    from survey_code.kernels.cuda.formats import Format
 
 COMBINE = ("sum", "product", "concat", "path")
 # Units of a path that a kernel's thread holds; wider ones are read array by array.
@@ -84,9 +91,9 @@ def path_parameters(dim: int, hidden: int) -> int:
     return hidden * (2 * dim + 1) + dim
 
 
-def count_hidden(paths: Shaped | Tensor, dim: int) -> int:
-    """Hidden units of the networks in `paths`."""
-    return int(paths.shape[-1] - dim) // (2 * dim + 1)
+def count_hidden(parameters: int, dim: int) -> int:
+    """Hidden units of a path of so many parameters."""
+    return (parameters - dim) // (2 * dim + 1)
 
 
 def split_paths(paths: A, dim: int) -> tuple[A, A, A, A]:
@@ -97,7 +104,7 @@ def split_paths(paths: A, dim: int) -> tuple[A, A, A, A]:
     first, bias, second, shift : array
         Shapes (m, dim, hidden), (m, 1, hidden), (m, hidden, dim) and (m, 1, dim).
     """
-    hidden = count_hidden(paths, dim)
+    hidden = count_hidden(int(paths.shape[-1]), dim)
     cut = dim * hidden
     first = paths[:, :cut].reshape(-1, dim, hidden)
     bias = paths[:, None, cut : cut + hidden]
@@ -110,10 +117,9 @@ class HashedLayout(Layout):
 
     Parameters
     ----------
-    values : ndarray of float32, shape (all rows, width)
+    values : ndarray of float32 or float16, or layout, shape (all rows, width)
         The k tables below one another; table j has ``index[j, 3]`` rows.
         ``width`` is `embedding_dim`, or a k-th of it where rows are concatenated.
-        The rows of the ids in `keys` follow behind the tables.
     index : ndarray of int64, shape (k, 4)
         See `take_digits`.
     num_embeddings, embedding_dim : int
@@ -127,15 +133,14 @@ class HashedLayout(Layout):
     shared : bool, default False
         All digits name rows of one table, so that `values` has as many rows as
         the largest modulus says.
-    weights : ndarray of float32, shape (entries, k) or (entries, k + 1), optional
-        What the k rows of an id are multiplied by; one more column is added to
-        every entry of the sum.
+    weights : ndarray of float32 or float16, or layout, optional
+        Shape (entries, k) or (entries, k + 1): what the k rows of an id are
+        multiplied by; one more column is added to every entry of the sum.
     weight_index : ndarray of int64, shape (1, 4), optional
         Which row of `weights` an id uses, as in `index`; by default the row of
         its own number.
-    keys : ndarray of int32, shape (own rows,), optional
-        Ids, rising, that have rows of their own, to which nothing else is added.
-    paths : ndarray of float32, shape (networks, parameters), optional
+    paths : ndarray of float32 or float16, or layout, optional
+        Shape (networks, parameters).
         See `split_paths`.
 
     Raises
@@ -151,7 +156,6 @@ class HashedLayout(Layout):
         "signs",
         "weights",
         "weight_index",
-        "keys",
         "paths",
     )
     shape_names: ClassVar[tuple[str, ...]] = (
@@ -162,9 +166,13 @@ class HashedLayout(Layout):
         "shared",
     )
 
+    values: Rows
+    weights: Rows | None
+    paths: Rows | None
+
     def __init__(
         self,
-        values: np.ndarray,
+        values: npt.ArrayLike | Layout,
         index: np.ndarray,
         num_embeddings: int,
         embedding_dim: int,
@@ -173,20 +181,18 @@ class HashedLayout(Layout):
         open_ids: bool = False,
         *,
         shared: bool = False,
-        weights: np.ndarray | None = None,
+        weights: npt.ArrayLike | Layout | None = None,
         weight_index: np.ndarray | None = None,
-        keys: np.ndarray | None = None,
-        paths: np.ndarray | None = None,
+        paths: npt.ArrayLike | Layout | None = None,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim)
         check_choice("combine", combine, COMBINE)
-        self.values = np.asarray(values)
+        self.values = as_rows(values)
         self.index = np.asarray(index)
         self.signs = None if signs is None else np.asarray(signs)
-        self.weights = None if weights is None else np.asarray(weights)
+        self.weights = None if weights is None else as_rows(weights)
         self.weight_index = None if weight_index is None else np.asarray(weight_index)
-        self.keys = None if keys is None else np.asarray(keys)
-        self.paths = None if paths is None else np.asarray(paths)
+        self.paths = None if paths is None else as_rows(paths)
         self.combine_code = COMBINE.index(combine)
         self.open_ids = int(open_ids)
         self.shared = int(shared)
@@ -218,10 +224,8 @@ class HashedLayout(Layout):
                 f"{self.parts} rows cannot be put together to {self.embedding_dim}"
             )
         self._validate_paths()
-        self._validate_keys()
-        own = 0 if self.keys is None else len(self.keys) * self.parts
-        expected = (self.shared_rows + own, self.embedding_dim // self.parts)
-        check_floats("values", self.values, (expected,))
+        width = self.embedding_dim // self.parts
+        check_rows("values", self.values, [(self.shared_rows, width)])
         if self.signs is not None and (
             self.signs.dtype != np.int64 or self.signs.shape != (2,)
         ):
@@ -243,20 +247,7 @@ class HashedLayout(Layout):
         if self.weight_index is not None:
             entries = int(self.weight_index[0, 3])
         tables = len(self.index)
-        check_floats(
-            "weights", self.weights, ((entries, tables), (entries, tables + 1))
-        )
-
-    def _validate_keys(self) -> None:
-        keys = self.keys
-        if keys is None:
-            return
-        if keys.dtype != np.int32 or keys.ndim != 1 or not len(keys):
-            raise ValueError("keys must be int32 of shape (own rows,)")
-        if int(keys[0]) < 0 or bool((keys[1:] <= keys[:-1]).any()):
-            raise ValueError("keys must be different ids, rising")
-        if int(keys[-1]) >= self.num_embeddings:
-            raise ValueError(f"keys must be ids of the table, got {int(keys[-1])}")
+        check_rows("weights", self.weights, [(entries, tables), (entries, tables + 1)])
 
     def _validate_paths(self) -> None:
         if (self.paths is None) != (self.combine != "path"):
@@ -264,59 +255,63 @@ class HashedLayout(Layout):
         if self.paths is None:
             return
         dim = self.embedding_dim
-        hidden = count_hidden(self.paths, dim)
+        hidden = count_hidden(rows_shape(self.paths)[1], dim)
         if len(self.index) != 2 or hidden < 1:
             raise ValueError("paths need two digits, and hidden units")
         expected = (int(self.index[1, 3]), path_parameters(dim, hidden))
-        check_floats("paths", self.paths, (expected,))
+        check_rows("paths", self.paths, [expected])
 
     def read_rows(self, ids: IdArray) -> RowArray:
-        """Digits and gathers, combined; then signs and the ids' own rows."""
+        """Digits and gathers, combined; then signs."""
         digits = take_digits(ids, self.index)
         rows = self.walk(digits) if self.combine == "path" else self.join(ids, digits)
         if self.signs is not None:
             rows = rows * choose_signs(ids, self.signs)[:, None].astype(np.float32)
-        if self.keys is not None:
-            xp = array_module(ids)
-            narrow = xp.minimum(ids, 2**31 - 1).astype(np.int32)  # as keys are
-            places = xp.minimum(xp.searchsorted(self.keys, narrow), len(self.keys) - 1)
-            found = self.keys[places] == ids
-            own = self.values[self.shared_rows :].reshape(-1, self.embedding_dim)
-            rows = xp.where(found[:, None], own[places], rows)
         return rows
 
-    def fuse(self) -> FusedRows | None:
+    def describe(self) -> Format | None:
         """The rows that digits name, put together as they are read."""
-        from survey_code.kernels.cuda.composed import OPEN, place_hashed, place_paths
+        from survey_code.kernels.cuda.formats import (
+            OPEN,
+            HashedFormat,
+            PathFormat,
+            describe_rows,
+        )
 
         shape = (OPEN if self.open_ids else self.num_embeddings, self.embedding_dim)
+        values, index = describe_rows(self.values), self.index.tolist()
+        if values is None:
+            return None
         if self.paths is not None:
-            hidden = count_hidden(self.paths, self.embedding_dim)
-            if self.signs is not None or self.keys is not None or hidden > MOST_HIDDEN:
+            paths = read_all(self.paths)
+            hidden = count_hidden(paths.shape[1], self.embedding_dim)
+            if self.signs is not None or hidden > MOST_HIDDEN:
                 return None
-            return place_paths(
-                shape, self.values, self.paths, self.index.tolist(), hidden
-            )
-        return place_hashed(
+            return PathFormat.of(shape, values, paths, index, hidden)
+        weights = None if self.weights is None else describe_rows(self.weights)
+        if weights is None and self.weights is not None:
+            return None
+        return HashedFormat.of(
             shape,
             self.combine,
-            self.values,
-            self.index.tolist(),
+            values,
+            index,
             table_starts(self.index, bool(self.shared)),
-            self.shared_rows,
             signs=None if self.signs is None else self.signs.tolist(),
-            weights=self.weights,
+            weights=weights,
             weight_index=(
                 None if self.weight_index is None else self.weight_index.tolist()[0]
             ),
-            keys=self.keys,
         )
 
     def join(self, ids: IdArray, digits: list[np.ndarray]) -> RowArray:
         """The rows that digits name, as a sum, a product or side by side."""
         xp = array_module(ids)
         starts = table_starts(self.index, bool(self.shared))
-        parts = [self.values[digit + start] for digit, start in zip(digits, starts)]
+        parts = [
+            read_part(self.values, digit + start)
+            for digit, start in zip(digits, starts)
+        ]
         if self.combine == "concat":
             return xp.concatenate(parts, axis=1)
         weights = self.read_weights(ids)
@@ -334,14 +329,14 @@ class HashedLayout(Layout):
             return None
         if self.weight_index is not None:
             ids = take_digits(ids, self.weight_index)[0]
-        return self.weights[ids]
+        return read_part(self.weights, ids)
 
     def walk(self, digits: list[np.ndarray]) -> RowArray:
         """A row of `values`, through the network that the second digit names."""
         xp = array_module(digits[0])
         assert self.paths is not None
-        rows = self.values[digits[0]][:, None, :]  # (m, 1, dim)
-        weights = split_paths(self.paths[digits[1]], self.embedding_dim)
+        rows = read_part(self.values, digits[0])[:, None, :]  # (m, 1, dim)
+        weights = split_paths(read_part(self.paths, digits[1]), self.embedding_dim)
         first, bias, second, shift = weights
         hidden = xp.maximum(rows @ first + bias, 0)  # (m, 1, hidden)
         return (hidden @ second + shift)[:, 0]
@@ -355,12 +350,3 @@ def check_index(name: str, index: np.ndarray | None) -> None:
         raise ValueError(f"{name} must be int64 of shape (tables, 4)")
     if not len(index) or (index[:, 2:] < 1).any():
         raise ValueError(f"{name} needs a table, and divisors and moduli from 1 up")
-
-
-def check_floats(
-    name: str, array: np.ndarray | None, shapes: tuple[tuple[int, ...], ...]
-) -> None:
-    """Raise ValueError unless an array is float32 and has one of the shapes."""
-    if array is None or array.dtype != np.float32 or array.shape not in shapes:
-        wanted = " or ".join(str(shape) for shape in shapes)
-        raise ValueError(f"{name} must be float32 of shape {wanted}")

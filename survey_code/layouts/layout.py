@@ -12,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from survey_code.kernels import cuda
-from survey_code.layouts.files import write_file
+from survey_code.kernels.cuda import launch
+from survey_code.layouts.files import Blueprint, write_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from survey_code.kernels.cuda import GpuArray, Shaped
-    from survey_code.kernels.cuda.rows import DeviceRows, FusedRows
+    from survey_code.kernels.cuda.formats import Format
 
 # A layout's own code is written for NumPy.  After to_gpu() CuPy's arrays stand where
 # NumPy's stood, and run through the same code: `array_module` says whose they are.
@@ -45,7 +46,9 @@ class Stored:
     """Named arrays and integers: what a file holds, and what moves to a GPU.
 
     A subclass names its arrays in `array_names` and its integers in
-    `shape_names`, both attributes of the instance.
+    `shape_names`, both attributes of the instance.  Where an array holds rows, a
+    layout may stand in its place; `listed` names an attribute that is a sequence of
+    such arrays or layouts, whose names are their places: "0", "1" and so on.
 
     Parameters
     ----------
@@ -56,13 +59,13 @@ class Stored:
     """
 
     name: ClassVar[str]
-    version: ClassVar[int] = 1
-    array_names: ClassVar[tuple[str, ...]]
+    version: ClassVar[int] = 2
+    array_names: ClassVar[tuple[str, ...]] = ()
+    listed: ClassVar[str | None] = None
     shape_names: ClassVar[tuple[str, ...]] = ("num_embeddings", "embedding_dim")
 
-    # On a GPU: the rows once more, laid out for a kernel that reads, decodes and
-    # pools them, where the stored arrays themselves are not.
-    device: FusedRows | None = None
+    # On a GPU: how a kernel reads, decodes and pools the rows; None where none does.
+    device: Format | None = None
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         if num_embeddings < 1 or embedding_dim < 1:
@@ -76,14 +79,47 @@ class Stored:
     def validate(self) -> None:
         """Raise ValueError if arrays and integers contradict each other."""
 
+    def held(self) -> dict[str, StoredArray | Layout]:
+        """What the layout consists of, by name; what is None is left out."""
+        held = {name: getattr(self, name) for name in self.array_names}
+        if self.listed is not None:
+            held |= {str(j): part for j, part in enumerate(getattr(self, self.listed))}
+        return {name: part for name, part in held.items() if part is not None}
+
+    def hold(self, held: Mapping[str, StoredArray | Layout]) -> None:
+        """Take these instead, by name; what is missing is None."""
+        for name in self.array_names:
+            setattr(self, name, held.get(name))
+        if self.listed is not None:
+            count = sum(name.isdigit() for name in held)
+            setattr(self, self.listed, [held[str(j)] for j in range(count)])
+
     def arrays(self) -> dict[str, StoredArray]:
-        """The stored arrays by name; an optional array that is None is left out."""
-        named = {name: getattr(self, name) for name in self.array_names}
-        return {name: array for name, array in named.items() if array is not None}
+        """The stored arrays by name; those of a part follow its name and a slash."""
+        found: dict[str, StoredArray] = {}
+        for name, part in self.held().items():
+            if isinstance(part, Stored):
+                found |= {f"{name}/{own}": it for own, it in part.arrays().items()}
+            else:
+                found[name] = part
+        return found
 
     def shape_integers(self) -> dict[str, int]:
         """The integers that the file's metadata holds."""
         return {name: int(getattr(self, name)) for name in self.shape_names}
+
+    def blueprint(self) -> Blueprint:
+        """What a file says beside the arrays: names, versions, integers, parts."""
+        return {
+            "layout": self.name,
+            "version": self.version,
+            "shape": self.shape_integers(),
+            "parts": {
+                name: part.blueprint()
+                for name, part in self.held().items()
+                if isinstance(part, Stored)
+            },
+        }
 
     @property
     def nbytes(self) -> int:
@@ -93,19 +129,19 @@ class Stored:
     @property
     def on_gpu(self) -> bool:
         """Whether the arrays are CuPy's."""
-        first = next(iter(self.arrays().values()))
-        return not isinstance(first, np.ndarray)
+        return is_cupys(next(iter(self.arrays().values())))
 
     @property
     def held_bytes(self) -> int:
         """Bytes in memory: `nbytes`, or more where a GPU pads rows for speed."""
-        held = 0 if self.device is None else self.device.held_bytes
+        held = 0 if self.device is None else self.device.made
         for array in self.arrays().values():
-            held += int(getattr(array, "held_bytes", array.nbytes))
+            padded = array.shape[0] * array.strides[0] if array.ndim else 0
+            held += max(int(array.nbytes), padded)
         return held
 
-    def fuse(self) -> FusedRows | None:
-        """Rows for a kernel that finds, decodes and pools them; the arrays are CuPy's.
+    def describe(self) -> Format | None:
+        """How a kernel finds and decodes a row; the arrays are CuPy's.
 
         None where no kernel reads this layout: the code for arrays does then.
         """
@@ -113,9 +149,7 @@ class Stored:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file: beside its place first, then renamed."""
-        write_file(
-            path, self.name, self.version, self.shape_integers(), self.to_cpu().arrays()
-        )
+        write_file(path, self.blueprint(), self.to_cpu().arrays())
 
     def to_gpu(self) -> Self:
         """A copy whose arrays are CuPy's.
@@ -127,43 +161,63 @@ class Stored:
         """
         if self.on_gpu:
             return self
-        move = cuda.load_cupy().asarray
-        twin = self._twin({name: move(array) for name, array in self.arrays().items()})
-        twin.device = twin.fuse()
+        twin = self.moved()
+        twin.device = twin.describe()
         return twin
+
+    def moved(self) -> Self:
+        """A copy whose arrays are CuPy's, not yet described to a kernel."""
+        return self._twin(
+            {
+                name: part.moved() if isinstance(part, Stored) else self.move(part)
+                for name, part in self.held().items()
+            }
+        )
+
+    def move(self, array: StoredArray) -> StoredArray:
+        """One array as CuPy's."""
+        moved: StoredArray = cuda.load_cupy().asarray(array)
+        return moved
 
     def to_cpu(self) -> Self:
         """A copy whose arrays are NumPy's; the layout itself where they are."""
         if not self.on_gpu:
             return self
-        return self._twin({name: getattr(self, name).get() for name in self.arrays()})
+        back: Any = {
+            name: part.to_cpu() if isinstance(part, Stored) else part.get()
+            for name, part in self.held().items()
+        }
+        return self._twin(back)
 
-    def _twin(self, arrays: Mapping[str, StoredArray | GpuArray | DeviceRows]) -> Self:
-        """A copy with these arrays instead of its own."""
+    def _twin(self, held: Mapping[str, StoredArray | Layout]) -> Self:
+        """A copy that consists of these instead."""
         twin = copy.copy(self)
         twin.device = None
-        for name, array in arrays.items():
-            setattr(twin, name, array)
+        twin.hold(held)
         return twin
 
     @classmethod
     def from_file(
-        cls, shape: Mapping[str, int], arrays: Mapping[str, np.ndarray]
+        cls, shape: Mapping[str, int], held: Mapping[str, StoredArray | Layout]
     ) -> Self:
-        """Rebuild a layout from what `files.read_file` returns."""
+        """Rebuild a layout from its integers, and from what it consists of."""
+        listed = {str(j) for j in range(len(held))} if cls.listed else set()
         missing = set(cls.shape_names) - set(shape)
-        unknown = set(arrays) - set(cls.array_names)
+        unknown = set(held) - set(cls.array_names) - listed
         if missing or unknown:
             raise ValueError(
                 f"a {cls.name} layout lacks {sorted(missing)} "
                 f"and does not know {sorted(unknown)}"
             )
+        if listed and not all(
+            str(j) in held for j in range(sum(map(str.isdigit, held)))
+        ):
+            raise ValueError(f"a {cls.name} layout lacks one of its parts")
         layout = cls.__new__(cls)
         Stored.__init__(layout, shape["num_embeddings"], shape["embedding_dim"])
         for name in cls.shape_names:
             setattr(layout, name, int(shape[name]))
-        for name in cls.array_names:
-            setattr(layout, name, arrays.get(name))
+        layout.hold(held)
         layout.validate()
         return layout
 
@@ -213,12 +267,6 @@ class Layout(Stored):
 
     # -- what users call -----------------------------------------------------
 
-    @property
-    def fused(self) -> FusedRows | None:
-        """Rows on a GPU that one kernel reads, decodes and pools; else None."""
-        first = getattr(self, self.array_names[0])
-        return first if hasattr(first, "pool") else self.device
-
     @overload
     def lookup(self, ids: Ids, check: bool = True) -> RowArray: ...
     @overload
@@ -252,8 +300,8 @@ class Layout(Stored):
         TypeError
             If the layout is on a GPU and the ids are not, or the reverse.
         """
-        if self.fused is not None:
-            return self.fused.read(cuda.as_cupy(ids), check)
+        if self.device is not None:
+            return launch.read(self.device, cuda.as_cupy(ids), check)
         checked = self.check_ids(ids)
         rows = self.read_rows(checked.ravel())
         return rows.reshape(*checked.shape, self.embedding_dim)
@@ -312,10 +360,10 @@ class Layout(Stored):
         array of float32, shape (bags, embedding_dim)
             NumPy's, or CuPy's where the layout is on a GPU.
         """
-        if self.fused is not None:
+        if self.device is not None:
             moved = cuda.as_cupy(ids)
             factors = check_weights(moved, per_sample_weights, mode, cuda.load_cupy())
-            return self.fused.pool(moved, offsets, factors, mode, check)
+            return launch.pool(self.device, moved, offsets, factors, mode, check)
         checked = self.check_ids(ids)
         xp = array_module(checked)
         starts = check_offsets(checked, offsets, xp)
@@ -342,9 +390,14 @@ class Layout(Stored):
         return given.astype(np.int64, copy=False)
 
 
+def is_cupys(array: object) -> bool:
+    """Whether an array is CuPy's."""
+    return hasattr(type(array), "__cuda_array_interface__")
+
+
 def array_module(array: Shaped) -> ModuleType:
     """NumPy or CuPy, whichever made the array."""
-    return np if isinstance(array, np.ndarray) else cuda.load_cupy()
+    return cuda.load_cupy() if is_cupys(array) else np
 
 
 def as_numpy(ids: npt.ArrayLike | GpuArray | Tensor) -> np.ndarray:

@@ -4,8 +4,107 @@ from __future__ import annotations
 
 import numpy as np
 
-from survey_code.layouts.layout import N, array_module
+from survey_code.layouts.layout import Layout, N, array_module
 from survey_code.order import largest_first
+
+MOST_NUMBERS = 1 << 22  # of decoded rows at a time: 16 MiB
+
+
+class VectorSearch(Layout):
+    """A layout whose rows are compared with vectors, without making the rows.
+
+    A subclass implements `read_scores`.
+    """
+
+    def read_scores(self, queries: N, first: int, stop: int) -> N:
+        """Inner products of checked vectors (m, dim) with a range of rows."""
+        raise NotImplementedError
+
+    def scores(self, queries: N, candidates: tuple[int, int] | None = None) -> N:
+        """Inner products of vectors with rows.
+
+        Parameters
+        ----------
+        queries : array of float, shape (m, embedding_dim)
+        candidates : (first, stop), optional
+            Range of ids to compare with; by default all rows.
+
+        Returns
+        -------
+        array of float32, shape (m, stop - first)
+
+        Raises
+        ------
+        ValueError
+            If the queries have another shape, or the candidates are no range of
+            ids.
+        """
+        first, stop = check_candidates(candidates, self.num_embeddings)
+        return self.read_scores(self._check_queries(queries), first, stop)
+
+    def topk(
+        self,
+        queries: N,
+        k: int,
+        candidates: tuple[int, int] | None = None,
+        chunk: int = 256,
+    ) -> N:
+        """Ids of the k rows with the highest scores, the best first.
+
+        Of equal scores the lower id comes first.
+
+        Parameters
+        ----------
+        queries, candidates
+            As for `scores`.
+        k : int
+        chunk : int
+            Queries scored at once.
+
+        Returns
+        -------
+        array of int64, shape (m, k)
+
+        Raises
+        ------
+        ValueError
+            If k is not from 1 to the number of candidates.
+        """
+        first, stop = check_candidates(candidates, self.num_embeddings)
+        check_nearest(k, stop - first)
+        queries = self._check_queries(queries)
+        best = array_module(queries).empty((len(queries), k), dtype=np.int64)
+        for start in range(0, len(queries), chunk):
+            part = self.read_scores(queries[start : start + chunk], first, stop)
+            best[start : start + chunk] = first + choose_nearest(part, k)
+        return best
+
+    def _check_queries(self, queries: N) -> N:
+        given = array_module(next(iter(self.arrays().values()))).asarray(queries)
+        if (
+            given.ndim != 2
+            or given.shape[1] != self.embedding_dim
+            or given.dtype.kind != "f"
+        ):
+            raise ValueError(
+                f"queries must be vectors of shape (m, {self.embedding_dim}), got "
+                f"dtype {given.dtype} and shape {given.shape}"
+            )
+        return given.astype(np.float32, copy=False)
+
+
+def score_part(part: Layout, queries: N, first: int, stop: int) -> N:
+    """Scores of a range of rows of any layout, shape (m, stop - first)."""
+    if isinstance(part, VectorSearch):
+        return part.read_scores(queries, first, stop)
+    xp = array_module(queries)
+    scores = xp.empty((len(queries), stop - first), dtype=np.float32)
+    chunk = max(MOST_NUMBERS // part.embedding_dim, 1)
+    for start in range(first, stop, chunk):
+        end = min(start + chunk, stop)
+        rows = part.read_rows(xp.arange(start, end))
+        scores[:, start - first : end - first] = queries @ rows.T
+    return scores
 
 
 def check_candidates(candidates: tuple[int, int] | None, rows: int) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from survey_code.layouts.sparse import FORMATS, check_format, round_values
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from survey_code.kernels.cuda.rows import FusedRows
+    from survey_code.kernels.cuda.formats import Format
 
 # Rows that share an offset; their lengths are one sector of a GPU's memory.
 BLOCK = 32
@@ -149,12 +149,12 @@ class RaggedLayout(Layout):
         ):
             raise ValueError("starts must be uint32, the sum of all lengths before")
 
-    def fuse(self) -> FusedRows:
+    def describe(self) -> Format:
         """Prefixes, found from the lengths of the rows before."""
-        from survey_code.kernels.cuda.composed import place_ragged
+        from survey_code.kernels.cuda.formats import RaggedFormat
 
         shape = (self.num_embeddings, self.embedding_dim)
-        return place_ragged(shape, self.values, self.lengths, self.starts)
+        return RaggedFormat.of(shape, self.values, self.lengths, self.starts)
 
     def locate(self, ids: IdArray) -> IdArray:
         """Place of each row's first entry: the block's, plus the rows between."""

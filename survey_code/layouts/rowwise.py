@@ -11,12 +11,21 @@ last byte of codes is padded with zeros.
 from __future__ import annotations
 
 from types import ModuleType
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from survey_code.bits import pack_codes, unpack_codes
-from survey_code.layouts.layout import IdArray, Layout, RowArray, array_module
+from survey_code.layouts.layout import (
+    IdArray,
+    Layout,
+    RowArray,
+    StoredArray,
+    array_module,
+)
+
+if TYPE_CHECKING:
+    from survey_code.kernels.cuda.formats import Format
 
 BITS = (8, 4, 2)
 
@@ -148,23 +157,24 @@ class RowwiseLayout(Layout):
                 f"{self.num_embeddings}"
             )
 
-    def to_gpu(self) -> Self:
-        """A copy on the GPU, its rows padded to whole memory sectors."""
-        from survey_code.kernels.cuda.rows import place_codes, place_rowwise
+    def move(self, array: StoredArray) -> StoredArray:
+        """An array on a GPU, rows padded to whole memory sectors."""
+        from survey_code.kernels.cuda.place import place_rows
 
-        if self.parameters is not None and not self.on_gpu:
-            # A fetch brings whole sectors, so that each row may as well have its
-            # group's scale and bias beside it.
-            tail = self.parameters[self._group(np.arange(self.num_embeddings), np)]
-            twin = super().to_gpu()
-            tail = array_module(twin.rows).asarray(tail.view(np.uint8))
-            twin.device = place_codes(twin.rows, tail, self.embedding_dim, self.bits)
-            return twin
-        if self.on_gpu:
-            return self
-        return self._twin(
-            {"rows": place_rowwise(self.rows, self.embedding_dim, self.bits)}
-        )
+        return place_rows(array) if array is self.rows else super().move(array)
+
+    def describe(self) -> Format:
+        """Codes, and each row's scale and bias beside them."""
+        from survey_code.kernels.cuda.formats import RowwiseFormat
+
+        if self.parameters is None:
+            half = self.bits < 8
+            return RowwiseFormat.of(self.rows, self.embedding_dim, self.bits, half)
+        # A fetch brings whole sectors, so that each row may as well have its group's
+        # scale and bias beside it.
+        xp = array_module(self.rows)
+        tail = self.parameters[self._group(xp.arange(self.num_embeddings), xp)]
+        return RowwiseFormat.beside(self.rows, tail, self.embedding_dim, self.bits)
 
     def unpack(self, ids: IdArray) -> tuple[np.ndarray, RowArray, RowArray]:
         """Codes (m, dim), scale (m, 1) and bias (m, 1) of checked ids."""

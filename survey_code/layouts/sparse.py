@@ -23,7 +23,7 @@ from survey_code.layouts.layout import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from survey_code.kernels.cuda.rows import FusedRows
+    from survey_code.kernels.cuda.formats import Format
 
 FORMATS = ("float32", "float16")
 OFFSET_BYTES = 4
@@ -236,16 +236,13 @@ class SparseLayout(Layout):
         """Share of the table's entries that is kept."""
         return len(self.values) / (self.num_embeddings * self.embedding_dim)
 
-    def fuse(self) -> FusedRows:
+    def describe(self) -> Format:
         """Entries of a row, found in its block."""
-        from survey_code.kernels.cuda.composed import place_sparse
+        from survey_code.kernels.cuda.formats import SparseFormat
 
-        return place_sparse(
-            (self.num_embeddings, self.embedding_dim),
-            self.values,
-            self.columns,
-            self.offsets,
-            self.block_rows,
+        shape = (self.num_embeddings, self.embedding_dim)
+        return SparseFormat.of(
+            shape, self.values, self.columns, self.offsets, self.block_rows
         )
 
     def locate(self, ids: IdArray) -> tuple[IdArray, IdArray]:

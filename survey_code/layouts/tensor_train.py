@@ -13,11 +13,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from survey_code.layouts.layout import A, IdArray, Layout, RowArray, array_module
+from survey_code.layouts.parts import (
+    NUMBERS,
+    Rows,
+    as_rows,
+    read_all,
+    read_part,
+    rows_shape,
+)
 
 if TYPE_CHECKING:
-    from survey_code.kernels.cuda.rows import FusedRows
+    from survey_code.kernels.cuda.formats import Format
 
 
 def take_mixed_digits(ids: A, sizes: Sequence[int]) -> list[A]:
@@ -106,19 +115,16 @@ def multiply_cores(first: np.ndarray, second: np.ndarray, step: int) -> np.ndarr
 
 
 class TensorTrainLayout(Layout):
-    """Cores, one after another in one array, and optionally some rows in full.
+    """Cores, and how their slices are multiplied.
 
     Parameters
     ----------
-    values : ndarray of float32, shape (all entries,)
-        The cores; core j has the shape (rows_j, left_j / step_j,
-        columns_j / step_j, right_j).
+    cores : sequence of ndarray of float32 or float16, or of layouts
+        Core j has the shape (rows_j, left_j / step_j, columns_j / step_j, right_j);
+        as a layout, rows of so many numbers.
     shapes : ndarray of int64, shape (k, 5)
         Columns: rows, columns, left rank, right rank, step.
     num_embeddings, embedding_dim : int
-    cached_ids : ndarray of int32 or int64, shape (c,), rising, optional
-    cached_rows : ndarray of float32, shape (c, embedding_dim), optional
-        Rows that are read instead of the product.
 
     Raises
     ------
@@ -127,31 +133,25 @@ class TensorTrainLayout(Layout):
     """
 
     name: ClassVar[str] = "tensor_train"
-    array_names: ClassVar[tuple[str, ...]] = (
-        "values",
-        "shapes",
-        "cached_ids",
-        "cached_rows",
-    )
+    array_names: ClassVar[tuple[str, ...]] = ("shapes",)
+    listed: ClassVar[str | None] = "cores"
+
+    cores: Sequence[Rows]
 
     def __init__(
         self,
-        values: np.ndarray,
+        cores: Sequence[npt.ArrayLike | Layout],
         shapes: np.ndarray,
         num_embeddings: int,
         embedding_dim: int,
-        cached_ids: np.ndarray | None = None,
-        cached_rows: np.ndarray | None = None,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim)
-        self.values = np.ascontiguousarray(values)
+        self.cores = [as_rows(core) for core in cores]
         self.shapes = np.asarray(shapes)
-        self.cached_ids = cached_ids
-        self.cached_rows = cached_rows
         self.validate()
 
     def validate(self) -> None:
-        """Raise ValueError if cores, dimension and cached rows contradict."""
+        """Raise ValueError if cores and dimension contradict."""
         shapes = self.shapes
         if shapes is None or shapes.dtype != np.int64 or shapes.shape[1:] != (5,):
             raise ValueError("shapes must be int64 of shape (cores, 5)")
@@ -168,76 +168,57 @@ class TensorTrainLayout(Layout):
                 f"cores of shapes {shapes.tolist()} do not make a table of "
                 f"{self.num_embeddings} x {self.embedding_dim}"
             )
-        expected = sum(math.prod(shape) for shape in core_shapes(shapes))
-        values = self.values
-        if values is None or values.dtype != np.float32 or values.shape != (expected,):
-            raise ValueError(f"values must be float32 of shape ({expected},)")
-        self._validate_cache()
-        # Python's integers: reading them must never wait for a GPU.
-        self._plan = (core_shapes(shapes), rows, step)
-
-    def _validate_cache(self) -> None:
-        ids, cached = self.cached_ids, self.cached_rows
-        if (ids is None) != (cached is None):
-            raise ValueError("cached_ids and cached_rows go together")
-        if ids is None or cached is None:
-            return
-        if (
-            ids.ndim != 1
-            or not len(ids)
-            or ids.dtype.kind != "i"
-            or (np.diff(ids) < 1).any()
-            or ids[0] < 0
-            or ids[-1] >= self.num_embeddings
-        ):
-            raise ValueError("cached_ids must rise within the table's ids")
-        if cached.dtype != np.float32 or cached.shape != (len(ids), self.embedding_dim):
+        expected = core_shapes(shapes)
+        if len(self.cores) != len(expected):
             raise ValueError(
-                f"cached_rows must be float32 of shape {(len(ids), self.embedding_dim)}"
+                f"shapes are of {len(expected)} cores, not {len(self.cores)}"
             )
+        for j, (core, shape) in enumerate(zip(self.cores, expected)):
+            wanted = (shape[0], math.prod(shape[1:]))
+            fits = (
+                rows_shape(core) == wanted
+                if isinstance(core, Layout)
+                else core.shape == shape and core.dtype in NUMBERS
+            )
+            if not fits:
+                raise ValueError(
+                    f"core {j} must be float32 or float16 of shape {shape}, or a "
+                    f"layout of shape {wanted}"
+                )
+        # Python's integers: reading them must never wait for a GPU.
+        self._plan = (expected, rows, step)
 
-    def cores(self) -> list[np.ndarray]:
-        """The cores, views of `values`."""
-        views, start = [], 0
-        for shape in self._plan[0]:
-            stop = start + math.prod(shape)
-            views.append(self.values[start:stop].reshape(shape))
-            start = stop
-        return views
+    def decoded_cores(self) -> list[RowArray]:
+        """The cores as numbers, each of its shape."""
+        return [
+            read_all(core).reshape(shape)
+            for core, shape in zip(self.cores, self._plan[0])
+        ]
 
-    def fuse(self) -> FusedRows | None:
-        """Three cores, into which longer trains are merged."""
-        from survey_code.kernels.cuda.composed import place_tensor_train
+    def describe(self) -> Format | None:
+        """Three cores, decoded, into which longer trains are merged."""
+        from survey_code.kernels.cuda.formats import TrainFormat
 
-        cores, steps = merge_cores(self.cores(), self._plan[2], 3)
-        if sum(core.size for core in cores) > 2 * self.values.size + MERGED:
+        given = self.decoded_cores()
+        cores, steps = merge_cores(given, self._plan[2], 3)
+        stored = sum(core.size for core in given)
+        if sum(core.size for core in cores) > 2 * stored + MERGED:
             return None  # too much more than what is stored
-        return place_tensor_train(
-            (self.num_embeddings, self.embedding_dim),
-            cores,
-            steps,
-            self.cached_ids,
-            self.cached_rows,
-        )
+        return TrainFormat.of((self.num_embeddings, self.embedding_dim), cores, steps)
 
     def read_rows(self, ids: IdArray) -> RowArray:
-        """Digits, slices, products; then the cached rows over them."""
+        """Digits, slices, products."""
         xp = array_module(ids)
-        _, rows, steps = self._plan
+        shapes, rows, steps = self._plan
         state = xp.ones((len(ids), 1, 1), dtype=np.float32)
-        for digits, core, size, step in zip(
-            take_mixed_digits(ids, rows), self.cores(), rows, steps
+        for digits, core, shape, step in zip(
+            take_mixed_digits(ids, rows), self.cores, shapes, steps
         ):
             # A core without a digit is one matrix for all.
-            slices = core if size == 1 else core[digits]
+            places = xp.zeros(1, dtype=np.int64) if shape[0] == 1 else digits
+            slices = read_part(core, places).reshape(-1, *shape[1:])
             state = multiply_slices(state, slices, step)
-        found = state.reshape(len(ids), self.embedding_dim)
-        held_ids, held_rows = self.cached_ids, self.cached_rows
-        if held_ids is None or held_rows is None:
-            return found
-        places = xp.searchsorted(held_ids, ids).clip(max=len(held_ids) - 1)
-        held = held_ids[places] == ids
-        return xp.where(held[:, None], held_rows[places], found)
+        return state.reshape(len(ids), self.embedding_dim)
 
 
 def core_shapes(shapes: np.ndarray) -> list[tuple[int, int, int, int]]:

@@ -2,13 +2,15 @@
 
 `FakeCupy` stands in for CuPy.  Its arrays are NumPy's, and its modules are compiled
 by g++ with a header that spells CUDA's words in C++; a launch calls the kernel once
-for each thread.  Threads of a warp may hand each other what they hold; kernels whose
-whole blocks wait (`__syncthreads`) cannot be run this way.
+for each thread.  Threads of a warp may hand each other what they hold, and a block has
+shared memory and barriers.  What a GPU would forgive or hang at is an AssertionError:
+a barrier that some threads of a block do not reach, a write beside shared memory.
 """
 
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,16 +24,26 @@ import pytest
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++")
 FOLDER = Path(tempfile.gettempdir()) / "survey_code_kernels"
+# Without unique symbols: kernels of one name in two libraries have memory of their own.
 FLAGS = (
-    "-std=c++17", "-O0", "-mfma", "-ffp-contract=off", "-fPIC", "-w",
+    "-std=c++17", "-O0", "-mfma", "-ffp-contract=off", "-fPIC", "-fno-gnu-unique", "-w",
     f"-I{HERE}/words",
 )  # fmt: skip
+SHARED_BYTES = 48 * 1024  # that a block may have unless its kernel asks for more
+ALIGNED = r"(?:(?:__align__|alignas)\s*\([^)]*\)\s*)?"
+# extern __shared__ float own[];  ->  float* const own = (float*)dynamic_shared;
+DYNAMIC = re.compile(
+    rf"\bextern\s+{ALIGNED}__shared__\s+{ALIGNED}([^;\[\]]+?)\s*\b(\w+)\s*\[\s*\]\s*;"
+)
+POINTER = r"\1* const \2 = (\1*)dynamic_shared;"
 C_TYPES = {
     np.dtype(np.int32): ctypes.c_int32,
     np.dtype(np.int64): ctypes.c_int64,
     np.dtype(np.uint32): ctypes.c_uint32,
     np.dtype(np.uint64): ctypes.c_uint64,
     np.dtype(np.float32): ctypes.c_float,
+    np.dtype(np.float64): ctypes.c_double,
+    np.dtype(np.bool_): ctypes.c_bool,
 }
 
 
@@ -51,17 +63,18 @@ class FakeCupy:
 
     ndarray = DeviceArray
 
+    def __init__(self):
+        self.launched = []  # names of the kernels, in their order
+
     def __getattr__(self, name):
         made = getattr(np, name)
-        if not callable(made) or isinstance(made, type):
+        if not callable(made) or isinstance(made, type | np.ufunc):
             return made
         return lambda *args, **kwargs: as_device(made(*args, **kwargs))
 
-    @staticmethod
-    def RawModule(code, options, name_expressions):
+    def RawModule(self, code, options, name_expressions):
         (expression,) = name_expressions
-        folder = next(o[2:] for o in options if o.startswith("-I"))
-        return FakeModule(code, folder, expression)
+        return FakeModule(code, options, expression, self.launched)
 
 
 def as_device(made):
@@ -72,27 +85,41 @@ def as_device(made):
 class FakeModule:
     """One instance of a kernel, compiled for the processor."""
 
-    def __init__(self, code, folder, expression):
-        self.library = ctypes.CDLL(str(build(code, folder, expression)))
+    def __init__(self, code, options, expression, launched):
+        kept = tuple(o for o in options if o.startswith(("-I", "-D")))
+        self.library = ctypes.CDLL(str(build(code, kept, expression)))
+        self.launched = launched
 
     def get_function(self, expression):
         self.library.launch_address.restype = ctypes.c_void_p
         address = self.library.launch_address()
 
-        def launch(grid, block, arguments):
+        def launch(grid, block, arguments, *, shared_mem=0):
+            most = launch.max_dynamic_shared_size_bytes
+            assert shared_mem <= most, (
+                f"{expression}: {shared_mem} bytes of shared memory, at most {most}"
+            )
+            self.launched.append(expression)
             values = [as_argument(a) for a in arguments]
-            sizes = [ctypes.c_int(s) for s in ([*grid, 1, 1][:3] + [*block, 1, 1][:3])]
+            sizes = [*grid, 1, 1][:3] + [*block, 1, 1][:3] + [shared_mem]
+            sizes = [ctypes.c_int(size) for size in sizes]
             kinds = [type(value) for value in sizes + values]
-            ctypes.CFUNCTYPE(None, *kinds)(address)(*sizes, *values)
-            count = self.library.count_bad_loads
-            count.restype = ctypes.c_longlong
-            assert not count(), f"{expression} read from where nothing is"
+            fault = ctypes.CFUNCTYPE(ctypes.c_char_p, *kinds)(address)(*sizes, *values)
+            assert not fault, f"{expression}: {fault.decode()}"
 
+        launch.max_dynamic_shared_size_bytes = SHARED_BYTES  # may be set, as in CuPy
         return launch
 
 
 def as_argument(value):
-    """A launch's argument as C has it: an address, or a number of its size."""
+    """A launch's argument as C has it: an address, a number of its size, or a struct
+    of numbers of 64 bits.
+    """
+    if value.dtype.names:
+        numbers = value["numbers"]
+        own = {"_fields_": [("numbers", ctypes.c_int64 * len(numbers))]}
+        struct = type("Struct", (ctypes.Structure,), own)
+        return struct((ctypes.c_int64 * len(numbers))(*numbers.tolist()))
     if isinstance(value, np.ndarray):
         return ctypes.c_void_p(value.ctypes.data)
     return C_TYPES[value.dtype](value.item())
@@ -111,12 +138,18 @@ def make_once(place, write):
     return place
 
 
-def compile_to(place, *arguments, source=None):
-    """Run g++; it reads `source`, if there is one, as if it were a file."""
-    subprocess.run(
-        [COMPILER, *FLAGS, *map(str, arguments), "-o", str(place)],
-        input=source, text=True, check=True,
-    )  # fmt: skip
+def run_compiler(*arguments, source=None):
+    """Run g++; it reads `source`, if there is one, as if it were a file.
+
+    Returns
+    -------
+    str
+        What it printed.
+    """
+    return subprocess.run(
+        [COMPILER, *FLAGS, *map(str, arguments)],
+        input=source, text=True, check=True, stdout=subprocess.PIPE,
+    ).stdout  # fmt: skip
 
 
 def digest(*texts):
@@ -135,24 +168,38 @@ def compile_words():
     make_once(header, lambda place: place.write_text(text))
     make_once(
         header.with_suffix(".h.gch"),
-        lambda place: compile_to(place, "-x", "c++-header", header),
+        lambda place: run_compiler("-x", "c++-header", header, "-o", place),
     )
     return header
 
 
 @cache
-def build(code, folder, expression):
-    """Compile a kernel with a function that runs it on the processor."""
+def build(code, options, expression):
+    """Compile a kernel with a function that runs it on the processor.
+
+    Parameters
+    ----------
+    code : str
+        Source of CUDA.
+    options : tuple of str
+        ``-I`` and ``-D`` for g++.
+    expression : str
+        The kernel, with its template's arguments.
+    """
     header = compile_words()
-    files = [*sorted(Path(folder).glob("*.cuh")), *sorted((HERE / "words").iterdir())]
-    source = f'#include "{header}"\n{code}\nLAUNCHER(({expression}))\n'
-    name = digest(source, *(file.read_text() for file in files))
-    return make_once(
-        FOLDER / f"{name}.so",
-        lambda place: compile_to(
-            place, "-shared", f"-I{folder}", "-x", "c++", "-", source=source
-        ),
-    )
+    folders = [HERE / "words", *(Path(o[2:]) for o in options if o.startswith("-I"))]
+    read = [f for folder in folders for f in sorted(folder.glob("*.*h"))]
+    source = f'#line 1 "the kernel\'s source"\n{code}\nLAUNCHER(({expression}))\n'
+    texts = (str(header), source, *options, POINTER, DYNAMIC.pattern)
+
+    def write(place):
+        # Files that it includes are read first: what is rewritten may stand in one.
+        whole = run_compiler("-E", *options, "-x", "c++", "-", source=source)
+        whole = f'#include "{header}"\n' + DYNAMIC.sub(POINTER, whole)
+        run_compiler("-shared", "-x", "c++", "-", "-o", place, source=whole)
+
+    name = digest(*texts, *(file.read_text() for file in read))
+    return make_once(FOLDER / f"{name}.so", write)
 
 
 @pytest.fixture

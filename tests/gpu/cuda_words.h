@@ -1,13 +1,15 @@
 // CUDA's words in C++, for running a kernel on the processor.
 //
 // The threads of a block take turns, one at a time: a thread runs until it ends or
-// until it needs what others hold (`__shfl_sync`) and goes on once they have come to
-// the same place.
+// until it needs what others hold (`__shfl_sync`, `__syncthreads`) and goes on once
+// they have come to the same place.
 
+#include <link.h>
 #include <ucontext.h>
 
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -16,7 +18,9 @@
 #define __host__
 #define __forceinline__ inline
 #define __restrict__
-#define __shared__ static
+#define __grid_constant__
+#define __align__(bytes) __attribute__((aligned(bytes)))
+#define __shared__ static thread_local    // see "Shared memory" below
 
 struct uint3 { unsigned x, y, z; };
 static uint3 threadIdx, blockIdx, blockDim, gridDim;
@@ -47,7 +51,7 @@ template <class T> T atomicOr(T* place, T value) {
   *place |= value;
   return old;
 }
-template <class T> T atomicAdd(T* place, T value) {
+template <class T, class V> T atomicAdd(T* place, V value) {
   const T old = *place;
   *place += value;
   return old;
@@ -78,6 +82,7 @@ inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
 using std::fmaf;
 using std::fmaxf;
 inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
 
 // Half precision: g++ has the type, and the processor the conversion.
 struct __half { _Float16 value; };
@@ -90,12 +95,72 @@ inline float __bfloat162float(__nv_bfloat16 value) {
   return __uint_as_float((unsigned)value.bits << 16);
 }
 
+// Shared memory.  A GPU clears none, so it is filled before each block with bytes that
+// are NaN as floats and -1 as integers.
+//
+// Arrays whose size stands in the source are thread-local for g++: nothing else of a
+// kernel's library is, so that they stand together in a place that can be asked for.
+// (g++ ignores sections for arrays in templates.)
+//
+// `extern __shared__ T own[]` is rewritten by conftest.py: `own` points here.  Behind
+// the bytes that a launch asked for, and before them, others are guarded.
+constexpr int GARBAGE = 0xff;
+constexpr size_t GUARD = 4096, MOST_SHARED = 227 << 10;
+alignas(1024) static char shared_room[GUARD + MOST_SHARED + GUARD];
+static char* const dynamic_shared = shared_room + GUARD;
+static size_t dynamic_size, static_size;
+static thread_local char first_shared;    // so that there always is such a place
+static char* static_shared;
+
+inline int find_static(dl_phdr_info* library, size_t, void*) {
+  char* const start = (char*)library->dlpi_tls_data;
+  for (int k = 0; start && k < library->dlpi_phnum; ++k) {
+    const size_t size = library->dlpi_phdr[k].p_memsz;
+    if (library->dlpi_phdr[k].p_type != PT_TLS) continue;
+    if (&first_shared < start || &first_shared >= start + size) continue;
+    static_shared = start, static_size = size;
+    return 1;
+  }
+  return 0;
+}
+
+inline void find_shared(size_t asked) {
+  first_shared = 1;    // the place is made when it is first used
+  dl_iterate_phdr(find_static, nullptr);
+  dynamic_size = asked;
+  // All of it, so that what lies even further behind reads as NaN, too.
+  memset(shared_room, GARBAGE, asked ? sizeof shared_room : 2 * GUARD);
+}
+
+inline void fill_shared() {
+  memset(static_shared, GARBAGE, static_size);
+  memset(dynamic_shared, GARBAGE, dynamic_size);
+}
+
+inline bool is_untouched(const char* guard) {
+  size_t k = 0;
+  while (k < GUARD && (unsigned char)guard[k] == GARBAGE) ++k;
+  return k == GUARD;
+}
+
+// What a launch did wrong; empty if nothing.
+static char fault[400];
+
+inline void check_shared() {
+  if (is_untouched(shared_room) && is_untouched(dynamic_shared + dynamic_size)) return;
+  snprintf(fault, sizeof fault,
+           "block (%u, %u, %u) wrote beside the %zu bytes of its shared memory",
+           blockIdx.x, blockIdx.y, blockIdx.z, dynamic_size);
+}
+
 // One thread of the block that runs: where it stands, and what it shows the others.
 // No containers: their code would be most of what is compiled for a kernel.
 struct Thread {
   ucontext_t state;
   uint3 index;
   bool ended;
+  int line;                  // of the barrier where it waits; 0: of none
+  const char* file;
   long long shown;           // how often it has shown something
   uint64_t values[2];        // the last two things
   char stack[1 << 16];
@@ -103,10 +168,12 @@ struct Thread {
 static ucontext_t scheduler;
 static Thread* threads;
 static size_t running, block_size, room;
+static bool moved;           // whether a thread did anything but wait
 static void (*body)(void*);  // a call of the kernel, with what it is called with
 static void* given;
 
 inline void enter() {
+  moved = true;
   body(given);
   threads[running].ended = true;
 }
@@ -116,6 +183,14 @@ inline void pass() {
   Thread& own = threads[running];
   swapcontext(&own.state, &scheduler);
   threadIdx = own.index;
+}
+
+// `settle` opens the barrier.
+#define __syncthreads() wait_at_barrier(__LINE__, __FILE__)
+inline void wait_at_barrier(int line, const char* file) {
+  threads[running].line = line, threads[running].file = file;
+  pass();
+  moved = true;
 }
 
 template <class T> T __shfl_sync(unsigned members, T value, int from, int width) {
@@ -131,13 +206,14 @@ template <class T> T __shfl_sync(unsigned members, T value, int from, int width)
       waits |= (members >> k & 1) && threads[warp + k].shown <= turn;
     if (waits) pass();
   }
+  moved = true;
   T taken;
   std::memcpy(&taken, &threads[warp + segment + from % width].values[turn % 2],
               sizeof(T));
   return taken;
 }
 
-inline void run_block() {
+inline void make_threads() {
   block_size = blockDim.x * blockDim.y * blockDim.z;
   if (room < block_size) {
     free(threads);
@@ -151,6 +227,7 @@ inline void run_block() {
         Thread& thread = threads[k];
         thread.index = {x, y, z};
         thread.ended = false;
+        thread.line = 0;
         thread.shown = 0;
         getcontext(&thread.state);
         thread.state.uc_stack.ss_sp = thread.stack;
@@ -158,43 +235,84 @@ inline void run_block() {
         thread.state.uc_link = &scheduler;
         makecontext(&thread.state, enter, 0);
       }
-  for (bool left = true; left;) {
-    left = false;
-    for (running = 0; running < block_size; ++running) {
+}
+
+// When every thread has ended or waits: whether the block is at its end.  A barrier is
+// opened if all threads have come to it, those that have ended included: a GPU may let
+// the others go on without these, but what they should have done is missing.
+inline bool settle() {
+  size_t ended = 0, here = 0, elsewhere = 0;
+  const Thread* first = nullptr;    // at a barrier
+  for (size_t k = 0; k < block_size; ++k) {
+    const Thread& thread = threads[k];
+    ended += thread.ended;
+    if (!thread.line) continue;
+    if (!first) first = &thread;
+    ++(thread.line == first->line ? here : elsewhere);
+  }
+  if (here == block_size)
+    for (size_t k = 0; k < block_size; ++k) threads[k].line = 0;
+  else if (ended < block_size)
+    snprintf(fault, sizeof fault,
+             "block (%u, %u, %u) stands still: of %zu threads %zu wait at the barrier "
+             "in line %d of %s, %zu at others, %zu for a shuffle; %zu have ended",
+             blockIdx.x, blockIdx.y, blockIdx.z, block_size, here,
+             first ? first->line : 0, first ? first->file : "the source", elsewhere,
+             block_size - here - elsewhere - ended, ended);
+  return here < block_size;
+}
+
+inline void run_block() {
+  make_threads();
+  fill_shared();
+  // Upwards in one block, downwards in the next: what a thread may not expect of
+  // those before it is then missed in one of them.
+  const bool upwards = (blockIdx.x + blockIdx.y + blockIdx.z) % 2 == 0;
+  do {
+    moved = false;
+    for (size_t k = 0; k < block_size; ++k) {
+      running = upwards ? k : block_size - 1 - k;
       Thread& thread = threads[running];
-      if (thread.ended) continue;
-      left = true;
+      if (thread.ended || thread.line) continue;
       threadIdx = thread.index;
       swapcontext(&scheduler, &thread.state);
     }
-  }
+  } while (moved || !settle());
+  if (!*fault) check_shared();
 }
 
 template <class... Arguments>
-void run_threads(void (*kernel)(Arguments...), const int (&sizes)[6],
-                 Arguments... arguments) {
+const char* run_threads(void (*kernel)(Arguments...), const int (&sizes)[7],
+                        Arguments... arguments) {
   gridDim = {(unsigned)sizes[0], (unsigned)sizes[1], (unsigned)sizes[2]};
   blockDim = {(unsigned)sizes[3], (unsigned)sizes[4], (unsigned)sizes[5]};
   auto call = [&] { kernel(arguments...); };
   given = &call;
   body = [](void* place) { (*(decltype(call)*)place)(); };
+  bad_loads = 0, *fault = 0;
+  find_shared(sizes[6]);
   for (blockIdx.z = 0; blockIdx.z < gridDim.z; ++blockIdx.z)
     for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y)
-      for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) run_block();
+      for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
+        run_block();
+        if (*fault) return fault;
+      }
+  if (bad_loads) snprintf(fault, sizeof fault, "read from where nothing is");
+  return fault;
 }
 
 template <class Kernel> struct Launcher;
 template <class... Arguments> struct Launcher<void (*)(Arguments...)> {
   template <void (*kernel)(Arguments...)>
-  static void launch(int a, int b, int c, int d, int e, int f,
-                     Arguments... arguments) {
-    run_threads(kernel, {a, b, c, d, e, f}, arguments...);
+  static const char* launch(int a, int b, int c, int d, int e, int f, int shared,
+                            Arguments... arguments) {
+    return run_threads(kernel, {a, b, c, d, e, f, shared}, arguments...);
   }
 };
 
-// `launch(grid, block, the kernel's own arguments ...)`, with C's calling convention.
+// `launch(grid, block, bytes of shared memory, the kernel's own arguments ...)`, with
+// C's calling convention; it returns what went wrong.
 #define BARE(...) __VA_ARGS__
 #define LAUNCHER(kernel)                                                    \
   static auto chosen = Launcher<decltype(&BARE kernel)>::template launch<&BARE kernel>; \
-  extern "C" void* launch_address() { return (void*)chosen; }              \
-  extern "C" long long count_bad_loads() { return bad_loads; }
+  extern "C" void* launch_address() { return (void*)chosen; }

@@ -1,14 +1,20 @@
 """A layout of every kind, small, with odd sizes among them."""
 
 import numpy as np
+from nestings import draw_nesting
 
 from survey_code import TableSpec, compress
 from survey_code.layouts import (
+    AddedLayout,
     DenseLayout,
+    GroupedLayout,
     RaggedLayout,
+    RoutedLayout,
     SparseLayout,
     TensorTrainLayout,
+    TurnedLayout,
 )
+from survey_code.layouts.routed import keep_apart
 from survey_code.layouts.tensor_train import core_shapes
 from survey_code.low_precision.quantization import LSQ, MixedPrecisionCache
 from survey_code.mixed_dimension.architecture_search import AutoSrh, AutoSrhOptions
@@ -39,16 +45,36 @@ def long_train(steps):
     if steps > 1:
         cores[2:3] = [(3, 1, 4, 2, 1), (2, 1, 2, 2, 1)]
     shapes = np.array(cores, dtype=np.int64)
-    size = sum(np.prod(shape) for shape in core_shapes(shapes))
-    values = np.random.default_rng(7).normal(size=size).astype(np.float32)
+    rng = np.random.default_rng(7)
+    values = [
+        rng.normal(size=shape).astype(np.float32) for shape in core_shapes(shapes)
+    ]
     return TensorTrainLayout(values, shapes, ROWS, 12)
 
 
-def turn(layout):
-    """A layout of codes whose codewords a rotation turns, but not its own rows."""
+def turn_codes(layout):
+    """A routed layout whose last part is turned, but not the rows beside it."""
     rng = np.random.default_rng(6)
     basis, _ = np.linalg.qr(rng.normal(size=2 * [layout.embedding_dim]))
-    layout.rotation = basis.astype(np.float32)
+    own, codes = layout.parts
+    turned = TurnedLayout(codes, basis.astype(np.float32))
+    return RoutedLayout.from_ids([own, turned], layout.part_ids(), ROWS)
+
+
+def round_rows(part, bits):
+    """An array's rows in few bits."""
+    return compress(part.reshape(len(part), -1), "rowwise", bits=bits)
+
+
+def with_rows(name, attribute, bits=None, kept=None):
+    """An example, with a layout where it holds rows."""
+    layout = EXAMPLES[name]()
+    rows = getattr(layout, attribute)
+    if kept is not None:
+        mask = np.random.default_rng(8).random(rows.shape) < kept
+        setattr(layout, attribute, SparseLayout.from_dense(rows * mask))
+    else:
+        setattr(layout, attribute, round_rows(rows, bits))
     layout.validate()
     return layout
 
@@ -87,7 +113,7 @@ EXAMPLES = {
     "codes": lambda: compress(WEIGHT, "pq", books=4, bits=5),
     "codes, half": lambda: compress(WEIGHT, "pq", books=6, bits=3, half=True),
     "codes, turned": lambda: compress(WEIGHT, "pq", books=4, bits=5, rotate=True),
-    "codes and rows, turned": lambda: turn(EXAMPLES["codes and rows"]()),
+    "codes and rows, turned": lambda: turn_codes(EXAMPLES["codes and rows"]()),
     "codes and rows": lambda: compress(
         WEIGHT,
         "clustering",
@@ -144,4 +170,40 @@ EXAMPLES = {
     "generator, normal": lambda: DHE.make(
         SPEC, width=20, codes=24, distribution="gaussian"
     ).freeze(),
+    # Layouts within layouts.
+    "int8 codewords": lambda: with_rows("codes", "codewords", bits=8),
+    "int4 hash table": lambda: with_rows("concat", "values", bits=4),
+    "sparse hash table": lambda: with_rows("six hashes", "values", kept=0.3),
+    "int8 weights": lambda: with_rows("weights", "weights", bits=8),
+    "int4 cores": lambda: TensorTrainLayout(
+        [round_rows(core, 4) for core in EXAMPLES["tensor train"]().cores],
+        EXAMPLES["tensor train"]().shapes,
+        ROWS,
+        12,
+    ),
+    "int8 groups": lambda: GroupedLayout.from_tables(
+        [round_rows(table, 8) for table in EXAMPLES["grouped, ranges"]().tables],
+        EXAMPLES["grouped, ranges"]().matrices(),
+        11,
+    ),
+    "int8 anchors": lambda: with_rows("anchors", "anchors", bits=8),
+    "three precisions": lambda: RoutedLayout.from_ids(
+        [
+            DenseLayout(WEIGHT[:20]),
+            compress(WEIGHT[20:200], "rowwise", bits=8),
+            compress(WEIGHT[200:], "rowwise", bits=4),
+        ],
+        [np.arange(5, 105, 5), np.arange(110, 290)],
+        ROWS,
+    ),
+    "open, own rows": lambda: keep_apart(
+        ROWS, np.arange(0, 90, 3), WEIGHT[:30], EXAMPLES["open"]()
+    ),
+    "sum of three": lambda: AddedLayout(
+        [EXAMPLES[name]() for name in ("codes", "8 bits", "float16")]
+    ),
+    **{
+        f"nesting {seed}": lambda seed=seed: draw_nesting(seed)
+        for seed in range(100, 125)
+    },
 }

@@ -3,18 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from layout_examples import EXAMPLES, ROWS, SPEC
+from layout_examples import EXAMPLES, ROWS
 
 from survey_code import FrozenEmbedding, compress, load_layout, run
 from survey_code.embedding import decode_layout
 from survey_code.kernels.cuda import as_cupy, current_stream, load_cupy
-from survey_code.kernels.cuda.assign import assign_points
-from survey_code.kernels.cuda.scatter import scatter_blocks, scatter_cores
 from survey_code.layouts import LAYOUTS, BinaryLayout, DenseLayout
 from survey_code.ranking import choose_top
-from survey_code.weight_sharing.decomposition import TTRec
-from survey_code.weight_sharing.hashing import ROBE
-from survey_code.weight_sharing.vector_quantization import nearest_rows
 
 try:
     load_cupy()
@@ -207,19 +202,6 @@ def test_scores_by_table_lookup_on_the_gpu_are_the_cpus(cupy, name):
 
 
 @needs_gpu
-@pytest.mark.parametrize("dim", [1, 2, 8, 48])
-def test_points_are_assigned_on_the_gpu_as_on_the_cpu(cupy, dim):
-    rng = np.random.default_rng(7)
-    points = rng.normal(size=(5000, dim)).astype(np.float32)
-    centroids = rng.normal(size=(1500, dim)).astype(np.float32)
-    nearest, distances = assign_points(cupy.asarray(points), cupy.asarray(centroids))
-    wanted, errors = nearest_rows(points, centroids)
-    np.testing.assert_allclose(distances.get(), errors, rtol=1e-4, atol=1e-6)
-    # Of two centroids equally far but for rounding either may win.
-    assert (nearest.get() == wanted).mean() > 0.999
-
-
-@needs_gpu
 @pytest.mark.parametrize("signs", [False, True])
 def test_items_are_ranked_on_the_gpu_as_on_the_cpu(signs):
     """Of codes of +1 and -1 many are equal."""
@@ -230,23 +212,6 @@ def test_items_are_ranked_on_the_gpu_as_on_the_cpu(signs):
     wanted = choose_top(users @ items.T, 20, users, items)
     users, items = users.cuda(), items.cuda()
     assert torch.equal(choose_top(users @ items.T, 20, users, items).cpu(), wanted)
-
-
-@needs_gpu
-def test_gradients_are_scattered_on_the_gpu_as_by_autograd(cupy):
-    ids = np.random.default_rng(8).integers(ROWS, size=4000)
-    gradients = np.random.default_rng(9).normal(size=(4000, 12)).astype(np.float32)
-    robe = ROBE.make(SPEC, size=300, signed=True)
-    train = TTRec.make(SPEC, rank=4)
-    for table, scatter in ((robe, scatter_blocks), (train, scatter_cores)):
-        rows = table.embed(torch.from_numpy(ids))
-        (rows * torch.from_numpy(gradients)).sum().backward()
-        device = table.freeze().to_gpu().fused
-        found = scatter(device, cupy.asarray(ids), cupy.asarray(gradients))
-        found = found if isinstance(found, list) else [found]
-        for ours, weight in zip(found, table.parameters(), strict=True):
-            wanted = weight.grad.numpy().reshape(ours.shape)
-            np.testing.assert_allclose(ours.get(), wanted, rtol=1e-3, atol=1e-4)
 
 
 @needs_gpu

@@ -3,18 +3,23 @@
 import numpy as np
 import pytest
 import torch
+from nestings import draw_nesting
 
 from survey_code import TableSpec, compress
 from survey_code.layouts import (
+    AddedLayout,
     AnchorLayout,
     BinaryLayout,
     DenseLayout,
     GroupedLayout,
+    PackedLayout,
     RaggedLayout,
+    RoutedLayout,
     RowwiseLayout,
     SparseLayout,
-    TieredLayout,
+    TurnedLayout,
 )
+from survey_code.layouts.routed import keep_apart
 from survey_code.weight_sharing.decomposition import STTD, TTRec
 from survey_code.weight_sharing.hashing import (
     DHE,
@@ -57,17 +62,18 @@ def draw_groups(dim, bits, starts):
 
 
 def tiered(dim, format="float32", **tiers):
+    """Rows in several precisions: ids of each, "rest" for the others."""
     named = [i for ids in tiers.values() if ids != "rest" for i in ids]
     rest = np.setdiff1d(np.arange(ROWS), named)
-    parts = {}
+    parts = []
     for name, ids in tiers.items():
-        ids = rest if isinstance(ids, str) else np.array(ids)
-        rows = draw_table(dim)[ids]
+        rows = draw_table(dim)[rest if isinstance(ids, str) else np.array(ids)]
         if name == "values":
-            parts[name] = ids, DenseLayout.from_weight(rows, format).values
+            parts.append(DenseLayout.from_weight(rows, format))
         else:
-            parts[name] = ids, compress(rows, "rowwise", bits=int(name[4:])).rows
-    return TieredLayout.from_parts(dim, parts)
+            parts.append(compress(rows, "rowwise", bits=int(name[4:])))
+    ids = [np.array(own) for own in tiers.values() if own != "rest"]
+    return RoutedLayout.from_ids(parts, ids, ROWS)
 
 
 def grouped(dim, widths, assignment=None, rows=None, **options):
@@ -129,7 +135,22 @@ EXAMPLES = {
     "tiered": lambda: tiered(5, values=[2, 9], rows8=[0, 3, 10], rows4="rest"),
     "tiered-two": lambda: tiered(4, values=[0], rows2="rest"),
     "tiered-half": lambda: tiered(3, values=[10], rows8="rest", format="float16"),
-    "tiered-one": lambda: tiered(6, rows4="rest"),
+    "routed-marks": lambda: RoutedLayout(
+        [DenseLayout(draw_table(4)[:2]), DenseLayout(draw_table(4)[2:])],
+        ROWS,
+        marks=np.array([[0b10010]], np.uint64),
+        ranks=np.zeros((1, 1), np.uint32),
+    ),
+    "routed-by-number": lambda: keep_apart(
+        ROWS, np.array([0, 10]), draw_table(6)[:2], hashed(rows=4, open_ids=True)
+    ),
+    "packed": lambda: PackedLayout.from_integers(np.arange(33).reshape(11, 3) % 8, 3),
+    "added": lambda: AddedLayout([DenseLayout(draw_table(6)), hashed(rows=4)]),
+    "turned": lambda: TurnedLayout(hashed(rows=4), draw_table(8)[:6]),
+    **{
+        f"nesting-{seed}": lambda seed=seed: draw_nesting(seed)
+        for seed in range(200, 212)
+    },
     "binary": lambda: binary(5),
     "binary-scale": lambda: binary(8, scales=np.full((1, 1), 0.3, np.float32)),
     "binary-row-scales": lambda: binary(6, scales=draw_table(1).astype(np.float16)),

@@ -1,7 +1,7 @@
 // Rows that a network computes: the hashes of an id as the network's input, and what
 // follows each of its products.
 
-#include "composed.cuh"
+#include "reading.cuh"
 
 // Values that one hash takes; as in survey_code.layouts.generator.
 constexpr unsigned long long BUCKETS = 1000000;

@@ -29,10 +29,19 @@ class Kernel(Protocol):
 
 
 @cache
-def load_kernel(file: str, expression: str) -> Kernel:
-    """Compile one instance of a kernel, e.g. ``pool_rows<Dense<float, 4>, int>``."""
+def load_kernel(file: str, expression: str, before: str = "") -> Kernel:
+    """Compile one instance of a kernel, e.g. ``pool_rows<Dense<4, float>, int>``.
+
+    Parameters
+    ----------
+    file : str
+        The ``.cu`` file it stands in.
+    expression : str
+    before : str
+        C++ that goes before the file's text.
+    """
     module = load_cupy().RawModule(
-        code=(FOLDER / file).read_text(encoding="utf-8"),
+        code=before + (FOLDER / file).read_text(encoding="utf-8"),
         options=("-std=c++17", f"-I{FOLDER}"),
         name_expressions=[expression],
     )

@@ -5,19 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from survey_code.kernels.cuda import GpuArray, Shaped, current_stream, load_cupy
-from survey_code.kernels.cuda.composed import ComposedRows
+from survey_code.kernels.cuda.formats import Format
 from survey_code.kernels.cuda.load import SHARED_BYTES, THREADS, load_kernel
-from survey_code.kernels.cuda.scatter import check_file
 
 
-def score_codes(rows: ComposedRows, tables: Shaped, first: int, stop: int) -> GpuArray:
+def score_codes(codes: Format, tables: Shaped, first: int, stop: int) -> GpuArray:
     """Scores of a range of rows, added up from tables.
 
     Parameters
     ----------
-    rows : ComposedRows
-        From `place_codebook`; heads with numbers of their
-        own get the score of code 0 everywhere.
+    codes : Format
+        Of packed integers, perhaps routed.
     tables : CuPy array of float32, shape (queries, books, codewords of a book)
         Products of each query with each codeword.
     first, stop : int
@@ -32,7 +30,6 @@ def score_codes(rows: ComposedRows, tables: Shaped, first: int, stop: int) -> Gp
     ValueError
         If the tables of one query take more than 48 KiB.
     """
-    check_file(rows, "codebook.cu")
     cupy = load_cupy()
     queries, books, entries = tables.shape
     if 4 * books * entries > SHARED_BYTES:
@@ -43,11 +40,11 @@ def score_codes(rows: ComposedRows, tables: Shaped, first: int, stop: int) -> Gp
     count = stop - first
     with current_stream():
         scores = cupy.empty((queries, count), dtype=np.float32)
-        kernel = load_kernel("scores.cu", "add_scores")
+        kernel = load_kernel("scores.cu", f"add_scores<{codes.form(1)}>", codes.source)
         kernel(
             (min(-(-count // THREADS), 1024), queries), (THREADS,),
             (
-                rows.fields, np.int64(first), np.int64(count),
+                codes.arguments, np.int32(books), np.int64(first), np.int64(count),
                 cupy.ascontiguousarray(tables), np.int32(entries), scores,
             ),
             shared_mem=4 * books * entries,

@@ -37,7 +37,7 @@ __global__ void write_rows(const float* __restrict__ rows, long long count, int 
   for (int k = 0; k < IN_BYTE; ++k) {
     const int column = byte * IN_BYTE + k;
     if (column >= dim) break;
-    const float scaled = __fdiv_rn(rows[place * dim + column], step);
+    const float scaled = rows[place * dim + column] / step;
     const float below = floorf(scaled);
     const float rounded = below + (draw(key, id, column) < scaled - below);
     const float code = fminf(fmaxf(rounded - low, 0.0f), (float)((1 << BITS) - 1));

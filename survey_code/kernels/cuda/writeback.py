@@ -23,14 +23,24 @@ def draw_key(seed: int, step: int) -> np.uint64:
     return np.uint64(mix(both)[0])
 
 
+def lowest_code(bits: int) -> int:
+    """What code 0 stands for where codes reach as far down as up."""
+    return -(2 ** (bits - 1))
+
+
 def round_rows(
-    rows: np.ndarray, ids: np.ndarray, steps: np.ndarray, bits: int, key: np.uint64
+    rows: np.ndarray,
+    ids: np.ndarray,
+    steps: np.ndarray,
+    bits: int,
+    key: np.uint64,
+    low: int | None = None,
 ) -> np.ndarray:
     """Codes of rows, as `write_rows` packs and stores them; in NumPy.
 
-    The code of an entry is ``floor(x / s + u) + 2**(bits - 1)``, cut to 0 and
-    ``2**bits - 1``, with a number u from 0 to 1 that depends on the key, the row's
-    id and the column alone.
+    The code of an entry is ``floor(x / s + u) - low``, cut to 0 and ``2**bits - 1``,
+    with a number u from 0 to 1 that depends on the key, the row's id and the column
+    alone.
 
     Parameters
     ----------
@@ -40,11 +50,14 @@ def round_rows(
     bits : {8, 4, 2}
     key : uint64
         From `draw_key`.
+    low : int, optional
+        The whole number that code 0 stands for; by default ``-2**(bits - 1)``.
 
     Returns
     -------
     ndarray of uint8, shape (m, dim)
     """
+    low = lowest_code(bits) if low is None else low
     columns = np.arange(rows.shape[1], dtype=np.uint64)
     places = (ids.astype(np.uint64) << np.uint64(20))[:, None] | columns
     coins = (mix(key ^ mix(places)) >> np.uint64(40)).astype(np.float32) * np.float32(
@@ -52,7 +65,7 @@ def round_rows(
     )
     scaled = rows / steps[:, None]
     below = np.floor(scaled)
-    codes: np.ndarray = below + (coins < scaled - below) + 2 ** (bits - 1)
+    codes: np.ndarray = below + (coins < scaled - below) - low
     return codes.clip(0, 2**bits - 1).astype(np.uint8)
 
 
@@ -63,6 +76,7 @@ def write_rows(
     steps: GpuArray,
     bits: int,
     key: np.uint64,
+    low: int | None = None,
 ) -> None:
     """Round rows by chance and store their codes, on a GPU.
 
@@ -78,6 +92,8 @@ def write_rows(
     bits : {8, 4, 2}
     key : uint64
         From `draw_key`.
+    low : int, optional
+        The whole number that code 0 stands for; by default ``-2**(bits - 1)``.
 
     Raises
     ------
@@ -95,7 +111,7 @@ def write_rows(
             (-(-count * width // THREADS),), (THREADS,),
             (
                 values, np.int64(count), np.int32(dim), places, scales,
-                np.int32(-(2 ** (bits - 1))), np.uint64(key),
+                np.int32(lowest_code(bits) if low is None else low), np.uint64(key),
                 table, np.int32(table.shape[1]),
             ),
         )  # fmt: skip

@@ -12,7 +12,9 @@ from survey_code.bits import pack_codes, unpack_codes
 from survey_code.budget import largest_fitting
 from survey_code.checks import check_range
 from survey_code.embedding import draw_normal
-from survey_code.layouts import RowwiseLayout, TieredLayout
+from survey_code.kernels.cuda.tensors import reaches_kernels
+from survey_code.layouts import DenseLayout, Layout, RowwiseLayout
+from survey_code.layouts.routed import apart_bytes, keep_apart
 from survey_code.layouts.rowwise import BITS, code_bytes, row_bytes
 from survey_code.low_precision.quantization.rounding import round_stochastically
 from survey_code.low_precision.quantization.rowwise import (
@@ -203,23 +205,32 @@ class MixedPrecisionCache(WriteBackEmbedding, Trained[CacheOptions]):
             (self.keys[leaving].long(), self.lines[leaving]),
             (ids[~entering], rows[~entering]),
         ):
-            self.rows[losers] = pack_by_chance(values, self.bits, self.rng)
+            self.round_back(losers, values)
         self.keys[leaving] = ids[chosen].to(torch.int32)
         self.lines[leaving] = rows[chosen]
         if self.policy == "lru":
             self.uses[leaving] = merit[chosen]
 
-    def freeze(self) -> TieredLayout:
+    def round_back(self, ids: Tensor, rows: Tensor) -> None:
+        """Rows that have no line are rounded by chance."""
+        if not reaches_kernels(self.rows):
+            self.rows[ids] = pack_by_chance(rows, self.bits, self.rng)
+            return
+        gaps, scale, tail = measure_ends(rows, self.bits)
+        self.write_codes(self.rows, ids, gaps, scale, self.bits, 0)
+        self.rows[ids, -tail.shape[1] :] = tail
+
+    def freeze(self) -> Layout:
         """Cached rows in float32, the others in few bits."""
         order = self.keys.argsort(stable=True).cpu()
         cached = self.keys.cpu()[order].long().numpy()
         others = np.setdiff1d(np.arange(self.num_embeddings), cached)
         lines = self.lines.cpu()[order].numpy()
+        if not len(others):
+            return DenseLayout(lines)
         packed = self.rows.cpu().numpy()[others]
-        return TieredLayout.from_parts(
-            self.embedding_dim,
-            {"values": (cached, lines), f"rows{self.bits}": (others, packed)},
-        )
+        coded = RowwiseLayout(packed, self.embedding_dim, self.bits)
+        return keep_apart(self.num_embeddings, cached, lines, coded)
 
 
 def among_best(merit: Tensor, sets: Tensor, ways: int) -> Tensor:
@@ -250,22 +261,38 @@ def pack_by_chance(rows: Tensor, bits: int, rng: np.random.Generator) -> Tensor:
     """Rows rounded to integers between their ends, by chance; `decode_packed` undoes
     it.
     """
+    gaps, scale, tail = measure_ends(rows, bits)
+    codes = round_stochastically(gaps / scale, rng).clamp(0, 2**bits - 1)
+    return torch.cat([pack_codes(codes.to(torch.uint8), bits), tail], dim=1)
+
+
+def measure_ends(rows: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What rows are above their lower end, and their steps.
+
+    Returns
+    -------
+    gaps : Tensor of float32, shape (m, dim)
+    scale : Tensor of float32, shape (m, 1)
+    tail : Tensor of uint8, shape (m, bytes)
+        Scale and lower end, as they stand behind the codes.
+    """
     kind, top = TAILS[bits], 2**bits - 1
     if bits != 8:
         rows = rows.clamp(-LARGEST_HALF, LARGEST_HALF)
     bias = rows.amin(1, keepdim=True).to(kind)
     scale = ((rows.amax(1, keepdim=True) - bias.float()) / top).to(kind)
     scale[scale == 0] = 1  # a constant row: any step will do
-    scaled = (rows - bias.float()) / scale.float()
-    codes = round_stochastically(scaled, rng).clamp(0, top).to(torch.uint8)
     tail = torch.cat([scale, bias], dim=1).view(torch.uint8)
-    return torch.cat([pack_codes(codes, bits), tail], dim=1)
+    return rows - bias.float(), scale.float(), tail
 
 
 def tiered_bytes(spec: TableSpec, slots: int, bits: int) -> int:
     """Bytes of a table with so many rows in float32, with their ids."""
-    row, line = row_bytes(spec.embedding_dim, bits), 4 * spec.embedding_dim + 4
-    return (spec.num_embeddings - slots) * row + slots * line
+    rows, line = spec.num_embeddings, 4 * spec.embedding_dim
+    if slots == rows:
+        return rows * line
+    coded = (rows - slots) * row_bytes(spec.embedding_dim, bits)
+    return coded + apart_bytes(rows, slots, line)
 
 
 def count_slots(spec: TableSpec, options: CacheOptions) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from survey_code.bits import pack_codes, unpack_codes
 from survey_code.embedding import draw_normal
+from survey_code.kernels.cuda.tensors import reaches_kernels
 from survey_code.layouts import RowwiseLayout
 from survey_code.layouts.rowwise import BITS
 from survey_code.low_precision.quantization.rounding import ROUNDINGS, round_to_whole
@@ -108,8 +109,11 @@ class IntegerEmbedding(WriteBackEmbedding):
     def store_rows(self, ids: Tensor, rows: Tensor) -> None:
         """Round rows to codes."""
         self.widen(ids, rows)
-        codes = self.encode(rows, self.read_steps(ids), self.rounding)
-        self.codes[ids] = pack_codes(codes, self.bits)
+        steps = self.read_steps(ids)
+        if self.rounding == "stochastic" and reaches_kernels(self.codes):
+            self.write_codes(self.codes, ids, rows, steps, self.bits, -self.middle)
+            return
+        self.codes[ids] = pack_codes(self.encode(rows, steps, self.rounding), self.bits)
 
     def widen(self, ids: Tensor, rows: Tensor) -> None:
         """Give rows that outgrew their step a larger one."""

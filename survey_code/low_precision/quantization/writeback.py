@@ -12,6 +12,9 @@ from torch.nn import functional
 
 from survey_code.adagrad import row_means
 from survey_code.embedding import CompressedEmbedding, TrainingStep
+from survey_code.kernels.cuda import as_cupy
+from survey_code.kernels.cuda.tensors import beside
+from survey_code.kernels.cuda.writeback import draw_key, write_rows
 from survey_code.spec import TableSpec
 
 # Of Adam, as torch has them.
@@ -44,6 +47,7 @@ class WriteBackEmbedding(CompressedEmbedding):
 
     def __init__(self, spec: TableSpec, seed: int) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
+        self.seed = seed
         self.rng = np.random.default_rng([seed, 1])
         # Ids and decoded rows of each look-up since the last step.
         self.batch: list[tuple[Tensor, Tensor]] = []
@@ -81,6 +85,42 @@ class WriteBackEmbedding(CompressedEmbedding):
         rows = rows - step.learning_rate * self.direction("rows", ids, grads)
         self.refine(ids, rows, step)
         self.store_rows(ids, rows)
+
+    def write_codes(
+        self,
+        table: Tensor,
+        ids: Tensor,
+        rows: Tensor,
+        steps: Tensor,
+        bits: int,
+        low: int,
+    ) -> None:
+        """Round rows by chance and store their codes, by one kernel on a GPU.
+
+        Its coins depend on the seed, the step, the id and the column alone;
+        `survey_code.kernels.cuda.writeback.round_rows` repeats it in NumPy.
+
+        Parameters
+        ----------
+        table : Tensor of uint8, shape (num_embeddings, bytes)
+            Packed codes, from the first byte of a row on.
+        ids : Tensor of int64, shape (m,), all different
+        rows : Tensor of float32, shape (m, dim)
+        steps : Tensor of float32, shape (m, 1) or (1, 1)
+            Value of one code step.
+        bits : {8, 4, 2}
+        low : int
+            The whole number that code 0 stands for.
+        """
+        if not len(ids):
+            return
+        each = steps.expand(len(ids), 1)[:, 0]
+        key = draw_key(self.seed, self.steps_done)
+        with beside(table):
+            write_rows(
+                as_cupy(table), as_cupy(ids), as_cupy(rows), as_cupy(each),
+                bits, key, low,
+            )  # fmt: skip
 
     def refine(self, ids: Tensor, rows: Tensor, step: TrainingStep) -> None:
         """Work between moving rows and storing them."""

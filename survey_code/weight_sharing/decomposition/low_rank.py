@@ -8,6 +8,7 @@ import numpy as np
 
 from survey_code.checks import check_range
 from survey_code.layouts import TensorTrainLayout
+from survey_code.layouts.tensor_train import core_shapes
 from survey_code.method import AfterTraining, Found, Trained
 from survey_code.options import Options, planned
 from survey_code.spec import TableSpec
@@ -81,7 +82,11 @@ class LowRank(TrainEmbedding, Trained[LowRankOptions], AfterTraining[LowRankOpti
         most = min(weight.shape)
         rank = options.rank or max(1, most // 2)
         check_range("rank", rank, 1, most)
-        factors = [factor.ravel() for factor in truncate(weight, rank)]
         rows, dim = weight.shape
         shapes = low_rank_shapes(rows, dim, rank)
-        return TensorTrainLayout(np.concatenate(factors), shapes, rows, dim)
+        sizes = core_shapes(shapes)
+        cores = [
+            np.ascontiguousarray(factor).reshape(size)
+            for factor, size in zip(truncate(weight, rank), sizes)
+        ]
+        return TensorTrainLayout(cores, shapes, rows, dim)

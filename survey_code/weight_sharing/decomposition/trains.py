@@ -70,9 +70,9 @@ class TrainEmbedding(CompressedEmbedding):
 
     def freeze(self) -> TensorTrainLayout:
         """The cores."""
-        parts = [core.detach().float().cpu().numpy().ravel() for core in self.cores]
+        cores = [core.detach().float().cpu().numpy().copy() for core in self.cores]
         return TensorTrainLayout(
-            np.concatenate(parts), self.shapes, self.num_embeddings, self.embedding_dim
+            cores, self.shapes, self.num_embeddings, self.embedding_dim
         )
 
 

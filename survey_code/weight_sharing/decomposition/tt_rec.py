@@ -13,7 +13,8 @@ from torch.nn import functional
 from survey_code.budget import largest_fitting
 from survey_code.checks import check_range
 from survey_code.embedding import TrainingStep
-from survey_code.layouts import TensorTrainLayout
+from survey_code.layouts import Layout, TensorTrainLayout
+from survey_code.layouts.routed import apart_bytes, keep_apart, most_apart
 from survey_code.method import AfterTraining, Found, Trained
 from survey_code.options import Options, option, planned
 from survey_code.order import largest_first
@@ -145,24 +146,24 @@ class TTRec(TrainEmbedding, Trained[TTRecOptions], AfterTraining[TTRecOptions]):
         if slots is None:
             slots = plan_slots(spec, ratio, train_bytes(shapes(options.rank or 1)))
         check_range("slots", slots, 0, spec.num_embeddings)
-        beside = slots * slot_bytes(spec)
+        beside = apart_bytes(spec.num_embeddings, slots, 4 * spec.embedding_dim)
         rank = plan_rank(spec, ratio, options.rank, shapes, beside)
         return {"rank": rank, "slots": slots}
 
     @classmethod
     def compress(
         cls, weight: np.ndarray, spec: TableSpec, options: TTRecOptions
-    ) -> TensorTrainLayout:
+    ) -> Layout:
         """TT-SVD of an (n, d) table; `slots` of the most frequent rows in full."""
         rows, dim = weight.shape
         check_range("slots", options.slots, 0, rows)
         shapes = train_shapes(rows, dim, options.rank or half_rank(spec))
         cores, _ = decompose(weight, shapes)
-        flat = np.concatenate([core.ravel() for core in cores])
-        if not options.slots:
-            return TensorTrainLayout(flat, shapes, rows, dim)
+        train = TensorTrainLayout(
+            [np.ascontiguousarray(core) for core in cores], shapes, rows, dim
+        )
         ids = np.sort(largest_first(spec.train_counts)[: options.slots])
-        return TensorTrainLayout(flat, shapes, rows, dim, ids, weight[ids])
+        return keep_apart(rows, ids, weight[ids], train)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Cached rows, and products for all other ids."""
@@ -196,35 +197,21 @@ class TTRec(TrainEmbedding, Trained[TTRecOptions], AfterTraining[TTRecOptions]):
         places = torch.arange(self.slots, device=busiest.device)
         self.cached_ids[busiest] = places
 
-    def freeze(self) -> TensorTrainLayout:
-        """The cores, and the cached rows with their ids."""
-        layout = super().freeze()
+    def freeze(self) -> Layout:
+        """The cores; the cached rows apart."""
+        train = super().freeze()
         if not self.slots:
-            return layout
+            return train
         ids = torch.nonzero(self.cached_ids >= 0).ravel().cpu().numpy()
-        if not len(ids):
-            return layout
-        rows = self.cached.detach().float().cpu().numpy()
-        return TensorTrainLayout(
-            layout.values,
-            layout.shapes,
-            self.num_embeddings,
-            self.embedding_dim,
-            ids,
-            rows[: len(ids)].copy(),
-        )
-
-
-def slot_bytes(spec: TableSpec) -> int:
-    """Bytes of a row that is kept in full, and of its id."""
-    return 4 * spec.embedding_dim + 8
+        rows = self.cached.detach().float().cpu().numpy()[: len(ids)].copy()
+        return keep_apart(self.num_embeddings, ids, rows, train)
 
 
 def plan_slots(spec: TableSpec, ratio: float, cores: int) -> int:
     """Rows that a quarter of the budget holds, if the cores' bytes leave as much."""
     budget = spec.require(ratio, smallest=cores)
-    slots = min(budget // 4, budget - cores) // slot_bytes(spec)
-    return min(slots, spec.num_embeddings)
+    most = min(budget // 4, budget - cores)
+    return most_apart(spec.num_embeddings, 4 * spec.embedding_dim, most)
 
 
 def half_rank(spec: TableSpec) -> int:

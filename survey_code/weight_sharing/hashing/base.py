@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from survey_code.embedding import CompressedEmbedding, Seed, as_float32, draw_normal
-from survey_code.layouts import HashedLayout
+from survey_code.layouts import HashedLayout, Layout
 from survey_code.layouts.hashed import (
     choose_signs,
     count_rows,
     table_starts,
     take_digits,
 )
+from survey_code.layouts.routed import apart_bytes, keep_apart, most_apart
 from survey_code.spec import TableSpec
 
 # Bytes that one row of an index table takes, and a pair of multipliers.
@@ -161,14 +162,20 @@ class HashedEmbedding(HashingTable):
         """Shared rows, then the ids' own, in the order of their ids."""
         return self.values
 
+    def own_ids(self) -> np.ndarray:
+        """The ids with rows of their own, rising."""
+        return np.zeros(0, np.int32) if self.keys is None else self.keys.cpu().numpy()
+
     def stored(self) -> dict[str, np.ndarray]:
         """Further arrays of the layout, by the names of its arguments."""
-        return {} if self.keys is None else {"keys": self.keys.cpu().numpy().copy()}
+        return {}
 
-    def freeze(self) -> HashedLayout:
-        """The tables, the index and what else the look-up needs."""
-        return HashedLayout(
-            as_float32(self.stored_values()),
+    def freeze(self) -> Layout:
+        """The tables, the index and what else the look-up needs; own rows apart."""
+        values = as_float32(self.stored_values())
+        shared, own = np.split(values, [self.shared_rows])
+        hashed = HashedLayout(
+            shared.copy(),
             self.index.copy(),
             self.num_embeddings,
             self.embedding_dim,
@@ -178,6 +185,8 @@ class HashedEmbedding(HashingTable):
             shared=self.shared,
             **self.stored(),
         )
+        rows = own.reshape(-1, self.embedding_dim).copy()
+        return keep_apart(self.num_embeddings, self.own_ids(), rows, hashed)
 
 
 def row_width(dim: int, parts: int, combine: str) -> int:
@@ -220,17 +229,33 @@ def plan_shares(
     share: float,
     least: int = 0,
 ) -> tuple[int, int]:
-    """Shared rows, and how many ids have `own` bytes for a `share` of the budget.
+    """Shared rows, and how many entries of `own` bytes a `share` of the budget holds.
 
     Raises
     ------
     OutOfReach
-        If there is no room for a row and `least` ids.
+        If there is no room for a row and `least` entries.
     """
     budget = spec.require(ratio, smallest=row + least * own + fixed) - fixed
-    ids = min(int(share * budget), budget - row) // own
-    ids = min(max(ids, least), spec.num_embeddings)
-    return min((budget - ids * own) // row, MOST_ROWS), ids
+    entries = min(int(share * budget), budget - row) // own
+    entries = min(max(entries, least), spec.num_embeddings)
+    return min((budget - entries * own) // row, MOST_ROWS), entries
+
+
+def plan_apart(
+    spec: TableSpec, ratio: float, row: int, fixed: int, share: float
+) -> tuple[int, int]:
+    """Shared rows of `row` bytes, and ids whose rows a `share` of the budget holds.
+
+    Raises
+    ------
+    OutOfReach
+        If there is no room for a shared row.
+    """
+    budget = spec.require(ratio, smallest=row + fixed) - fixed
+    rows, own = spec.num_embeddings, 4 * spec.embedding_dim
+    ids = most_apart(rows, own, min(int(share * budget), budget - row))
+    return min((budget - apart_bytes(rows, ids, own)) // row, MOST_ROWS), ids
 
 
 def factor_std(std: float, parts: int, combine: str) -> float:

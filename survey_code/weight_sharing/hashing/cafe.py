@@ -18,7 +18,7 @@ from survey_code.weight_sharing.hashing.base import (
     INDEX_BYTES,
     MOST_ROWS,
     HashedEmbedding,
-    plan_shares,
+    plan_apart,
 )
 
 # Slots of a bucket of the sketch.
@@ -175,7 +175,7 @@ class CAFE(HashedEmbedding, Trained[CAFEOptions]):
     def plan(cls, spec: TableSpec, ratio: float, options: CAFEOptions) -> Found:
         """Own rows for a share of the budget, shared rows for the rest."""
         row, share = 4 * spec.embedding_dim, options.share
-        rows, hot = plan_shares(spec, ratio, row, INDEX_BYTES, row + 4, share)
+        rows, hot = plan_apart(spec, ratio, row, INDEX_BYTES, share)
         return {"rows": rows, "hot": hot}
 
     @property
@@ -242,10 +242,9 @@ class CAFE(HashedEmbedding, Trained[CAFEOptions]):
         self.hot_ids[: len(ids)] = ids[order].to(torch.int32)
         self.hot_rows.copy_(torch.cat([rows[order].to(torch.int32), left]))
 
-    def stored(self) -> dict[str, np.ndarray]:
-        """The ids with own rows, if there are any."""
-        keys = self.hot_ids[self.hot_ids != NOBODY].cpu().numpy().copy()
-        return {"keys": keys} if len(keys) else {}
+    def own_ids(self) -> np.ndarray:
+        """The ids that have own rows now."""
+        return self.hot_ids[self.hot_ids != NOBODY].cpu().numpy()
 
     def stored_values(self) -> Tensor:
         """Shared rows, then own rows in the order of their ids."""

@@ -14,7 +14,7 @@ from survey_code.weight_sharing.hashing.base import (
     INDEX_BYTES,
     MOST_ROWS,
     HashedEmbedding,
-    plan_shares,
+    plan_apart,
     row_width,
 )
 
@@ -69,6 +69,5 @@ class DoubleHashing(HashedEmbedding, Trained[DoubleHashingOptions]):
     ) -> Found:
         """Own rows for a share of the budget, shared rows for the rest."""
         pair = 2 * 4 * row_width(spec.embedding_dim, 2, options.combine)
-        fixed, own = 2 * INDEX_BYTES, 4 * spec.embedding_dim + 4
-        rows, frequent = plan_shares(spec, ratio, pair, fixed, own, options.share)
+        rows, frequent = plan_apart(spec, ratio, pair, 2 * INDEX_BYTES, options.share)
         return {"rows": rows, "frequent": frequent}

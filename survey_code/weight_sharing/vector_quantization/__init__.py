@@ -30,6 +30,7 @@ from survey_code.weight_sharing.vector_quantization.dpq import (
 )
 from survey_code.weight_sharing.vector_quantization.lloyd import (
     Clusters as Clusters,
+    assigning_on as assigning_on,
     cluster_rows as cluster_rows,
     nearest_rows as nearest_rows,
 )

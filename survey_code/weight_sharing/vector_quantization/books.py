@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from survey_code.bits import MOST_BITS
+from survey_code.bits import MOST_BITS, stream_words
 from survey_code.layouts.codebook import codebook_bytes
+from survey_code.layouts.routed import routing_bytes
 from survey_code.options import Options, planned
 from survey_code.order import most_frequent
 from survey_code.spec import TableSpec
@@ -55,8 +56,8 @@ def product_bytes(
 ) -> int:
     """Bytes of codes for the parts of rows, and of their codewords.
 
-    The arguments are those of `codebook_bytes`, and what is stored `beside`; heads
-    share the others' books.
+    The arguments are those of `codebook_bytes`, and what is stored `beside`; heads,
+    whose codes have `head_bits`, share the others' books.
 
     Raises
     ------
@@ -64,10 +65,13 @@ def product_bytes(
         If rows cannot be cut into so many parts.
     """
     check_books(books, spec.embedding_dim)
+    if heads:
+        beside += 4 * stream_words(heads * books, head_bits)
+        beside += routing_bytes(spec.num_embeddings, [heads])
     return beside + codebook_bytes(
-        spec.num_embeddings, books, bits,
+        spec.num_embeddings - heads, books, bits,
         groups * books << max(bits, head_bits), spec.embedding_dim // books,
-        groups=groups, heads=heads, head_bits=head_bits, number=number,
+        groups=groups, number=number,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from survey_code.embedding import TrainingStep, draw_normal
-from survey_code.layouts import CodebookLayout
+from survey_code.kernels.cuda.tensors import reaches_kernels
+from survey_code.layouts import AddedLayout, CodebookLayout, HashedLayout
 from survey_code.layouts.hashed import mixed_index, table_starts, take_digits
 from survey_code.method import Found, Trained
 from survey_code.options import option, planned
@@ -24,6 +26,7 @@ from survey_code.weight_sharing.vector_quantization.books import (
     product_bytes,
 )
 from survey_code.weight_sharing.vector_quantization.lloyd import (
+    assigning_on,
     average_rows,
     cluster_rows,
     nearest_rows,
@@ -178,25 +181,36 @@ class CCE(Trained[CCEOptions]):
     def cluster_part(
         self, rows: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Centroids of a sample of rows, and the nearest of each row."""
+        """Centroids of a sample of rows, and the nearest of each row.
+
+        A table that is trained on a GPU has them found there.
+        """
         size = min(POINTS * self.clusters, len(rows))
         some = np.sort(rng.choice(len(rows), size, replace=False))
-        found = cluster_rows(
-            rows[some], min(self.clusters, size), rng, weights=self.counts[some]
-        )
-        return found.centroids, nearest_rows(rows, found.centroids)[0]
+        on_gpu = reaches_kernels(self.values)
+        with assigning_on("cuda") if on_gpu else nullcontext():
+            found = cluster_rows(
+                rows[some], min(self.clusters, size), rng, weights=self.counts[some]
+            )
+            return found.centroids, nearest_rows(rows, found.centroids)[0]
 
     # -- what is deployed ------------------------------------------------------
 
-    def freeze(self) -> CodebookLayout:
-        """Codes, codewords, helpers, and the helpers' hashes."""
+    def freeze(self) -> AddedLayout:
+        """Codes with their codewords, and the hashed helpers."""
         words, helpers = np.split(copy_words(self.values), [self.books * self.clusters])
-        return CodebookLayout.from_codes(
+        coded = CodebookLayout.from_codes(
             self.codes.cpu().numpy(),
             words.copy(),
             np.arange(self.books) * self.clusters,
             self.embedding_dim,
             self.bits,
-            hashed=helpers.copy(),
-            index=self.index.cpu().numpy().copy(),
         )
+        hashed = HashedLayout(
+            helpers.copy(),
+            self.index.cpu().numpy().copy(),
+            self.num_embeddings,
+            self.embedding_dim,
+            "concat",
+        )
+        return AddedLayout([coded, hashed])

@@ -9,8 +9,9 @@ import numpy as np
 from survey_code.bits import MOST_BITS, count_bits
 from survey_code.budget import largest_fitting
 from survey_code.checks import check_range
-from survey_code.layouts import CodebookLayout
+from survey_code.layouts import CodebookLayout, DenseLayout, Layout
 from survey_code.layouts.codebook import codebook_bytes
+from survey_code.layouts.routed import keep_apart, routing_bytes
 from survey_code.method import AfterTraining, Found
 from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
@@ -62,23 +63,35 @@ class SAEC(AfterTraining[SAECOptions]):
     @classmethod
     def compress(
         cls, weight: np.ndarray, spec: TableSpec, options: SAECOptions
-    ) -> CodebookLayout:
+    ) -> Layout:
         """Cluster the rows of each field that are no heads."""
         check_range("heads", options.heads, 0, len(weight))
         heads = pick_heads(spec, options.heads)
         tail = np.ones(len(weight), dtype=bool)
         tail[heads] = False
+        own = as_numbers(weight[heads], options.half)
+        if not tail.any():
+            return DenseLayout(own)
         codes, words, firsts = cluster_fields(weight, tail, spec, options)
-        return CodebookLayout.from_codes(
+        tails = count_tails(spec, heads)
+        starts = np.cumsum(tails) - tails  # of the fields, among the tail
+        filled = tails > 0
+        clustered = CodebookLayout.from_codes(
             codes[tail][:, None],
             as_numbers(words, options.half),
-            firsts[:, None],
+            firsts[filled, None],
             weight.shape[1],
             count_bits(int(codes.max()) + 1),
-            starts=spec.field_starts[:-1].copy() if len(firsts) > 1 else None,
-            heads=heads,
-            head_values=as_numbers(weight[heads], options.half),
+            starts=starts[filled] if filled.sum() > 1 else None,
         )
+        return keep_apart(len(weight), heads, own, clustered)
+
+
+def count_tails(spec: TableSpec, heads: np.ndarray) -> np.ndarray:
+    """Ids of each field that are no heads."""
+    fields = np.searchsorted(spec.field_starts, heads, side="right") - 1
+    sizes = np.diff(spec.field_starts)
+    return sizes - np.bincount(fields, minlength=len(sizes))
 
 
 def plan_heads(spec: TableSpec, ratio: float, options: SAECOptions) -> int:
@@ -106,15 +119,16 @@ def plan_heads(spec: TableSpec, ratio: float, options: SAECOptions) -> int:
 
 def clustered_bytes(spec: TableSpec, most: int, heads: int, half: bool) -> int:
     """Bytes with at most `most` clusters in each field, beside the heads."""
-    fields = np.searchsorted(spec.field_starts, pick_heads(spec, heads), side="right")
-    groups = len(spec.field_starts) - 1
-    tails = np.diff(spec.field_starts) - np.bincount(fields - 1, minlength=groups)
+    tails = count_tails(spec, pick_heads(spec, heads))
     clusters = np.minimum(tails, most)
-    return codebook_bytes(
-        spec.num_embeddings, 1, count_bits(int(clusters.max())),
-        max(int(clusters.sum()), 1), spec.embedding_dim, groups=groups, heads=heads,
-        head_width=spec.embedding_dim, number=2 if half else 4,
+    number = 2 if half else 4
+    size = codebook_bytes(
+        spec.num_embeddings - heads, 1, count_bits(int(clusters.max())),
+        max(int(clusters.sum()), 1), spec.embedding_dim, groups=len(tails),
+        number=number,
     )  # fmt: skip
+    own = heads * spec.embedding_dim * number
+    return size + own + routing_bytes(spec.num_embeddings, [heads])
 
 
 def cluster_fields(

@@ -2,16 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import numpy as np
 
 from survey_code.checks import check_range
+from survey_code.kernels.cuda import current_stream, load_cupy
+from survey_code.kernels.cuda.assign import WIDEST, assign_points
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 
 # Distances held at once: 32 MB in float64.
 DISTANCES = 1 << 22
+
+# Distances from which on a GPU is worth the way there, a tenth of a second of one core;
+# and points that are sent at once.
+WORTH = 1 << 24
+SENT = 1 << 22
+
+# Where the nearest centroids are looked for; see `assigning_on`.
+ASSIGNS_ON = ContextVar("ASSIGNS_ON", default="cpu")
+
+
+@contextmanager
+def assigning_on(device: str) -> Iterator[None]:
+    """Within this block, k-means looks for nearest centroids on the CPU or on a GPU.
+
+    What it finds is the same.  The GPU compares in float32, and says of each point
+    whether roundings may have chosen its centroid; these few points are compared in
+    float64, on the CPU.  Small work, and points of more than 64 numbers, stay there.
+
+    Parameters
+    ----------
+    device : {"cpu", "cuda"}
+
+    Raises
+    ------
+    RuntimeError
+        If CuPy is not installed, or no GPU is present.
+    """
+    if device == "cuda":
+        load_cupy()
+    elif device != "cpu":
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
+    before = ASSIGNS_ON.set(device)
+    try:
+        yield
+    finally:
+        ASSIGNS_ON.reset(before)
 
 
 @dataclass
@@ -50,20 +91,56 @@ def nearest_rows(
     errors : ndarray of float64, shape (rows,)
     """
     points, centroids = (np.asarray(a, dtype=np.float64) for a in (points, centroids))
-    codes = np.empty(len(points), dtype=np.int64)
+    codes = assign_rows(points, centroids)
     errors = np.empty(len(points))
+    step = max(DISTANCES // len(centroids), 1)
+    for start in range(0, len(points), step):
+        # Anew from the difference: what was compared loses digits near 0.
+        left = points[start : start + step] - centroids[codes[start : start + step]]
+        errors[start : start + step] = (left**2).sum(axis=1)
+    return codes, errors
+
+
+def assign_rows(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Numbers of the nearest centroids, int64 of shape (rows,); see `nearest_rows`."""
+    count, dim = points.shape
+    worth = count * len(centroids) >= WORTH and 1 <= dim <= WIDEST
+    if ASSIGNS_ON.get() == "cpu" or not worth:
+        return compare_products(points, centroids)
+    codes = np.empty(count, dtype=np.int64)
+    for start in range(0, count, SENT):
+        some = points[start : start + SENT]
+        own = codes[start : start + SENT]
+        own[:], sure = assign_on_gpu(some, centroids)
+        if not sure.all():
+            own[~sure] = compare_products(some[~sure], centroids)
+    return codes
+
+
+def assign_on_gpu(
+    points: np.ndarray, centroids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest by distances in float32, and whether they are so for sure."""
+    cupy = load_cupy()
+    with np.errstate(over="ignore"):  # what becomes infinite is not sure
+        points, centroids = (a.astype(np.float32) for a in (points, centroids))
+    with current_stream():
+        found = assign_points(cupy.asarray(points), cupy.asarray(centroids))
+        nearest, sure = (part.get() for part in found)
+    return nearest, sure
+
+
+def compare_products(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """The nearest by |x - c|^2 - |x|^2, for float64 points, in blocks."""
+    codes = np.empty(len(points), dtype=np.int64)
     # Doubling is exact; doing it here saves two passes over the distances.
     lengths, doubled = (centroids**2).sum(axis=1), -2 * centroids
     step = max(DISTANCES // len(centroids), 1)
     for start in range(0, len(points), step):
-        some = points[start : start + step]
-        part = some @ doubled.T  # (step, clusters)
+        part = points[start : start + step] @ doubled.T  # (step, clusters)
         part += lengths
         codes[start : start + step] = part.argmin(axis=1)
-        # Anew from the difference: the sum above loses digits near 0.
-        left = some - centroids[codes[start : start + step]]
-        errors[start : start + step] = (left**2).sum(axis=1)
-    return codes, errors
+    return codes
 
 
 def average_rows(

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from survey_code.bits import MOST_BITS
-from survey_code.layouts import CodebookLayout
+from survey_code.layouts import CodebookLayout, PackedLayout
+from survey_code.layouts.routed import keep_apart
 from survey_code.method import Found, Trained
 from survey_code.options import option, planned
 from survey_code.spec import TableSpec
@@ -100,18 +101,18 @@ class MGQE(LearnedCodes, Trained[MGQEOptions]):
         return responses.masked_fill(forbidden, -torch.inf)
 
     def freeze(self) -> CodebookLayout:
-        """Two streams of codes, and the values of both."""
+        """Codes of two lengths, and the values of both."""
         codes = self.all_codes()
         tail = ~self.is_head.cpu().numpy()
-        return CodebookLayout.from_codes(
-            codes[tail],
-            copy_words(self.values),
-            np.arange(self.books) * self.clusters,
-            self.embedding_dim,
-            self.tail_bits,
-            heads=self.heads,
-            head_codes=codes[~tail],
-            head_bits=self.bits,
+        packed = keep_apart(
+            self.num_embeddings,
+            self.heads,
+            PackedLayout.from_integers(codes[~tail], self.bits),
+            PackedLayout.from_integers(codes[tail], self.tail_bits),
+        )
+        firsts = np.arange(self.books, dtype=np.int32)[None] * np.int32(self.clusters)
+        return CodebookLayout(
+            packed, copy_words(self.values), firsts, self.embedding_dim
         )
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from survey_code.bits import MOST_BITS
-from survey_code.layouts import CodebookLayout
+from survey_code.layouts import CodebookLayout, Layout, TurnedLayout
 from survey_code.method import AfterTraining, Found
 from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
@@ -177,7 +177,7 @@ class ProductQuantization(AfterTraining[PQOptions]):
     @classmethod
     def compress(
         cls, weight: np.ndarray, spec: TableSpec, options: PQOptions
-    ) -> CodebookLayout:
+    ) -> Layout:
         """Quantise an (n, d) table."""
         rows, dim = weight.shape
         halves = [m for m in divisors(dim) if 2 * m <= dim] or [1]
@@ -194,15 +194,16 @@ class ProductQuantization(AfterTraining[PQOptions]):
         return freeze_product(found, bits, options.half)
 
 
-def freeze_product(found: ProductCodes, bits: int, half: bool) -> CodebookLayout:
-    """Codes and codewords as a layout."""
+def freeze_product(found: ProductCodes, bits: int, half: bool) -> Layout:
+    """Codes and codewords as a layout, turned where the rows were."""
     books, clusters, width = found.codewords.shape
-    rotation = found.rotation
-    return CodebookLayout.from_codes(
+    coded = CodebookLayout.from_codes(
         found.codes,
         as_numbers(found.codewords.reshape(books * clusters, width), half),
         np.arange(books) * clusters,
         books * width,
         bits,
-        rotation=None if rotation is None else rotation.astype(np.float32),
     )
+    if found.rotation is None:
+        return coded
+    return TurnedLayout(coded, found.rotation.astype(np.float32))

@@ -1,58 +1,57 @@
 // Groups of short rows, made long by a projection, or spread over some columns.
 
-#include "composed.cuh"
+#pragma once
 
-// Fields: values, bit planes of the remap (0: groups are ranges of ids), planes,
-// running counts, groups; then for each group its first number in `values`, width,
-// projection, place of each column (or 0), first id.
-constexpr int GROUP_FIELDS = 5;
+#include "reading.cuh"
 
-template <int E> struct Grouped {
+// Numbers: the format of the groups' tables, one number at a time.
+template <int E, class Numbers> struct Grouped {
   static constexpr int ENTRIES = E, AHEAD = 2, WORDS = 8;
-  const long long* fields;
-  const float* values;
-  int dim, groups;
+  using Fields = GroupedFields;
+  using Group = GroupFields<Numbers>;
+  const Group* of;
+  const unsigned long long* planes;    // bit planes of the remap; none: ranges of ids
+  const unsigned* running;             // ids of each group before each block
+  int dim, groups, bits;
 
-  __device__ __forceinline__ Grouped(const long long* f, int dim)
-      : fields(f), values(array<float>(f, 0)), dim(dim), groups(field(f, 4)) {}
+  __device__ __forceinline__ Grouped(const Fields& f, int dim)
+      : of(array<Group>(f.listed)), planes(array<unsigned long long>(f.planes)),
+        running(array<unsigned>(f.before)), dim(dim), groups(f.groups), bits(f.bits) {}
 
-  struct Row {
-    const float* numbers;
+  struct Place {
+    const Group* group;
     const float* projection;
     const short* places;   // which number a column takes, or -1
-    long long width;
+    int width;
+    typename Numbers::Place row;
   };
 
-  __device__ __forceinline__ Row find(long long id) const {
-    const unsigned long long* planes = array<unsigned long long>(fields, 1);
+  __device__ __forceinline__ Place find(long long id) const {
     long long group = 0, row;
     if (!planes) {
-      while (group + 1 < groups && id >= field(of(group + 1), 4)) ++group;
-      row = id - field(of(group), 4);
+      while (group + 1 < groups && id >= __ldg(&of[group + 1].first)) ++group;
+      row = id - __ldg(&of[group].first);
     } else {
       row = rank(planes, id, group);
     }
-    const long long* f = of(group);
-    const long long width = field(f, 1);
-    return {values + field(f, 0) + row * width, array<float>(f, 2),
-            array<short>(f, 3), width};
-  }
-
-  __device__ __forceinline__ const long long* of(long long group) const {
-    return fields + 5 + group * GROUP_FIELDS;
+    const Group* own = of + group;
+    const int width = __ldg(&own->width);
+    return {own, array<float>(__ldg(&own->projection)),
+            array<short>(__ldg(&own->places)), width,
+            Numbers(own->numbers, width).find(row)};
   }
 
   // Group of an id, and how many of the group stand before it: the block's running
   // count, and the ids of its own block whose group has the same bits.
   __device__ __forceinline__ long long rank(const unsigned long long* planes,
                                             long long id, long long& group) const {
-    const int count = field(fields, 2), word = id / 64 % WORDS, bit = id % 64;
+    const int count = bits, word = id / 64 % WORDS, bit = id % 64;
     const long long block = id / (64 * WORDS);
     planes += block * count * WORDS;
     group = 0;
     for (int p = 0; p < count; ++p)
       group |= (long long)(planes[p * WORDS + word] >> bit & 1) << p;
-    long long before = array<unsigned>(fields, 3)[block * groups + group];
+    long long before = running[block * groups + group];
 #pragma unroll
     for (int w = 0; w < WORDS; ++w) {
       unsigned long long same = w < word ? ~0ull : w == word ? (1ull << bit) - 1 : 0;
@@ -65,15 +64,16 @@ template <int E> struct Grouped {
     return before;
   }
 
-  __device__ __forceinline__ void read(const Row& row, int first,
+  __device__ __forceinline__ void read(const Place& row, int first,
                                        float (&entries)[E]) const {
     const int width = row.width;
+    const Numbers numbers(row.group->numbers, width);
     if (row.projection) {
 #pragma unroll
       for (int j = 0; j < E; ++j) entries[j] = 0.0f;
 #pragma unroll 4
       for (int k = 0; k < width; ++k) {
-        const float number = __ldg(row.numbers + k);
+        const float number = read_number(numbers, row.row, k);
         float weights[E];
         load_floats<E>(row.projection + k * dim + first, weights);
 #pragma unroll
@@ -86,7 +86,7 @@ template <int E> struct Grouped {
     for (int j = 0; j < E; ++j) {
       const int at = !row.places ? (width ? first + j : -1)
                      : first + j < dim ? row.places[first + j] : -1;
-      entries[j] = at < 0 ? 0.0f : __ldg(row.numbers + at);
+      entries[j] = at < 0 ? 0.0f : read_number(numbers, row.row, at);
     }
   }
 };

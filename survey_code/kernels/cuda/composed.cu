@@ -1,85 +1,13 @@
-// Reading and pooling rows that several arrays make together.
+// Reading and pooling rows that several arrays make together, or several layouts.
 //
 // Every such format is a small class of two steps: `find` turns an id into places
 // (digits, offsets, codes), `read` fetches E entries of the row from there and combines
-// them. What a layout consists of, addresses and sizes, lies in one list of 64-bit
-// numbers, `fields`.
+// them.  Where a layout holds rows that are a layout again, its class has the format
+// of these as a template's argument, and calls the same two steps.
 //
 // The threads of a group share a row: each reads its own entries. Were each to find
 // the row as well, all would compute the same. Instead each thread finds another row,
 // and hands what it found to the group when that row's turn comes.
-
-#include "pooling.cuh"
-
-constexpr int SUM = 0, MEAN = 1, MAX = 2;
-
-__device__ __forceinline__ long long field(const long long* fields, int k) {
-  return __ldg(fields + k);
-}
-
-template <class T>
-__device__ __forceinline__ const T* array(const long long* fields, int k) {
-  return reinterpret_cast<const T*>(field(fields, k));
-}
-
-// E numbers that lie side by side; rows begin at multiples of E numbers.
-template <int E>
-__device__ __forceinline__ void load_floats(const float* place, float (&values)[E]) {
-  if constexpr (E == 4) {
-    const float4 four = __ldg(reinterpret_cast<const float4*>(place));
-    values[0] = four.x, values[1] = four.y, values[2] = four.z, values[3] = four.w;
-  } else if constexpr (E == 2) {
-    const float2 two = __ldg(reinterpret_cast<const float2*>(place));
-    values[0] = two.x, values[1] = two.y;
-  } else {
-    values[0] = __ldg(place);
-  }
-}
-
-// First place in numbers[low..high), which rise, that is not below `wanted`.
-template <typename Number>
-__device__ __forceinline__ long long search(const Number* numbers, long long low,
-                                            long long high, long long wanted) {
-  while (low < high) {
-    const long long middle = (low + high) / 2;
-    if ((long long)__ldg(numbers + middle) < wanted) low = middle + 1;
-    else high = middle;
-  }
-  return low;
-}
-
-// The hash of survey_code.layouts.hashed.mix_ids.
-__device__ __forceinline__ unsigned long long mix(unsigned long long id,
-                                                  unsigned long long first,
-                                                  unsigned long long second) {
-  unsigned long long mixed = id * first;
-  mixed ^= mixed >> 32;
-  mixed *= second;
-  mixed ^= mixed >> 29;
-  return mixed & 0x7FFFFFFFFFFFFFFFull;
-}
-
-// Division by a number whose inverse, floor(2^64 / number), is known: one product
-// instead of the hundred cycles of a 64-bit division. It is short by 1 at most.
-__device__ __forceinline__ unsigned long long divide(unsigned long long value,
-                                                     unsigned long long number,
-                                                     unsigned long long inverse) {
-  const unsigned long long quotient = __umul64hi(value, inverse);
-  return quotient + (value - quotient * number >= number);
-}
-
-// How a digit is taken from an id: six fields, see take_digits.
-constexpr int DIGIT_FIELDS = 6;
-
-__device__ __forceinline__ long long take_digit(const long long* fields,
-                                                long long id) {
-  unsigned long long value = id;
-  const unsigned long long first = field(fields, 0);
-  if (first) value = mix(value, first, field(fields, 1));
-  const unsigned long long divisor = field(fields, 2), modulus = field(fields, 4);
-  if (divisor != 1) value = divide(value, divisor, field(fields, 3));
-  return value - divide(value, modulus, field(fields, 5)) * modulus;
-}
 
 // The threads that share a row: blockDim.x of them, side by side in a warp.
 struct Group {
@@ -159,7 +87,8 @@ __device__ __forceinline__ void write_some(const Format& format, const Group& gr
 }
 
 template <class Format, typename Id, int AHEAD>
-__global__ void read_composed(const long long* fields, long long rows, int dim,
+__global__ void read_composed(const __grid_constant__ typename Format::Fields fields,
+                              long long rows, int dim,
                               const Id* __restrict__ ids, long long count, int each,
                               float* __restrict__ out, unsigned* flag) {
   constexpr int E = Format::ENTRIES;
@@ -201,7 +130,8 @@ __device__ __forceinline__ void pool_some(const Format& format, const Group& gro
 // AHEAD: rows that a thread reads at once. Few are best: the registers that more would
 // take leave room for fewer threads, which between them have more reads under way.
 template <class Format, typename Id, int AHEAD>
-__global__ void pool_composed(const long long* fields, long long rows, int dim,
+__global__ void pool_composed(const __grid_constant__ typename Format::Fields fields,
+                              long long rows, int dim,
                               const Id* __restrict__ ids, long long count,
                               const long long* __restrict__ offsets, long long bags,
                               const float* __restrict__ weights, int mode,

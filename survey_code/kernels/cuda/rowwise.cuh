@@ -1,16 +1,25 @@
 // Rows of 8, 4, 2 or 1 bit codes q with a scale and a bias: entry = scale * q + bias.
 //
-// On the GPU a row lies as   codes | scale, bias | padding,   with the codes padded to
-// 16 bytes and the row to whole 32-byte sectors (whole 64-byte pairs above one):
+// On the GPU a row lies as   codes | scale, bias | padding   to whole 32-byte sectors:
 // memory is fetched in sectors, so a row that straddles one more costs as much as a
 // longer row.
 
-#include "pooling.cuh"
-#include <cuda_fp16.h>
+#pragma once
 
-template <int BITS, int E, bool HALF_PARAMETERS, int ROWS_AHEAD = 4> struct Rowwise {
+#include "reading.cuh"
+
+// ALIGNED: scale and bias begin at a multiple of their bytes.
+template <int E, int BITS, bool HALF, bool ALIGNED, int ROWS_AHEAD = 4> struct Rowwise {
   static constexpr int ENTRIES = E, AHEAD = ROWS_AHEAD;
-  static constexpr int BYTES = E * BITS / 8;
+  static constexpr int BYTES = E * BITS < 8 ? 1 : E * BITS / 8;
+  using Fields = RowwiseFields;
+  using Place = unsigned;
+  const unsigned char* table;
+  long long stride;    // bytes from row to row
+  int tail;            // where a row's scale stands
+
+  __device__ __forceinline__ Rowwise(const Fields& f, int)
+      : table(array<unsigned char>(f.table)), stride(f.stride), tail(f.tail) {}
 
   struct Piece {
     Word<BYTES> codes;
@@ -72,26 +81,41 @@ template <int BITS, int E, bool HALF_PARAMETERS, int ROWS_AHEAD = 4> struct Roww
     __device__ __forceinline__ float value(int j) const { return entries[j] + shift; }
   };
 
-  static __device__ __forceinline__ Piece read(const unsigned char* row, int piece,
-                                               int dim) {
+  __device__ __forceinline__ Piece piece(long long id, int number) const {
+    const unsigned char* row = table + id * stride;
     Piece found;
-    found.codes = Word<BYTES>::read(row + piece * BYTES);
-    const unsigned char* parameters = row + parameters_at(dim);
-    if (HALF_PARAMETERS) {
-      const __half2 both = load<__half2>(parameters);
+    found.codes = Word<BYTES>::read(row + number * BYTES);
+    if (HALF) {
+      const __half2 both = parameters<__half2>(row);
       found.scale = __low2float(both);
       found.bias = __high2float(both);
     } else {
-      const float2 both = load<float2>(parameters);
+      const float2 both = parameters<float2>(row);
       found.scale = both.x;
       found.bias = both.y;
     }
     return found;
   }
 
-  // Codes are padded to whole 16 bytes.
-  static __device__ __forceinline__ int parameters_at(int dim) {
-    const int bytes = (dim * BITS + 7) / 8;
-    return (bytes + 15) / 16 * 16;
+  template <class Both> __device__ __forceinline__ Both parameters(
+      const unsigned char* row) const {
+    if constexpr (ALIGNED) return load<Both>(row + tail);
+    unsigned char bytes[sizeof(Both)];
+#pragma unroll
+    for (int k = 0; k < sizeof(Both); ++k) bytes[k] = __ldg(row + tail + k);
+    Both both;
+    memcpy(&both, bytes, sizeof(Both));
+    return both;
+  }
+
+  __device__ __forceinline__ Place find(long long id) const { return id; }
+
+  __device__ __forceinline__ void read(Place row, int first, float (&entries)[E]) const {
+    // Less than a byte of codes is found within its byte.
+    constexpr int IN_BYTE = 8 / BITS;
+    Piece found = piece(row, E < IN_BYTE ? first / IN_BYTE : first / E);
+    if (E < IN_BYTE) found.codes.part[0] >>= first % IN_BYTE * BITS;
+#pragma unroll
+    for (int j = 0; j < E; ++j) entries[j] = found.value(j);
   }
 };

@@ -1,16 +1,15 @@
-// ROBE: blocks of a row lie anywhere in one array; and the way back, which adds the
-// rows' gradients up where they were read.
+// ROBE: blocks of a row lie anywhere in one array.
 
-#include "composed.cuh"
+#pragma once
 
-// Fields: values, places where a block may begin and their inverse, block length,
-// two multipliers of the places, two of the signs (0: none).
+#include "reading.cuh"
+
 struct Blocks {
-  const long long* fields;
+  const FlatFields& f;
   int length;
 
-  __device__ __forceinline__ explicit Blocks(const long long* f)
-      : fields(f), length(field(f, 3)) {}
+  __device__ __forceinline__ explicit Blocks(const FlatFields& f)
+      : f(f), length(f.length) {}
 
   static __device__ __forceinline__ unsigned long long shift(long long id, int block) {
     return id + block * 0x9E3779B97F4A7C15ull;
@@ -18,15 +17,13 @@ struct Blocks {
 
   __device__ __forceinline__ long long start(long long id, int block) const {
     const unsigned long long mixed =
-        mix(shift(id, block), field(fields, 4), field(fields, 5));
-    const unsigned long long places = field(fields, 1);
-    return mixed - divide(mixed, places, field(fields, 2)) * places;
+        mix(shift(id, block), f.mixing[0], f.mixing[1]);
+    return mixed - divide(mixed, f.places, f.inverse) * f.places;
   }
 
   __device__ __forceinline__ float sign(long long id, int block) const {
-    const unsigned long long first = field(fields, 6);
-    if (!first) return 1.0f;
-    return mix(shift(id, block), first, field(fields, 7)) >> 31 & 1 ? -1.0f : 1.0f;
+    if (!f.sign[0]) return 1.0f;
+    return mix(shift(id, block), f.sign[0], f.sign[1]) >> 31 & 1 ? -1.0f : 1.0f;
   }
 };
 
@@ -57,12 +54,14 @@ __device__ __forceinline__ void read_block(const float* values, unsigned long lo
 // Rows of many blocks, each found where it is read.
 template <int E> struct Flat {
   static constexpr int ENTRIES = E, AHEAD = 2;
+  using Fields = FlatFields;
+  using Place = long long;
   const float* values;
   Blocks blocks;
   int dim;
 
-  __device__ __forceinline__ Flat(const long long* f, int dim)
-      : values(array<float>(f, 0)), blocks(f), dim(dim) {}
+  __device__ __forceinline__ Flat(const Fields& f, int dim)
+      : values(array<float>(f.values)), blocks(f), dim(dim) {}
 
   __device__ __forceinline__ long long find(long long id) const { return id; }
 
@@ -77,20 +76,21 @@ template <int E> struct Flat {
 // Rows of a few blocks, all found at once.
 template <int E, int COUNT> struct FewBlocks {
   static constexpr int ENTRIES = E, AHEAD = 2;
+  using Fields = FlatFields;
   const float* values;
   Blocks blocks;
   int dim;
 
-  __device__ __forceinline__ FewBlocks(const long long* f, int dim)
-      : values(array<float>(f, 0)), blocks(f), dim(dim) {}
+  __device__ __forceinline__ FewBlocks(const Fields& f, int dim)
+      : values(array<float>(f.values)), blocks(f), dim(dim) {}
 
-  struct Starts {
+  struct Place {
     unsigned start[COUNT];
     unsigned negative;    // a bit for each block
   };
 
-  __device__ __forceinline__ Starts find(long long id) const {
-    Starts found = {};
+  __device__ __forceinline__ Place find(long long id) const {
+    Place found = {};
 #pragma unroll
     for (int block = 0; block < COUNT; ++block) {
       found.start[block] = blocks.start(id, block);
@@ -99,7 +99,7 @@ template <int E, int COUNT> struct FewBlocks {
     return found;
   }
 
-  __device__ __forceinline__ void read(const Starts& found, int first,
+  __device__ __forceinline__ void read(const Place& found, int first,
                                        float (&entries)[E]) const {
     const int block = first / blocks.length;
     unsigned start = found.start[0];
@@ -111,24 +111,3 @@ template <int E, int COUNT> struct FewBlocks {
     read_block<E>(values, from, sign, dim - first, entries);
   }
 };
-
-// gradient[start(id, block) + j] += sign * rows[., block * length + j]
-template <typename Id>
-__global__ void scatter_blocks(const long long* fields, long long rows, int dim,
-                               const Id* __restrict__ ids, long long count,
-                               const float* __restrict__ gradients,
-                               float* __restrict__ out, unsigned* flag) {
-  const long long place = (long long)blockIdx.x * blockDim.y + threadIdx.y;
-  if (place >= count) return;
-  const long long id = ids[place];
-  if (!is_row(id, rows)) {
-    report(flag, BAD_ID);
-    return;
-  }
-  const Blocks blocks(fields);
-  for (int column = threadIdx.x; column < dim; column += blockDim.x) {
-    const int block = column / blocks.length;
-    const long long target = blocks.start(id, block) + column - block * blocks.length;
-    atomicAdd(out + target, blocks.sign(id, block) * gradients[place * dim + column]);
-  }
-}

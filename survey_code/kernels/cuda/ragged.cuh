@@ -1,26 +1,28 @@
 // Rows of different lengths, one after another: prefixes (ragged), or entries with
 // the numbers of their columns (sparse), which may name anchors to add up.
 
-#include "composed.cuh"
-#include "numbers.cuh"
+#pragma once
 
-// Fields: values, lengths, first place of every 32 rows.
+#include "reading.cuh"
+
+// Prefixes.
 template <int E, typename Number, typename Length> struct Ragged {
+  using Fields = RaggedFields;
   static constexpr int ENTRIES = E, AHEAD = 4, BLOCK = 32;
   const Number* values;
   const Length* lengths;
   const unsigned* starts;
 
-  __device__ __forceinline__ Ragged(const long long* f, int)
-      : values(array<Number>(f, 0)), lengths(array<Length>(f, 1)),
-        starts(array<unsigned>(f, 2)) {}
+  __device__ __forceinline__ Ragged(const Fields& f, int)
+      : values(array<Number>(f.values)), lengths(array<Length>(f.lengths)),
+        starts(array<unsigned>(f.starts)) {}
 
-  struct Row {
+  struct Place {
     const Number* first;
     long long length;
   };
 
-  __device__ __forceinline__ Row find(long long id) const {
+  __device__ __forceinline__ Place find(long long id) const {
     const int inside = id % BLOCK;
     const unsigned before = sum_first(lengths + (id - inside), inside);
     return {values + (unsigned long long)starts[id / BLOCK] + before, __ldg(lengths + id)};
@@ -45,7 +47,7 @@ template <int E, typename Number, typename Length> struct Ragged {
     return sum;
   }
 
-  __device__ __forceinline__ void read(const Row& row, int first,
+  __device__ __forceinline__ void read(const Place& row, int first,
                                        float (&entries)[E]) const {
 #pragma unroll
     for (int j = 0; j < E; ++j)
@@ -53,26 +55,27 @@ template <int E, typename Number, typename Length> struct Ragged {
   }
 };
 
-// Fields: values, columns, offsets, rows of a block.
+// Entries and their columns.
 template <int E, typename Number, typename Column> struct Sparse {
+  using Fields = SparseFields;
   static constexpr int ENTRIES = E, AHEAD = 2, CHUNK = 4;
   const Number* values;
   const Column* columns;
   const unsigned* offsets;
   int dim, block_rows;
 
-  __device__ __forceinline__ Sparse(const long long* f, int dim)
-      : values(array<Number>(f, 0)), columns(array<Column>(f, 1)),
-        offsets(array<unsigned>(f, 2)), dim(dim), block_rows(field(f, 3)) {}
+  __device__ __forceinline__ Sparse(const Fields& f, int dim)
+      : values(array<Number>(f.values)), columns(array<Column>(f.columns)),
+        offsets(array<unsigned>(f.offsets)), dim(dim), block_rows(f.block_rows) {}
 
-  struct Row {
+  struct Place {
     unsigned first, last;
     int shift;   // what a column's number has added
   };
 
-  __device__ __forceinline__ Row find(long long id) const {
+  __device__ __forceinline__ Place find(long long id) const {
     const long long block = id / block_rows;
-    Row row = {offsets[block], offsets[block + 1], int(id - block * block_rows) * dim};
+    Place row = {offsets[block], offsets[block + 1], int(id - block * block_rows) * dim};
     if (block_rows > 1) {
       row.first = search(columns, row.first, row.last, row.shift);
       row.last = search(columns, row.first, row.last, row.shift + dim);
@@ -80,7 +83,7 @@ template <int E, typename Number, typename Column> struct Sparse {
     return row;
   }
 
-  __device__ __forceinline__ void read(const Row& row, int first,
+  __device__ __forceinline__ void read(const Place& row, int first,
                                        float (&entries)[E]) const {
 #pragma unroll
     for (int j = 0; j < E; ++j) entries[j] = 0.0f;
@@ -103,17 +106,19 @@ template <int E, typename Number, typename Column> struct Sparse {
   }
 };
 
-// Fields: anchors, weights, columns (the anchors' numbers), offsets.
-template <int E, typename Column> struct Anchors {
+// Entries that name anchors.
+template <int E, class Rows, typename Column> struct Anchors {
   static constexpr int ENTRIES = E, AHEAD = 2, CHUNK = 4;
-  const float *anchors, *weights;
+  using Fields = AnchorFields<Rows>;
+  using Place = uint2;
+  Rows anchors;
+  const float* weights;
   const Column* columns;
   const unsigned* offsets;
-  int dim;
 
-  __device__ __forceinline__ Anchors(const long long* f, int dim)
-      : anchors(array<float>(f, 0)), weights(array<float>(f, 1)),
-        columns(array<Column>(f, 2)), offsets(array<unsigned>(f, 3)), dim(dim) {}
+  __device__ __forceinline__ Anchors(const Fields& f, int dim)
+      : anchors(f.anchors, dim), weights(array<float>(f.weights)),
+        columns(array<Column>(f.columns)), offsets(array<unsigned>(f.offsets)) {}
 
   __device__ __forceinline__ uint2 find(long long id) const {
     return make_uint2(offsets[id], offsets[id + 1]);
@@ -129,8 +134,7 @@ template <int E, typename Column> struct Anchors {
       for (int k = 0; k < CHUNK; ++k) {
         const unsigned place = at + k < row.y ? at + k : row.y - 1;
         weight[k] = __ldg(weights + place);
-        load_floats<E>(anchors + (long long)__ldg(columns + place) * dim + first,
-                       anchor[k]);
+        anchors.read(anchors.find(__ldg(columns + place)), first, anchor[k]);
       }
 #pragma unroll
       for (int k = 0; k < CHUNK; ++k)

@@ -1,0 +1,146 @@
+"""Packed rows of small integers unpacked and decoded by NumPy.
+
+Low bits come first, and each row begins a byte of its own.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from survey_code.kernels.cpu.rows import BLOCK_NUMBERS
+
+
+def unpack_rows(packed: np.ndarray, dim: int, bits: int) -> np.ndarray:
+    """Codes of packed rows.
+
+    Parameters
+    ----------
+    packed : ndarray of uint8, shape (m, bytes)
+        At least ``ceil(dim * bits / 8)`` bytes a row; further ones are left alone.
+    dim : int
+    bits : {8, 4, 2, 1}
+
+    Returns
+    -------
+    ndarray of uint8, shape (m, dim)
+        At 8 bits a view of `packed`.
+    """
+    width = -(-dim * bits // 8)
+    packed = packed[:, :width]
+    if bits == 8:
+        return packed
+    if bits == 4:
+        return spread_halves(packed)[:, :dim]
+    codes = list_codes(bits, np.uint8).take(packed.astype(np.intp), axis=0)
+    return codes.reshape(len(packed), width * 8 // bits)[:, :dim]
+
+
+def decode_rows(
+    packed: np.ndarray, dim: int, bits: int, scale: np.ndarray, bias: np.ndarray
+) -> np.ndarray:
+    """Numbers that packed rows stand for: code times scale, plus bias.
+
+    Parameters
+    ----------
+    packed : ndarray of uint8, shape (m, bytes)
+        As for `unpack_rows`.
+    dim : int
+    bits : {8, 4, 2, 1}
+    scale, bias : ndarray of float32, shape (m, 1) or (1, 1)
+
+    Returns
+    -------
+    ndarray of float32, shape (m, dim)
+        Rounded after the product and after the sum.
+    """
+    rows = np.empty((len(packed), dim), dtype=np.float32)
+    step = max(BLOCK_NUMBERS // dim, 1)
+    for start in range(0, len(packed), step):
+        part = slice(start, start + step)
+        block = rows[part]
+        own = (scale, bias) if len(scale) == 1 else (scale[part], bias[part])
+        if bits < 4:
+            codes = look_up_codes(packed[part], dim, bits)
+        else:
+            block[:] = unpack_rows(packed[part], dim, bits)
+            codes = block
+        np.multiply(codes, own[0], out=block)
+        block += own[1]
+    return rows
+
+
+def take_codes(words: np.ndarray, places: np.ndarray, bits: int) -> np.ndarray:
+    """Codes at given places of a stream, in which they follow each other bit by bit.
+
+    Parameters
+    ----------
+    words : ndarray of uint32
+        One more than the codes fill.
+    places : ndarray of int64, any shape
+    bits : int, 1 to 16
+
+    Returns
+    -------
+    ndarray of int64, shape of `places`
+    """
+    stream = np.ascontiguousarray(words, dtype="<u4")
+    if bits in (8, 16):  # a number of its own
+        return stream.view(f"<u{bits // 8}").take(places).astype(np.int64)
+    if 8 % bits == 0:  # a part of one byte
+        first = places * bits
+        held = stream.view(np.uint8).take(first >> 3).astype(np.int64)
+        return held >> (first & 7) & (2**bits - 1)
+    first = places * bits
+    word = first >> 5
+    pair = stream.take(word + 1).astype(np.int64)
+    pair <<= 32
+    pair |= stream.take(word)
+    pair >>= first & 31
+    pair &= 2**bits - 1
+    return pair
+
+
+def split_tail(
+    packed: np.ndarray, width: int, kind: npt.DTypeLike
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and bias that stand behind the codes of each row.
+
+    Parameters
+    ----------
+    packed : ndarray of uint8, shape (m, width + 2 * itemsize)
+    width : int
+        Bytes of codes.
+    kind : dtype
+        float32 or float16.
+
+    Returns
+    -------
+    scale, bias : ndarray of float32, shape (m, 1)
+    """
+    tail = packed[:, width:].view(kind)
+    return tail[:, :1].astype(np.float32), tail[:, 1:].astype(np.float32)
+
+
+def spread_halves(packed: np.ndarray) -> np.ndarray:
+    """Two codes of 4 bits from each byte: uint8 (m, bytes) -> uint8 (m, 2 * bytes)."""
+    pairs = packed.astype("<u2", order="C")
+    pairs |= pairs << 4
+    pairs &= 0x0F0F
+    return pairs.view(np.uint8)
+
+
+def look_up_codes(packed: np.ndarray, dim: int, bits: int) -> np.ndarray:
+    """Codes of packed rows as float32 (m, dim), all codes of a byte at a time."""
+    width = -(-dim * bits // 8)
+    codes = list_codes(bits, np.float32).take(packed[:, :width].astype(np.intp), axis=0)
+    return codes.reshape(len(packed), width * 8 // bits)[:, :dim]
+
+
+@cache
+def list_codes(bits: int, kind: type[np.generic]) -> np.ndarray:
+    """Codes of each byte, in this type, shape (256, 8 // bits)."""
+    codes = np.arange(256)[:, None] >> np.arange(0, 8, bits) & (2**bits - 1)
+    return codes.astype(kind)

@@ -1,0 +1,874 @@
+"""What kernels are told about layouts: a description of each, on both sides alike.
+
+A `Format` is a small dataclass.  Those of its attributes that are `told` are what a
+kernel reads: addresses of arrays, numbers, digits, and formats again where a layout
+holds layouts.  From the class the C++ struct is made that the kernel takes by value
+(`struct HashedFields` from `HashedFormat`), and from an instance the struct's contents,
+so that no place in it is counted by hand.  The C++ class that reads a row has the
+format's name, and stands in the header that the format names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import Field, dataclass, field, fields
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from survey_code.kernels.cuda import Shaped, load_cupy
+from survey_code.kernels.cuda.place import (
+    address_of,
+    pack_beside,
+    pad_words,
+    row_stride,
+)
+
+OPEN = 2**63 - 1  # ids of a layout that serves any
+FEW_BLOCKS = 8  # of a row, that are found at once
+FLOATS = {"float32": "float", "float16": "__half", "uint16": "__nv_bfloat16"}
+INTEGERS = {"uint8": "unsigned char", "uint16": "unsigned short"}
+Shape = tuple[int, int]
+
+
+# -- what is told ------------------------------------------------------------------
+
+
+def told(kind: str = "long long", count: str = "") -> Any:
+    """An attribute that the kernel reads.
+
+    Parameters
+    ----------
+    kind : str
+        Its type in C++; ``"format"`` for a format, whose struct stands in this one.
+    count : str
+        For a sequence its length, a number or the name of a template's argument.
+    """
+    return field(metadata={"kind": kind, "count": count})
+
+
+def told_fields(described: type) -> list[Field[Any]]:
+    """Those attributes of a description that the kernel reads."""
+    return [one for one in fields(described) if "kind" in one.metadata]
+
+
+def emit_struct(described: type) -> str:
+    """The struct of a description, in C++."""
+    arguments, lines = [], []
+    for one in told_fields(described):
+        kind, count = one.metadata["kind"], one.metadata["count"]
+        if kind == "format":
+            own = one.name.title().replace("_", "")
+            arguments.append(f"class {own}")
+            kind = f"typename {own}::Fields"
+        if count.isalpha():
+            arguments.append(f"int {count}")
+        lines.append(f"  {kind} {one.name}{f'[{count}]' if count else ''};")
+    head = f"template <{', '.join(arguments)}> " if arguments else ""
+    name = described.__name__.replace("Format", "Fields")
+    return "\n".join([f"{head}struct {name} {{", *lines, "};\n"])
+
+
+def list_numbers(described: Any) -> list[int]:
+    """What a struct contains: integers of 64 bits, and addresses of arrays."""
+    numbers: list[int] = []
+    for one in told_fields(type(described)):
+        value = getattr(described, one.name)
+        for item in value if one.metadata["count"] else [value]:
+            numbers += list_told(item)
+    return numbers
+
+
+def list_told(value: Any) -> list[int]:
+    """The integers that one thing is told by; nothing is told by 0."""
+    if value is None:
+        return [0]
+    if isinstance(value, int | np.integer):
+        return [(int(value) + 2**63) % 2**64 - 2**63]  # the same bits as an int64
+    if hasattr(value, "dtype"):
+        return [address_of(value)]
+    return list_numbers(value)
+
+
+def invert(number: int) -> int:
+    """floor(2**64 / number), by which a kernel divides; the largest there is for 1."""
+    return min(2**64 // int(number), 2**64 - 1)
+
+
+@dataclass(eq=False)
+class Digit:
+    """How a digit is taken from an id, and the first row of the table it names."""
+
+    first: int = told()
+    second: int = told()
+    divisor: int = told()
+    divisor_inverse: int = told()
+    modulus: int = told()
+    modulus_inverse: int = told()
+    start: int = told()
+
+    @classmethod
+    def of(cls, row: Sequence[int], start: int = 0) -> Digit:
+        """From a row of an index table: multipliers, divisor and modulus."""
+        first, second, divisor, modulus = row
+        return cls(
+            first, second, divisor, invert(divisor), modulus, invert(modulus), start
+        )
+
+
+NO_DIGIT = Digit(0, 0, 1, 0, 0, 0, 0)
+
+
+@dataclass(eq=False)
+class TrainCore:
+    """A core of a tensor train, shape (rows, left / step, columns / step, right)."""
+
+    values: Shaped = told()
+    rows: int = told()
+    columns: int = told()
+    left: int = told()
+    right: int = told()
+    step: int = told()
+
+
+# -- formats -----------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Format:
+    """How a kernel finds and decodes the rows of a layout.
+
+    Parameters
+    ----------
+    rows, dim : int
+        Ids are below `rows`; a row has `dim` entries.
+
+    Attributes
+    ----------
+    made : int
+        Bytes on the GPU that the layout's own arrays do not hold.
+    """
+
+    header: ClassVar[str]
+    parts: ClassVar[tuple[type, ...]] = ()  # further structs that its own one holds
+    composes: ClassVar[bool] = True  # whether other formats can hold it
+    rows: int
+    dim: int
+
+    def form(self, entries: int) -> str:
+        """The C++ type that reads so many entries at once."""
+        raise NotImplementedError
+
+    def unit(self) -> int:
+        """Entries that a thread may read at once: 4, 2 or 1."""
+        return choose_entries(self.dim)
+
+    def inner(self) -> list[Format]:
+        """Formats that it holds."""
+        return []
+
+    @property
+    def made(self) -> int:
+        """Bytes on the GPU that the layout's own arrays do not hold."""
+        return sum(part.made for part in self.inner())
+
+    @cached_property
+    def arguments(self) -> np.ndarray:
+        """The struct that a kernel takes by value: int64s, as one structured entry."""
+        numbers = list_numbers(self)
+        held = np.zeros((), dtype=[("numbers", np.int64, (len(numbers),))])
+        held["numbers"] = numbers
+        return held
+
+    @cached_property
+    def source(self) -> str:
+        """C++ that declares the structs and classes by which rows are read."""
+        headers, waiting = set(), [self]
+        while waiting:
+            one = waiting.pop()
+            headers.add(one.header)
+            waiting += one.inner()
+        kinds = [kind for kind in DESCRIBED if kind.header in headers]
+        structs = [Digit, *(part for kind in kinds for part in (*kind.parts, kind))]
+        includes = [f'#include "{header}"' for header in sorted(headers)]
+        return "\n".join([*map(emit_struct, structs), *includes, ""])
+
+
+def choose_entries(*widths: int) -> int:
+    """Entries that a thread reads at once: 4, 2 or 1, and all widths a multiple."""
+    return next(e for e in (4, 2, 1) if not any(width % e for width in widths))
+
+
+def describe_rows(part: Any) -> Format | None:
+    """The format of a layout, or of an array of floats; None where there is none."""
+    if hasattr(part, "describe"):
+        described: Format | None = part.describe()
+        return described if described and described.composes else None
+    return DenseFormat.of(load_cupy().ascontiguousarray(part))
+
+
+def describe_all(parts: Iterable[Any]) -> list[Format] | None:
+    """Formats of layouts and arrays, or None where one has none."""
+    found = [describe_rows(part) for part in parts]
+    return None if any(one is None for one in found) else given(*found)
+
+
+def form_of(part: Format | None, entries: int) -> str:
+    """The C++ type of a part that may be missing."""
+    return "Nothing" if part is None else part.form(entries)
+
+
+def given(*parts: Format | None) -> list[Format]:
+    """Those that are there."""
+    return [part for part in parts if part is not None]
+
+
+@dataclass(eq=False)
+class PieceFormat(Format):
+    """Rows of one table, of which a thread reads pieces of many entries."""
+
+    table: Shaped = told()
+    stride: int = told()
+
+    def shape(self, use: str) -> Shape:
+        """Entries of a piece, and rows that a thread asks for at once; as measured.
+
+        Parameters
+        ----------
+        use : {"single", "short", "pooled"}
+            A look-up, bags of fewer than four ids on average, or longer ones.
+        """
+        raise NotImplementedError
+
+    def piece(self, entries: int, ahead: int) -> str:
+        """The C++ type that reads pieces of so many entries."""
+        raise NotImplementedError
+
+    @property
+    def least(self) -> int:
+        """Entries of the smallest piece."""
+        return 4
+
+    def form(self, entries: int) -> str:
+        """As for `Format`."""
+        return self.piece(entries, 4)
+
+
+@dataclass(eq=False)
+class DenseFormat(PieceFormat):
+    """Rows of float32, float16 or bfloat16 (as uint16)."""
+
+    header = "dense.cuh"
+    number: str
+
+    @classmethod
+    def of(cls, values: Shaped) -> DenseFormat:
+        """Rows of a 2-D array, side by side or padded."""
+        rows, width = values.shape
+        return cls(rows, width, values, row_stride(values), str(values.dtype))
+
+    def shape(self, use: str) -> Shape:
+        """As for `PieceFormat`."""
+        fetched = 16 // np.dtype(self.number).itemsize
+        return (fetched if use == "single" else 2 * fetched, 4)
+
+    def piece(self, entries: int, ahead: int) -> str:
+        """As for `PieceFormat`."""
+        return f"Dense<{entries}, {FLOATS[self.number]}, {ahead}>"
+
+
+@dataclass(eq=False)
+class RowwiseFormat(PieceFormat):
+    """Codes of 8, 4, 2 or 1 bits, and each row's scale and bias behind them."""
+
+    header = "rowwise.cuh"
+    tail: int = told()
+    bits: int
+    half: bool
+    extra: int = 0
+
+    @classmethod
+    def of(cls, rows: Shaped, dim: int, bits: int, half: bool) -> RowwiseFormat:
+        """Padded rows, uint8 (n, bytes): codes, then scale and bias."""
+        tail = -(-dim * bits // 8)
+        return cls(rows.shape[0], dim, rows, row_stride(rows), tail, bits, half)
+
+    @classmethod
+    def beside(cls, codes: Shaped, tail: Shaped, dim: int, bits: int) -> RowwiseFormat:
+        """Codes, uint8 (n, bytes), and float32 scales and biases (n, 2)."""
+        table = pack_beside(codes, tail)
+        found = cls.of(table, dim, bits, half=False)
+        found.extra = found.rows * found.stride
+        return found
+
+    @property
+    def made(self) -> int:
+        """As for `Format`."""
+        return self.extra
+
+    def shape(self, use: str) -> Shape:
+        """As for `PieceFormat`."""
+        pooled = {8: (16, 2), 4: (32, 4), 2: (64, 4), 1: (64, 4)}[self.bits]
+        return {"single": (8, 4), "short": (16, 4), "pooled": pooled}[use]
+
+    @property
+    def least(self) -> int:
+        """As for `PieceFormat`."""
+        return max(4, 8 // self.bits)
+
+    def piece(self, entries: int, ahead: int) -> str:
+        """As for `PieceFormat`."""
+        aligned = self.tail % (4 if self.half else 8) == 0
+        flags = f"{write(self.half)}, {write(aligned)}"
+        return f"Rowwise<{entries}, {self.bits}, {flags}, {ahead}>"
+
+
+def write(value: bool) -> str:
+    """A truth value in C++."""
+    return str(value).lower()
+
+
+@dataclass(eq=False)
+class PackedFormat(Format):
+    """Small integers in one stream of bits."""
+
+    header = "packed.cuh"
+    words: Shaped = told()
+    bits: int = told()
+
+    @classmethod
+    def of(cls, words: Shaped, rows: int, dim: int, bits: int) -> PackedFormat:
+        """A stream of integers of so many bits."""
+        return cls(rows, dim, words, bits)
+
+    def form(self, entries: int) -> str:
+        """As for `Format`."""
+        return f"Packed<{entries}>"
+
+
+@dataclass(eq=False)
+class CodebookFormat(Format):
+    """Codes, and the codewords that they name."""
+
+    header = "codebook.cuh"
+    codes: Format = told("format")
+    words: Format = told("format")
+    books: int = told()
+    width: int = told()
+    firsts: Shaped = told()
+    groups: int = told()
+    starts: Shaped | None = told()
+    added: bool
+
+    @classmethod
+    def of(
+        cls,
+        codes: Format,
+        words: Format,
+        firsts: Shaped,
+        starts: Shaped | None,
+        dim: int,
+        combine: str,
+    ) -> CodebookFormat:
+        """Codewords side by side, or added up."""
+        groups, books = firsts.shape
+        return cls(
+            codes.rows, dim, codes, words, books, words.dim, firsts, groups, starts,
+            combine == "sum",
+        )  # fmt: skip
+
+    def inner(self) -> list[Format]:
+        """As for `Format`."""
+        return [self.codes, self.words]
+
+    def unit(self) -> int:
+        """As for `Format`."""
+        return min(choose_entries(self.width, self.dim), self.words.unit())
+
+    def form(self, entries: int) -> str:
+        """As for `Format`."""
+        inner = f"{self.codes.form(1)}, {self.words.form(entries)}"
+        return f"Codebook<{entries}, {inner}, {write(self.added)}>"
+
+
+@dataclass(eq=False)
+class HashedFormat(Format):
+    """A few tables, of which digits of the id name a row each."""
+
+    header = "hashed.cuh"
+    values: Format = told("format")
+    weights: Format | None = told("format")
+    columns: int = told()
+    sign: Sequence[int] = told(count="2")
+    weight_digit: Digit = told("Digit")
+    digits: Sequence[Digit] = told("Digit", "TABLES")
+    combine: str
+
+    @classmethod
+    def of(
+        cls,
+        shape: Shape,
+        combine: str,
+        values: Format,
+        index: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        *,
+        signs: Sequence[int] | None = None,
+        weights: Format | None = None,
+        weight_index: Sequence[int] | None = None,
+    ) -> HashedFormat:
+        """Rows of `values`, as an index table and the tables' first rows say."""
+        digits = [Digit.of(row, start) for row, start in zip(index, starts)]
+        by = NO_DIGIT if weight_index is None else Digit.of(weight_index)
+        columns = 0 if weights is None else weights.dim
+        return cls(
+            *shape, values, weights, columns, signs or (0, 0), by, digits, combine
+        )
+
+    def inner(self) -> list[Format]:
+        """As for `Format`."""
+        return given(self.values, self.weights)
+
+    def unit(self) -> int:
+        """As for `Format`."""
+        return min(choose_entries(self.values.dim, self.dim), self.values.unit())
+
+    def form(self, entries: int) -> str:
+        """As for `Format`."""
+        how = ("sum", "product", "concat").index(self.combine)
+        inner = f"{self.values.form(entries)}, {form_of(self.weights, 1)}"
+        return f"Hashed<{entries}, {inner}, {len(self.digits)}, {how}>"
+
+
+@dataclass(eq=False)
+class PathFormat(Format):
+    """A row of a table that runs through a small network."""
+
+    header = "hashed.cuh"
+    values: Format = told("format")
+    networks: Shaped = told()
+    size: int = told()
+    digits: Sequence[Digit] = told("Digit", "2")
+    hidden: int
+    extra: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        shape: Shape,
+        values: Format,
+        paths: Shaped,
+        index: Sequence[Sequence[int]],
+        hidden: int,
+        decoded: bool = False,
+    ) -> PathFormat:
+        """Networks of so many units, one in each row of `paths`."""
+        digits = [Digit.of(row) for row in index]
+        extra = paths.nbytes if decoded else 0
+        return cls(*shape, values, paths, paths.shape[1], digits, hidden, extra)
+
+    @property
+    def made(self) -> int:
+        """As for `Format`."""
+        return self.extra + self.values.made
+
+    def inner(self) -> list[Format]:
+        """As for `Format`."""
+        return [self.values]
+
+    def form(self, entries: int) -> str:
+        """As for `Format`."""
+        return f"Path<{entries}, {self.values.form(1)}, {self.hidden}>"
+
+
+@dataclass(eq=False)
+class FlatFormat(Format):
+    """Blocks of rows anywhere in one array."""
+
+    header = "flat.cuh"
+    values: Shaped = told()
+    places: int = told()
+    inverse: int = told()
+    length: int = told()
+    mixing: Sequence[int] = told(count="2")
+    sign: Sequence[int] = told(count="2")
+
+    @classmethod
+    def of(
+        cls,
+        shape: Shape,
+        values: Shaped,
+        block_len: int,
+        multipliers: Sequence[int],
+        signs: Sequence[int] | None,
+    ) -> FlatFormat:
+        """Blocks of `block_len` numbers of an array."""
+        length = min(block_len, shape[1])
+        places = values.size - length + 1
+        return cls(
+            *shape, values, places, invert(places), length, multipliers, signs or (0, 0)
+        )
+
+    def unit(self) -> int:
+        """As for `Format`."""
+        return choose_entries(self.length)
+
+    def form(self, entries: int) -> str:
+        """As for `Format`."""
+        blocks = -(-self.dim // self.length)
+        if blocks <= FEW_BLOCKS and self.values.size < 2**32:
+            return f"FewBlocks<{entries}, {blocks}>"
+        return f"Flat<{entries}>"
+
+
+@dataclass(eq=False)
+class TrainFormat(Format):
+    """A tensor train of three cores, which are decoded and begin anew."""
+
+    header = "tensor_train.cuh"
+    parts = (TrainCore,)
+    cores: Sequence[TrainCore] = told("TrainCore", "3")
+
+    @classmethod
+    def of(
+        cls, shape: Shape, cores: Sequence[Shaped], steps: Sequence[int]
+    ) -> TrainFormat:
+        """Up to three cores of shape (rows, left / step, columns / step, right)."""
+        cupy = load_cupy()
+        missing = 3 - len(cores)
+        ones = cupy.ones((1, 1, 1, 1), dtype=np.float32)
+        # Each core in an array of its own begins at a multiple of 16 bytes.
+        padded = [ones] * missing + [cupy.array(core) for core in cores]
+        told_cores = [
+            TrainCore(core, *(core.shape[axis] for axis in (0, 2, 1, 3)), step)
+            for core, step in zip(padded, [1] * missing + list(steps))
+        ]  # fmt: skip
+        return cls(*shape, told_cores)
+
+    @property
+    def made(self) -> int:
+        """As for `Format`."""
+        return sum(core.values.nbytes for core in self.cores)
+
+    def unit(self) -> int:
+        """As for `Format`."""
+        return choose_entries(self.cores[2].columns)
+
+    def form(self, entries: int) -> str:
+        """Four entries of the state are read at once where ranks allow it."""
+        aligned = not (self.cores[1].right % 4 or self.cores[2].left % 4)
+        return f"Train<{entries}, {write(aligned)}>"
+
+
+@dataclass(eq=False)
+class RaggedFormat(Format):
+    """Prefixes of rows."""
+
+    header = "ragged.cuh"
+    values: Shaped = told()
+    lengths: Shaped = told()
+    starts: Shaped = told()
+    extra: int = 0
+
+    @classmethod
+    def of(
+        cls, shape: Shape, values: Shaped, lengths: Shaped, starts: Shaped
+    ) -> RaggedFormat:
+        """Lengths of a byte are read four at a time: padded to whole words."""
+        padded = pad_words(lengths)
+        extra = 0 if padded is lengths else padded.nbytes
+        return cls(*shape, values, padded, starts, extra)
+
+    @property
+    def made(self) -> int:
+        """As for `Format`."""
+        return self.extra
+
+    def form(self, entries: int) -> str:
+        """As for `Format`."""
+        kinds = f"{FLOATS[str(self.values.dtype)]}, {INTEGERS[str(self.lengths.dtype)]}"
+        return f"Ragged<{entries}, {kinds}>"
+
+
+@dataclass(eq=False)
+class SparseFormat(Format):
+    """Entries that are not zero."""
+
+    header = "ragged.cuh"
+    values: Shaped = told()
+    columns: Shaped = told()
+    offsets: Shaped = told()
+    block_rows: int = told()
+
+    @classmethod
+    def of(
+        cls, shape: Shape, values: Shaped, columns: Shaped, offsets: Shaped, block: int
+    ) -> SparseFormat:
+        """Blocks of so many rows."""
+        return cls(*shape, values, columns, offsets, block)
+
+    def form(self, entries: int) -> str:
+        """As for `Format`."""
+        kinds = f"{FLOATS[str(self.values.dtype)]}, {INTEGERS[str(self.columns.dtype)]}"
+        return f"Sparse<{entries}, {kinds}>"
+
+
+@dataclass(eq=False)
+class AnchorFormat(Format):
+    """Weighted sums of anchors."""
+
+    header = "ragged.cuh"
+    anchors: Format = told("format")
+    weights: Shaped = told()
+    columns: Shaped = told()
+    offsets: Shaped = told()
+
+    @classmethod
+    def of(
+        cls, shape: Shape, anchors: Format, weights: Shaped, columns: Shaped,
+        offsets: Shaped,
+    ) -> AnchorFormat:  # fmt: skip
+        """Entries of rows, and the anchors they name."""
+        return cls(*shape, anchors, weights, columns, offsets)
+
+    def inner(self) -> list[Format]:
+        """As for `Format`."""
+        return [self.anchors]
+
+    def unit(self) -> int:
+        """As for `Format`."""
+        return self.anchors.unit()
+
+    def form(self, entries: int) -> str:
+        """As for `Format`."""
+        kind = INTEGERS[str(self.columns.dtype)]
+        return f"Anchors<{entries}, {self.anchors.form(entries)}, {kind}>"
+
+
+@dataclass(eq=False)
+class GroupFormat:
+    """A group of short rows."""
+
+    numbers: Format | None = told("format")
+    width: int = told()
+    projection: Shaped | None = told()
+    places: Shaped | None = told()
+    first: int = told()
+
+
+@dataclass(eq=False)
+class GroupedFormat(Format):
+    """Short rows, projected or spread."""
+
+    header = "grouped.cuh"
+    parts = (GroupFormat,)
+    listed: Shaped = told()
+    groups: int = told()
+    planes: Shaped | None = told()
+    bits: int = told()
+    before: Shaped | None = told()
+    members: Sequence[GroupFormat]
+
+    @classmethod
+    def of(
+        cls,
+        shape: Shape,
+        tables: Sequence[Format],
+        projections: Sequence[Shaped | None],
+        columns: Sequence[np.ndarray | None],
+        planes: Shaped | None,
+        before: Shaped | None,
+    ) -> GroupedFormat | None:
+        """Tables of one format; None where their formats differ."""
+        cupy = load_cupy()
+        groups, row = [], 0
+        for table, projection, column in zip(tables, projections, columns):
+            width, places = table.dim, None
+            if column is not None and 0 < width < shape[1]:
+                spread = np.full(shape[1], -1, dtype=np.int16)
+                spread[column] = np.arange(width)
+                places = cupy.asarray(spread)
+            groups.append(GroupFormat(table, width, projection, places, row))
+            row += table.rows
+        if len({table.form(1) for table in tables if table.dim}) > 1:
+            return None
+        numbers = [list_numbers(group) for group in groups]
+        listed = cupy.asarray(np.array(numbers, dtype=np.int64))
+        bits = 0 if planes is None else planes.shape[1]
+        return cls(*shape, listed, len(groups), planes, bits, before, groups)
+
+    @property
+    def made(self) -> int:
+        """As for `Format`."""
+        spread = [group.places for group in self.members if group.places is not None]
+        own = int(self.listed.nbytes) + sum(int(places.nbytes) for places in spread)
+        return own + super().made
+
+    def inner(self) -> list[Format]:
+        """As for `Format`."""
+        tables = given(*(group.numbers for group in self.members))
+        return [table for table in tables if table.dim] or tables
+
+    def form(self, entries: int) -> str:
+        """As for `Format`."""
+        return f"Grouped<{entries}, {self.inner()[0].form(1)}>"
+
+
+@dataclass(eq=False)
+class OthersFormat(Format):
+    """The ids that no part before has."""
+
+    header = "parts.cuh"
+    part: Format = told("format")
+    by_number: bool
+
+    def inner(self) -> list[Format]:
+        """As for `Format`."""
+        return [self.part]
+
+    def unit(self) -> int:
+        """As for `Format`."""
+        return self.part.unit()
+
+    def form(self, entries: int) -> str:
+        """As for `Format`."""
+        return f"Others<{self.part.form(entries)}, {write(self.by_number)}>"
+
+
+@dataclass(eq=False)
+class RoutedFormat(Format):
+    """The ids that one part names, and the rest."""
+
+    header = "parts.cuh"
+    part: Format = told("format")
+    rest: Format = told("format")
+    marks: Shaped = told()
+    ranks: Shaped = told()
+    named: int = told()
+    extra: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        parts: Sequence[Format],
+        marks: Shaped,
+        ranks: Shaped,
+        rows: int,
+        open_ids: int,
+        extra: int = 0,
+    ) -> Format:
+        """Parts, and the marks of all but the last, shape (parts - 1, words)."""
+        *named, last = parts
+        found: Format = OthersFormat(rows, last.dim, last, last.rows >= rows)
+        ids = OPEN if open_ids else rows
+        for j in reversed(range(len(named))):
+            beside = extra if j == 0 else 0
+            found = cls(
+                ids, last.dim, named[j], found, marks[j], ranks[j], rows, beside
+            )
+        return found
+
+    @property
+    def made(self) -> int:
+        """As for `Format`."""
+        return self.extra + super().made
+
+    def inner(self) -> list[Format]:
+        """As for `Format`."""
+        return [self.part, self.rest]
+
+    def unit(self) -> int:
+        """As for `Format`."""
+        return min(self.part.unit(), self.rest.unit())
+
+    def form(self, entries: int) -> str:
+        """As for `Format`."""
+        return f"Routed<{self.part.form(entries)}, {self.rest.form(entries)}>"
+
+
+@dataclass(eq=False)
+class AddedFormat(Format):
+    """Sums of two rows."""
+
+    header = "parts.cuh"
+    first_part: Format = told("format")
+    second_part: Format = told("format")
+
+    @classmethod
+    def of(cls, parts: Sequence[Format]) -> Format:
+        """Rows of all parts, added up from the first on."""
+        found = parts[0]
+        for part in parts[1:]:
+            found = cls(min(found.rows, part.rows), found.dim, found, part)
+        return found
+
+    def inner(self) -> list[Format]:
+        """As for `Format`."""
+        return [self.first_part, self.second_part]
+
+    def unit(self) -> int:
+        """As for `Format`."""
+        return min(self.first_part.unit(), self.second_part.unit())
+
+    def form(self, entries: int) -> str:
+        """As for `Format`."""
+        first, second = self.first_part.form(entries), self.second_part.form(entries)
+        return f"Added<{first}, {second}>"
+
+
+@dataclass(eq=False)
+class TurnedFormat(Format):
+    """Rows times a matrix, float32 (width, dim)."""
+
+    header = "parts.cuh"
+    part: Format = told("format")
+    matrix: Shaped = told()
+    width: int = told()
+
+    @classmethod
+    def of(cls, part: Format, matrix: Shaped) -> TurnedFormat:
+        """Rows of a part, turned."""
+        return cls(part.rows, matrix.shape[1], part, matrix, part.dim)
+
+    def inner(self) -> list[Format]:
+        """As for `Format`."""
+        return [self.part]
+
+    def form(self, entries: int) -> str:
+        """As for `Format`."""
+        return f"Turned<{entries}, {self.part.form(1)}>"
+
+
+@dataclass(eq=False)
+class GeneratorFormat(Format):
+    """Rows that a network computes from hashes, outside of any other kernel.
+
+    Parameters
+    ----------
+    codes : int
+        Hashes of an id.
+    multipliers : two integers
+        Of the hashes.
+    normal : bool
+        Whether hashes become normal numbers, or uniform ones.
+    activation : {"relu", "mish"}
+    layers : sequence of (matrix, bias)
+        CuPy arrays of float32, shapes (inputs, outputs) and (outputs,).
+    """
+
+    header = "reading.cuh"
+    composes = False
+    codes: int
+    multipliers: Sequence[int]
+    normal: bool
+    activation: str
+    layers: Sequence[tuple[Shaped, Shaped]]
+
+
+# Every format, those that others hold before these.
+DESCRIBED: tuple[type[Format], ...] = (
+    DenseFormat, RowwiseFormat, PackedFormat, CodebookFormat, HashedFormat, PathFormat,
+    FlatFormat, TrainFormat, RaggedFormat, SparseFormat, AnchorFormat, GroupedFormat,
+    OthersFormat, RoutedFormat, AddedFormat, TurnedFormat,
+)  # fmt: skip

@@ -1,0 +1,78 @@
+"""The packed layout: rows of small integers, each in so many bits.
+
+The integers of all rows form one stream of bits in 32-bit words: integer j of row i
+starts at bit ``(i * width + j) * bits`` and is found in at most two neighbouring
+words.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from survey_code.bits import MOST_BITS, pack_stream, read_stream, stream_words
+from survey_code.checks import check_range
+from survey_code.layouts.layout import IdArray, Layout, RowArray, array_module
+
+if TYPE_CHECKING:
+    from survey_code.kernels.cuda.formats import Format
+
+
+class PackedLayout(Layout):
+    """Integers from 0 to ``2**bits - 1``, packed.
+
+    Parameters
+    ----------
+    words : ndarray of uint32, shape (stream_words(rows * dim, bits),)
+        See `survey_code.bits.pack_stream`.
+    num_embeddings, embedding_dim : int
+    bits : int
+        Of one integer, 1 to 16.
+
+    Raises
+    ------
+    ValueError
+        If the stream has another length.
+    """
+
+    name: ClassVar[str] = "packed"
+    array_names: ClassVar[tuple[str, ...]] = ("words",)
+    shape_names: ClassVar[tuple[str, ...]] = ("num_embeddings", "embedding_dim", "bits")
+
+    words: np.ndarray
+
+    def __init__(
+        self, words: np.ndarray, num_embeddings: int, embedding_dim: int, bits: int
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim)
+        self.words, self.bits = np.asarray(words), int(bits)
+        self.validate()
+
+    @classmethod
+    def from_integers(cls, integers: np.ndarray, bits: int) -> PackedLayout:
+        """Pack integers, shape (rows, dim)."""
+        return cls(pack_stream(integers, bits), *integers.shape, bits)
+
+    def validate(self) -> None:
+        """Raise ValueError if the stream has another length or type."""
+        check_range("bits", self.bits, 1, MOST_BITS)
+        count = self.num_embeddings * self.embedding_dim
+        shape = (stream_words(count, self.bits),)
+        words = self.words
+        if words is None or words.dtype != np.uint32 or words.shape != shape:
+            raise ValueError(f"words must be uint32 of shape {shape}")
+
+    def read_rows(self, ids: IdArray) -> RowArray:
+        """Integers, as numbers; float32 holds them exactly."""
+        xp = array_module(ids)
+        places = ids[:, None] * self.embedding_dim + xp.arange(self.embedding_dim)
+        return read_stream(self.words, places, self.bits).astype(np.float32)
+
+    def describe(self) -> Format:
+        """The stream, and the bits of an integer."""
+        from survey_code.kernels.cuda.formats import PackedFormat
+
+        return PackedFormat.of(
+            self.words, self.num_embeddings, self.embedding_dim, self.bits
+        )

@@ -1,0 +1,85 @@
+"""Rows that a layout is made of: an array of numbers, or another layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from survey_code.layouts.layout import (
+    IdArray,
+    Layout,
+    N,
+    RowArray,
+    StoredArray,
+    array_module,
+)
+
+# What holds rows: floats (rows, width), or a layout of that shape.
+Rows: TypeAlias = StoredArray | Layout
+
+NUMBERS = (np.float32, np.float16)
+
+
+def as_rows(part: npt.ArrayLike | Layout) -> Rows:
+    """A layout as it is, anything else as an array."""
+    return part if isinstance(part, Layout) else np.asarray(part)
+
+
+def rows_shape(part: Rows) -> tuple[int, int]:
+    """Number of rows, and their width."""
+    if isinstance(part, Layout):
+        return part.num_embeddings, part.embedding_dim
+    return part.shape[0], int(np.prod(part.shape[1:]))
+
+
+def read_part(part: Rows, places: IdArray) -> RowArray:
+    """Rows of a part: int64 places of any shape -> float32 (*shape, width)."""
+    if not isinstance(part, Layout):
+        return part[places].astype(np.float32, copy=False)
+    rows = part.read_rows(places.ravel())
+    return rows.reshape(*places.shape, part.embedding_dim)
+
+
+def read_all(part: Rows) -> RowArray:
+    """All rows of a part, float32 (rows, width)."""
+    if not isinstance(part, Layout):
+        return part.astype(np.float32, copy=False)
+    xp = array_module(next(iter(part.arrays().values())))
+    return part.read_rows(xp.arange(part.num_embeddings))
+
+
+def check_rows(
+    name: str, part: Rows | None, shapes: Sequence[tuple[int | None, int]]
+) -> None:
+    """Raise ValueError unless a part has one of the shapes.
+
+    Parameters
+    ----------
+    name : str
+    part : array of float32 or float16, or layout
+    shapes : sequence of (rows, width)
+        Rows are None where any number from 1 up will do.
+    """
+    wanted = " or ".join(f"({rows or 'rows'}, {width})" for rows, width in shapes)
+    if part is not None and (isinstance(part, Layout) or part.ndim == 2):
+        rows, width = rows_shape(part)
+        kind = isinstance(part, Layout) or part.dtype in NUMBERS
+        if kind and any(
+            width == want and rows == (many or max(rows, 1)) for many, want in shapes
+        ):
+            return
+    raise ValueError(
+        f"{name} must be float32 or float16 of shape {wanted}, or a layout of it"
+    )
+
+
+def is_linear(mode: str, weights: N | None) -> bool:
+    """Whether rows may be pooled before a product with a matrix: a sum or a mean,
+    whose weights are finite, since 0 times infinity must show.
+    """
+    if mode == "max" or weights is None:
+        return mode != "max"
+    return bool(array_module(weights).isfinite(weights).all())

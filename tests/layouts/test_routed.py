@@ -1,0 +1,162 @@
+"""The routed layout: each id in one part, and all of it counted."""
+
+import numpy as np
+import pytest
+
+from survey_code import compress
+from survey_code.bits import mark_ids
+from survey_code.layouts import DenseLayout, HashedLayout, RoutedLayout
+from survey_code.layouts.hashed import mixed_index
+from survey_code.layouts.routed import (
+    apart_bytes,
+    keep_apart,
+    most_apart,
+    routing_bytes,
+)
+from survey_code.layouts.rowwise import row_bytes
+
+DIM, ROWS = 8, 1000
+TABLE = np.random.default_rng(0).normal(size=(ROWS, DIM)).astype(np.float32)
+
+
+def split(*sizes):
+    order = np.random.default_rng(1).permutation(ROWS)
+    return [np.sort(ids) for ids in np.split(order, np.cumsum(sizes))]
+
+
+def build(*ids):
+    """The first in full, then in 8, 4 and 2 bits."""
+    parts = [DenseLayout(TABLE[ids[0]])]
+    parts += [
+        compress(TABLE[own], "rowwise", bits=bits)
+        for bits, own in zip((8, 4, 2), ids[1:])
+    ]
+    return RoutedLayout.from_ids(parts, ids[:-1], ROWS)
+
+
+@pytest.mark.parametrize("sizes", [(5, 20, 30), (50, 200, 300)], ids=repr)
+def test_each_row_is_that_of_its_own_part(sizes):
+    ids = split(*sizes)
+    layout = build(*ids)
+    assert ("keys" in layout.arrays()) == (sizes[0] == 5)  # whichever is smaller
+    np.testing.assert_array_equal(layout.lookup(ids[0]), TABLE[ids[0]])
+    for bits, some in zip((8, 4, 2), ids[1:]):
+        whole = compress(TABLE, "rowwise", bits=bits)
+        np.testing.assert_array_equal(layout.lookup(some), whole.lookup(some))
+    mixed = np.random.default_rng(2).permutation(ROWS)
+    by_one = np.concatenate([layout.lookup([i]) for i in mixed])
+    np.testing.assert_array_equal(layout.lookup(mixed), by_one)
+
+
+def test_rows_and_what_says_where_they_are_are_all_counted():
+    """Each row's own bytes, and 4 bytes for each named id or 12 for 64 ids."""
+    for sizes, routing in (((5, 20, 30), 4 * 55), ((50, 200, 300), 3 * 12 * 16)):
+        layout = build(*split(*sizes))
+        rows = sizes[0] * 4 * DIM
+        for count, bits in zip((*sizes[1:], ROWS - sum(sizes)), (8, 4, 2)):
+            rows += count * row_bytes(DIM, bits)
+        assert layout.nbytes == rows + routing
+        assert routing_bytes(ROWS, sizes) == routing
+
+
+def test_a_last_part_of_all_ids_is_asked_by_number():
+    index = mixed_index(3, [50])
+    hashed = HashedLayout(TABLE[:50], index, ROWS, DIM, open_ids=True)
+    ids = np.array([3, 17, 999])
+    layout = keep_apart(ROWS, ids, -TABLE[ids], hashed)
+    np.testing.assert_array_equal(layout.lookup(ids), -TABLE[ids])
+    others = np.setdiff1d(np.arange(ROWS), ids)
+    np.testing.assert_array_equal(layout.lookup(others), hashed.lookup(others))
+    # Ids beyond the table are the last part's.
+    beyond = np.array([ROWS, ROWS + 17, 2**62])
+    np.testing.assert_array_equal(layout.lookup(beyond), hashed.lookup(beyond))
+
+
+def test_where_no_ids_are_apart_there_is_nothing_to_route():
+    hashed = HashedLayout(TABLE[:50], mixed_index(3, [50]), ROWS, DIM)
+    assert keep_apart(ROWS, np.arange(0), TABLE[:0], hashed) is hashed
+
+
+@pytest.mark.parametrize("row", [4, 64])
+@pytest.mark.parametrize("budget", [0, 100, 3000, 64_000])
+def test_the_most_rows_apart_are_the_most(row, budget):
+    most = most_apart(ROWS, row, budget)
+    assert apart_bytes(ROWS, most, row) <= budget
+    assert most == ROWS or apart_bytes(ROWS, most + 1, row) > budget
+
+
+def test_scores_are_those_of_the_rows():
+    layout = build(*split(5, 20, 30))
+    queries = TABLE[:7]
+    wanted = queries @ layout.lookup(np.arange(ROWS)).T
+    np.testing.assert_allclose(layout.scores(queries), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        layout.scores(queries, (100, 321)), wanted[:, 100:321], rtol=1e-5, atol=1e-5
+    )
+    best = layout.topk(queries, 3)
+    np.testing.assert_array_equal(best, np.argsort(-wanted, axis=1)[:, :3])
+
+
+# -- what cannot be ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        None,
+        np.array([1, 0], np.int32),
+        np.array([3, 3], np.int32),
+        np.array([0, 4], np.int32),
+        np.array([-1, 2], np.int32),
+        np.array([0, 1], np.int64),
+        np.array([0], np.int32),
+        np.array([0, 1, 2], np.int32),
+    ],
+    ids=repr,
+)
+def test_keys_that_cannot_be_are_value_errors(keys):
+    parts = [DenseLayout(TABLE[:2]), compress(TABLE[:2], "rowwise")]
+    with pytest.raises(ValueError, match=r"keys|marks must|named ids"):
+        RoutedLayout(parts, 4, keys)
+
+
+def test_marks_that_cannot_be_are_value_errors():
+    parts = [DenseLayout(TABLE[:2]), DenseLayout(TABLE[:98])]
+    marks, ranks = (array[None] for array in mark_ids(np.array([3, 70]), 100))
+    RoutedLayout(parts, 100, marks=marks, ranks=ranks)
+    for wrong in (
+        marks[:, :1],
+        marks[0],
+        marks.astype(np.int64),
+        0 * marks,
+        marks << 40,
+    ):
+        with pytest.raises(ValueError, match=r"marks|named ids"):
+            RoutedLayout(parts, 100, marks=wrong, ranks=ranks)
+    for wrong in (None, ranks + np.uint32(1), ranks.astype(np.int32)):
+        with pytest.raises(ValueError, match="ranks must count"):
+            RoutedLayout(parts, 100, marks=marks, ranks=wrong)
+    keys = np.array([3, 70], np.int32)
+    with pytest.raises(ValueError, match="exclude each other"):
+        RoutedLayout(parts, 100, keys, marks, ranks)
+
+
+def test_an_id_in_two_parts_is_a_value_error():
+    parts = [DenseLayout(TABLE[:2])] * 3
+    with pytest.raises(ValueError, match="different ids"):
+        RoutedLayout(parts, 6, np.array([0, 2, 1, 2], np.int32))
+
+
+def test_parts_that_do_not_add_up_are_value_errors():
+    keys = np.array([0, 1], np.int32)
+    two, three = DenseLayout(TABLE[:2]), DenseLayout(TABLE[:3])
+    with pytest.raises(ValueError, match="the last must have 2, or all 4"):
+        RoutedLayout([two, three], 4, keys)
+    with pytest.raises(ValueError, match="two parts or more"):
+        RoutedLayout([two], 2)
+    with pytest.raises(ValueError, match="needs parts"):
+        RoutedLayout([], 2)
+    with pytest.raises(ValueError, match="all layouts"):
+        RoutedLayout([two, TABLE[:2]], 4, keys)
+    with pytest.raises(ValueError, match="rows have"):
+        RoutedLayout([two, DenseLayout(TABLE[:2, :3])], 4, keys)
