@@ -130,4 +130,4 @@ class AnchorLayout(Layout):
         anchors = read_part(self.anchors, self.columns[place].astype(np.int64))
         parts = anchors * self.weights[place][:, None]
         bounds = xp.concatenate([xp.zeros(1, dtype=np.int64), ends])
-        return pool_rows(parts, bounds, "sum", xp)
+        return pool_rows(parts, bounds, "sum")

@@ -14,6 +14,7 @@ from survey_code.layouts.layout import (
     RowArray,
     StoredArray,
     as_finite_table,
+    take_floats,
 )
 
 if TYPE_CHECKING:
@@ -99,10 +100,7 @@ class DenseLayout(Layout):
 
     def read_rows(self, ids: IdArray) -> RowArray:
         """Gather, then widen to float32."""
-        rows = self.values[ids]
-        if rows.dtype == np.uint16:
-            return (rows.astype(np.uint32) << 16).view(np.float32)
-        return rows.astype(np.float32, copy=False)
+        return take_floats(self.values, ids)
 
 
 def round_to_bfloat16(table: np.ndarray) -> np.ndarray:

@@ -420,7 +420,7 @@ class GroupedLayout(VectorSearch):
             if weights is not None:
                 short = short * weights[here][:, None]
             # Ids of this group before each border between bags.
-            part = pool_rows(short, xp.searchsorted(here, starts), "sum", xp)
+            part = pool_rows(short, xp.searchsorted(here, starts), "sum")
             pooled += self.widen(part, g)
         if mode == "mean":
             pooled /= xp.maximum(counts, 1).astype(np.float32)[:, None]
@@ -446,7 +446,7 @@ class GroupedLayout(VectorSearch):
         return found
 
 
-def is_ranges(assignment: np.ndarray, rows: Sequence[int]) -> bool:
+def is_ranges(assignment: np.ndarray, rows: Sequence[int] | np.ndarray) -> bool:
     """Whether the groups are ranges of ids, in their order."""
     return bool(np.array_equal(assignment, np.repeat(np.arange(len(rows)), rows)))
 

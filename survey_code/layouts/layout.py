@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from survey_code.kernels import cuda
+from survey_code.kernels.cpu.pooling import pool_bags, pool_chunks
+from survey_code.kernels.cpu.rows import gather_rows, take_rows
 from survey_code.kernels.cuda import launch
 from survey_code.layouts.files import Blueprint, write_file
 
@@ -184,7 +186,7 @@ class Stored:
         if not self.on_gpu:
             return self
         back: Any = {
-            name: part.to_cpu() if isinstance(part, Stored) else part.get()
+            name: part.to_cpu() if isinstance(part, Stored) else cuda.copy_back(part)
             for name, part in self.held().items()
         }
         return self._twin(back)
@@ -260,10 +262,13 @@ class Layout(Stored):
 
         Bag b has the ids from ``starts[b]`` to ``starts[b + 1]``.
         """
+        if not is_cupys(ids):
+            dim = self.embedding_dim
+            return pool_chunks(self.read_rows, ids, starts, weights, mode, dim)
         rows = self.read_rows(ids)
         if weights is not None:
             rows = rows * weights[:, None]
-        return pool_rows(rows, starts, mode, array_module(ids))
+        return pool_rows(rows, starts, mode)
 
     # -- what users call -----------------------------------------------------
 
@@ -499,22 +504,34 @@ def check_weights(
     return xp.ascontiguousarray(given.astype(np.float32, copy=False))
 
 
-def pool_rows(rows: RowArray, starts: IdArray, mode: str, xp: ModuleType) -> RowArray:
+def take(array: np.ndarray, places: IdArray) -> np.ndarray:
+    """Rows of an array as they are stored, by their numbers."""
+    return array[places] if is_cupys(array) else gather_rows(array, places)
+
+
+def take_floats(array: StoredArray, places: IdArray) -> RowArray:
+    """Rows of float32, float16 or bfloat16 (as uint16), widened to float32."""
+    if not is_cupys(array):
+        return take_rows(array, places)
+    rows = array[places]
+    if rows.dtype == np.uint16:
+        return (rows.astype(np.uint32) << 16).view(np.float32)
+    return rows.astype(np.float32, copy=False)
+
+
+def pool_rows(rows: RowArray, starts: IdArray, mode: str) -> RowArray:
     """Sum, mean or maximum of rows[starts[b]:starts[b+1]] for each bag b."""
+    if not is_cupys(rows):
+        return pool_bags(rows, starts, mode)
+    xp = array_module(rows)
     counts = xp.diff(starts)
     pooled = xp.zeros((len(counts), rows.shape[1]), dtype=np.float32)
-    filled = xp.flatnonzero(counts)
-    if len(filled) and xp is np:
-        # reduceat cannot express an empty bag: reduce the others only.
-        reduce = np.maximum if mode == "max" else np.add
-        pooled[filled] = reduce.reduceat(rows, starts[:-1][filled], axis=0)
-    elif len(filled):
-        bags = xp.repeat(xp.arange(len(counts)), [int(c) for c in counts.tolist()])
-        if mode == "max":
-            pooled[filled] = -np.inf
-            xp.maximum.at(pooled, bags, rows)
-        else:
-            xp.add.at(pooled, bags, rows)
+    bags = xp.repeat(xp.arange(len(counts)), [int(c) for c in counts.tolist()])
+    if mode == "max":
+        pooled[counts > 0] = -np.inf
+        xp.maximum.at(pooled, bags, rows)
+    else:
+        xp.add.at(pooled, bags, rows)
     if mode == "mean":
         pooled /= xp.maximum(counts, 1).astype(np.float32)[:, None]
     return pooled

@@ -13,7 +13,8 @@ import numpy as np
 
 from survey_code.bits import MOST_BITS, pack_stream, read_stream, stream_words
 from survey_code.checks import check_range
-from survey_code.layouts.layout import IdArray, Layout, RowArray, array_module
+from survey_code.kernels.cpu.codes import take_codes
+from survey_code.layouts.layout import IdArray, Layout, RowArray, array_module, is_cupys
 
 if TYPE_CHECKING:
     from survey_code.kernels.cuda.formats import Format
@@ -52,7 +53,8 @@ class PackedLayout(Layout):
     @classmethod
     def from_integers(cls, integers: np.ndarray, bits: int) -> PackedLayout:
         """Pack integers, shape (rows, dim)."""
-        return cls(pack_stream(integers, bits), *integers.shape, bits)
+        rows, dim = integers.shape
+        return cls(pack_stream(integers, bits), rows, dim, bits)
 
     def validate(self) -> None:
         """Raise ValueError if the stream has another length or type."""
@@ -67,7 +69,8 @@ class PackedLayout(Layout):
         """Integers, as numbers; float32 holds them exactly."""
         xp = array_module(ids)
         places = ids[:, None] * self.embedding_dim + xp.arange(self.embedding_dim)
-        return read_stream(self.words, places, self.bits).astype(np.float32)
+        read = read_stream if is_cupys(ids) else take_codes
+        return read(self.words, places, self.bits).astype(np.float32)
 
     def describe(self) -> Format:
         """The stream, and the bits of an integer."""

@@ -15,6 +15,7 @@ from survey_code.layouts.layout import (
     RowArray,
     StoredArray,
     array_module,
+    take_floats,
 )
 
 # What holds rows: floats (rows, width), or a layout of that shape.
@@ -38,7 +39,7 @@ def rows_shape(part: Rows) -> tuple[int, int]:
 def read_part(part: Rows, places: IdArray) -> RowArray:
     """Rows of a part: int64 places of any shape -> float32 (*shape, width)."""
     if not isinstance(part, Layout):
-        return part[places].astype(np.float32, copy=False)
+        return take_floats(part, places)
     rows = part.read_rows(places.ravel())
     return rows.reshape(*places.shape, part.embedding_dim)
 

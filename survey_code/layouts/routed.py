@@ -17,6 +17,7 @@ import numpy as np
 
 from survey_code.bits import find_marks, mark_ids, unpack_words
 from survey_code.budget import largest_fitting
+from survey_code.kernels import cuda
 from survey_code.layouts.dense import DenseLayout
 from survey_code.layouts.layout import IdArray, Layout, N, RowArray, array_module, cut
 from survey_code.layouts.nearest import VectorSearch, score_part
@@ -275,12 +276,12 @@ class RoutedLayout(VectorSearch):
         xp = array_module(next(iter(self.arrays().values())))
         marks, ranks, made = self.marks, self.ranks, 0
         if marks is None or ranks is None:
-            named = [np.asarray(ids.get()) for ids in self.part_ids()]
+            named = [cuda.copy_back(ids) for ids in self.part_ids()]
             marked = [mark_ids(ids, self.num_embeddings) for ids in named]
             marks, ranks = (xp.asarray(np.stack(array)) for array in zip(*marked))
             made = marks.nbytes + ranks.nbytes
         return RoutedFormat.of(
-            formats, marks, ranks, self.num_embeddings, self.open_ids, made
+            formats, [*marks], [*ranks], self.num_embeddings, self.open_ids, made
         )
 
 

@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from survey_code.bits import pack_codes, unpack_codes
+from survey_code.kernels.cpu.codes import decode_rows, split_tail
 from survey_code.layouts.layout import (
     IdArray,
     Layout,
     RowArray,
     StoredArray,
     array_module,
+    is_cupys,
+    take,
 )
 
 if TYPE_CHECKING:
@@ -176,18 +179,17 @@ class RowwiseLayout(Layout):
         tail = self.parameters[self._group(xp.arange(self.num_embeddings), xp)]
         return RowwiseFormat.beside(self.rows, tail, self.embedding_dim, self.bits)
 
-    def unpack(self, ids: IdArray) -> tuple[np.ndarray, RowArray, RowArray]:
-        """Codes (m, dim), scale (m, 1) and bias (m, 1) of checked ids."""
-        packed = self.rows[ids]
-        xp = array_module(packed)
-        width = code_bytes(self.embedding_dim, self.bits)
-        codes = unpack_codes(packed[:, :width], self.embedding_dim, self.bits)
+    def _parameters(
+        self, packed: np.ndarray, ids: IdArray
+    ) -> tuple[RowArray, RowArray]:
+        """Scale and bias of packed rows, (m, 1), or (1, 1) where all share them."""
         if self.parameters is not None:
-            tail = self.parameters[self._group(ids, xp)]
-        else:
-            tail = xp.ascontiguousarray(packed[:, width:])
-            tail = tail.view(parameter_type(self.bits)).astype(np.float32)
-        return codes, tail[:, :1], tail[:, 1:]
+            shared = self.parameters
+            if self.starts is not None:
+                shared = shared[self._group(ids, array_module(ids))]
+            return shared[:, :1], shared[:, 1:]
+        width = code_bytes(self.embedding_dim, self.bits)
+        return split_tail(packed, width, parameter_type(self.bits))
 
     def _group(self, ids: IdArray, xp: ModuleType) -> IdArray:
         """Group of each row."""
@@ -197,5 +199,10 @@ class RowwiseLayout(Layout):
 
     def read_rows(self, ids: IdArray) -> RowArray:
         """One multiplication and one addition per entry."""
-        codes, scale, bias = self.unpack(ids)
+        packed = take(self.rows, ids)
+        scale, bias = self._parameters(packed, ids)
+        dim, bits = self.embedding_dim, self.bits
+        if not is_cupys(packed):
+            return decode_rows(packed, dim, bits, scale, bias)
+        codes = unpack_codes(packed[:, : code_bytes(dim, bits)], dim, bits)
         return codes.astype(np.float32) * scale + bias

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import AbstractContextManager
 from types import EllipsisType, ModuleType
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,6 +151,12 @@ def as_cupy(ids: npt.ArrayLike | GpuArray | Tensor) -> GpuArray:
         f"the layout is on a GPU, so ids must be a CuPy array or a CUDA tensor, "
         f"got {type(ids).__module__}.{type(ids).__name__}"
     )
+
+
+def copy_back(array: Any) -> np.ndarray:
+    """A CuPy array in NumPy."""
+    moved: np.ndarray = array.get()
+    return moved
 
 
 def current_stream() -> AbstractContextManager[object]:

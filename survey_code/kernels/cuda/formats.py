@@ -1,19 +1,19 @@
 """What kernels are told about layouts: a description of each, on both sides alike.
 
-A `Format` is a small dataclass.  Those of its attributes that are `told` are what a
-kernel reads: addresses of arrays, numbers, digits, and formats again where a layout
-holds layouts.  From the class the C++ struct is made that the kernel takes by value
-(`struct HashedFields` from `HashedFormat`), and from an instance the struct's contents,
-so that no place in it is counted by hand.  The C++ class that reads a row has the
-format's name, and stands in the header that the format names.
+A `Format` is a small dataclass.  Those of its attributes that are marked `Told` are
+what a kernel reads: addresses of arrays, numbers, digits, and formats again where a
+layout holds layouts.  From the class the C++ struct is made that the kernel takes by
+value (`struct HashedFields` from `HashedFormat`), and from an instance the struct's
+contents, so that no place in it is counted by hand.  The C++ class that reads a row
+has the format's name, and stands in the header that the format names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_type_hints
 
 import numpy as np
 
@@ -35,8 +35,9 @@ Shape = tuple[int, int]
 # -- what is told ------------------------------------------------------------------
 
 
-def told(kind: str = "long long", count: str = "") -> Any:
-    """An attribute that the kernel reads.
+@dataclass(frozen=True)
+class Told:
+    """Marks an attribute that the kernel reads.
 
     Parameters
     ----------
@@ -45,26 +46,41 @@ def told(kind: str = "long long", count: str = "") -> Any:
     count : str
         For a sequence its length, a number or the name of a template's argument.
     """
-    return field(metadata={"kind": kind, "count": count})
+
+    kind: str = "long long"
+    count: str = ""
 
 
-def told_fields(described: type) -> list[Field[Any]]:
-    """Those attributes of a description that the kernel reads."""
-    return [one for one in fields(described) if "kind" in one.metadata]
+Number = Annotated[int, Told()]
+Pair = Annotated[Sequence[int], Told(count="2")]
+Address = Annotated[Shaped, Told()]
+AddressOrNull = Annotated[Shaped | None, Told()]
+Inner = Annotated["Format", Told("format")]
+InnerOrNothing = Annotated["Format | None", Told("format")]
+
+
+def told_fields(described: type[Any]) -> dict[str, Told]:
+    """Those attributes of a description that the kernel reads, in their order."""
+    hints = get_type_hints(described, include_extras=True)
+    found = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    named = [one.name for one in fields(described)]
+    return {
+        name: mark for name in named for mark in found[name] if isinstance(mark, Told)
+    }
 
 
 def emit_struct(described: type) -> str:
     """The struct of a description, in C++."""
     arguments, lines = [], []
-    for one in told_fields(described):
-        kind, count = one.metadata["kind"], one.metadata["count"]
+    for name, how in told_fields(described).items():
+        kind, count = how.kind, how.count
         if kind == "format":
-            own = one.name.title().replace("_", "")
+            own = name.title().replace("_", "")
             arguments.append(f"class {own}")
             kind = f"typename {own}::Fields"
         if count.isalpha():
             arguments.append(f"int {count}")
-        lines.append(f"  {kind} {one.name}{f'[{count}]' if count else ''};")
+        lines.append(f"  {kind} {name}{f'[{count}]' if count else ''};")
     head = f"template <{', '.join(arguments)}> " if arguments else ""
     name = described.__name__.replace("Format", "Fields")
     return "\n".join([f"{head}struct {name} {{", *lines, "};\n"])
@@ -73,9 +89,9 @@ def emit_struct(described: type) -> str:
 def list_numbers(described: Any) -> list[int]:
     """What a struct contains: integers of 64 bits, and addresses of arrays."""
     numbers: list[int] = []
-    for one in told_fields(type(described)):
-        value = getattr(described, one.name)
-        for item in value if one.metadata["count"] else [value]:
+    for name, how in told_fields(type(described)).items():
+        value = getattr(described, name)
+        for item in value if how.count else [value]:
             numbers += list_told(item)
     return numbers
 
@@ -100,13 +116,13 @@ def invert(number: int) -> int:
 class Digit:
     """How a digit is taken from an id, and the first row of the table it names."""
 
-    first: int = told()
-    second: int = told()
-    divisor: int = told()
-    divisor_inverse: int = told()
-    modulus: int = told()
-    modulus_inverse: int = told()
-    start: int = told()
+    first: Number
+    second: Number
+    divisor: Number
+    divisor_inverse: Number
+    modulus: Number
+    modulus_inverse: Number
+    start: Number
 
     @classmethod
     def of(cls, row: Sequence[int], start: int = 0) -> Digit:
@@ -124,12 +140,12 @@ NO_DIGIT = Digit(0, 0, 1, 0, 0, 0, 0)
 class TrainCore:
     """A core of a tensor train, shape (rows, left / step, columns / step, right)."""
 
-    values: Shaped = told()
-    rows: int = told()
-    columns: int = told()
-    left: int = told()
-    right: int = told()
-    step: int = told()
+    values: Address
+    rows: Number
+    columns: Number
+    left: Number
+    right: Number
+    step: Number
 
 
 # -- formats -----------------------------------------------------------------------
@@ -228,8 +244,8 @@ def given(*parts: Format | None) -> list[Format]:
 class PieceFormat(Format):
     """Rows of one table, of which a thread reads pieces of many entries."""
 
-    table: Shaped = told()
-    stride: int = told()
+    table: Address
+    stride: Number
 
     def shape(self, use: str) -> Shape:
         """Entries of a piece, and rows that a thread asks for at once; as measured.
@@ -283,7 +299,7 @@ class RowwiseFormat(PieceFormat):
     """Codes of 8, 4, 2 or 1 bits, and each row's scale and bias behind them."""
 
     header = "rowwise.cuh"
-    tail: int = told()
+    tail: Number
     bits: int
     half: bool
     extra: int = 0
@@ -334,8 +350,8 @@ class PackedFormat(Format):
     """Small integers in one stream of bits."""
 
     header = "packed.cuh"
-    words: Shaped = told()
-    bits: int = told()
+    words: Address
+    bits: Number
 
     @classmethod
     def of(cls, words: Shaped, rows: int, dim: int, bits: int) -> PackedFormat:
@@ -352,13 +368,13 @@ class CodebookFormat(Format):
     """Codes, and the codewords that they name."""
 
     header = "codebook.cuh"
-    codes: Format = told("format")
-    words: Format = told("format")
-    books: int = told()
-    width: int = told()
-    firsts: Shaped = told()
-    groups: int = told()
-    starts: Shaped | None = told()
+    codes: Inner
+    words: Inner
+    books: Number
+    width: Number
+    firsts: Address
+    groups: Number
+    starts: AddressOrNull
     added: bool
 
     @classmethod
@@ -397,12 +413,12 @@ class HashedFormat(Format):
     """A few tables, of which digits of the id name a row each."""
 
     header = "hashed.cuh"
-    values: Format = told("format")
-    weights: Format | None = told("format")
-    columns: int = told()
-    sign: Sequence[int] = told(count="2")
-    weight_digit: Digit = told("Digit")
-    digits: Sequence[Digit] = told("Digit", "TABLES")
+    values: Inner
+    weights: InnerOrNothing
+    columns: Number
+    sign: Pair
+    weight_digit: Annotated[Digit, Told("Digit")]
+    digits: Annotated[Sequence[Digit], Told("Digit", "TABLES")]
     combine: str
 
     @classmethod
@@ -446,10 +462,10 @@ class PathFormat(Format):
     """A row of a table that runs through a small network."""
 
     header = "hashed.cuh"
-    values: Format = told("format")
-    networks: Shaped = told()
-    size: int = told()
-    digits: Sequence[Digit] = told("Digit", "2")
+    values: Inner
+    networks: Address
+    size: Number
+    digits: Annotated[Sequence[Digit], Told("Digit", "2")]
     hidden: int
     extra: int = 0
 
@@ -487,12 +503,12 @@ class FlatFormat(Format):
     """Blocks of rows anywhere in one array."""
 
     header = "flat.cuh"
-    values: Shaped = told()
-    places: int = told()
-    inverse: int = told()
-    length: int = told()
-    mixing: Sequence[int] = told(count="2")
-    sign: Sequence[int] = told(count="2")
+    values: Address
+    places: Number
+    inverse: Number
+    length: Number
+    mixing: Pair
+    sign: Pair
 
     @classmethod
     def of(
@@ -528,7 +544,7 @@ class TrainFormat(Format):
 
     header = "tensor_train.cuh"
     parts = (TrainCore,)
-    cores: Sequence[TrainCore] = told("TrainCore", "3")
+    cores: Annotated[Sequence[TrainCore], Told("TrainCore", "3")]
 
     @classmethod
     def of(
@@ -541,7 +557,9 @@ class TrainFormat(Format):
         # Each core in an array of its own begins at a multiple of 16 bytes.
         padded = [ones] * missing + [cupy.array(core) for core in cores]
         told_cores = [
-            TrainCore(core, *(core.shape[axis] for axis in (0, 2, 1, 3)), step)
+            TrainCore(
+                core, core.shape[0], core.shape[2], core.shape[1], core.shape[3], step
+            )
             for core, step in zip(padded, [1] * missing + list(steps))
         ]  # fmt: skip
         return cls(*shape, told_cores)
@@ -566,9 +584,9 @@ class RaggedFormat(Format):
     """Prefixes of rows."""
 
     header = "ragged.cuh"
-    values: Shaped = told()
-    lengths: Shaped = told()
-    starts: Shaped = told()
+    values: Address
+    lengths: Address
+    starts: Address
     extra: int = 0
 
     @classmethod
@@ -596,10 +614,10 @@ class SparseFormat(Format):
     """Entries that are not zero."""
 
     header = "ragged.cuh"
-    values: Shaped = told()
-    columns: Shaped = told()
-    offsets: Shaped = told()
-    block_rows: int = told()
+    values: Address
+    columns: Address
+    offsets: Address
+    block_rows: Number
 
     @classmethod
     def of(
@@ -619,10 +637,10 @@ class AnchorFormat(Format):
     """Weighted sums of anchors."""
 
     header = "ragged.cuh"
-    anchors: Format = told("format")
-    weights: Shaped = told()
-    columns: Shaped = told()
-    offsets: Shaped = told()
+    anchors: Inner
+    weights: Address
+    columns: Address
+    offsets: Address
 
     @classmethod
     def of(
@@ -650,11 +668,11 @@ class AnchorFormat(Format):
 class GroupFormat:
     """A group of short rows."""
 
-    numbers: Format | None = told("format")
-    width: int = told()
-    projection: Shaped | None = told()
-    places: Shaped | None = told()
-    first: int = told()
+    numbers: InnerOrNothing
+    width: Number
+    projection: AddressOrNull
+    places: AddressOrNull
+    first: Number
 
 
 @dataclass(eq=False)
@@ -663,11 +681,11 @@ class GroupedFormat(Format):
 
     header = "grouped.cuh"
     parts = (GroupFormat,)
-    listed: Shaped = told()
-    groups: int = told()
-    planes: Shaped | None = told()
-    bits: int = told()
-    before: Shaped | None = told()
+    listed: Address
+    groups: Number
+    planes: AddressOrNull
+    bits: Number
+    before: AddressOrNull
     members: Sequence[GroupFormat]
 
     @classmethod
@@ -720,7 +738,7 @@ class OthersFormat(Format):
     """The ids that no part before has."""
 
     header = "parts.cuh"
-    part: Format = told("format")
+    part: Inner
     by_number: bool
 
     def inner(self) -> list[Format]:
@@ -741,19 +759,19 @@ class RoutedFormat(Format):
     """The ids that one part names, and the rest."""
 
     header = "parts.cuh"
-    part: Format = told("format")
-    rest: Format = told("format")
-    marks: Shaped = told()
-    ranks: Shaped = told()
-    named: int = told()
+    part: Inner
+    rest: Inner
+    marks: Address
+    ranks: Address
+    named: Number
     extra: int = 0
 
     @classmethod
     def of(
         cls,
         parts: Sequence[Format],
-        marks: Shaped,
-        ranks: Shaped,
+        marks: Sequence[Shaped],
+        ranks: Sequence[Shaped],
         rows: int,
         open_ids: int,
         extra: int = 0,
@@ -792,8 +810,8 @@ class AddedFormat(Format):
     """Sums of two rows."""
 
     header = "parts.cuh"
-    first_part: Format = told("format")
-    second_part: Format = told("format")
+    first_part: Inner
+    second_part: Inner
 
     @classmethod
     def of(cls, parts: Sequence[Format]) -> Format:
@@ -822,9 +840,9 @@ class TurnedFormat(Format):
     """Rows times a matrix, float32 (width, dim)."""
 
     header = "parts.cuh"
-    part: Format = told("format")
-    matrix: Shaped = told()
-    width: int = told()
+    part: Inner
+    matrix: Address
+    width: Number
 
     @classmethod
     def of(cls, part: Format, matrix: Shaped) -> TurnedFormat:

@@ -33,12 +33,12 @@ def row_stride(rows: Shaped) -> int:
     return int(held.strides[0])
 
 
-def place_rows(rows: np.ndarray) -> Any:
+def place_rows(rows: Shaped) -> Any:
     """Rows on a GPU, each at the beginning of a whole memory sector.
 
     Parameters
     ----------
-    rows : ndarray, shape (n, width)
+    rows : array of NumPy or CuPy, shape (n, width)
         Of any type; uint8 rows are read whole, so that pairs of sectors go together.
 
     Returns

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from survey_code.budget import largest_fitting
 from survey_code.embedding import CompressedEmbedding, draw_normal
-from survey_code.layouts import TensorTrainLayout
+from survey_code.layouts import Layout, TensorTrainLayout
 from survey_code.layouts.tensor_train import core_shapes, multiply_slices
 from survey_code.spec import TableSpec
 
@@ -68,7 +68,7 @@ class TrainEmbedding(CompressedEmbedding):
             place = now
         return state.reshape(len(flat), self.embedding_dim)
 
-    def freeze(self) -> TensorTrainLayout:
+    def freeze(self) -> Layout:
         """The cores."""
         cores = [core.detach().float().cpu().numpy().copy() for core in self.cores]
         return TensorTrainLayout(
