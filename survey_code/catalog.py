@@ -36,12 +36,13 @@ if TYPE_CHECKING:
     Weights = npt.NDArray[np.floating] | Tensor | Sequence[Sequence[float]]
     Integers = npt.NDArray[np.integer] | Sequence[int]
 
-# The survey's categories and families, in its order.
+# The survey's categories and families, in its order; hybrids belong to two.
 TAXONOMY: dict[str, tuple[str, ...]] = {
     "baseline": ("baseline",),
     "low precision": ("binarisation", "quantisation"),
     "mixed dimension": ("rule-based", "architecture search", "pruning"),
     "weight sharing": ("hashing", "vector quantisation", "decomposition"),
+    "hybrids": ("hash and prune",),
 }
 
 AFTER = "after training"
@@ -287,6 +288,9 @@ CATALOG: tuple[Method, ...] = (
          "TTRec"),
         ("sttd", "Semi-tensor train", 2022, "xia2022sttd", DURING, BOTH, "STTD"),
         ("ant", "Anchor and transform", 2021, "liang2021ant", DURING, BOTH, "ANT"),
+    )),
+    *list_family("hybrids", "hash and prune", "hybrids", (
+        ("cerp", "Pruned codebooks", 2023, "liang2023cerp", SEARCH, BOTH, "CERP"),
     )),
 )  # fmt: skip
 

@@ -24,6 +24,7 @@ from survey_code.embedding import Regime, decode_layout
 from survey_code.lab import Trial
 from survey_code.lab.task import make_task
 from survey_code.layouts import Layout
+from survey_code.layouts.parts import rows_shape
 from survey_code.method import AfterTraining, Searched, Trained
 from survey_code.options import Options
 from survey_code.spec import OutOfReach
@@ -417,7 +418,7 @@ def test_gradients_reach_the_rows_that_were_read_and_no_other(trained, sparse):
     for weight in table.parameters():
         assert weight.grad.is_sparse == sparse
         touched = rows_with_gradient(weight)
-        parts = len(weight) / len(table.freeze().arrays()["values"])
+        parts = len(weight) / rows_shape(table.freeze().values)[0]
         assert 0 < touched.sum() <= 3 * 4 * parts
         with torch.no_grad():
             weight[~touched] = torch.nan

@@ -23,7 +23,7 @@ ROOMS = (
     "checks", "options", "hashes", "order", "budget", "adagrad", "graph", "ranking",
     "sampled_softmax", "metrics", "spec", "bits", "kernels", "layouts", "embedding",
     "method", "baselines", "low_precision", "mixed_dimension", "weight_sharing",
-    "catalog", "data", "models", "training", "objectives", "book", "lab", "cli",
+    "hybrids", "catalog", "data", "models", "training", "objectives", "book", "lab", "cli",
     "__main__",
 )  # fmt: skip
 
@@ -33,7 +33,7 @@ GROUPS = {
     "knows": ("spec", "spec"),
     "stores, reads fast": ("bits", "layouts"),
     "the contract": ("embedding", "baselines"),
-    "learns": ("low_precision", "weight_sharing"),
+    "learns": ("low_precision", "hybrids"),
     "lists": ("catalog", "catalog"),
     "tasks": ("data", "objectives"),
     "measures": ("book", "lab"),

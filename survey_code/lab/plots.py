@@ -276,11 +276,12 @@ def draw_category(
         [2.85, 2.85], [min(own) - last + 0.06, max(own) + first - 0.06],
         color=color, linewidth=2, solid_capstyle="butt",
     )  # fmt: skip
-    if category in SIDES:
+    if category != "baseline":
         axes.text(
             2.75, middle, category, ha="right", va="bottom", color=color,
             weight="bold", fontsize=8.5,
         )  # fmt: skip
+    if category in SIDES:
         axes.text(
             2.75, middle - 0.03, f"fewer {SIDES[category]}", ha="right", va="top",
             color=color, fontsize=7.5,

@@ -64,14 +64,52 @@ class PEPOptions(SearchOptions):
     mask: np.ndarray = found("the entries to train, bool of the table's shape")
 
 
-class ThresholdTable(CompressedEmbedding):
-    """A full table behind a soft threshold, sigmoid(s), that is learnt with it.
+class Thresholded(CompressedEmbedding):
+    """Entries behind soft thresholds sigmoid(s), learnt with them until few are left.
+
+    A subclass has the parameters `entries` and `s`, of shapes that fit.
 
     Attributes
     ----------
+    decay : float
+        Weight decay of both, which moves s up.
+    travel : float
+        How far s may go in the search.
     keep : int
         Entries at which the search ends.
     """
+
+    s: nn.Parameter
+    decay: float
+    travel: float
+    keep: int
+
+    @property
+    def entries(self) -> nn.Parameter:
+        """What the thresholds stand before."""
+        raise NotImplementedError
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Entries and thresholds; with Adam, s moves by up to one rate a step."""
+        pace, decay = self.travel / self.regime.steps, self.decay
+        return [
+            {"params": [self.entries], "lr": learning_rate, "weight_decay": decay},
+            {"params": [self.s], "lr": pace, "weight_decay": decay},
+        ]
+
+    @torch.no_grad()
+    def margins(self) -> Tensor:
+        """By how much each entry exceeds its threshold, the entries' shape."""
+        return self.entries.abs() - torch.sigmoid(self.s)
+
+    def after_step(self, step: TrainingStep) -> None:
+        """End the search once the budget is reached."""
+        if int((self.margins() > 0).sum()) <= self.keep:
+            step.stop()
+
+
+class ThresholdTable(Thresholded):
+    """A full table behind soft thresholds."""
 
     def __init__(self, spec: TableSpec, options: PEPOptions, seed: int) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
@@ -82,29 +120,16 @@ class ThresholdTable(CompressedEmbedding):
         self.decay, self.travel = options.decay, options.travel
         self.keep = count_entries(spec, options.budget, options.format)
 
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Table and thresholds; with Adam, s moves by up to one rate a step."""
-        pace = self.travel / self.regime.steps
-        return [
-            {"params": [self.weight], "lr": learning_rate, "weight_decay": self.decay},
-            {"params": [self.s], "lr": pace, "weight_decay": self.decay},
-        ]
+    @property
+    def entries(self) -> nn.Parameter:
+        """The table."""
+        return self.weight
 
     def embed(self, ids: Tensor) -> Tensor:
         """Rows behind their thresholds."""
         rows = functional.embedding(ids, self.weight)
         s = functional.embedding(ids, self.s) if len(self.s) > 1 else self.s
         return soft_threshold(rows, torch.sigmoid(s))
-
-    @torch.no_grad()
-    def margins(self) -> Tensor:
-        """By how much each entry exceeds its threshold, (n, dim)."""
-        return self.weight.abs() - torch.sigmoid(self.s)
-
-    def after_step(self, step: TrainingStep) -> None:
-        """End the search once the budget is reached."""
-        if int((self.margins() > 0).sum()) <= self.keep:
-            step.stop()
 
 
 class PEP(TicketEmbedding, Searched[PEPOptions, ThresholdTable]):
