@@ -151,7 +151,8 @@ def measure_generator(
     for codes, width in ((64, 128), (1024, 1024)):
         layout = random_generator(rows, dim, codes, width, seed)
         device = layout.to_gpu()
-        layers = device.fused.layers
+        fused: Any = device.device
+        layers = fused.layers
         signals = drawn.standard_normal((batch, codes), dtype=np.float32)
 
         def multiply(_: Any, signals: Any = signals, layers: Any = layers) -> None:

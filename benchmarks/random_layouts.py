@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from survey_code import compress
 from survey_code.bits import stream_words
 from survey_code.hashes import draw_multipliers
 from survey_code.layouts import (
+    AddedLayout,
     AnchorLayout,
     BinaryLayout,
     CodebookLayout,
@@ -18,16 +20,19 @@ from survey_code.layouts import (
     GroupedLayout,
     HashedLayout,
     Layout,
+    PackedLayout,
     RaggedLayout,
     RowwiseLayout,
     SparseLayout,
     TensorTrainLayout,
-    TieredLayout,
+    TurnedLayout,
 )
 from survey_code.layouts.generator import count_weights
 from survey_code.layouts.hashed import mixed_index, path_parameters
 from survey_code.layouts.ragged import BLOCK as ROWS_A_START
+from survey_code.layouts.routed import keep_apart
 from survey_code.layouts.rowwise import code_bytes, parameter_type
+from survey_code.layouts.tensor_train import core_shapes
 
 
 def random_layout(kind: str, rows: int, dim: int, seed: int) -> Layout:
@@ -87,13 +92,11 @@ def random_tiers(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout,
     wide = np.flatnonzero(rng.random(rows) < 0.05)
     narrow = np.setdiff1d(np.arange(rows), wide, assume_unique=True)
     values = rng.random((len(wide), dim), dtype=np.float32)
-    parts = {"values": (wide, values)}
     packed = random_layout("4 bits", len(narrow), dim, 1)
-    assert isinstance(packed, RowwiseLayout)
-    parts["rows4"] = (narrow, packed.rows)
     # A word of bits, the ids before it, and a row.
-    touched = 8 + 4 + round(0.05 * 4 * dim + 0.95 * packed.rows.shape[1])
-    return TieredLayout.from_parts(dim, parts), touched
+    row = packed.nbytes // packed.num_embeddings
+    touched = 8 + 4 + round(0.05 * 4 * dim + 0.95 * row)
+    return keep_apart(rows, wide, values, packed), touched
 
 
 def random_flat(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout, int]:
@@ -113,10 +116,9 @@ def random_train(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout,
         ],
         dtype=np.int64,
     )
-    size = int((shapes[:, :4]).prod(axis=1).sum())
-    values = rng.random(size, dtype=np.float32)
+    cores = [rng.random(shape, dtype=np.float32) for shape in core_shapes(shapes)]
     touched = 4 * int(shapes[:, 1:4].prod(axis=1).sum())
-    return TensorTrainLayout(values, shapes, rows, dim), touched
+    return TensorTrainLayout(cores, shapes, rows, dim), touched
 
 
 def random_anchors(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout, int]:
@@ -176,31 +178,58 @@ def random_products(
     rng: np.random.Generator, rows: int, dim: int
 ) -> tuple[CodebookLayout, int]:
     """Product codes: 8 parts of 256 codewords."""
+    words = rng.random((8 * 256, dim // 8), dtype=np.float32)
+    return name_by_codes(rng, rows, dim, words)
+
+
+def name_by_codes(
+    rng: np.random.Generator, rows: int, dim: int, words: np.ndarray | Layout
+) -> tuple[CodebookLayout, int]:
+    """Random codes of 8 bits for 8 parts, each of 256 of these codewords."""
     stream = np.frombuffer(rng.bytes(4 * stream_words(8 * rows, 8)), np.uint32)
-    layout = CodebookLayout(
-        stream,
-        rng.random((8 * 256, dim // 8), dtype=np.float32),
-        np.arange(0, 8 * 256, 256, dtype=np.int32)[None],
-        rows,
-        dim,
-        8,
-    )
-    return layout, 8
+    codes = PackedLayout(stream, rows, 8, 8)
+    firsts = np.arange(0, 8 * 256, 256, dtype=np.int32)[None]
+    return CodebookLayout(codes, words, firsts, dim), 8
+
+
+def random_small_words(
+    rng: np.random.Generator, rows: int, dim: int
+) -> tuple[CodebookLayout, int]:
+    """The same, and the codewords' own numbers in 8 bits."""
+    words = rng.random((8 * 256, dim // 8), dtype=np.float32)
+    return name_by_codes(rng, rows, dim, compress(words, "rowwise"))
 
 
 def random_turned(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout, int]:
-    """The same, and each row multiplied by a matrix."""
+    """Product codes, and each row multiplied by a matrix."""
     layout, touched = random_products(rng, rows, dim)
-    layout.rotation = rng.random((dim, dim), dtype=np.float32)
-    return layout, touched
+    return TurnedLayout(layout, rng.random((dim, dim), dtype=np.float32)), touched
 
 
 def random_helped(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout, int]:
-    """The same, with a hashed row of 256 added to each codeword."""
+    """Product codes, with a hashed row of 256 added to each codeword."""
     layout, touched = random_products(rng, rows, dim)
-    layout.hashed = rng.random((8 * 256, dim // 8), dtype=np.float32)
-    layout.index = mixed_index(rng, [256] * 8)
-    return layout, touched
+    helpers = rng.random((8 * 256, dim // 8), dtype=np.float32)
+    index = mixed_index(rng, [256] * 8)
+    hashed = HashedLayout(helpers, index, rows, dim, "concat")
+    return AddedLayout([layout, hashed]), touched
+
+
+def random_small_table(
+    rng: np.random.Generator, rows: int, dim: int
+) -> tuple[Layout, int]:
+    """One shared table of a tenth of the rows, in 4 bits."""
+    index = mixed_index(rng, [rows // 10])
+    table = random_layout("4 bits", rows // 10, dim, int(rng.integers(2**31)))
+    return HashedLayout(table, index, rows, dim), dim // 2 + 4
+
+
+def random_apart(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout, int]:
+    """A shared table of a tenth of the rows; a hundredth of the ids have their own."""
+    shared, touched = random_hashed(rng, rows, dim)
+    ids = np.sort(rng.choice(rows, rows // 100, replace=False))
+    own = rng.random((len(ids), dim), dtype=np.float32)
+    return keep_apart(rows, ids, own, shared), touched + 12
 
 
 def random_generator(
@@ -230,6 +259,9 @@ COMPOSED: dict[str, Callable[[np.random.Generator, int, int], tuple[Layout, int]
     "product codes": random_products,
     "turned codes": random_turned,
     "codes and helpers": random_helped,
+    "int8 codewords": random_small_words,
+    "int4 hash table": random_small_table,
+    "own rows": random_apart,
 }
 
 

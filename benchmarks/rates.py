@@ -46,7 +46,7 @@ def measure_rates(
         If no GPU is present.
     """
     from survey_code.kernels.cuda import load_cupy
-    from survey_code.kernels.cuda.rows import gather_ceiling
+    from survey_code.kernels.cuda.launch import gather_ceiling
 
     cupy = load_cupy()
     origin = describe_origin(seed, command, rows=rows, dim=dim)
@@ -54,7 +54,8 @@ def measure_rates(
         layout = random_layout(kind, rows, dim, seed)
         device = layout.to_gpu()
         del layout
-        table = device.fused.table
+        fused: Any = device.device
+        table = whole_rows(fused.table)
         for bags, length in shapes:
             ids = draw_ids(cupy, rows, bags, length, seed)
             offsets = cupy.arange(bags, dtype=np.int64) * length
@@ -86,6 +87,22 @@ def measure_rates(
         cupy.get_default_memory_pool().free_all_blocks()
 
 
+def whole_rows(table: Any) -> Any:
+    """The rows that a layout reads the first entries of, padding included.
+
+    Parameters
+    ----------
+    table : CuPy array, shape (rows, width)
+        As a format holds it: perhaps a view of padded rows.
+
+    Returns
+    -------
+    CuPy array of uint8, shape (rows, stride)
+    """
+    held = table if table.base is None else table.base
+    return held.view(np.uint8).reshape(len(held), -1)
+
+
 def measure_composed(
     kinds: tuple[str, ...] = tuple(COMPOSED),
     rows: int = ROWS,
@@ -106,7 +123,7 @@ def measure_composed(
         As `measure_rates`; ``touched`` are a look-up's bytes.
     """
     from survey_code.kernels.cuda import load_cupy
-    from survey_code.kernels.cuda.rows import gather_ceiling
+    from survey_code.kernels.cuda.launch import gather_ceiling
 
     cupy = load_cupy()
     origin = describe_origin(seed, command, rows=rows, dim=dim)

@@ -48,7 +48,8 @@ def count_ones(words: N) -> N:
     if isinstance(words, np.ndarray):
         return np.bitwise_count(words)
     in_bytes = library(words).asarray(ONES)[words.view(np.uint8)]
-    return in_bytes.reshape(*words.shape, -1).sum(axis=-1).astype(np.uint8)
+    each = in_bytes.reshape(*words.shape, words.itemsize)
+    return each.sum(axis=-1).astype(np.uint8)
 
 
 # -- rows of codes -----------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The command line: ``survey-code methods | run | compress | inspect``."""
+"""The command line: ``survey-code methods | run | compress | inspect | convert``."""
 
 from __future__ import annotations
 
@@ -56,7 +56,13 @@ def make_parser() -> argparse.ArgumentParser:
         description="Embedding compression in recommender systems, executable.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for describe in (parse_methods, parse_run, parse_compress, parse_inspect):
+    for describe in (
+        parse_methods,
+        parse_run,
+        parse_compress,
+        parse_inspect,
+        parse_convert,
+    ):
         describe(commands)
     return parser
 
@@ -111,6 +117,21 @@ def parse_inspect(commands: Commands) -> None:
     inspecting = commands.add_parser("inspect", help="say what a file holds")
     inspecting.add_argument("file", type=Path)
     inspecting.set_defaults(action=inspect_file)
+
+
+def parse_convert(commands: Commands) -> None:
+    """``convert OLD NEW``."""
+    converting = commands.add_parser(
+        "convert", help="rewrite a file of version 0.1.0, which is read no longer"
+    )
+    converting.add_argument("old", type=Path, metavar="OLD")
+    converting.add_argument(
+        "new",
+        type=Path,
+        metavar="NEW",
+        help="may be OLD: what is there is replaced at once, when all is written",
+    )
+    converting.set_defaults(action=convert_layout)
 
 
 def add_words(parser: argparse.ArgumentParser, *names: str) -> None:
@@ -250,6 +271,13 @@ def inspect_file(given: argparse.Namespace) -> None:
     print(f"header      {header_bytes(given.file):,} bytes")
     for name, array in sorted(layout.arrays().items()):
         print(f"array       {name}: {array.dtype} {tuple(array.shape)}")
+
+
+def convert_layout(given: argparse.Namespace) -> None:
+    """Write a file of the first format anew, in today's."""
+    from survey_code.layouts.first_format import convert_file
+
+    print(f"{given.new}: {convert_file(given.old, given.new)!r}")
 
 
 def parse_options(given: argparse.Namespace) -> dict[str, object]:

@@ -1,5 +1,9 @@
 """The command line: what it prints, what it writes, and how it refuses."""
 
+import hashlib
+import json
+import shlex
+
 import numpy as np
 import pytest
 import torch
@@ -182,6 +186,53 @@ def test_unknown_words_are_the_usage(words, capsys):
     with pytest.raises(SystemExit) as error:
         main(words)
     assert error.value.code == 2 and "usage: " in capsys.readouterr().err
+
+
+# -- convert -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def first(tmp_path):
+    """A file of the first format, as 0.1.0 wrote it."""
+    shape = {"num_embeddings": 40, "embedding_dim": 8}
+    head = ["dense", 1, shape, [["values", "<f4", [40, 8]]]]
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    digest.update(TABLE.tobytes())
+    contents = {"layout": "dense", "version": 1, "shape": shape}
+    contents["sha256"] = digest.hexdigest()
+    path = tmp_path / "a first.safetensors"
+    save_file({"values": TABLE}, path, {"survey_code": json.dumps(contents)})
+    return str(path)
+
+
+def test_convert_writes_what_can_be_loaded(first, out, capsys):
+    assert first in refused(capsys, "inspect", first)
+    assert main(["convert", first, out]) == 0
+    layout = load_layout(out)
+    assert capsys.readouterr().out == f"{out}: {layout!r}\n"
+    np.testing.assert_array_equal(layout.lookup(np.arange(40)), TABLE)
+
+
+def test_what_a_refusal_names_is_a_command(first, capsys):
+    said = refused(capsys, "inspect", first)
+    words = said.partition("`survey-code ")[2].partition("`")[0]
+    main([*shlex.split(words)[:-1], first])
+    np.testing.assert_array_equal(load_layout(first).lookup([3]), TABLE[[3]])
+
+
+def test_convert_refuses_what_is_not_of_the_first_format(table, out, tmp_path, capsys):
+    main(["compress", table, "--method", "full", "--out", out])
+    capsys.readouterr()
+    new = tmp_path / "new.safetensors"
+    assert "nothing to convert" in refused(capsys, "convert", out, str(new))
+    assert "not a readable" in refused(capsys, "convert", table, str(new))
+    assert "No such file" in refused(capsys, "convert", str(new), str(new))
+    assert not new.exists()
+
+
+def test_convert_into_a_missing_folder_is_one_line(first, tmp_path, capsys):
+    place = str(tmp_path / "none" / "new.safetensors")
+    assert "no such folder" in refused(capsys, "convert", first, place)
 
 
 # -- run ------------------------------------------------------------------------------

@@ -108,11 +108,11 @@ def test_functions_are_small():
 
 def test_classes_have_few_public_methods():
     for name, node in walk(ast.ClassDef):
-        public = [
+        public = {  # a method that is overloaded is one
             part.name
             for part in node.body
             if isinstance(part, ast.FunctionDef) and not part.name.startswith("_")
-        ]
+        }
         assert len(public) <= 12, f"{name}.{node.name}: {public}"
 
 

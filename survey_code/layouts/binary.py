@@ -15,7 +15,7 @@ import numpy as np
 
 from survey_code.bits import count_ones, pack_codes, read_packed, unpack_codes
 from survey_code.layouts.layout import IdArray, Ids, Layout, RowArray, array_module
-from survey_code.layouts.nearest import check_candidates, check_nearest, choose_nearest
+from survey_code.layouts.nearest import check_candidates, check_nearest, search_chunks
 
 if TYPE_CHECKING:
     from survey_code.kernels.cuda import GpuArray
@@ -326,17 +326,14 @@ class BinaryLayout(Layout):
         ids = (self if source is None else source).check_ids(queries)
         if ids.ndim != 1:
             raise ValueError(f"queries must have one axis, got shape {ids.shape}")
-        xp = array_module(self.packed)
         if self.on_gpu and self._by_distance() and (source or self)._by_distance():
             from survey_code.kernels.cuda.hamming import nearest_codes
 
             codes = (self if source is None else source).packed[ids, 0]
             return first + nearest_codes(codes, self.packed[first:stop, 0], k)
-        best = xp.empty((len(ids), k), dtype=np.int64)
-        for start in range(0, len(ids), chunk):
-            part = self.scores(ids[start : start + chunk], (first, stop), source)
-            best[start : start + chunk] = first + choose_nearest(part, k)
-        return best
+        return first + search_chunks(
+            lambda part: self.scores(part, (first, stop), source), ids, k, chunk
+        )
 
     def _by_distance(self) -> bool:
         """Whether all scores are one positive number times d - 2 H."""

@@ -86,7 +86,7 @@ class DenseLayout(Layout):
                 f"values must be float32, float16 or uint16 of shape {expected}"
             )
 
-    def move(self, array: StoredArray) -> StoredArray:
+    def _move(self, array: StoredArray) -> StoredArray:
         """The rows on a GPU, padded to whole memory sectors."""
         from survey_code.kernels.cuda.place import place_rows
 

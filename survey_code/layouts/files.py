@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 import struct
 from pathlib import Path
 from typing import Any, TypedDict
@@ -42,8 +43,12 @@ def describe_arrays(arrays: dict[str, np.ndarray]) -> list[list[Any]]:
 
 def hash_contents(blueprint: Blueprint, arrays: dict[str, np.ndarray]) -> str:
     """SHA-256 of everything that the file says, as hexadecimal digits."""
+    return hash_arrays([blueprint, describe_arrays(arrays)], arrays)
+
+
+def hash_arrays(head: object, arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 of what is said of arrays, and of their bytes, by their names."""
     digest = hashlib.sha256()
-    head = [blueprint, describe_arrays(arrays)]
     digest.update(json.dumps(head, sort_keys=True).encode())
     for name in sorted(arrays):
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())
@@ -56,9 +61,15 @@ def write_file(
     """Write the file beside its place, flush it to the disk, then rename it.
 
     A crash leaves either the old file or the new one, never half of one.
+
+    Raises
+    ------
+    ValueError
+        If the blueprint is one that `read_file` refuses.
     """
     from safetensors.numpy import save
 
+    blueprint = check_blueprint(blueprint)
     contents = {**blueprint, "sha256": hash_contents(blueprint, arrays)}
     payload = save(
         {name: np.ascontiguousarray(array) for name, array in arrays.items()},
@@ -104,17 +115,19 @@ def read_file(path: str | os.PathLike[str]) -> tuple[Blueprint, dict[str, np.nda
         If there is no such file.
     """
     contents, arrays = read_contents(path)
-    if contents.get("version") == 1:
+    if contents.get("version") == 1 and "parts" not in contents:
         raise ValueError(
             f"{path}: written in the first format of this package (layout "
-            f"{contents.get('layout')!r}); `survey-code convert {path} NEW` makes a "
-            "file of the present one"
+            f"{contents.get('layout')!r}); `survey-code convert "
+            f"{shlex.quote(os.fspath(path))} NEW` makes a file of the present one"
         )
     try:
         blueprint = check_blueprint(contents)
         stored = contents["sha256"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: the layout's description is damaged") from error
+        raise ValueError(
+            f"{path}: the layout's description is damaged ({error})"
+        ) from error
     check_hash(path, hash_contents(blueprint, arrays), stored)
     return blueprint, arrays
 
@@ -163,14 +176,15 @@ def read_contents(
 
 def check_blueprint(contents: Any, depth: int = 0) -> Blueprint:
     """A blueprint as it should be, or one of the errors of reading a dictionary."""
+    if depth == DEEPEST:
+        raise ValueError(f"more than {DEEPEST} layouts within each other")
     layout, version = contents["layout"], contents["version"]
     shape, parts = contents["shape"], contents["parts"]
-    if depth == DEEPEST:
-        raise ValueError("layouts within layouts, too deep")
     if not isinstance(layout, str):
         raise TypeError("a name that is no text")
-    if not all(isinstance(value, int) for value in [version, *shape.values()]):
-        raise TypeError("a number that is no integer")
+    for value in [version, *shape.values()]:
+        if type(value) is not int or not -(2**63) <= value < 2**63:
+            raise TypeError("a number that is no integer of 64 bits")
     return {
         "layout": layout,
         "version": version,

@@ -88,7 +88,7 @@ class Stored:
             held |= {str(j): part for j, part in enumerate(getattr(self, self.listed))}
         return {name: part for name, part in held.items() if part is not None}
 
-    def hold(self, held: Mapping[str, StoredArray | Layout]) -> None:
+    def _hold(self, held: Mapping[str, StoredArray | Layout]) -> None:
         """Take these instead, by name; what is missing is None."""
         for name in self.array_names:
             setattr(self, name, held.get(name))
@@ -142,41 +142,20 @@ class Stored:
             held += max(int(array.nbytes), padded)
         return held
 
-    def describe(self) -> Format | None:
-        """How a kernel finds and decodes a row; the arrays are CuPy's.
-
-        None where no kernel reads this layout: the code for arrays does then.
-        """
-        return None
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file: beside its place first, then renamed."""
         write_file(path, self.blueprint(), self.to_cpu().arrays())
 
-    def to_gpu(self) -> Self:
-        """A copy whose arrays are CuPy's.
-
-        Raises
-        ------
-        RuntimeError
-            If CuPy is not installed or no GPU is present.
-        """
-        if self.on_gpu:
-            return self
-        twin = self.moved()
-        twin.device = twin.describe()
-        return twin
-
-    def moved(self) -> Self:
+    def _moved(self) -> Self:
         """A copy whose arrays are CuPy's, not yet described to a kernel."""
         return self._twin(
             {
-                name: part.moved() if isinstance(part, Stored) else self.move(part)
+                name: part._moved() if isinstance(part, Stored) else self._move(part)
                 for name, part in self.held().items()
             }
         )
 
-    def move(self, array: StoredArray) -> StoredArray:
+    def _move(self, array: StoredArray) -> StoredArray:
         """One array as CuPy's."""
         moved: StoredArray = cuda.load_cupy().asarray(array)
         return moved
@@ -195,14 +174,20 @@ class Stored:
         """A copy that consists of these instead."""
         twin = copy.copy(self)
         twin.device = None
-        twin.hold(held)
+        twin._hold(held)
         return twin
 
     @classmethod
     def from_file(
         cls, shape: Mapping[str, int], held: Mapping[str, StoredArray | Layout]
     ) -> Self:
-        """Rebuild a layout from its integers, and from what it consists of."""
+        """Rebuild a layout from its integers, and from what it consists of.
+
+        Raises
+        ------
+        ValueError
+            If something is missing or unknown, or contradicts the rest.
+        """
         listed = {str(j) for j in range(len(held))} if cls.listed else set()
         missing = set(cls.shape_names) - set(shape)
         unknown = set(held) - set(cls.array_names) - listed
@@ -219,8 +204,14 @@ class Stored:
         Stored.__init__(layout, shape["num_embeddings"], shape["embedding_dim"])
         for name in cls.shape_names:
             setattr(layout, name, int(shape[name]))
-        layout.hold(held)
-        layout.validate()
+        layout._hold(held)
+        try:
+            layout.validate()
+        # A layout where there must be an array, or an array of too few axes.
+        except (AttributeError, IndexError, TypeError) as error:
+            raise ValueError(
+                f"a {cls.name} layout cannot consist of this ({error})"
+            ) from error
         return layout
 
     def __repr__(self) -> str:
@@ -270,7 +261,28 @@ class Layout(Stored):
             rows = rows * weights[:, None]
         return pool_rows(rows, starts, mode)
 
+    def describe(self) -> Format | None:
+        """How a kernel finds and decodes a row; the arrays are CuPy's.
+
+        None where no kernel reads this layout: the code for arrays does then.
+        """
+        return None
+
     # -- what users call -----------------------------------------------------
+
+    def to_gpu(self) -> Self:
+        """A copy whose arrays are CuPy's.
+
+        Raises
+        ------
+        RuntimeError
+            If CuPy is not installed or no GPU is present.
+        """
+        if self.on_gpu:
+            return self
+        twin = self._moved()
+        twin.device = twin.describe()
+        return twin
 
     @overload
     def lookup(self, ids: Ids, check: bool = True) -> RowArray: ...

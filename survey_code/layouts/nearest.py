@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from survey_code.layouts.layout import Layout, N, array_module
@@ -73,11 +75,9 @@ class VectorSearch(Layout):
         first, stop = check_candidates(candidates, self.num_embeddings)
         check_nearest(k, stop - first)
         queries = self._check_queries(queries)
-        best = array_module(queries).empty((len(queries), k), dtype=np.int64)
-        for start in range(0, len(queries), chunk):
-            part = self.read_scores(queries[start : start + chunk], first, stop)
-            best[start : start + chunk] = first + choose_nearest(part, k)
-        return best
+        return first + search_chunks(
+            lambda part: self.read_scores(part, first, stop), queries, k, chunk
+        )
 
     def _check_queries(self, queries: N) -> N:
         given = array_module(next(iter(self.arrays().values()))).asarray(queries)
@@ -105,6 +105,15 @@ def score_part(part: Layout, queries: N, first: int, stop: int) -> N:
         rows = part.read_rows(xp.arange(start, end))
         scores[:, start - first : end - first] = queries @ rows.T
     return scores
+
+
+def search_chunks(score: Callable[[N], N], queries: N, k: int, chunk: int) -> N:
+    """Columns of the k largest scores of each query, so many queries at a time."""
+    best = array_module(queries).empty((len(queries), k), dtype=np.int64)
+    for start in range(0, len(queries), chunk):
+        scores = score(queries[start : start + chunk])
+        best[start : start + chunk] = choose_nearest(scores, k)
+    return best
 
 
 def check_candidates(candidates: tuple[int, int] | None, rows: int) -> tuple[int, int]:

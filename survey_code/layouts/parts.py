@@ -64,12 +64,15 @@ def check_rows(
     shapes : sequence of (rows, width)
         Rows are None where any number from 1 up will do.
     """
-    wanted = " or ".join(f"({rows or 'rows'}, {width})" for rows, width in shapes)
+    wanted = " or ".join(
+        f"({'rows' if rows is None else rows}, {width})" for rows, width in shapes
+    )
     if part is not None and (isinstance(part, Layout) or part.ndim == 2):
         rows, width = rows_shape(part)
         kind = isinstance(part, Layout) or part.dtype in NUMBERS
         if kind and any(
-            width == want and rows == (many or max(rows, 1)) for many, want in shapes
+            width == want and (rows == many if many is not None else rows >= 1)
+            for many, want in shapes
         ):
             return
     raise ValueError(

@@ -160,11 +160,11 @@ class RowwiseLayout(Layout):
                 f"{self.num_embeddings}"
             )
 
-    def move(self, array: StoredArray) -> StoredArray:
+    def _move(self, array: StoredArray) -> StoredArray:
         """An array on a GPU, rows padded to whole memory sectors."""
         from survey_code.kernels.cuda.place import place_rows
 
-        return place_rows(array) if array is self.rows else super().move(array)
+        return place_rows(array) if array is self.rows else super()._move(array)
 
     def describe(self) -> Format:
         """Codes, and each row's scale and bias beside them."""
@@ -188,8 +188,15 @@ class RowwiseLayout(Layout):
             if self.starts is not None:
                 shared = shared[self._group(ids, array_module(ids))]
             return shared[:, :1], shared[:, 1:]
-        width = code_bytes(self.embedding_dim, self.bits)
-        return split_tail(packed, width, parameter_type(self.bits))
+        width, kind = (
+            code_bytes(self.embedding_dim, self.bits),
+            parameter_type(self.bits),
+        )
+        if not is_cupys(packed):
+            return split_tail(packed, width, kind)
+        # A GPU reads numbers only where they are aligned.
+        tail = array_module(packed).ascontiguousarray(packed[:, width:]).view(kind)
+        return tail[:, :1].astype(np.float32), tail[:, 1:].astype(np.float32)
 
     def _group(self, ids: IdArray, xp: ModuleType) -> IdArray:
         """Group of each row."""

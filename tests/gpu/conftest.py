@@ -204,11 +204,13 @@ def build(code, options, expression):
 
 @pytest.fixture
 def fake_cupy(monkeypatch):
-    """CuPy's stand-in, wherever the package asks for CuPy."""
+    """CuPy's stand-in, wherever the package asks for CuPy; also beside a GPU."""
     if COMPILER is None:
         pytest.skip("kernels are compiled by g++, which is not installed")
     from contextlib import nullcontext
     from types import SimpleNamespace
+
+    import torch
 
     from survey_code.kernels.cuda.load import load_kernel
 
@@ -217,6 +219,8 @@ def fake_cupy(monkeypatch):
         is_available=lambda: True, get_current_stream=nullcontext
     )
     monkeypatch.setitem(sys.modules, "cupy", fake)
+    # No stream of a GPU is asked for.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     load_kernel.cache_clear()
     yield fake
     load_kernel.cache_clear()

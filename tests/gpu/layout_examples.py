@@ -8,6 +8,7 @@ from survey_code.layouts import (
     AddedLayout,
     DenseLayout,
     GroupedLayout,
+    PackedLayout,
     RaggedLayout,
     RoutedLayout,
     SparseLayout,
@@ -59,6 +60,12 @@ def turn_codes(layout):
     own, codes = layout.parts
     turned = TurnedLayout(codes, basis.astype(np.float32))
     return RoutedLayout.from_ids([own, turned], layout.part_ids(), ROWS)
+
+
+def pack_integers(dim, bits):
+    """Random integers, each of so many bits."""
+    drawn = np.random.default_rng(9).integers(2**bits, size=(ROWS, dim))
+    return PackedLayout.from_integers(drawn, bits)
 
 
 def round_rows(part, bits):
@@ -166,6 +173,8 @@ EXAMPLES = {
     ).freeze(),
     "own rows, all": lambda: DoubleHashing.make(SPEC, rows=40, frequent=ROWS).freeze(),
     "own rows, none": lambda: DoubleHashing.make(SPEC, rows=40, frequent=0).freeze(),
+    "packed": lambda: pack_integers(12, 5),
+    "packed, 16 bits, odd": lambda: pack_integers(11, 16),
     "generator": lambda: DHE.make(SPEC, width=20, codes=24).freeze(),
     "generator, normal": lambda: DHE.make(
         SPEC, width=20, codes=24, distribution="gaussian"

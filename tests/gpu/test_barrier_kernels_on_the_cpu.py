@@ -12,7 +12,6 @@ from survey_code.kernels.cuda import assign, hamming
 from survey_code.kernels.cuda.assign import assign_points
 from survey_code.kernels.cuda.hamming import nearest_codes
 from survey_code.layouts import BinaryLayout
-from survey_code.layouts.layout import Layout
 
 TURN = """
 __global__ void turn(const float* given, float* out) {
@@ -284,42 +283,34 @@ def test_codes_that_are_too_long_are_a_value_error(fake_cupy):
 # -- layouts -----------------------------------------------------------------------
 
 
-@pytest.fixture
-def gpu(fake_cupy, monkeypatch):
-    """CuPy's stand-in; layouts take its arrays for a GPU's."""
-
-    def holds(layout):
-        return any(isinstance(v, fake_cupy.ndarray) for v in layout.arrays().values())
-
-    monkeypatch.setattr(Layout, "on_gpu", property(holds))
-    return fake_cupy
-
-
 @pytest.mark.parametrize("bits", [3, 64, 100])
-def test_a_binary_layouts_nearest_are_the_cpus(gpu, bits):
+def test_a_binary_layouts_nearest_are_the_cpus(fake_cupy, bits):
     rng = np.random.default_rng(bits)
     layout, other = (
         BinaryLayout.from_signs(rng.normal(size=(n, bits))) for n in (300, 40)
     )
     ids = rng.integers(300, size=20)
-    found = layout.to_gpu().topk(gpu.asarray(ids), 9, candidates=(50, 300))
+    found = layout.to_gpu().topk(fake_cupy.asarray(ids), 9, candidates=(50, 300))
     np.testing.assert_array_equal(found, layout.topk(ids, 9, candidates=(50, 300)))
     ids = np.array([39, 0, 3])
-    found = layout.to_gpu().topk(gpu.asarray(ids), 300, source=other.to_gpu())
+    found = layout.to_gpu().topk(fake_cupy.asarray(ids), 300, source=other.to_gpu())
     np.testing.assert_array_equal(found, layout.topk(ids, 300, source=other))
     words = -(-bits // 64)
-    assert gpu.launched == 2 * [f"count_distances<{words}>", f"gather_within<{words}>"]
+    assert fake_cupy.launched == 2 * [
+        f"count_distances<{words}>",
+        f"gather_within<{words}>",
+    ]
 
 
 @pytest.mark.parametrize(
     "name", ["codes", "codes, half", "codes, turned", "added codes"]
 )
-def test_scores_by_table_look_up_are_the_cpus(gpu, name):
+def test_scores_by_table_look_up_are_the_cpus(fake_cupy, name):
     host = EXAMPLES[name]()
     queries = np.random.default_rng(6).normal(size=(5, 12)).astype(np.float32)
     for first, stop in ((0, ROWS), (17, 900), (5, 6)):
-        gpu.launched.clear()
-        found = host.to_gpu().scores(gpu.asarray(queries), (first, stop))
-        assert any("add_scores" in kernel for kernel in gpu.launched)
+        fake_cupy.launched.clear()
+        found = host.to_gpu().scores(fake_cupy.asarray(queries), (first, stop))
+        assert any("add_scores" in kernel for kernel in fake_cupy.launched)
         wanted = host.scores(queries, (first, stop))
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)

@@ -1,11 +1,14 @@
 """Pictures say what the tables say."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 from random_layouts import COMPOSED, random_composed, random_layout
+from rates import KINDS
 
 from survey_code import catalog, lab
 from survey_code.lab.plots import (
@@ -103,7 +106,8 @@ def test_every_family_has_a_mark_of_its_own(axes):
     first = {m.family: m.key for m in reversed(catalog.methods())}
     plot_marks([result(key, 10, 1, 0.5) for key in first.values()], 10, "auc", axes)
     marks = [(c[0].get_color(), c[0].get_marker()) for c in axes.containers]
-    assert len(set(marks)) == len(first) == 9
+    families = sum(map(len, catalog.TAXONOMY.values()))
+    assert len(set(marks)) == len(first) == families
 
 
 def test_the_taxonomy_names_every_method_once():
@@ -149,6 +153,17 @@ def test_rates_need_a_gpu():
 @pytest.mark.parametrize("kind", COMPOSED)
 def test_random_layouts_can_be_read(kind):
     layout, touched = random_composed(kind, rows=1000, dim=64, seed=1)
-    assert layout.lookup([0, 999]).shape == (2, 64)
+    rows = layout.lookup([0, 999])
+    assert rows.shape == (2, 64) and np.isfinite(rows).all()
     assert 0 < touched
     assert layout.nbytes < 4 * 1000 * 64
+    again, _ = random_composed(kind, rows=1000, dim=64, seed=1)
+    np.testing.assert_array_equal(again.lookup([0, 999]), rows)
+
+
+def test_what_was_recorded_can_be_measured_again():
+    """The kinds of the recorded rates are still made under their names."""
+    speed = Path(__file__).parents[2] / "book" / "results" / "speed"
+    for name, kinds in (("rows", KINDS), ("composed", COMPOSED)):
+        lines = (speed / f"{name}.jsonl").read_text().splitlines()
+        assert {json.loads(line)["kind"] for line in lines} <= set(kinds)

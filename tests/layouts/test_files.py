@@ -1,6 +1,8 @@
 """Files: the same bytes for the same table, whole or not at all, checked on load."""
 
+import json
 import os
+import re
 import struct
 import zipfile
 
@@ -13,7 +15,14 @@ from safetensors.torch import save_file as save_torch_file
 
 from survey_code import load_layout
 from survey_code.embedding import decode_layout
-from survey_code.layouts import LAYOUTS, DenseLayout, files, header_bytes
+from survey_code.layouts import (
+    LAYOUTS,
+    DenseLayout,
+    TurnedLayout,
+    files,
+    header_bytes,
+    rebuild,
+)
 
 # -- there and back ----------------------------------------------------------
 
@@ -163,13 +172,25 @@ def test_a_file_cut_at_any_length_is_a_value_error(layout, tmp_path):
             load_layout(path)
 
 
+@pytest.fixture(scope="module")
+def smallest(examples, tmp_path_factory):
+    """The example of each layout whose file is the smallest."""
+    folder, found = tmp_path_factory.mktemp("examples"), {}
+    for make in examples.values():
+        layout = make()
+        layout.save(folder / "table")
+        size = (folder / "table").stat().st_size
+        found[layout.name] = min(found.get(layout.name, (size, layout)), (size, layout),
+                                 key=lambda pair: pair[0])  # fmt: skip
+    return {name: layout for name, (_, layout) in found.items()}
+
+
 @pytest.mark.parametrize("kind", LAYOUTS)
-def test_any_flipped_bit_is_a_value_error(kind, examples, tmp_path):
+def test_any_flipped_bit_is_a_value_error(kind, smallest, tmp_path):
     path = tmp_path / "table"
-    layouts = (make() for make in examples.values())
-    next(layout for layout in layouts if layout.name == kind).save(path)
+    smallest[kind].save(path)
     whole = path.read_bytes()
-    assert len(whole) < 1024
+    assert len(whole) < 1200
     undetected = []
     with open(path, "r+b", buffering=0) as file:
 
@@ -246,60 +267,379 @@ def test_safetensors_of_others_name_what_they_hold(tmp_path):
         load_layout(path)
 
 
+# -- files that say what cannot be ---------------------------------------------
+
+
+def write_contents(path, contents, arrays):
+    """A file that says this, be it text or what text can be made of."""
+    text = contents if isinstance(contents, str) else json.dumps(contents)
+    save_file(arrays, path, {files.METADATA_KEY: text})
+
+
+def write_nonsense(path, blueprint, arrays):
+    """A file whose hash is right, whatever it says."""
+    sha256 = files.hash_contents(blueprint, arrays)
+    write_contents(path, {**blueprint, "sha256": sha256}, arrays)
+
+
+def stated(layout, shape, parts=None, version=2):
+    """What a file says of a layout."""
+    parts = {} if parts is None else parts
+    return {"layout": layout, "version": version, "shape": shape, "parts": parts}
+
+
 VALUES = np.ones((2, 2), np.float32)
 SHAPE = {"num_embeddings": 2, "embedding_dim": 2}
-HASHED_SHAPE = {**SHAPE, "combine_code": 0, "open_ids": 0}
+HASHED = {**SHAPE, "combine_code": 0, "open_ids": 0, "shared": 0}
 INDEX = np.array([[3, 5, 1, 2]])
-# Files whose hash is right but whose content is not: layout, version, integers,
-# arrays.
+BYTES = VALUES.view(np.uint8)
+# Blueprint, arrays, and what the error says.
 IMPOSSIBLE = {
-    "unknown layout": ("crystal", 1, SHAPE, {"values": VALUES}),
-    "newer version": ("dense", 2, SHAPE, {"values": VALUES}),
-    "version of text": ("dense", "1", SHAPE, {"values": VALUES}),
-    "layout of lists": (["dense"], 1, SHAPE, {"values": VALUES}),
-    "renamed tensor": ("dense", 1, SHAPE, {"weight": VALUES}),
-    "one tensor more": ("dense", 1, SHAPE, {"values": VALUES, "more": VALUES}),
-    "no integers": ("dense", 1, {}, {"values": VALUES}),
-    "integers as a list": ("dense", 1, [2, 2], {"values": VALUES}),
-    "integers as text": ("dense", 1, {**SHAPE, "embedding_dim": "2"}, {}),
-    "no integer": ("dense", 1, {**SHAPE, "embedding_dim": None}, {"values": VALUES}),
-    "wrong shape": ("dense", 1, {**SHAPE, "num_embeddings": 3}, {"values": VALUES}),
-    "negative": ("dense", 1, {**SHAPE, "num_embeddings": -2}, {"values": VALUES}),
-    "wrong type": ("dense", 1, SHAPE, {"values": VALUES.astype(np.float64)}),
-    "a number": ("dense", 1, SHAPE, {"values": np.float32(1).reshape(())}),
-    "3 bits": ("rowwise", 1, {**SHAPE, "bits": 3}, {"rows": VALUES.view(np.uint8)}),
-    "short rows": ("rowwise", 1, {**SHAPE, "bits": 8}, {"rows": VALUES.view(np.uint8)}),
-    "no index": ("hashed", 1, HASHED_SHAPE, {"values": VALUES}),
+    "unknown layout": (stated("crystal", SHAPE), {"values": VALUES}, "unknown layout"),
+    "newer version": (
+        stated("dense", SHAPE, version=3), {"values": VALUES}, "version 3"
+    ),
+    "version of text": (
+        stated("dense", SHAPE, version="2"), {"values": VALUES}, "description"
+    ),
+    "version of truth": (
+        stated("dense", SHAPE, version=True), {"values": VALUES}, "description|version"
+    ),
+    "layout of lists": (stated(["dense"], SHAPE), {"values": VALUES}, "description"),
+    "renamed tensor": (stated("dense", SHAPE), {"weight": VALUES}, "know ..weight"),
+    "one tensor more": (
+        stated("dense", SHAPE), {"values": VALUES, "more": VALUES}, "know ..more"
+    ),
+    "no tensor": (stated("dense", SHAPE), {}, "values must be"),
+    "no integers": (stated("dense", {}), {"values": VALUES}, "lacks"),
+    "integers as a list": (stated("dense", [2, 2]), {"values": VALUES}, "description"),
+    "integers as text": (
+        stated("dense", {**SHAPE, "embedding_dim": "2"}), {}, "description"
+    ),
+    "no integer": (
+        stated("dense", {**SHAPE, "embedding_dim": None}), {"values": VALUES},
+        "description",
+    ),
+    "a fraction": (
+        stated("dense", {**SHAPE, "embedding_dim": 2.0}), {"values": VALUES},
+        "description",
+    ),
+    "truth for a number": (
+        stated("flat", {**SHAPE, "block_len": True, "open_ids": 0}),
+        {"values": VALUES[0], "multipliers": np.array([3, 5])}, "description",
+    ),
+    "more than 64 bits": (
+        stated("hashed", {**HASHED, "num_embeddings": 2**63}),
+        {"values": VALUES, "index": INDEX}, "description",
+    ),
+    "wrong shape": (
+        stated("dense", {**SHAPE, "num_embeddings": 3}), {"values": VALUES}, "(3, 2)"
+    ),
+    "negative": (
+        stated("dense", {**SHAPE, "num_embeddings": -2}), {"values": VALUES}, "one row"
+    ),
+    "wrong type": (
+        stated("dense", SHAPE), {"values": VALUES.astype(np.float64)}, "values must be"
+    ),
+    "a number": (
+        stated("dense", SHAPE), {"values": np.array(1, np.float32)}, "values must be"
+    ),
+    "3 bits": (stated("rowwise", {**SHAPE, "bits": 3}), {"rows": BYTES}, "got 3"),
+    "short rows": (
+        stated("rowwise", {**SHAPE, "bits": 8}), {"rows": BYTES}, "rows must be"
+    ),
+    "no index": (stated("hashed", HASHED), {"values": VALUES}, "index must be"),
     "index of no axis": (
-        "hashed", 1, HASHED_SHAPE, {"values": VALUES, "index": np.array(1)}
+        stated("hashed", HASHED), {"values": VALUES, "index": np.array(1)},
+        "index must be",
     ),
     "index of no table": (
-        "hashed", 1, HASHED_SHAPE, {"values": VALUES, "index": INDEX[:0]}
+        stated("hashed", HASHED), {"values": VALUES, "index": INDEX[:0]},
+        "index needs a table",
     ),
     "divisor 0": (
-        "hashed", 1, HASHED_SHAPE, {"values": VALUES, "index": INDEX * [1, 1, 0, 1]}
+        stated("hashed", HASHED), {"values": VALUES, "index": INDEX * [1, 1, 0, 1]},
+        "from 1 up",
     ),
     "more rows than stored": (
-        "hashed", 1, HASHED_SHAPE, {"values": VALUES, "index": INDEX * 2}
+        stated("hashed", HASHED), {"values": VALUES, "index": INDEX * 2},
+        "values must be",
     ),
     "sum of moduli wraps around": (
-        "hashed", 1, HASHED_SHAPE,
+        stated("hashed", HASHED),
         {"values": VALUES, "index": np.array([[3, 5, 1, 2**62]] * 4 + [[3, 5, 1, 2]])},
+        "values must be",
     ),
     "unknown combination": (
-        "hashed", 1, {**HASHED_SHAPE, "combine_code": 3},
-        {"values": VALUES, "index": INDEX},
+        stated("hashed", {**HASHED, "combine_code": 4}),
+        {"values": VALUES, "index": INDEX}, "combine_code",
     ),
     "one sign": (
-        "hashed", 1, HASHED_SHAPE,
-        {"values": VALUES, "index": INDEX, "signs": np.array([3])},
+        stated("hashed", HASHED),
+        {"values": VALUES, "index": INDEX, "signs": np.array([3])}, "signs must be",
     ),
 }  # fmt: skip
 
 
+def refused(path, words):
+    """Loading is one ValueError that names the path and says what is wrong."""
+    with pytest.raises(ValueError) as error:
+        load_layout(path)
+    said = str(error.value)
+    assert said.startswith(f"{path}: ") and re.search(words, said), said
+
+
 @pytest.mark.parametrize("content", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
 def test_well_hashed_nonsense_is_a_value_error(content, tmp_path):
-    path = tmp_path / "table"
-    files.write_file(path, *content)
-    with pytest.raises(ValueError, match="table"):
-        load_layout(path)
+    blueprint, arrays, words = content
+    write_nonsense(tmp_path / "table", blueprint, arrays)
+    refused(tmp_path / "table", words)
+
+
+DENSE = stated("dense", SHAPE)
+WIDE = stated("dense", {**SHAPE, "embedding_dim": 3})
+ROUTED = {"num_embeddings": 4, "embedding_dim": 2}
+KEYS = {"keys": np.array([0, 3], np.int32)}
+PART = {"0/values": VALUES, "1/values": 2 * VALUES}
+
+
+def routed(parts, arrays=PART):
+    return stated("routed", ROUTED, parts), {**KEYS, **arrays}
+
+
+def test_a_sound_file_of_parts_is_read(tmp_path):
+    """What the nonsense below is one change away from."""
+    write_nonsense(tmp_path / "table", *routed({"0": DENSE, "1": DENSE}))
+    layout = load_layout(tmp_path / "table")
+    assert layout.lookup([0, 1, 2, 3])[:, 0].tolist() == [1, 2, 2, 1]
+
+
+def renamed(old, new):
+    """The second part's arrays by another name."""
+    return {new + name.removeprefix(old): array for name, array in PART.items()
+            if name.startswith(old)} | {"0/values": VALUES}  # fmt: skip
+
+
+NESTED = {
+    "no parts": (*routed({}, {}), "two parts or more"),
+    "one part": (*routed({"0": DENSE}, {"0/values": VALUES}), "two parts or more"),
+    "a part without arrays": (
+        *routed({"0": DENSE, "1": DENSE}, {"0/values": VALUES}), "values must be"
+    ),
+    "arrays without a part": (*routed({"0": DENSE}), "know ..1/values"),
+    "one part more": (
+        *routed({"0": DENSE, "1": DENSE, "2": DENSE}, {**PART, "2/values": VALUES}),
+        "the last must have",
+    ),
+    "an unknown part": (
+        *routed({"0": DENSE, "1": DENSE, "x": DENSE}, {**PART, "x/values": VALUES}),
+        "know ..x",
+    ),
+    "array and layout": (
+        *routed({"0": DENSE, "1": DENSE}, {**PART, "0": VALUES}),
+        "'0' is both an array and a layout",
+    ),
+    "an array for a part": (
+        *routed({"1": DENSE}, {"0": VALUES, "1/values": VALUES}), "all layouts"
+    ),
+    "a part of other columns": (
+        *routed(
+            {"0": DENSE, "1": WIDE},
+            {"0/values": VALUES, "1/values": np.ones((2, 3), np.float32)},
+        ),
+        r"\[2, 3\]",
+    ),
+    "a part of other rows": (
+        *routed(
+            {"0": DENSE, "1": stated("dense", {**SHAPE, "num_embeddings": 3})},
+            {"0/values": VALUES, "1/values": np.ones((3, 2), np.float32)},
+        ),
+        "the last must have 2",
+    ),
+    "a part called 00": (
+        *routed({"00": DENSE, "1": DENSE}, {"00/values": VALUES, "1/values": VALUES}),
+        "know ..00",
+    ),
+    "a part called -1": (
+        *routed({"0": DENSE, "-1": DENSE}, renamed("1", "-1")), "know ..-1"
+    ),
+    "parts 1 and 2": (
+        *routed({"1": DENSE, "2": DENSE}, {"1/values": VALUES, "2/values": VALUES}),
+        "lacks one of its parts",
+    ),
+    "parts 0 and 2": (
+        *routed({"0": DENSE, "2": DENSE}, renamed("1", "2")), "lacks one of its parts"
+    ),
+    "a digit of another script": (
+        *routed({"0": DENSE, "\u0661": DENSE}, renamed("1", "\u0661")), "does not know"
+    ),
+    "a small digit": (
+        *routed({"0": DENSE, "\u00b9": DENSE}, renamed("1", "\u00b9")), "does not know"
+    ),
+    "a part without a name": (
+        *routed({"0": DENSE, "": DENSE}, renamed("1", "")), "does not know"
+    ),
+    "a name with a slash": (
+        *routed({"0": DENSE, "1/2": DENSE}, renamed("1", "1/2")), "values must be"
+    ),
+    "an array called 0/": (
+        *routed({"0": DENSE, "1": DENSE}, {**PART, "0/": VALUES}), "know ..0/'"
+    ),
+    "two slashes": (
+        *routed({"0": DENSE, "1": DENSE}, {**PART, "0//values": VALUES}),
+        "know ../values",
+    ),
+    "a slash ahead": (
+        *routed({"0": DENSE, "1": DENSE}, {**PART, "/values": VALUES}), "know ../values"
+    ),
+    "below an array": (
+        *routed({"0": DENSE, "1": DENSE}, {**PART, "0/values/0": VALUES}),
+        "know ..values/0",
+    ),
+    "below nothing": (
+        *routed({"0": DENSE, "1": DENSE}, {**PART, "9/values": VALUES}), "9/values"
+    ),
+    "parts as a list": (*routed([DENSE, DENSE]), "description"),
+    "parts as text": (*routed("01"), "description"),
+    "a part as a list": (*routed({"0": DENSE, "1": [DENSE]}), "description"),
+    "a part as a number": (*routed({"0": DENSE, "1": 2}), "description"),
+    "a part as nothing": (*routed({"0": DENSE, "1": None}), "description"),
+    "a part that says nothing": (*routed({"0": DENSE, "1": {}}), "description"),
+    "an unknown layout within": (
+        *routed({"0": DENSE, "1": stated("crystal", SHAPE)}), "unknown layout 'crystal'"
+    ),
+    "an older part": (
+        *routed({"0": DENSE, "1": stated("dense", SHAPE, version=1)}), "version 1"
+    ),
+    "a part of fractions": (
+        *routed({"0": DENSE, "1": stated("dense", {**SHAPE, "embedding_dim": 2.5})}),
+        "description",
+    ),
+    "a layout for keys": (
+        stated("routed", ROUTED, {"0": DENSE, "1": DENSE, "keys": DENSE}),
+        {**PART, "keys/values": VALUES}, "cannot consist of this",
+    ),
+    "a layout for values": (
+        stated("dense", SHAPE, {"values": DENSE}), {"values/values": VALUES},
+        "cannot consist of this",
+    ),
+    "a layout for an index": (
+        stated("hashed", HASHED, {"index": DENSE}),
+        {"values": VALUES, "index/values": VALUES}, "cannot consist of this",
+    ),
+    "a number for a table": (
+        stated("grouped", SHAPE),
+        {"0": np.array(1, np.float32), "groups": np.array([[2, 2]], np.int32)},
+        "cannot consist of this",
+    ),
+    "an array for what is turned": (
+        stated("turned", SHAPE), {"part": VALUES, "matrix": VALUES}, "must be a layout"
+    ),
+    "codes that are no integers": (
+        stated("codebook", {**SHAPE, "combine_code": 0}, {"codes": DENSE}),
+        {"codes/values": VALUES, "codewords": VALUES,
+         "firsts": np.zeros((1, 1), np.int32)}, "packed integers",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", NESTED.values(), ids=NESTED)
+def test_nonsense_of_parts_is_a_value_error(content, tmp_path):
+    blueprint, arrays, words = content
+    sha256 = ""
+    try:
+        sha256 = files.hash_contents(files.check_blueprint(blueprint), arrays)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        assert words == "description"
+    write_contents(tmp_path / "table", {**blueprint, "sha256": sha256}, arrays)
+    refused(tmp_path / "table", words)
+
+
+DAMAGED = {
+    "no text": "",
+    "no JSON": "{",
+    "a list": "[]",
+    "a number": "7",
+    "nothing": "null",
+    "no layout": "{}",
+    "no hash": json.dumps(DENSE),
+    "deep brackets": "[" * 100_000,
+    "deep and closed": "[" * 50_000 + "]" * 50_000,
+    "deep parts": '{"parts":' * 100_000 + "1" + "}" * 100_000,
+    "a number of many digits": '{"version":' + "9" * 10_000 + "}",
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_description_is_a_value_error(text, tmp_path):
+    write_contents(tmp_path / "table", text, {"values": VALUES})
+    refused(tmp_path / "table", "description is damaged")
+
+
+@pytest.mark.parametrize("sha256", ["", None, 7, [], "0" * 64])
+def test_a_wrong_hash_is_a_value_error(sha256, tmp_path):
+    write_contents(tmp_path / "table", {**DENSE, "sha256": sha256}, {"values": VALUES})
+    refused(tmp_path / "table", "damaged, its SHA-256 is")
+
+
+# -- how deep ------------------------------------------------------------------------
+
+
+def turned(depth):
+    """So many layouts within each other."""
+    layout = DenseLayout(VALUES)
+    for _ in range(depth - 1):
+        layout = TurnedLayout(layout, np.eye(2, dtype=np.float32))
+    return layout
+
+
+def test_layouts_nest_so_deep_and_no_deeper(tmp_path):
+    turned(files.DEEPEST).save(tmp_path / "table")
+    np.testing.assert_array_equal(load_layout(tmp_path / "table").lookup([1]), [[1, 1]])
+    with pytest.raises(ValueError, match=f"more than {files.DEEPEST} layouts"):
+        turned(files.DEEPEST + 1).save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("more", [1, 2, 150])
+def test_files_of_deeper_layouts_are_value_errors(more, tmp_path):
+    blueprint, matrix = DENSE, np.eye(2, dtype=np.float32)
+    arrays = {"values": VALUES}
+    for _ in range(files.DEEPEST - 1 + more):
+        blueprint = stated("turned", SHAPE, {"part": blueprint})
+        arrays = {f"part/{name}": array for name, array in arrays.items()}
+        arrays["matrix"] = matrix
+    write_nonsense(tmp_path / "table", blueprint, arrays)
+    refused(tmp_path / "table", f"more than {files.DEEPEST} layouts")
+
+
+# -- one thing of every layout gone, or of the other kind -----------------------------
+
+
+def bend(layout):
+    """Blueprint and arrays with one thing less, or an array for a layout and back."""
+    blueprint, arrays = layout.blueprint(), layout.arrays()
+    for name, part in layout.held().items():
+        below = {key: it for key, it in arrays.items() if key.startswith(f"{name}/")}
+        others = {key: it for key, it in arrays.items() if key not in {name, *below}}
+        parts = {key: it for key, it in blueprint["parts"].items() if key != name}
+        less = {**blueprint, "parts": parts}
+        yield less, others
+        if isinstance(part, np.ndarray):
+            more = {**parts, name: DENSE}
+            yield {**blueprint, "parts": more}, {**others, f"{name}/values": VALUES}
+            yield less, {**others, name: np.zeros((), part.dtype)}
+        else:
+            yield less, {**others, name: part.lookup(np.arange(part.num_embeddings))}
+            yield {**blueprint, "parts": {**parts, name: DENSE}}, {**others, **below}
+
+
+def test_what_is_missing_or_of_another_kind_is_a_value_error(layout):
+    for blueprint, arrays in bend(layout):
+        try:
+            found = rebuild(blueprint, arrays)
+        except ValueError:
+            continue
+        # What may be left out, or be an array as well.
+        ids = np.arange(layout.num_embeddings)
+        assert found.lookup(ids).shape == (len(ids), layout.embedding_dim)

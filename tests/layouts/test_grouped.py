@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from survey_code import compress
 from survey_code.bits import count_bits
 from survey_code.embedding import decode_layout
-from survey_code.layouts import GroupedLayout, load_layout
+from survey_code.layouts import DenseLayout, GroupedLayout, load_layout
 from survey_code.layouts.grouped import (
     BLOCK_IDS,
     grouped_bytes,
@@ -56,7 +57,7 @@ def test_a_row_is_its_short_row_times_the_groups_projection():
 def test_ranges_of_ids_need_no_remap():
     rows, widths = [3, 700, 20], [6, 1, 4]
     layout, tables, matrices = build(rows, widths, np.repeat([0, 1, 2], rows))
-    assert set(layout.arrays()) == {"values", "groups", "projections"}
+    assert set(layout.arrays()) == {"0", "1", "2", "groups", "projections"}
     np.testing.assert_array_equal(layout.lookup([0, 1, 2]), tables[0])
     wanted = tables[2] @ matrices[2]
     found = layout.lookup(np.arange(703, 723))
@@ -155,14 +156,16 @@ def test_scores_are_inner_products_with_the_rows():
         layout, _, _ = build(rows, [6, 3, 0], assignment, pad)
         wanted = queries @ decode_layout(layout).T
         np.testing.assert_allclose(layout.scores(queries), wanted, atol=1e-4)
-    with pytest.raises(ValueError, match="queries must have shape"):
+    with pytest.raises(ValueError, match=r"queries must be vectors of shape \(m, 6\)"):
         layout.scores(queries[:, :5])
 
 
 # -- what cannot be -----------------------------------------------------------
 
-VALUES = np.zeros(2 * 6 + 3 * 2, np.float32)
+TABLES = [np.zeros((2, 6), np.float32), np.zeros((3, 2), np.float32)]
 GROUPS = np.array([[2, 6], [3, 2]], np.int32)
+WIDE = np.array([[2, 7], [3, 2]], np.int32)
+FEWER = np.array([[2, 6], [2, 2]], np.int32)
 PROJECTION = np.zeros(12, np.float32)
 COLUMNS = np.arange(8, dtype=np.uint16) % 6
 PLANES, BEFORE = pack_assignment(np.array([0, 1, 1, 0, 1]), 2)
@@ -171,12 +174,20 @@ PLANES, BEFORE = pack_assignment(np.array([0, 1, 1, 0, 1]), 2)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"values": VALUES[:-1]}, "values must be float32"),
-        ({"values": VALUES.astype(np.float64)}, "values must be float32"),
+        ({"1": TABLES[1][:2]}, "groups must be the tables' sizes"),
+        ({"1": TABLES[1][:, :, None]}, "table 1 must be float32"),
+        ({"1": TABLES[1].astype(np.float64)}, "table 1 must be float32"),
+        ({"1": None}, "groups must be int32"),
+        ({"0": None}, "lacks one of its parts"),
+        ({"0": None, "1": None}, "needs a group"),
+        ({"2": TABLES[1][:0], "groups": np.array([[2, 6], [3, 2], [0, 2]])}, "int32"),
+        ({"groups": None}, "groups must be int32"),
         ({"groups": GROUPS.astype(np.int64)}, "groups must be int32"),
-        ({"groups": GROUPS[:0]}, "needs a group"),
-        ({"groups": -GROUPS}, "sizes from 0 up"),
-        ({"groups": np.array([[2, 7], [4, 1]], np.int32)}, "7 wide"),
+        ({"groups": GROUPS[:0]}, "groups must be int32"),
+        ({"groups": -GROUPS}, "groups must be the tables' sizes"),
+        ({"groups": np.array([[2, 7], [3, 2]], np.int32)}, "the tables' sizes"),
+        ({"0": np.zeros((2, 7), np.float32), "groups": WIDE}, "7 wide"),
+        ({"1": TABLES[1][:2], "groups": FEWER}, "hold 5 rows together"),
         ({"projections": None}, "need projections or columns"),
         ({"projections": PROJECTION[:6]}, "projections must be float32"),
         ({"columns": COLUMNS}, "exclude each other"),
@@ -191,6 +202,44 @@ PLANES, BEFORE = pack_assignment(np.array([0, 1, 1, 0, 1]), 2)
     ],
 )
 def test_arrays_that_contradict_each_other_are_value_errors(changes, message):
-    arrays = {"values": VALUES, "groups": GROUPS, "projections": PROJECTION, **changes}
+    held = {"0": TABLES[0], "1": TABLES[1], "groups": GROUPS, "projections": PROJECTION}
+    shape = {"num_embeddings": 5, "embedding_dim": DIM}
+    assert GroupedLayout.from_file(shape, held).nbytes == 4 * 18 + 4 * 4 + 4 * 12
+    held = {k: array for k, array in {**held, **changes}.items() if array is not None}
     with pytest.raises(ValueError, match=message):
-        GroupedLayout(embedding_dim=DIM, **arrays)
+        GroupedLayout.from_file(shape, held)
+
+
+@pytest.mark.parametrize(
+    ("tables", "projections", "message"),
+    [
+        ([], None, "needs a group|at least one row"),
+        ([TABLES[0], TABLES[1]], None, "need projections or columns"),
+        ([TABLES[0]], PROJECTION, "need projections or columns"),
+        ([TABLES[0], TABLES[1].astype(np.float64)], PROJECTION, "table 1 must be"),
+        ([np.zeros((2, 7), np.float32)], None, "7 wide"),
+    ],
+)
+def test_tables_that_cannot_be_are_value_errors(tables, projections, message):
+    with pytest.raises(ValueError, match=message):
+        GroupedLayout(tables, DIM, projections)
+
+
+def test_a_groups_short_rows_may_be_a_layout():
+    """They are read, pooled and projected like an array of the same rows."""
+    assignment = assign(1000, 3)
+    layout, tables, matrices = build(np.bincount(assignment), [6, 3, 1], assignment)
+    parts = [DenseLayout(table) for table in tables]
+    nested = GroupedLayout.from_tables(parts, matrices, DIM, assignment)
+    assert nested.nbytes == layout.nbytes
+    ids = np.random.default_rng(1).integers(1000, size=300)
+    np.testing.assert_array_equal(nested.lookup(ids), layout.lookup(ids))
+    offsets = [0, 10, 10, 290]
+    np.testing.assert_array_equal(nested.bag(ids, offsets), layout.bag(ids, offsets))
+    queries = tables[0][:5]
+    np.testing.assert_array_equal(nested.scores(queries), layout.scores(queries))
+    rounded = [compress(table, "rowwise", bits=8) for table in tables]
+    nested = GroupedLayout.from_tables(rounded, matrices, DIM, assignment)
+    own = [part.lookup(np.arange(len(table))) for part, table in zip(rounded, tables)]
+    wanted = GroupedLayout.from_tables(own, matrices, DIM, assignment)
+    np.testing.assert_array_equal(nested.lookup(ids), wanted.lookup(ids))

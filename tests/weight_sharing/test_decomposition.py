@@ -14,7 +14,7 @@ from tensorly.decomposition import tensor_train
 import survey_code
 from survey_code import TableSpec
 from survey_code.embedding import TrainingStep, decode_layout
-from survey_code.layouts import AnchorLayout, TensorTrainLayout
+from survey_code.layouts import AnchorLayout, DenseLayout, TensorTrainLayout
 from survey_code.layouts.tensor_train import (
     core_shapes,
     merge_cores,
@@ -113,8 +113,7 @@ def exact_train(ranks, rows=(3, 4, 5), columns=(2, 2, 2)):
         [[n, c, a, b, 1] for n, c, a, b in zip(rows, columns, [1, *ranks], [*ranks, 1])]
     )
     cores = [draw(n, a, c, b) for n, c, a, b, _ in shapes]
-    flat = np.concatenate([core.ravel() for core in cores])
-    return TensorTrainLayout(flat, shapes, math.prod(rows), math.prod(columns)), cores
+    return TensorTrainLayout(cores, shapes, math.prod(rows), math.prod(columns)), cores
 
 
 def test_a_row_is_the_product_of_its_slices():
@@ -130,8 +129,7 @@ def test_tt_svd_recovers_a_table_of_its_ranks():
     layout, _ = exact_train((3, 4))
     table = decode_layout(layout)
     cores, lost = decompose(table, layout.shapes)
-    flat = np.concatenate([core.ravel() for core in cores])
-    again = TensorTrainLayout(flat, layout.shapes, 60, 8)
+    again = TensorTrainLayout(cores, layout.shapes, 60, 8)
     error = np.linalg.norm(decode_layout(again) - table) / np.linalg.norm(table)
     assert error < 1e-6
     assert sum(lost) < 1e-10 * (table.astype(np.float64) ** 2).sum()
@@ -145,9 +143,7 @@ def test_tt_svd_error_is_the_sum_of_what_each_cut_lost(rank):
     table = draw(60, 8)
     shapes = train_shapes(60, 8, rank)
     cores, lost = decompose(table, shapes)
-    layout = TensorTrainLayout(
-        np.concatenate([c.ravel() for c in cores]), shapes, 60, 8
-    )
+    layout = TensorTrainLayout(cores, shapes, 60, 8)
     error = ((decode_layout(layout).astype(np.float64) - table) ** 2).sum()
     rows, columns = shapes[:, 0], shapes[:, 1]
     padded = np.zeros((rows.prod(), 8))
@@ -167,7 +163,7 @@ def test_tt_svd_is_tensorlys():
     table = draw(60, 8)
     shapes = np.array([[3, 2, 1, 4, 1], [4, 2, 4, 6, 1], [5, 2, 6, 1, 1]])
     cores, _ = decompose(table, shapes)
-    ours = TensorTrainLayout(np.concatenate([c.ravel() for c in cores]), shapes, 60, 8)
+    ours = TensorTrainLayout(cores, shapes, 60, 8)
     tensor = table.reshape(3, 4, 5, 2, 2, 2).transpose(0, 3, 1, 4, 2, 5)
     theirs = tensor_train(
         tensorly.tensor(tensor.reshape(6, 8, 10).astype(np.float64)), rank=[1, 4, 6, 1]
@@ -183,8 +179,8 @@ def test_inserting_a_matrix_and_its_inverse_changes_nothing():
     turn = np.linalg.qr(draw(3, 3))[0] * 2
     first = cores[0] @ turn
     second = np.einsum("ij,njcr->nicr", np.linalg.inv(turn), cores[1])
-    flat = np.concatenate([first.ravel(), second.ravel(), cores[2].ravel()])
-    turned = TensorTrainLayout(flat.astype(np.float32), layout.shapes, 60, 8)
+    moved = [core.astype(np.float32) for core in (first, second, cores[2])]
+    turned = TensorTrainLayout(moved, layout.shapes, 60, 8)
     np.testing.assert_allclose(decode_layout(turned), decode_layout(layout), atol=1e-4)
 
 
@@ -488,32 +484,67 @@ def test_bad_options_of_tables_are_value_errors(kind, options, message):
         kind.make(SPEC, **options)
 
 
+SHAPES = np.array([[3, 2, 1, 3, 1], [4, 2, 3, 4, 1], [5, 2, 4, 1, 1]])
+CORES = [draw(*shape) for shape in core_shapes(SHAPES)]
+
+
 @pytest.mark.parametrize(
-    "change, message",
+    "cores, shapes, message",
     [
-        ({"shapes": np.array([[60, 8, 1, 2, 1]])}, "do not make a table"),
-        ({"values": np.zeros(3, np.float32)}, "values must be float32 of shape"),
-        ({"cached_ids": np.array([1, 0])}, "go together"),
+        (CORES, np.array([[60, 8, 1, 2, 1]]), "do not make a table"),
+        (CORES, SHAPES - [[1, 0, 0, 0, 0]], "do not make a table of 60 x 8"),
+        (CORES, SHAPES * [[1, 1, 1, 1, 2]], "do not make a table"),
+        (CORES, SHAPES * [[1, 1, 1, 1, 0]], "sizes from 1 up"),
+        (CORES, SHAPES[:0], "needs a core"),
+        (CORES, SHAPES[:, :4], r"shapes must be int64 of shape \(cores, 5\)"),
+        (CORES, SHAPES.astype(np.int32), "shapes must be int64"),
+        (CORES[:2], SHAPES, "shapes are of 3 cores, not 2"),
+        ([*CORES, CORES[0]], SHAPES, "shapes are of 3 cores, not 4"),
+        ([CORES[0], CORES[1][:-1], CORES[2]], SHAPES, "core 1 must be float32"),
+        ([CORES[0], CORES[1].reshape(4, -1), CORES[2]], SHAPES, "core 1 must be"),
+        ([CORES[0].astype(np.float64), *CORES[1:]], SHAPES, "core 0 must be float32"),
+        (
+            [*CORES[:2], DenseLayout(CORES[2].reshape(4, 10))],
+            SHAPES,
+            r"or a layout of shape \(5, 8\)",
+        ),
     ],
 )
-def test_contradicting_cores_are_value_errors(change, message):
-    layout, _ = exact_train((3, 4))
-    given_arrays = {"values": layout.values, "shapes": layout.shapes, **change}
+def test_contradicting_cores_are_value_errors(cores, shapes, message):
+    assert TensorTrainLayout(CORES, SHAPES, 60, 8).num_embeddings == 60
     with pytest.raises(ValueError, match=message):
-        TensorTrainLayout(
-            given_arrays["values"], given_arrays["shapes"], 60, 8,
-            given_arrays.get("cached_ids"),
-        )  # fmt: skip
+        TensorTrainLayout(cores, shapes, 60, 8)
+
+
+def test_a_core_may_be_a_layout_of_its_slices():
+    layout, cores = exact_train((3, 4))
+    flat = [core.reshape(len(core), -1) for core in cores]
+    ids = np.arange(60)
+    same = TensorTrainLayout([DenseLayout(c) for c in flat], layout.shapes, 60, 8)
+    np.testing.assert_array_equal(same.lookup(ids), layout.lookup(ids))
+    assert same.nbytes == layout.nbytes
+    rounded = [survey_code.compress(core, "rowwise", bits=8) for core in flat]
+    nested = TensorTrainLayout(rounded, layout.shapes, 60, 8)
+    read = [
+        part.lookup(np.arange(len(core))).reshape(core.shape)
+        for part, core in zip(rounded, cores)
+    ]
+    wanted = TensorTrainLayout(read, layout.shapes, 60, 8)
+    np.testing.assert_array_equal(nested.lookup(ids), wanted.lookup(ids))
+    half = [core.astype(np.float16) for core in cores]
+    wanted = [core.astype(np.float32) for core in half]
+    np.testing.assert_array_equal(
+        TensorTrainLayout(half, layout.shapes, 60, 8).lookup(ids),
+        TensorTrainLayout(wanted, layout.shapes, 60, 8).lookup(ids),
+    )
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])
 def test_merged_cores_are_the_same_train(most):
     shapes = [(3, 2, 1, 4, 1), (5, 2, 4, 6, 2), (2, 1, 6, 2, 1), (4, 3, 2, 1, 1)]
     shapes = np.array(shapes, dtype=np.int64)
-    size = sum(math.prod(shape) for shape in core_shapes(shapes))
-    values = np.random.default_rng(0).normal(size=size).astype(np.float32)
-    layout = TensorTrainLayout(values, shapes, 120, 12)
-    cores, steps = merge_cores(layout.cores(), [1, 2, 1, 1], most)
+    layout = TensorTrainLayout([draw(*s) for s in core_shapes(shapes)], shapes, 120, 12)
+    cores, steps = merge_cores(layout.decoded_cores(), [1, 2, 1, 1], most)
     assert len(cores) == len(steps) == most
     state = np.ones((120, 1, 1), dtype=np.float32)
     digits = take_mixed_digits(np.arange(120), [len(core) for core in cores])

@@ -423,7 +423,7 @@ ROWS = np.ones((2, 5), np.float32)
             lambda spec: HashedLayout(
                 np.ones((3, 5), np.float32), [[1, 1, 1, 2]], 10, 5
             ),
-            "values must be float32 of shape",
+            r"values must be float32 or float16 of shape \(2, 5\)",
         ),
         (
             lambda spec: HashedLayout(ROWS, [[1, 1, 1, 2]], 10, 5, signs=[3]),

@@ -13,7 +13,14 @@ from survey_code.data.synthetic import make_clicks
 from survey_code.embedding import TrainingStep, decode_layout
 from survey_code.lab.task import make_task
 from survey_code.lab.trial import TRIALS
-from survey_code.layouts import FlatLayout, GeneratorLayout, HashedLayout, load_layout
+from survey_code.layouts import (
+    DenseLayout,
+    FlatLayout,
+    GeneratorLayout,
+    HashedLayout,
+    RoutedLayout,
+    load_layout,
+)
 from survey_code.layouts.flat import locate_blocks
 from survey_code.layouts.generator import BUCKETS, count_weights, hash_many
 from survey_code.layouts.hashed import mixed_index, take_digits
@@ -121,8 +128,11 @@ def test_keys_are_counted_and_the_share_is_kept():
         planned = get_method("double_hashing").plan(spec, 8, share=share)
         layout = DoubleHashing(spec, planned).freeze()
         rows, frequent = planned.rows, planned.frequent
-        assert layout.nbytes == 32 * (2 * rows + frequent) + 4 * frequent + 64
-        assert frequent * 36 == pytest.approx(share * 4000, abs=160)
+        # An id takes 4 bytes, or all ids together a bit each and 16 counts of 4.
+        apart = 32 * frequent + min(4 * frequent, 16 * (8 + 4))
+        assert layout.nbytes == 32 * 2 * rows + apart + 64
+        assert apart == pytest.approx(share * 4000, abs=160)
+        assert isinstance(layout, RoutedLayout) == (share > 0)
 
 
 # -- Bloom --------------------------------------------------------------------
@@ -690,6 +700,12 @@ INDEX = np.array([[1, 1, 1, 3]])
 PAIR = np.ones(2, np.int64)
 
 
+def route(ids, kind=np.int32):
+    """A hashed table, and rows of their own for some ids."""
+    parts = [DenseLayout(ONES[: len(ids)]), HashedLayout(ONES, INDEX, 10, 5)]
+    return RoutedLayout(parts, 10, np.array(ids, kind))
+
+
 @pytest.mark.parametrize(
     ("make", "words", "options"),
     [
@@ -762,23 +778,24 @@ def test_a_plan_that_cannot_be_is_a_value_error(key, words, options):
             lambda: HashedLayout(
                 ONES, INDEX, 10, 5, weights=np.ones((9, 1), np.float32)
             ),
-            "weights must be float32 of shape",
+            r"weights must be float32 or float16 of shape \(10, 1\) or \(10, 2\)",
         ),
         (
             lambda: HashedLayout(ONES, INDEX, 10, 5, weight_index=INDEX),
             "belongs to weights",
         ),
+        (lambda: route([4, 2]), "keys must rise"),
+        (lambda: route([4, 4]), "keys must rise"),
+        (lambda: route([10]), "different ids from 0 to 9"),
+        (lambda: route([-1]), "different ids from 0 to 9"),
+        (lambda: route([4], np.int64), "keys must be int32"),
         (
-            lambda: HashedLayout(ONES, INDEX, 10, 5, keys=np.array([4, 2], np.int32)),
-            "rising",
+            lambda: HashedLayout(DenseLayout(ONES[:1]), INDEX, 10, 5),
+            r"values must be .* of shape \(3, 5\), or a layout of it",
         ),
         (
-            lambda: HashedLayout(ONES, INDEX, 10, 5, keys=np.array([10], np.int32)),
-            "must be ids of the table, got 10",
-        ),
-        (
-            lambda: HashedLayout(ONES, INDEX, 10, 5, keys=np.array([4])),
-            "keys must be int32",
+            lambda: HashedLayout(DenseLayout(ONES[:, :4]), INDEX, 10, 5),
+            r"values must be .* of shape \(3, 5\), or a layout of it",
         ),
         (lambda: FlatLayout(ONES[0], np.ones(2), 10, 5, 5), "multipliers must be"),
         (lambda: FlatLayout(ONES[0], PAIR, 10, 6, 6), "does not fit into 5 values"),

@@ -9,7 +9,7 @@ template <int E, typename Number, int ROWS_AHEAD = 4> struct Dense {
   using Fields = DenseFields;
   using Place = unsigned;
   const unsigned char* table;
-  long long stride;    // bytes from row to row
+  unsigned stride;    // bytes from row to row
 
   __device__ __forceinline__ Dense(const Fields& f, int)
       : table(array<unsigned char>(f.table)), stride(f.stride) {}
@@ -37,7 +37,7 @@ template <int E, typename Number, int ROWS_AHEAD = 4> struct Dense {
   __device__ __forceinline__ Place find(long long id) const { return id; }
 
   __device__ __forceinline__ void read(Place row, int first, float (&entries)[E]) const {
-    const unsigned char* place = table + row * stride + first * sizeof(Number);
+    const unsigned char* place = table + (unsigned long long)row * stride + first * sizeof(Number);
     if constexpr (sizeof(Number) == 4) {
       load_floats<E>(reinterpret_cast<const float*>(place), entries);
     } else {

@@ -11,3 +11,13 @@ __device__ __forceinline__ long long take_digit(const Digit& how, long long id) 
   if (how.divisor != 1) value = divide(value, how.divisor, how.divisor_inverse);
   return value - divide(value, how.modulus, how.modulus_inverse) * how.modulus;
 }
+
+// A digit that stands in memory.
+__device__ __forceinline__ Digit load_digit(const Digit* place) {
+  Digit how;
+  long long* numbers = reinterpret_cast<long long*>(&how);
+#pragma unroll
+  for (int k = 0; k < sizeof(Digit) / 8; ++k)
+    numbers[k] = __ldg(reinterpret_cast<const long long*>(place) + k);
+  return how;
+}

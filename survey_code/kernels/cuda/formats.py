@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Protocol, get_type_hints, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from survey_code.kernels.cuda.place import (
 
 OPEN = 2**63 - 1  # ids of a layout that serves any
 FEW_BLOCKS = 8  # of a row, that are found at once
+FEW_TABLES = 2  # side by side, whose rows are found at once
 FLOATS = {"float32": "float", "float16": "__half", "uint16": "__nv_bfloat16"}
 INTEGERS = {"uint8": "unsigned char", "uint16": "unsigned short"}
 Shape = tuple[int, int]
@@ -169,6 +170,8 @@ class Format:
     header: ClassVar[str]
     parts: ClassVar[tuple[type, ...]] = ()  # further structs that its own one holds
     composes: ClassVar[bool] = True  # whether other formats can hold it
+    # Rows that a thread asks for at once in a look-up.
+    single: ClassVar[str] = "1"
     rows: int
     dim: int
 
@@ -206,7 +209,8 @@ class Format:
             headers.add(one.header)
             waiting += one.inner()
         kinds = [kind for kind in DESCRIBED if kind.header in headers]
-        structs = [Digit, *(part for kind in kinds for part in (*kind.parts, kind))]
+        held = (part for kind in kinds for part in (*kind.parts, kind))
+        structs = dict.fromkeys([Digit, *held])
         includes = [f'#include "{header}"' for header in sorted(headers)]
         return "\n".join([*map(emit_struct, structs), *includes, ""])
 
@@ -216,15 +220,23 @@ def choose_entries(*widths: int) -> int:
     return next(e for e in (4, 2, 1) if not any(width % e for width in widths))
 
 
-def describe_rows(part: Any) -> Format | None:
+@runtime_checkable
+class Described(Protocol):
+    """A layout: it says how its rows are read."""
+
+    def describe(self) -> Format | None:
+        """Its format, if a kernel reads it."""
+
+
+def describe_rows(part: Described | Shaped) -> Format | None:
     """The format of a layout, or of an array of floats; None where there is none."""
-    if hasattr(part, "describe"):
-        described: Format | None = part.describe()
+    if isinstance(part, Described):
+        described = part.describe()
         return described if described and described.composes else None
     return DenseFormat.of(load_cupy().ascontiguousarray(part))
 
 
-def describe_all(parts: Iterable[Any]) -> list[Format] | None:
+def describe_all(parts: Iterable[Described | Shaped]) -> list[Format] | None:
     """Formats of layouts and arrays, or None where one has none."""
     found = [describe_rows(part) for part in parts]
     return None if any(one is None for one in found) else given(*found)
@@ -433,9 +445,11 @@ class HashedFormat(Format):
         signs: Sequence[int] | None = None,
         weights: Format | None = None,
         weight_index: Sequence[int] | None = None,
-    ) -> HashedFormat:
+    ) -> HashedFormat | SideBySideFormat:
         """Rows of `values`, as an index table and the tables' first rows say."""
         digits = [Digit.of(row, start) for row, start in zip(index, starts)]
+        if combine == "concat" and len(digits) > FEW_TABLES:
+            return SideBySideFormat.of(shape, values, signs or (0, 0), digits)
         by = NO_DIGIT if weight_index is None else Digit.of(weight_index)
         columns = 0 if weights is None else weights.dim
         return cls(
@@ -455,6 +469,43 @@ class HashedFormat(Format):
         how = ("sum", "product", "concat").index(self.combine)
         inner = f"{self.values.form(entries)}, {form_of(self.weights, 1)}"
         return f"Hashed<{entries}, {inner}, {len(self.digits)}, {how}>"
+
+
+@dataclass(eq=False)
+class SideBySideFormat(Format):
+    """Rows of many tables side by side, of which digits of the id name a row each."""
+
+    header = "hashed.cuh"
+    values: Inner
+    sign: Pair
+    digits: Address
+    tables: int
+
+    @classmethod
+    def of(
+        cls, shape: Shape, values: Format, sign: Sequence[int], digits: Sequence[Digit]
+    ) -> SideBySideFormat:
+        """Threads read different digits, which the memory serves better by address."""
+        numbers = np.array([list_numbers(digit) for digit in digits], dtype=np.int64)
+        held = load_cupy().asarray(numbers)
+        return cls(*shape, values, sign, held, len(digits))
+
+    @property
+    def made(self) -> int:
+        """As for `Format`."""
+        return int(self.digits.nbytes) + super().made
+
+    def inner(self) -> list[Format]:
+        """As for `Format`."""
+        return [self.values]
+
+    def unit(self) -> int:
+        """As for `Format`."""
+        return min(choose_entries(self.values.dim, self.dim), self.values.unit())
+
+    def form(self, entries: int) -> str:
+        """As for `Format`."""
+        return f"SideBySide<{entries}, {self.values.form(entries)}, {self.tables}>"
 
 
 @dataclass(eq=False)
@@ -503,6 +554,7 @@ class FlatFormat(Format):
     """Blocks of rows anywhere in one array."""
 
     header = "flat.cuh"
+    single = "2"
     values: Address
     places: Number
     inverse: Number
@@ -555,7 +607,7 @@ class TrainFormat(Format):
         missing = 3 - len(cores)
         ones = cupy.ones((1, 1, 1, 1), dtype=np.float32)
         # Each core in an array of its own begins at a multiple of 16 bytes.
-        padded = [ones] * missing + [cupy.array(core) for core in cores]
+        padded = [ones] * missing + [cupy.array(core, order="C") for core in cores]
         told_cores = [
             TrainCore(
                 core, core.shape[0], core.shape[2], core.shape[1], core.shape[3], step
@@ -637,6 +689,7 @@ class AnchorFormat(Format):
     """Weighted sums of anchors."""
 
     header = "ragged.cuh"
+    single = "2"
     anchors: Inner
     weights: Address
     columns: Address
@@ -680,7 +733,7 @@ class GroupedFormat(Format):
     """Short rows, projected or spread."""
 
     header = "grouped.cuh"
-    parts = (GroupFormat,)
+    parts = (DenseFormat, GroupFormat)
     listed: Address
     groups: Number
     planes: AddressOrNull
@@ -886,7 +939,8 @@ class GeneratorFormat(Format):
 
 # Every format, those that others hold before these.
 DESCRIBED: tuple[type[Format], ...] = (
-    DenseFormat, RowwiseFormat, PackedFormat, CodebookFormat, HashedFormat, PathFormat,
+    DenseFormat, RowwiseFormat, PackedFormat, CodebookFormat, HashedFormat,
+    SideBySideFormat, PathFormat,
     FlatFormat, TrainFormat, RaggedFormat, SparseFormat, AnchorFormat, GroupedFormat,
     OthersFormat, RoutedFormat, AddedFormat, TurnedFormat,
 )  # fmt: skip

@@ -2,7 +2,39 @@
 
 #pragma once
 
-#include "reading.cuh"
+#include "dense.cuh"
+
+// A short row, as the others of a group are handed it.
+template <class Numbers> struct ShortRow {
+  const GroupFields<Numbers>* group;
+  int width;
+  typename Numbers::Place row;
+
+  __device__ __forceinline__ ShortRow() {}
+  __device__ __forceinline__ ShortRow(const GroupFields<Numbers>* group, int width,
+                                      long long row)
+      : group(group), width(width), row(Numbers(group->numbers, width).find(row)) {}
+
+  __device__ __forceinline__ float number(int at) const {
+    return read_number(Numbers(group->numbers, width), row, at);
+  }
+};
+
+// Plain numbers are read where they are.
+template <typename Number, int AHEAD> struct ShortRow<Dense<1, Number, AHEAD>> {
+  const Number* numbers;
+  long long width;
+
+  __device__ __forceinline__ ShortRow() {}
+  __device__ __forceinline__ ShortRow(const GroupFields<Dense<1, Number, AHEAD>>* group,
+                                      int width, long long row)
+      : numbers(reinterpret_cast<const Number*>(
+            array<unsigned char>(__ldg(&group->numbers.table)) +
+            row * __ldg(&group->numbers.stride))),
+        width(width) {}
+
+  __device__ __forceinline__ float number(int at) const { return widen(__ldg(numbers + at)); }
+};
 
 // Numbers: the format of the groups' tables, one number at a time.
 template <int E, class Numbers> struct Grouped {
@@ -19,11 +51,9 @@ template <int E, class Numbers> struct Grouped {
         running(array<unsigned>(f.before)), dim(dim), groups(f.groups), bits(f.bits) {}
 
   struct Place {
-    const Group* group;
+    ShortRow<Numbers> row;
     const float* projection;
     const short* places;   // which number a column takes, or -1
-    int width;
-    typename Numbers::Place row;
   };
 
   __device__ __forceinline__ Place find(long long id) const {
@@ -35,10 +65,8 @@ template <int E, class Numbers> struct Grouped {
       row = rank(planes, id, group);
     }
     const Group* own = of + group;
-    const int width = __ldg(&own->width);
-    return {own, array<float>(__ldg(&own->projection)),
-            array<short>(__ldg(&own->places)), width,
-            Numbers(own->numbers, width).find(row)};
+    return {ShortRow<Numbers>(own, __ldg(&own->width), row),
+            array<float>(__ldg(&own->projection)), array<short>(__ldg(&own->places))};
   }
 
   // Group of an id, and how many of the group stand before it: the block's running
@@ -66,14 +94,13 @@ template <int E, class Numbers> struct Grouped {
 
   __device__ __forceinline__ void read(const Place& row, int first,
                                        float (&entries)[E]) const {
-    const int width = row.width;
-    const Numbers numbers(row.group->numbers, width);
+    const int width = row.row.width;
     if (row.projection) {
 #pragma unroll
       for (int j = 0; j < E; ++j) entries[j] = 0.0f;
 #pragma unroll 4
       for (int k = 0; k < width; ++k) {
-        const float number = read_number(numbers, row.row, k);
+        const float number = row.row.number(k);
         float weights[E];
         load_floats<E>(row.projection + k * dim + first, weights);
 #pragma unroll
@@ -86,7 +113,7 @@ template <int E, class Numbers> struct Grouped {
     for (int j = 0; j < E; ++j) {
       const int at = !row.places ? (width ? first + j : -1)
                      : first + j < dim ? row.places[first + j] : -1;
-      entries[j] = at < 0 ? 0.0f : read_number(numbers, row.row, at);
+      entries[j] = at < 0 ? 0.0f : row.row.number(at);
     }
   }
 };

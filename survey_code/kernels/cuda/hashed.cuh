@@ -10,7 +10,7 @@
 constexpr int ADD = 0, MULTIPLY = 1, CONCAT = 2;
 
 template <int E, class Values, class Weights, int TABLES, int COMBINE> struct Hashed {
-  static constexpr int ENTRIES = E, AHEAD = TABLES == 1 || COMBINE == CONCAT ? 4 : 2;
+  static constexpr int ENTRIES = E, AHEAD = TABLES == 1 || COMBINE == CONCAT ? 2 : 1;
   using Fields = HashedFields<Values, Weights, TABLES>;
   const Fields& f;
   Values values;
@@ -78,6 +78,34 @@ template <int E, class Values, class Weights, int TABLES, int COMBINE> struct Ha
       }
       if (COMBINE == ADD) entries[j] += found.factor[TABLES];
     }
+  }
+};
+
+// Rows of many tables side by side: a thread takes the one digit that it needs.
+template <int E, class Values, int TABLES> struct SideBySide {
+  static constexpr int ENTRIES = E, AHEAD = 2;
+  using Fields = SideBySideFields<Values>;
+  using Place = long long;
+  const Fields& f;
+  Values values;
+  const Digit* digits;
+  int width;
+
+  __device__ __forceinline__ SideBySide(const Fields& f, int dim)
+      : f(f), values(f.values, dim / TABLES), digits(array<Digit>(f.digits)),
+        width(dim / TABLES) {}
+
+  __device__ __forceinline__ Place find(long long id) const { return id; }
+
+  __device__ __forceinline__ void read(Place id, int first, float (&entries)[E]) const {
+    const int part = first / width;
+    const Digit how = load_digit(digits + part);
+    values.read(values.find(take_digit(how, id) + how.start), first - part * width,
+                entries);
+    if (!f.sign[0]) return;
+    const float sign = mix(id, f.sign[0], f.sign[1]) >> 31 & 1 ? -1.0f : 1.0f;
+#pragma unroll
+    for (int j = 0; j < E; ++j) entries[j] *= sign;
   }
 };
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,7 @@ def read(format: Format, ids: GpuArray, check: bool = True) -> GpuArray:
         out = cupy.empty((ids.size, format.dim), dtype=np.float32)
         flag = cupy.zeros(1, dtype=np.uint32)
         if ids.size:
-            start_read(format, ids, out, flag)
+            start_read(format, Call(ids, out, flag))
         if check:
             raise_if(flag, ids, format.rows)
     return out.reshape(*shape, format.dim)
@@ -73,7 +74,7 @@ def pool(
         out = cupy.empty((starts.size, format.dim), dtype=np.float32)
         flag = cupy.zeros(1, dtype=np.uint32)
         if starts.size:
-            start_pool(format, ids, starts, weights, mode, out, flag)
+            start_pool(format, Call(ids, out, flag, starts, weights, mode))
         if check:
             raise_if(flag, ids, format.rows)
     return out
@@ -98,142 +99,146 @@ def raise_if(flag: GpuArray, ids: GpuArray, rows: int) -> None:
 # -- one start for each kind of format -----------------------------------------
 
 
+@dataclass
+class Call:
+    """What a kernel is called with, beside a format.
+
+    Parameters
+    ----------
+    ids : CuPy array of int32 or int64, one axis, or (bags, length)
+    out : CuPy array of float32, shape (ids or bags, dim)
+    flag : CuPy array of uint32, shape (1,)
+        Where kernels report what is wrong.
+    offsets : CuPy array of int64, shape (bags,), optional
+        Of bags.
+    weights : CuPy array of float32, as many as ids, optional
+    mode : {"sum", "mean", "max"}
+    """
+
+    ids: GpuArray
+    out: GpuArray
+    flag: GpuArray
+    offsets: GpuArray | None = None
+    weights: GpuArray | None = None
+    mode: str = "sum"
+
+    def ids_of(self, format: Format) -> tuple[Shaped, ...]:
+        """What every kernel is told first: the format, and its ids."""
+        sizes = (np.int64(format.rows), np.int32(format.dim))
+        return format.arguments, *sizes, self.ids, np.int64(self.ids.size)
+
+    def bags(self) -> tuple[GpuArray, int]:
+        """Where bags begin, and how many there are."""
+        assert self.offsets is not None
+        return self.offsets, self.offsets.size
+
+    def factors(self) -> tuple[Shaped]:
+        """The weights, or the address of none."""
+        return (np.uint64(0) if self.weights is None else self.weights,)
+
+
 @singledispatch
-def start_read(format: Format, ids: GpuArray, out: GpuArray, flag: GpuArray) -> None:
+def start_read(format: Format, call: Call) -> None:
     """Start the kernel of a look-up; ids have one axis, at least one of them."""
-    kernel, lanes, groups = compose(format, "read_composed", ids)
+    kernel, lanes, groups = compose(format, "read_composed", call.ids, format.single)
     # Threads that share rows find up to `lanes` of them at once; fewer where there
     # would be too few groups to keep the whole GPU busy.
-    each = min(max(ids.size // ENOUGH_GROUPS, 1), lanes)
+    each = min(max(call.ids.size // ENOUGH_GROUPS, 1), lanes)
     kernel(
-        (-(-ids.size // (groups * each)),),
+        (-(-call.ids.size // (groups * each)),),
         (lanes, groups),
-        (*tell(format, ids), np.int32(each), out, flag),
+        (*call.ids_of(format), np.int32(each), call.out, call.flag),
     )
 
 
 @singledispatch
-def start_pool(
-    format: Format,
-    ids: GpuArray,
-    offsets: GpuArray,
-    weights: GpuArray | None,
-    mode: str,
-    out: GpuArray,
-    flag: GpuArray,
-) -> None:
+def start_pool(format: Format, call: Call) -> None:
     """Start the kernel of a bag; there is at least one."""
+    count = call.bags()[1]
     # For short bags, fewer registers and so more threads at once.
-    ahead = "1" if ids.size < 4 * offsets.size else ""
-    kernel, lanes, bags = compose(format, "pool_composed", ids, ahead)
-    how = (*or_null(weights), np.int32(MODES.index(mode)))
-    sizes = (offsets, np.int64(offsets.size))
+    ahead = "1" if call.ids.size < 4 * count else ""
+    kernel, lanes, bags = compose(format, "pool_composed", call.ids, ahead)
+    how = (*call.factors(), np.int32(MODES.index(call.mode)))
+    start_bags(kernel, lanes, bags, format, call, how)
+
+
+def start_bags(
+    kernel: Kernel,
+    lanes: int,
+    bags: int,
+    format: Format,
+    call: Call,
+    how: tuple[Shaped, ...],
+) -> None:
+    """Start a kernel of bags: `lanes` threads a bag, so many bags a block."""
+    offsets, count = call.bags()
     kernel(
-        (-(-offsets.size // bags),),
+        (-(-count // bags),),
         (lanes, bags),
-        (*tell(format, ids), *sizes, *how, out, flag),
+        (*call.ids_of(format), offsets, np.int64(count), *how, call.out, call.flag),
     )
 
 
 @start_read.register
-def _(format: PieceFormat, ids: GpuArray, out: GpuArray, flag: GpuArray) -> None:
-    kernel, lanes, rows = choose_piece(format, "read_rows", "single", ids)
-    kernel(
-        (-(-ids.size // (4 * rows)),), (lanes, rows), (*tell(format, ids), out, flag)
-    )
+def _(format: PieceFormat, call: Call) -> None:
+    kernel, lanes, rows = choose_piece(format, "read_rows", "single", call.ids)
+    blocks = -(-call.ids.size // (4 * rows))
+    kernel((blocks,), (lanes, rows), (*call.ids_of(format), call.out, call.flag))
 
 
 @start_pool.register
-def _(
-    format: PieceFormat,
-    ids: GpuArray,
-    offsets: GpuArray,
-    weights: GpuArray | None,
-    mode: str,
-    out: GpuArray,
-    flag: GpuArray,
-) -> None:
-    use = "pooled" if ids.size >= 4 * offsets.size else "short"
-    name = "max_rows" if mode == "max" else "pool_rows"
-    how = () if mode == "max" else (*or_null(weights), np.int32(mode == "mean"))
-    kernel, lanes, bags = choose_piece(format, name, use, ids)
-    sizes = (offsets, np.int64(offsets.size))
-    kernel(
-        (-(-offsets.size // bags),),
-        (lanes, bags),
-        (*tell(format, ids), *sizes, *how, out, flag),
-    )
+def _(format: PieceFormat, call: Call) -> None:
+    use = "pooled" if call.ids.size >= 4 * call.bags()[1] else "short"
+    largest = call.mode == "max"
+    name = "max_rows" if largest else "pool_rows"
+    how = () if largest else (*call.factors(), np.int32(call.mode == "mean"))
+    start_bags(*choose_piece(format, name, use, call.ids), format, call, how)
 
 
 @start_read.register
-def _(format: GeneratorFormat, ids: GpuArray, out: GpuArray, flag: GpuArray) -> None:
-    table, places = generate_rows(format, ids, flag)
-    start_read(as_table(table), places, out, flag)
+def _(format: GeneratorFormat, call: Call) -> None:
+    table, places = generate_rows(format, call.ids, call.flag)
+    start_read(hold_rows(table), replace(call, ids=places))
 
 
 @start_pool.register
-def _(
-    format: GeneratorFormat,
-    ids: GpuArray,
-    offsets: GpuArray,
-    weights: GpuArray | None,
-    mode: str,
-    out: GpuArray,
-    flag: GpuArray,
-) -> None:
-    table, places = generate_rows(format, ids, flag)
-    start_pool(as_table(table), places, offsets, weights, mode, out, flag)
+def _(format: GeneratorFormat, call: Call) -> None:
+    table, places = generate_rows(format, call.ids, call.flag)
+    start_pool(hold_rows(table), replace(call, ids=places))
 
 
 @start_read.register
-def _(format: TurnedFormat, ids: GpuArray, out: GpuArray, flag: GpuArray) -> None:
-    rows = load_cupy().zeros((ids.size, format.width), dtype=np.float32)
-    start_read(format.part, ids, rows, flag)
-    out[...] = rows @ format.matrix
-
-
-@start_pool.register
-def _(
-    format: TurnedFormat,
-    ids: GpuArray,
-    offsets: GpuArray,
-    weights: GpuArray | None,
-    mode: str,
-    out: GpuArray,
-    flag: GpuArray,
-) -> None:
+def _(format: TurnedFormat, call: Call) -> None:
     cupy = load_cupy()
-    if mode != "max":
+    rows = cupy.empty((call.ids.size, format.width), dtype=np.float32)
+    start_read(format.part, replace(call, out=rows))
+    cupy.matmul(rows, format.matrix, out=call.out)
+
+
+@start_pool.register
+def _(format: TurnedFormat, call: Call) -> None:
+    cupy = load_cupy()
+    if call.mode != "max":
         # A sum of turned rows is the turned sum: one product for a bag.
-        rows = cupy.empty((offsets.size, format.width), dtype=np.float32)
-        start_pool(format.part, ids, offsets, weights, mode, rows, flag)
-        out[...] = rows @ format.matrix
+        rows = cupy.empty((call.bags()[1], format.width), dtype=np.float32)
+        start_pool(format.part, replace(call, out=rows))
+        cupy.matmul(rows, format.matrix, out=call.out)
         return
     # The largest entry is another one once the rows are turned.
-    table = cupy.zeros((max(ids.size, 1), format.dim), dtype=np.float32)
-    if ids.size:
-        start_read(format, ids.ravel(), table[: ids.size], flag)
-    places = cupy.arange(ids.size, dtype=np.int64)
-    start_pool(as_table(table), places, offsets, weights, mode, out, flag)
+    count = call.ids.size
+    table = cupy.zeros((max(count, 1), format.dim), dtype=np.float32)
+    if count:
+        start_read(format, replace(call, ids=call.ids.ravel(), out=table[:count]))
+    places = cupy.arange(count, dtype=np.int64)
+    start_pool(hold_rows(table), replace(call, ids=places))
 
 
-def as_table(rows: GpuArray) -> DenseFormat:
+def hold_rows(rows: GpuArray) -> DenseFormat:
     """Rows of float32 that were just made."""
     return DenseFormat.of(place_rows(rows))
 
 
 # -- what the starts share -----------------------------------------------------
-
-
-def tell(format: Format, ids: GpuArray) -> tuple[Shaped, ...]:
-    """What every kernel is told first."""
-    sizes = (np.int64(format.rows), np.int32(format.dim))
-    return format.arguments, *sizes, ids, np.int64(ids.size)
-
-
-def or_null(array: GpuArray | None) -> tuple[Shaped]:
-    """An array, or the address of none."""
-    return (np.uint64(0) if array is None else array,)
 
 
 def compose(

@@ -43,7 +43,7 @@ template <class Part, bool BY_NUMBER> struct Others {
 // The ids that a part names, by a bit for each; all others are the rest's.
 template <class Part, class Rest> struct Routed {
   static constexpr int ENTRIES = Part::ENTRIES,
-                       AHEAD = Part::AHEAD < Rest::AHEAD ? Part::AHEAD : Rest::AHEAD;
+                       AHEAD = Part::AHEAD < 2 ? Part::AHEAD : 2;
   using Fields = RoutedFields<Part, Rest>;
   Part part;
   Rest rest;
@@ -93,7 +93,7 @@ template <class Part, class Rest> struct Routed {
 };
 
 template <class First, class Second> struct Added {
-  static constexpr int ENTRIES = First::ENTRIES, AHEAD = 2;
+  static constexpr int ENTRIES = First::ENTRIES, AHEAD = 1;
   using Fields = AddedFields<First, Second>;
   First first_part;
   Second second_part;

@@ -20,8 +20,9 @@ template <class T> __device__ __forceinline__ const T* array(long long address) 
   return reinterpret_cast<const T*>(address);
 }
 
+// Tables do not change while a kernel reads them.
 template <class T> __device__ __forceinline__ T load(const void* place) {
-  return *reinterpret_cast<const T*>(place);
+  return __ldg(reinterpret_cast<const T*>(place));
 }
 
 __device__ __forceinline__ float widen(float value) { return value; }
@@ -37,7 +38,7 @@ template <int BYTES> struct Word {
 
   static __device__ __forceinline__ Word read(const unsigned char* place) {
     Word word;
-    if (BYTES == 1) word.part[0] = *place;
+    if (BYTES == 1) word.part[0] = __ldg(place);
     if (BYTES == 2) word.part[0] = load<unsigned short>(place);
     if (BYTES == 4) word.part[0] = load<unsigned>(place);
     if (BYTES == 8) {

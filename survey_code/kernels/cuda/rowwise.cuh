@@ -15,7 +15,7 @@ template <int E, int BITS, bool HALF, bool ALIGNED, int ROWS_AHEAD = 4> struct R
   using Fields = RowwiseFields;
   using Place = unsigned;
   const unsigned char* table;
-  long long stride;    // bytes from row to row
+  unsigned stride;    // bytes from row to row
   int tail;            // where a row's scale stands
 
   __device__ __forceinline__ Rowwise(const Fields& f, int)
@@ -82,7 +82,10 @@ template <int E, int BITS, bool HALF, bool ALIGNED, int ROWS_AHEAD = 4> struct R
   };
 
   __device__ __forceinline__ Piece piece(long long id, int number) const {
-    const unsigned char* row = table + id * stride;
+    return piece(table + id * stride, number);
+  }
+
+  __device__ __forceinline__ Piece piece(const unsigned char* row, int number) const {
     Piece found;
     found.codes = Word<BYTES>::read(row + number * BYTES);
     if (HALF) {
@@ -113,7 +116,8 @@ template <int E, int BITS, bool HALF, bool ALIGNED, int ROWS_AHEAD = 4> struct R
   __device__ __forceinline__ void read(Place row, int first, float (&entries)[E]) const {
     // Less than a byte of codes is found within its byte.
     constexpr int IN_BYTE = 8 / BITS;
-    Piece found = piece(row, E < IN_BYTE ? first / IN_BYTE : first / E);
+    const unsigned char* place = table + (unsigned long long)row * stride;
+    Piece found = piece(place, E < IN_BYTE ? first / IN_BYTE : first / E);
     if (E < IN_BYTE) found.codes.part[0] >>= first % IN_BYTE * BITS;
 #pragma unroll
     for (int j = 0; j < E; ++j) entries[j] = found.value(j);

@@ -32,6 +32,7 @@ from survey_code.mixed_dimension.pruning.optfs import (
 from survey_code.mixed_dimension.pruning.pep import (
     PEP as PEP,
     PEPOptions as PEPOptions,
+    Thresholded as Thresholded,
     ThresholdTable as ThresholdTable,
     soft_threshold as soft_threshold,
 )
