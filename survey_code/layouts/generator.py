@@ -16,7 +16,14 @@ import numpy as np
 
 from survey_code.checks import check_choice, check_range
 from survey_code.hashes import mix_many
-from survey_code.layouts.layout import A, IdArray, Layout, RowArray, array_module
+from survey_code.layouts.layout import (
+    A,
+    IdArray,
+    Layout,
+    RowArray,
+    array_module,
+    is_cupys,
+)
 
 if TYPE_CHECKING:
     from survey_code.kernels.cuda.formats import Format
@@ -169,14 +176,18 @@ class GeneratorLayout(Layout):
         return signals[places.ravel()]
 
     def split_layers(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Views of the layers: matrix (inputs, outputs), and bias (outputs,)."""
+        """The layers: matrix (inputs, outputs), and bias (outputs,).
+
+        Views; on a GPU copies, since products want their matrices aligned.
+        """
         start = 0
         sizes = layer_sizes(self.codes, self.width, self.layers, self.embedding_dim)
         for inputs, outputs in sizes:
             end = start + inputs * outputs
             matrix = self.values[start:end].reshape(inputs, outputs)
-            yield matrix, self.values[end : end + outputs]
+            bias = self.values[end : end + outputs]
             start = end + outputs
+            yield (matrix.copy(), bias.copy()) if is_cupys(matrix) else (matrix, bias)
 
     def describe(self) -> Format:
         """Hashes and activations by kernels, products by cuBLAS."""

@@ -211,8 +211,8 @@ def part(rng, rows, width, depth):
     return draw(rng, rows, width, depth)
 
 
-def draw_nesting(seed, depth=2):
+def draw_nesting(seed, depth=2, rows=None):
     """A random layout with so many layouts inside each other below it."""
     rng = np.random.default_rng(seed)
-    rows, dim = int(rng.integers(8, 90)), int(rng.choice([1, 3, 4, 6, 8, 12]))
-    return draw(rng, rows, dim, depth)
+    drawn, dim = int(rng.integers(8, 90)), int(rng.choice([1, 3, 4, 6, 8, 12]))
+    return draw(rng, rows or drawn, dim, depth)

@@ -148,8 +148,8 @@ EXAMPLES = {
     "added": lambda: AddedLayout([DenseLayout(draw_table(6)), hashed(rows=4)]),
     "turned": lambda: TurnedLayout(hashed(rows=4), draw_table(8)[:6]),
     **{
-        f"nesting-{seed}": lambda seed=seed: draw_nesting(seed)
-        for seed in range(200, 212)
+        f"nesting-{seed}": lambda seed=seed: draw_nesting(seed, rows=ROWS)
+        for seed in range(200, 206)
     },
     "binary": lambda: binary(5),
     "binary-scale": lambda: binary(8, scales=np.full((1, 1), 0.3, np.float32)),

@@ -1,6 +1,7 @@
 """What every layout promises: bytes, look-up, ids, pooled look-up."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def assert_rows(layout, rows, wanted):
 
     A library multiplies one row by other code than many.
     """
-    if layout.name == "generator":
+    if '"generator"' in json.dumps(layout.blueprint()):  # or holds one
         np.testing.assert_allclose(rows, wanted, rtol=1e-4, atol=1e-6)
     else:
         np.testing.assert_array_equal(rows, wanted)
@@ -173,7 +174,9 @@ def torch_bag(table, ids, offsets, mode, weights=None):
 
 def close(found, wanted):
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    # Sums of large rows that nearly cancel keep the rounding of the large ones.
+    largest = max(1.0, float(np.abs(wanted).max(initial=0)))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6 * largest)
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.int64])

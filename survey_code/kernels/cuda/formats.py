@@ -936,6 +936,11 @@ class GeneratorFormat(Format):
     activation: str
     layers: Sequence[tuple[Shaped, Shaped]]
 
+    @property
+    def made(self) -> int:
+        """As for `Format`."""
+        return sum(int(array.nbytes) for layer in self.layers for array in layer)
+
 
 # Every format, those that others hold before these.
 DESCRIBED: tuple[type[Format], ...] = (
