@@ -89,8 +89,8 @@ def read_threads() -> int:
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers
 # differ as well.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# One more than the colours: lines of the same colour differ in their marker.
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+# More than the colours: lines of the same colour differ in their marker.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h")
 
 
 def metric(value: float) -> str:

@@ -23,8 +23,8 @@ ROOMS = (
     "checks", "options", "hashes", "order", "budget", "adagrad", "graph", "ranking",
     "sampled_softmax", "metrics", "spec", "bits", "kernels", "layouts", "embedding",
     "method", "baselines", "low_precision", "mixed_dimension", "weight_sharing",
-    "hybrids", "catalog", "data", "models", "training", "objectives", "book", "lab", "cli",
-    "__main__",
+    "hybrids", "catalog", "data", "models", "training", "objectives", "book", "lab",
+    "cli", "__main__",
 )  # fmt: skip
 
 # What each group of rooms does, in the book's words.
