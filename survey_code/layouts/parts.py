@@ -37,7 +37,7 @@ def rows_shape(part: Rows) -> tuple[int, int]:
 
 
 def read_part(part: Rows, places: IdArray) -> RowArray:
-    """Rows of a part: int64 places of any shape -> float32 (*shape, width)."""
+    """Rows of a part at int64 places: float32, with one more axis than the places."""
     if not isinstance(part, Layout):
         return take_floats(part, places)
     rows = part.read_rows(places.ravel())

@@ -160,11 +160,6 @@ class Format:
     ----------
     rows, dim : int
         Ids are below `rows`; a row has `dim` entries.
-
-    Attributes
-    ----------
-    made : int
-        Bytes on the GPU that the layout's own arrays do not hold.
     """
 
     header: ClassVar[str]

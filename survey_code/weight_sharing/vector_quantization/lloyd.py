@@ -131,7 +131,7 @@ def assign_on_gpu(
 
 
 def compare_products(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """The nearest by |x - c|^2 - |x|^2, for float64 points, in blocks."""
+    r"""The nearest by :math:`|x - c|^2 - |x|^2`, for float64 points, in blocks."""
     codes = np.empty(len(points), dtype=np.int64)
     # Doubling is exact; doing it here saves two passes over the distances.
     lengths, doubled = (centroids**2).sum(axis=1), -2 * centroids
