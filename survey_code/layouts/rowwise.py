@@ -194,8 +194,9 @@ class RowwiseLayout(Layout):
         )
         if not is_cupys(packed):
             return split_tail(packed, width, kind)
-        # A GPU reads numbers only where they are aligned.
-        tail = array_module(packed).ascontiguousarray(packed[:, width:]).view(kind)
+        # A GPU reads numbers only where they are aligned, and one row is contiguous
+        # wherever it begins: a copy.
+        tail = packed[:, width:].copy().view(kind)
         return tail[:, :1].astype(np.float32), tail[:, 1:].astype(np.float32)
 
     def _group(self, ids: IdArray, xp: ModuleType) -> IdArray:

@@ -58,7 +58,7 @@ template <int E, typename Number, typename Length> struct Ragged {
 // Entries and their columns.
 template <int E, typename Number, typename Column> struct Sparse {
   using Fields = SparseFields;
-  static constexpr int ENTRIES = E, AHEAD = 2, CHUNK = 4;
+  static constexpr int ENTRIES = E, AHEAD = 1, CHUNK = 4;
   const Number* values;
   const Column* columns;
   const unsigned* offsets;
