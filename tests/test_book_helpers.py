@@ -1,6 +1,7 @@
 """What the chapters share: set-up, numbers as text, source as it stands."""
 
 import inspect
+import math
 import os
 import subprocess
 import sys
@@ -76,8 +77,9 @@ def test_threads_that_are_no_number_are_a_value_error(text, monkeypatch):
 
 def test_colours_and_markers_tell_as_many_lines_apart():
     assert len(set(book.COLORS)) == len(book.COLORS) == 7
-    # One marker more: lines of the same colour differ in their marker.
-    assert len(set(book.MARKERS)) == len(book.MARKERS) == 8
+    # No common factor: lines of the same colour differ in their marker.
+    assert len(set(book.MARKERS)) == len(book.MARKERS) == 9
+    assert math.gcd(len(book.COLORS), len(book.MARKERS)) == 1
 
 
 # -- numbers as text --------------------------------------------------------------
