@@ -142,6 +142,7 @@ class CERP(HashedEmbedding, Searched[CERPOptions, ThresholdBooks]):
             return books_bytes(spec, rows, kept, options.format)
 
         least = options.rows or math.isqrt(spec.num_embeddings - 1) + 1
+        pair_index(spec.num_embeddings, least)  # complains of too few rows
         budget = spec.require(ratio, smallest=size(least, 0.0))
         most = options.rows or spec.num_embeddings
         rows = largest_fitting(least, most, lambda rows: size(rows) <= budget)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from survey_code.layouts.layout import IdArray, Layout, N, RowArray
 from survey_code.layouts.nearest import VectorSearch, score_part
+from survey_code.layouts.parts import check_layouts
 
 if TYPE_CHECKING:
     from survey_code.kernels.cuda.formats import Format
@@ -32,8 +33,7 @@ class AddedLayout(VectorSearch):
     parts: Sequence[Layout]
 
     def __init__(self, parts: Sequence[Layout]) -> None:
-        if not parts:
-            raise ValueError("an added layout needs parts")
+        check_layouts("an added layout", parts)
         super().__init__(parts[0].num_embeddings, parts[0].embedding_dim)
         self.parts = list(parts)
         self.validate()
@@ -41,8 +41,7 @@ class AddedLayout(VectorSearch):
     def validate(self) -> None:
         """Raise ValueError if the parts have other shapes."""
         parts = self.parts
-        if len(parts) < 2 or not all(isinstance(part, Layout) for part in parts):
-            raise ValueError("an added layout needs two parts or more, all layouts")
+        check_layouts("an added layout", parts)
         shape = (self.num_embeddings, self.embedding_dim)
         shapes = [(part.num_embeddings, part.embedding_dim) for part in parts]
         if any(own != shape for own in shapes):

@@ -55,6 +55,8 @@ class AnchorLayout(Layout):
         offsets: np.ndarray,
     ) -> None:
         self.anchors: Rows = as_rows(anchors)
+        if np.ndim(offsets) != 1:
+            raise ValueError(f"offsets have one axis, got {offsets!r}")
         super().__init__(len(offsets) - 1, rows_shape(self.anchors)[1])
         self.weights = np.ascontiguousarray(weights)
         self.columns = np.ascontiguousarray(columns)
@@ -68,7 +70,7 @@ class AnchorLayout(Layout):
         counts = np.bincount(rows, minlength=len(mixture))
         kind = np.uint8 if len(anchors) <= 256 else np.uint16
         return cls(
-            anchors.astype(np.float32, copy=False),
+            np.array(anchors, dtype=np.float32),
             mixture[rows, columns].astype(np.float32, copy=False),
             columns.astype(kind),
             np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32),
@@ -96,6 +98,7 @@ class AnchorLayout(Layout):
             )
         if (
             self.weights is None
+            or self.weights.ndim != 1
             or self.weights.dtype != np.float32
             or columns is None
             or columns.dtype not in (np.uint8, np.uint16)

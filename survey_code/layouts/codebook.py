@@ -114,6 +114,8 @@ class CodebookLayout(VectorSearch):
         combine: str = "concat",
         starts: np.ndarray | None = None,
     ) -> None:
+        if not isinstance(codes, Layout):
+            raise ValueError(f"codes must be a layout, got {type(codes).__name__}")
         super().__init__(codes.num_embeddings, embedding_dim)
         check_choice("combine", combine, COMBINED)
         self.combine_code = COMBINED.index(combine)

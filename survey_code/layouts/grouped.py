@@ -13,7 +13,7 @@ Otherwise a remap does, in about log2(groups) bits per id instead of a number: s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -372,10 +372,33 @@ class GroupedLayout(VectorSearch):
         inside = count_ones(xp.ascontiguousarray(same)).sum(axis=1, dtype=np.int64)
         return group, self.before[block, group].astype(np.int64) + inside
 
-    def widen(self, short: RowArray, group: int) -> RowArray:
-        """Short rows of one group -> full rows: (m, width) -> (m, embedding_dim)."""
+    def _members(
+        self, groups: IdArray
+    ) -> Iterator[tuple[IdArray, Rows, np.ndarray | None, np.ndarray | None]]:
+        """For each group with numbers and ids: where these stand in `groups`, rising;
+        its table, projection and columns.
+        """
+        xp = array_module(groups)
+        order = xp.argsort(groups, kind="stable")
+        borders = xp.searchsorted(groups[order], xp.arange(len(self.tables) + 1))
+        ends = borders.tolist()
+        parts = zip(self.tables, self.matrices(), self._places())
+        for (table, matrix, place), first, last in zip(parts, ends, ends[1:]):
+            if last > first and rows_shape(table)[1]:
+                yield order[first:last], table, matrix, place
+
+    def widen(
+        self, short: RowArray, matrix: np.ndarray | None, place: np.ndarray | None
+    ) -> RowArray:
+        """Short rows of one group -> full rows: (m, width) -> (m, embedding_dim).
+
+        Parameters
+        ----------
+        short : array of float32, shape (m, width)
+        matrix, place
+            The group's projection and columns, where it has them.
+        """
         xp = array_module(short)
-        matrix, place = self.matrices()[group], self._places()[group]
         if matrix is not None:
             # Unlike a matrix product of BLAS, einsum gives a row the same digits
             # whatever other rows are read along with it.
@@ -392,10 +415,8 @@ class GroupedLayout(VectorSearch):
         xp = array_module(ids)
         full = xp.zeros((len(ids), self.embedding_dim), dtype=np.float32)
         groups, rows = self.locate(ids)
-        for g, table in enumerate(self.tables):
-            here = xp.flatnonzero(groups == g)
-            if len(here) and rows_shape(table)[1]:
-                full[here] = self.widen(read_part(table, rows[here]), g)
+        for here, table, matrix, place in self._members(groups):
+            full[here] = self.widen(read_part(table, rows[here]), matrix, place)
         return full
 
     def read_bags(
@@ -412,16 +433,13 @@ class GroupedLayout(VectorSearch):
         bags, counts = len(starts) - 1, xp.diff(starts)
         pooled = xp.zeros((bags, self.embedding_dim), dtype=np.float32)
         groups, rows = self.locate(ids)
-        for g, table in enumerate(self.tables):
-            here = xp.flatnonzero(groups == g)
-            if not len(here) or not rows_shape(table)[1]:
-                continue
+        for here, table, matrix, place in self._members(groups):
             short = read_part(table, rows[here])
             if weights is not None:
                 short = short * weights[here][:, None]
             # Ids of this group before each border between bags.
             part = pool_rows(short, xp.searchsorted(here, starts), "sum")
-            pooled += self.widen(part, g)
+            pooled += self.widen(part, matrix, place)
         if mode == "mean":
             pooled /= xp.maximum(counts, 1).astype(np.float32)[:, None]
         return pooled
@@ -433,11 +451,7 @@ class GroupedLayout(VectorSearch):
         xp = array_module(queries)
         found = xp.zeros((len(queries), stop - first), dtype=np.float32)
         groups, rows = self.locate(xp.arange(first, stop))
-        for g, table in enumerate(self.tables):
-            here = xp.flatnonzero(groups == g)
-            if not len(here) or not rows_shape(table)[1]:
-                continue
-            matrix, place = self.matrices()[g], self._places()[g]
+        for here, table, matrix, place in self._members(groups):
             if matrix is not None:
                 small = queries @ matrix.T
             else:

@@ -90,7 +90,10 @@ class VectorSearch(Layout):
                 f"queries must be vectors of shape (m, {self.embedding_dim}), got "
                 f"dtype {given.dtype} and shape {given.shape}"
             )
-        return given.astype(np.float32, copy=False)
+        vectors = given.astype(np.float32, copy=False)
+        if not bool(array_module(vectors).isfinite(vectors).all()):
+            raise ValueError("queries must be finite in float32")
+        return vectors
 
 
 def score_part(part: Layout, queries: N, first: int, stop: int) -> N:

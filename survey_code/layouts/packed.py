@@ -53,6 +53,11 @@ class PackedLayout(Layout):
     @classmethod
     def from_integers(cls, integers: np.ndarray, bits: int) -> PackedLayout:
         """Pack integers, shape (rows, dim)."""
+        if integers.ndim != 2 or integers.dtype.kind not in "iu":
+            raise ValueError(
+                f"integers must have two axes, got {integers.dtype} of shape "
+                f"{integers.shape}"
+            )
         rows, dim = integers.shape
         return cls(pack_stream(integers, bits), rows, dim, bits)
 

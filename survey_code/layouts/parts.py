@@ -25,8 +25,19 @@ NUMBERS = (np.float32, np.float16)
 
 
 def as_rows(part: npt.ArrayLike | Layout) -> Rows:
-    """A layout as it is, anything else as an array."""
-    return part if isinstance(part, Layout) else np.asarray(part)
+    """A layout as it is, anything else as an array; or one clear ValueError."""
+    if isinstance(part, Layout):
+        return part
+    rows = np.asarray(part)
+    if rows.ndim < 2:
+        raise ValueError(f"rows must be an array of two axes or a layout, got {part!r}")
+    return rows
+
+
+def check_layouts(name: str, parts: Sequence[object]) -> None:
+    """Raise ValueError unless these are two layouts or more."""
+    if len(parts) < 2 or not all(isinstance(part, Layout) for part in parts):
+        raise ValueError(f"{name} needs two parts or more, all layouts")
 
 
 def rows_shape(part: Rows) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from survey_code.kernels import cuda
 from survey_code.layouts.dense import DenseLayout
 from survey_code.layouts.layout import IdArray, Layout, N, RowArray, array_module, cut
 from survey_code.layouts.nearest import VectorSearch, score_part
+from survey_code.layouts.parts import check_layouts
 
 if TYPE_CHECKING:
     from survey_code.kernels.cuda.formats import Format
@@ -67,6 +68,23 @@ def most_apart(rows: int, row: int, budget: int) -> int:
     return largest_fitting(0, rows, lambda n: apart_bytes(rows, n, row) <= budget)
 
 
+def check_named(ids: np.ndarray, rows: int) -> np.ndarray:
+    """Ids of a part, before they are listed or marked; or one clear ValueError."""
+    given = np.asarray(ids)
+    if given.ndim != 1 or given.dtype.kind not in "iu":
+        raise ValueError(
+            f"ids of a part must be integers along one axis, got {given.dtype} of "
+            f"shape {given.shape}"
+        )
+    wrong = given[(given < 0) | (given >= rows)]
+    if len(wrong):
+        raise ValueError(f"the named ids must be from 0 to {rows - 1}, got {wrong[0]}")
+    named = given.astype(np.int64)
+    if bool((named[1:] <= named[:-1]).any()):
+        raise ValueError("the ids of a part must rise, each once")
+    return named
+
+
 class RoutedLayout(VectorSearch):
     """Layouts, and which of them holds an id.
 
@@ -102,8 +120,7 @@ class RoutedLayout(VectorSearch):
         marks: np.ndarray | None = None,
         ranks: np.ndarray | None = None,
     ) -> None:
-        if not parts:
-            raise ValueError("a routed layout needs parts")
+        check_layouts("a routed layout", parts)
         super().__init__(num_embeddings, parts[0].embedding_dim)
         self.parts = list(parts)
         self.keys = None if keys is None else np.asarray(keys)
@@ -123,14 +140,25 @@ class RoutedLayout(VectorSearch):
         ids : sequence of ndarray of integers
             Ids of each part but the last, each rising.
         num_embeddings : int
+
+        Raises
+        ------
+        ValueError
+            If ids are not integers of the table, each once and rising in its part,
+            or do not fit the parts.
         """
+        named = [check_named(own, num_embeddings) for own in ids]
+        if len(named) != len(parts) - 1 or not named:
+            raise ValueError(
+                f"{len(parts)} parts need the ids of all but the last, got {len(named)}"
+            )
         kind = key_type(num_embeddings)
-        sizes = [len(own) for own in ids]
+        sizes = [len(own) for own in named]
         listed = kind.itemsize * sum(sizes)
         if listed <= routing_bytes(num_embeddings, sizes):
-            keys = np.concatenate([np.asarray(own).astype(kind) for own in ids])
+            keys = np.concatenate([own.astype(kind) for own in named])
             return cls(parts, num_embeddings, keys)
-        marked = [mark_ids(np.asarray(own), num_embeddings) for own in ids]
+        marked = [mark_ids(own, num_embeddings) for own in named]
         marks, ranks = (np.stack(array) for array in zip(*marked))
         return cls(parts, num_embeddings, None, marks, ranks)
 
@@ -151,8 +179,7 @@ class RoutedLayout(VectorSearch):
     def validate(self) -> None:
         """Raise ValueError if parts, keys and marks contradict each other."""
         parts = self.parts
-        if len(parts) < 2 or not all(isinstance(part, Layout) for part in parts):
-            raise ValueError("a routed layout needs two parts or more, all layouts")
+        check_layouts("a routed layout", parts)
         dims = {part.embedding_dim for part in parts}
         if dims != {self.embedding_dim}:
             raise ValueError(

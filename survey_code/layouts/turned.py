@@ -41,6 +41,8 @@ class TurnedLayout(VectorSearch):
 
     def __init__(self, part: Layout, matrix: np.ndarray) -> None:
         self.part, self.matrix = part, np.asarray(matrix)
+        if not isinstance(part, Layout):
+            raise ValueError(f"part must be a layout, got {type(part).__name__}")
         if self.matrix.ndim != 2:
             raise ValueError(f"a matrix has two axes, got {self.matrix.shape}")
         super().__init__(part.num_embeddings, self.matrix.shape[1])

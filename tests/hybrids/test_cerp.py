@@ -113,3 +113,8 @@ def test_a_mask_of_another_shape_is_a_value_error():
     for mask in (np.ones((24, 5), bool), np.ones((24, 6)), np.ones(144, bool)):
         with pytest.raises(ValueError, match="mask must be bool of shape"):
             CERP.make(SPEC, rows=12, mask=mask)
+
+
+def test_a_plan_complains_of_too_few_rows():
+    with pytest.raises(ValueError, match="rows must be at least 10 to tell 100 ids"):
+        get_method("cerp").plan(SPEC, 2, rows=9)

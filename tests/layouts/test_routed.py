@@ -5,7 +5,17 @@ import pytest
 
 from survey_code import compress
 from survey_code.bits import mark_ids
-from survey_code.layouts import DenseLayout, HashedLayout, RoutedLayout
+from survey_code.layouts import (
+    AddedLayout,
+    AnchorLayout,
+    CodebookLayout,
+    DenseLayout,
+    GroupedLayout,
+    HashedLayout,
+    PackedLayout,
+    RoutedLayout,
+    TurnedLayout,
+)
 from survey_code.layouts.hashed import mixed_index
 from survey_code.layouts.routed import (
     apart_bytes,
@@ -155,9 +165,61 @@ def test_parts_that_do_not_add_up_are_value_errors():
         RoutedLayout([two, three], 4, keys)
     with pytest.raises(ValueError, match="two parts or more"):
         RoutedLayout([two], 2)
-    with pytest.raises(ValueError, match="needs parts"):
+    with pytest.raises(ValueError, match="two parts or more"):
         RoutedLayout([], 2)
     with pytest.raises(ValueError, match="all layouts"):
         RoutedLayout([two, TABLE[:2]], 4, keys)
     with pytest.raises(ValueError, match="rows have"):
         RoutedLayout([two, DenseLayout(TABLE[:2, :3])], 4, keys)
+
+
+@pytest.mark.parametrize("count", [3, 600])  # listed, and marked
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (lambda ids: ids[::-1], "must rise"),
+        (lambda ids: np.append(ids[:-1], ids[0]), "must rise"),
+        (lambda ids: np.append(ids[:-1], ROWS), "from 0 to 999, got 1000"),
+        (lambda ids: np.append(ids[:-1], 2**32 + 5), "from 0 to 999, got 4294967301"),
+        (lambda ids: ids - 5, "from 0 to 999, got -"),
+        (lambda ids: ids + 0.5, "must be integers"),
+        (lambda ids: ids > 3, "must be integers"),
+        (lambda ids: ids.astype(str), "must be integers"),
+        (lambda ids: ids[:, None], "along one axis"),
+    ],
+)
+def test_ids_that_cannot_be_are_value_errors_however_they_are_stored(
+    count, spoil, match
+):
+    ids = np.arange(3, 3 + count)
+    others = np.setdiff1d(np.arange(ROWS), ids)
+    keep_apart(ROWS, ids, TABLE[ids], DenseLayout(TABLE[others]))
+    with pytest.raises(ValueError, match=match):
+        keep_apart(ROWS, spoil(ids), TABLE[ids], DenseLayout(TABLE[others]))
+
+
+def test_what_is_no_layout_is_a_value_error():
+    two = DenseLayout(TABLE[:2])
+    for make in (
+        lambda: RoutedLayout.from_ids([two, two], [], 4),
+        lambda: RoutedLayout.from_ids([None, two], [np.array([0, 1])], 4),
+        lambda: AddedLayout([None, two]),
+        lambda: AddedLayout([two, TABLE[:2]]),
+        lambda: TurnedLayout(TABLE[:2], TABLE[:8]),
+        lambda: CodebookLayout(None, TABLE[:8], [[0]], 8),
+        lambda: GroupedLayout([None], 2),
+        lambda: HashedLayout(None, mixed_index(3, [50]), ROWS, DIM),
+        lambda: AnchorLayout(TABLE[:2], [1.0], [0], None),
+        lambda: PackedLayout.from_integers(np.array([[1.5]]), 4),
+    ):
+        with pytest.raises(ValueError):
+            make()
+
+
+def test_queries_that_are_no_numbers_are_value_errors():
+    layout = AddedLayout([DenseLayout(TABLE)] * 2)
+    for wrong in (np.nan, np.inf):
+        queries = TABLE[:3].copy()
+        queries[0, 0] = wrong
+        with pytest.raises(ValueError, match="finite"):
+            layout.topk(queries, 3)

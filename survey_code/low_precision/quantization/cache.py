@@ -106,10 +106,13 @@ class MixedPrecisionCache(WriteBackEmbedding, Trained[CacheOptions]):
         cached rows as the budget holds.
         """
         slots, budget = count_slots(spec, options), spec.budget(ratio)
+        rows = spec.num_embeddings
+        if options.fraction is None and tiered_bytes(spec, rows, 8) <= budget:
+            return {"bits": options.bits or 8, "slots": rows}  # all in full
         bits = plan_bits(spec, ratio, options.bits, partial(tiered_bytes, spec, slots))
         if options.fraction is None:
             slots = largest_fitting(
-                1, spec.num_embeddings, lambda n: tiered_bytes(spec, n, bits) <= budget
+                1, rows, lambda n: tiered_bytes(spec, n, bits) <= budget
             )
         return {"bits": bits, "slots": slots}
 

@@ -53,8 +53,10 @@ class SAEC(AfterTraining[SAECOptions]):
         """The most clusters beside heads that take `head_share` of the budget."""
         heads, budget = plan_heads(spec, ratio, options), spec.budget(ratio)
 
+        tails = count_tails(spec, pick_heads(spec, heads))
+
         def fits(clusters: int) -> bool:
-            return clustered_bytes(spec, clusters, heads, options.half) <= budget
+            return clustered_bytes(spec, clusters, heads, options.half, tails) <= budget
 
         largest = min(int(np.diff(spec.field_starts).max()), 1 << MOST_BITS)
         most = options.clusters or largest_fitting(1, largest, fits)
@@ -117,14 +119,20 @@ def plan_heads(spec: TableSpec, ratio: float, options: SAECOptions) -> int:
     return heads
 
 
-def clustered_bytes(spec: TableSpec, most: int, heads: int, half: bool) -> int:
-    """Bytes with at most `most` clusters in each field, beside the heads."""
-    tails = count_tails(spec, pick_heads(spec, heads))
+def clustered_bytes(
+    spec: TableSpec, most: int, heads: int, half: bool, tails: np.ndarray | None = None
+) -> int:
+    """Bytes with at most `most` clusters in each field, beside the heads.
+
+    `tails` are the fields' other ids, counted anew where they are not given.
+    """
+    if tails is None:
+        tails = count_tails(spec, pick_heads(spec, heads))
     clusters = np.minimum(tails, most)
-    number = 2 if half else 4
+    number, groups = 2 if half else 4, max(int((tails > 0).sum()), 1)
     size = codebook_bytes(
         spec.num_embeddings - heads, 1, count_bits(int(clusters.max())),
-        max(int(clusters.sum()), 1), spec.embedding_dim, groups=len(tails),
+        max(int(clusters.sum()), 1), spec.embedding_dim, groups=groups,
         number=number,
     )  # fmt: skip
     own = heads * spec.embedding_dim * number
