@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -106,10 +104,15 @@ class MixedPrecisionCache(WriteBackEmbedding, Trained[CacheOptions]):
         cached rows as the budget holds.
         """
         slots, budget = count_slots(spec, options), spec.budget(ratio)
-        rows = spec.num_embeddings
-        if options.fraction is None and tiered_bytes(spec, rows, 8) <= budget:
+        rows, whole = spec.num_embeddings, spec.full_bytes
+        if options.fraction is None and whole <= budget:
             return {"bits": options.bits or 8, "slots": rows}  # all in full
-        bits = plan_bits(spec, ratio, options.bits, partial(tiered_bytes, spec, slots))
+
+        def size(bits: int) -> int:
+            beside = tiered_bytes(spec, slots, bits)
+            return beside if options.fraction is not None else min(beside, whole)
+
+        bits = plan_bits(spec, ratio, options.bits, size)
         if options.fraction is None:
             slots = largest_fitting(
                 1, rows, lambda n: tiered_bytes(spec, n, bits) <= budget
