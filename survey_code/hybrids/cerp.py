@@ -24,13 +24,17 @@ from survey_code.mixed_dimension.pruning.pep import Thresholded, soft_threshold
 from survey_code.mixed_dimension.pruning.tickets import keep_largest
 from survey_code.options import SearchOptions, found, option, planned
 from survey_code.spec import TableSpec
-from survey_code.weight_sharing.hashing.base import INDEX_BYTES, HashedEmbedding
+from survey_code.weight_sharing.hashing.base import (
+    INDEX_BYTES,
+    MOST_ROWS,
+    HashedEmbedding,
+)
 
 
 class CERPOptions(SearchOptions):
     """Options of `CERP`."""
 
-    rows: int = planned("rows of each codebook", low=1)
+    rows: int = planned("rows of each codebook", low=1, high=MOST_ROWS)
     density: float = option(
         0.5, "share of the codebooks' entries that is planned to be left",
         above=0, high=1, tune=(0.5, 0.25),

@@ -105,12 +105,14 @@ class MixedPrecisionCache(WriteBackEmbedding, Trained[CacheOptions]):
         """
         slots, budget = count_slots(spec, options), spec.budget(ratio)
         rows, whole = spec.num_embeddings, spec.full_bytes
-        if options.fraction is None and whole <= budget:
-            return {"bits": options.bits or 8, "slots": rows}  # all in full
+        # All rows can have a line where these are whole sets.
+        all_cached = options.fraction is None and not rows % min(options.ways, rows)
+        if all_cached and whole <= budget:
+            return {"bits": options.bits or 8, "slots": rows}
 
         def size(bits: int) -> int:
             beside = tiered_bytes(spec, slots, bits)
-            return beside if options.fraction is not None else min(beside, whole)
+            return min(beside, whole) if all_cached else beside
 
         bits = plan_bits(spec, ratio, options.bits, size)
         if options.fraction is None:
