@@ -118,7 +118,7 @@ class AnchorLayout(Layout):
         if anchors is None:
             return None
         shape = (self.num_embeddings, self.embedding_dim)
-        return AnchorFormat.of(shape, anchors, self.weights, self.columns, self.offsets)
+        return AnchorFormat(*shape, anchors, self.weights, self.columns, self.offsets)
 
     def read_rows(self, ids: IdArray) -> RowArray:
         """Weight the anchors of each row's entries, and add them up."""

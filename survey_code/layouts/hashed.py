@@ -287,7 +287,9 @@ class HashedLayout(Layout):
             hidden = count_hidden(paths.shape[1], self.embedding_dim)
             if self.signs is not None or hidden > MOST_HIDDEN:
                 return None
-            return PathFormat.of(shape, values, paths, index, hidden)
+            return PathFormat.of(
+                shape, values, paths, index, hidden, decoded=paths is not self.paths
+            )
         weights = None if self.weights is None else describe_rows(self.weights)
         if weights is None and self.weights is not None:
             return None

@@ -156,8 +156,8 @@ class Stored:
         )
 
     def _move(self, array: StoredArray) -> StoredArray:
-        """One array as CuPy's."""
-        moved: StoredArray = cuda.load_cupy().asarray(array)
+        """One array as CuPy's; kernels read it by its address, row after row."""
+        moved: StoredArray = cuda.load_cupy().ascontiguousarray(array)
         return moved
 
     def to_cpu(self) -> Self:

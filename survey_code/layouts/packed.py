@@ -81,6 +81,6 @@ class PackedLayout(Layout):
         """The stream, and the bits of an integer."""
         from survey_code.kernels.cuda.formats import PackedFormat
 
-        return PackedFormat.of(
-            self.words, self.num_embeddings, self.embedding_dim, self.bits
+        return PackedFormat(
+            self.num_embeddings, self.embedding_dim, self.words, self.bits
         )

@@ -56,11 +56,14 @@ def read_part(part: Rows, places: IdArray) -> RowArray:
 
 
 def read_all(part: Rows) -> RowArray:
-    """All rows of a part, float32 (rows, width)."""
+    """All rows of a part, float32 (rows, width), row after row."""
     if not isinstance(part, Layout):
         return part.astype(np.float32, copy=False)
     xp = array_module(next(iter(part.arrays().values())))
-    return part.read_rows(xp.arange(part.num_embeddings))
+    rows: RowArray = xp.ascontiguousarray(
+        part.read_rows(xp.arange(part.num_embeddings))
+    )
+    return rows
 
 
 def check_rows(

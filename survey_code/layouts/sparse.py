@@ -241,8 +241,8 @@ class SparseLayout(Layout):
         from survey_code.kernels.cuda.formats import SparseFormat
 
         shape = (self.num_embeddings, self.embedding_dim)
-        return SparseFormat.of(
-            shape, self.values, self.columns, self.offsets, self.block_rows
+        return SparseFormat(
+            *shape, self.values, self.columns, self.offsets, self.block_rows
         )
 
     def locate(self, ids: IdArray) -> tuple[IdArray, IdArray]:

@@ -10,6 +10,8 @@ from layout_examples import EXAMPLES
 from nestings import draw_nesting
 
 from survey_code.kernels.cuda.formats import invert
+from survey_code.layouts import AddedLayout, DenseLayout, HashedLayout, TurnedLayout
+from survey_code.layouts.hashed import mixed_index
 
 IDS = np.random.default_rng(1).integers(1000, size=60)
 OFFSETS = np.array([0, 0, 5, 5, 6, 40, 60])  # with empty and single bags
@@ -71,6 +73,27 @@ def test_bad_ids_and_offsets_are_reported(pair, fake_cupy):
         twin.lookup(fake_cupy.asarray(np.array([3, -1])))
     with pytest.raises(ValueError, match="offsets must start at 0"):
         twin.bag(fake_cupy.asarray(IDS), fake_cupy.asarray(np.array([0, 9, 4])))
+
+
+COLUMNS = {  # arrays whose columns, not rows, lie side by side
+    "dense": lambda table: DenseLayout(np.asfortranarray(table)),
+    "hashed": lambda table: HashedLayout(
+        np.asfortranarray(table[:9]), mixed_index(3, [9]), len(table), 8
+    ),
+    "turned": lambda table: AddedLayout(
+        [TurnedLayout(DenseLayout(table), np.asfortranarray(table[:8]))] * 2
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_arrays_in_columns_are_read_as_by_numpy(fake_cupy, kind):
+    table = np.random.default_rng(4).normal(size=(30, 8)).astype(np.float32)
+    layout = COLUMNS[kind](table)
+    found = layout.to_gpu().lookup(fake_cupy.arange(30))
+    np.testing.assert_allclose(
+        found, layout.lookup(np.arange(30)), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -360,11 +360,6 @@ class PackedFormat(Format):
     words: Address
     bits: Number
 
-    @classmethod
-    def of(cls, words: Shaped, rows: int, dim: int, bits: int) -> PackedFormat:
-        """A stream of integers of so many bits."""
-        return cls(rows, dim, words, bits)
-
     def form(self, entries: int) -> str:
         """As for `Format`."""
         return f"Packed<{entries}>"
@@ -523,9 +518,11 @@ class PathFormat(Format):
         paths: Shaped,
         index: Sequence[Sequence[int]],
         hidden: int,
-        decoded: bool = False,
+        decoded: bool,
     ) -> PathFormat:
-        """Networks of so many units, one in each row of `paths`."""
+        """Networks of so many units, one in each row of `paths`, which the layout
+        stores as they are, or decoded for the kernel.
+        """
         digits = [Digit.of(row) for row in index]
         extra = paths.nbytes if decoded else 0
         return cls(*shape, values, paths, paths.shape[1], digits, hidden, extra)
@@ -666,13 +663,6 @@ class SparseFormat(Format):
     offsets: Address
     block_rows: Number
 
-    @classmethod
-    def of(
-        cls, shape: Shape, values: Shaped, columns: Shaped, offsets: Shaped, block: int
-    ) -> SparseFormat:
-        """Blocks of so many rows."""
-        return cls(*shape, values, columns, offsets, block)
-
     def form(self, entries: int) -> str:
         """As for `Format`."""
         kinds = f"{FLOATS[str(self.values.dtype)]}, {INTEGERS[str(self.columns.dtype)]}"
@@ -689,14 +679,6 @@ class AnchorFormat(Format):
     weights: Address
     columns: Address
     offsets: Address
-
-    @classmethod
-    def of(
-        cls, shape: Shape, anchors: Format, weights: Shaped, columns: Shaped,
-        offsets: Shaped,
-    ) -> AnchorFormat:  # fmt: skip
-        """Entries of rows, and the anchors they name."""
-        return cls(*shape, anchors, weights, columns, offsets)
 
     def inner(self) -> list[Format]:
         """As for `Format`."""

@@ -54,7 +54,7 @@ def place_rows(rows: Shaped) -> Any:
         # Bags are read 32 bytes at a time: no piece may reach beyond its row.
         stride = round_up(used, 16 if used <= 16 else SECTOR)
     if stride == used:
-        return cupy.asarray(rows)
+        return cupy.ascontiguousarray(rows)
     table = cupy.zeros((rows.shape[0], stride // rows.itemsize), dtype=rows.dtype)
     table[:, : rows.shape[1]] = cupy.asarray(rows)
     return table[:, : rows.shape[1]]
