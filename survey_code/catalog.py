@@ -240,7 +240,7 @@ CATALOG: tuple[Method, ...] = (
         ("bet", "Budgeted sampling", 2024, "qu2024bet", SEARCH, BOTH, "BET"),
     )),
     *list_family("mixed dimension", "pruning", "mixed_dimension.pruning", (
-        ("magnitude", "Magnitude pruning", 2015, "han2015", AFTER, BOTH,
+        ("magnitude", "Magnitude pruning", 2015, "han2015", (SEARCH, AFTER), BOTH,
          "MagnitudePruning"),
         ("deeplight", "DeepLight", 2021, "deng2021deeplight", DURING, BOTH,
          "DeepLight"),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from survey_code.catalog import Method, get_method, load_plugin, methods
-from survey_code.options import Options
-
+# Other modules are imported where they are used: their imports take time, in which a
+# user may press Ctrl-C.
 if TYPE_CHECKING:
+    from survey_code.catalog import Method
+    from survey_code.options import Options
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DATA_NAMES = (
@@ -27,26 +31,69 @@ DATA_NAMES = (
 )
 
 
+# What a shell expects of a program that Ctrl-C has ended: 128 and the signal's number.
+INTERRUPTED = 130
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
     A mistake in the arguments or the input is one line on standard error and
-    status 2, never a traceback.
+    status 2, Ctrl-C one line and status 130; never a traceback.
     """
-    parser = make_parser()
-    given = parser.parse_args(arguments)
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    given.words = shlex.join(["survey-code", *words])
     try:
-        for path in getattr(given, "plugin", []):
-            load_plugin(path)
-        given.action(given)
+        act(arguments)
+    except KeyboardInterrupt:
+        return complain("interrupted", INTERRUPTED)
     except BrokenPipeError:
+        # Who reads has enough, `head` say; nothing more can be written at the end.
+        forget_output()
         return 0
     except (ValueError, IndexError, OSError, RuntimeError) as error:
-        print("survey-code:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return complain(str(error) or type(error).__name__)
+    except MemoryError as error:
+        return complain(f"not enough memory ({error})")
+    except ImportError as error:
+        return complain(f"a package is missing: {error}")
+    except Exception as error:
+        return complain(f"an error of its own, {type(error).__name__}: {error}")
     return 0
+
+
+def act(arguments: Sequence[str] | None) -> None:
+    """Read the words, load the plug-ins, run the command, write all that it said."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names of files need not be text that can be written.
+            stream.reconfigure(errors="backslashreplace")
+    given = make_parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    given.words = shlex.join(["survey-code", *words])
+    if getattr(given, "plugin", []):
+        from survey_code.catalog import load_plugin
+
+        for path in given.plugin:
+            load_plugin(path)
+    given.action(given)
+    if sys.stdout is not None:
+        sys.stdout.flush()  # a full disk is an error now, not after the last line
+
+
+def complain(what: str, status: int = 2) -> int:
+    """Say in one line on standard error what is wrong."""
+    print("survey-code:", " ".join(what.split()), file=sys.stderr)
+    return status
+
+
+def forget_output() -> None:
+    """Let what is still to be written to standard output go nowhere."""
+    try:
+        place = sys.stdout.fileno()
+    except (OSError, ValueError, AttributeError):
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, place)
+    os.close(nowhere)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -102,7 +149,10 @@ def parse_compress(commands: Commands) -> None:
     """``compress TABLE ...``."""
     compressing = commands.add_parser("compress", help="compress a table of your own")
     compressing.add_argument(
-        "table", type=Path, help=".npy, or .safetensors with one 2-D tensor"
+        "table",
+        type=Path,
+        help=".npy, or .npz, .safetensors or .pt with one 2-D tensor (of a .pt only "
+        "tensors are read, never code)",
     )
     compressing.add_argument("--method", required=True)
     compressing.add_argument("--out", type=Path, required=True)
@@ -157,6 +207,8 @@ def add_plugin(parser: argparse.ArgumentParser) -> None:
 
 def list_methods(given: argparse.Namespace) -> None:
     """Print the catalogue, or the options of a method."""
+    from survey_code.catalog import get_method, methods
+
     if given.method is not None:
         return describe_method(get_method(given.method))
     print_table(
@@ -186,12 +238,16 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 def run_method(given: argparse.Namespace) -> None:
     """Run a method for each seed, print mean and deviation; add to a file if asked."""
+    from survey_code.catalog import get_method
     from survey_code.lab.experiment import run, run_once
     from survey_code.lab.results import describe_result, summarize
     from survey_code.training import TrainingSettings
 
     if given.seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {given.seeds}")
+    for path in given.plugin:
+        if given.out and given.out.exists() and given.out.samefile(path):
+            raise ValueError(f"{given.out}: is read from, and would be written to")
     arguments: dict[str, Any] = {
         "model": given.model,
         "dim": given.dim,
@@ -220,6 +276,9 @@ def run_method(given: argparse.Namespace) -> None:
 
 def compress_table(given: argparse.Namespace) -> None:
     """Compress a table from a file into a file."""
+    from survey_code.catalog import get_method
+
+    check_output(given.out, [given.table, *given.plugin])
     method = get_method(given.method)
     asked = method.ask(parse_options(given))
     layout = method.compress(read_table(given.table, given.tensor), asked)
@@ -227,50 +286,195 @@ def compress_table(given: argparse.Namespace) -> None:
     print(f"{given.out}: {layout!r}")
 
 
+def check_output(out: Path, inputs: Sequence[Path]) -> None:
+    """Raise ValueError if a file cannot be written, or would replace what is read.
+
+    Before the work, not after it.
+    """
+    if out.is_dir():
+        raise ValueError(f"{out}: a folder, not a file to write")
+    if not out.parent.is_dir():
+        raise ValueError(f"{out}: no such folder to save into")
+    for path in inputs:
+        if out.exists() and path.exists() and out.samefile(path):
+            raise ValueError(f"{out}: is read from, and would be overwritten")
+
+
 def read_table(path: Path, name: str | None = None) -> Any:
-    """A 2-D array from a .npy or .safetensors file.
+    """A 2-D array of a .npy, .npz, .safetensors or .pt file, by its name if it has one.
+
+    Files are mapped into memory where their format allows it, and no code in them is
+    run.
 
     Raises
     ------
     ValueError
-        If the file is neither, or it is not clear which tensor is meant.
+        If the file is none of these or not readable, is a layout of this package
+        already, or it is not clear which tensor is meant.
     """
+    readers = {
+        ".npy": read_npy, ".npz": read_npz, ".safetensors": read_safetensors,
+        ".pt": read_torch, ".pth": read_torch,
+    }  # fmt: skip
+    if path.suffix not in readers:
+        known = ", ".join(readers)
+        raise ValueError(f"{path}: a table is a file that ends in one of {known}")
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder, not a file")
+    with open(path, "rb"):  # whether it is there, and may be read, in one error's words
+        pass
+    return readers[path.suffix](path, name)
+
+
+def choose_tensor(
+    path: Path, name: str | None, shapes: dict[str, tuple[tuple[int, ...], bool]]
+) -> str:
+    """The name that is asked for, or of the only table.
+
+    Parameters
+    ----------
+    path : Path
+    name : str or None
+    shapes : dict
+        Of each tensor its shape, and whether it holds floating-point numbers.
+    """
+    tables = sorted(
+        n for n, (shape, real) in shapes.items() if len(shape) == 2 and real
+    )
+    if name is None and len(tables) == 1:
+        return tables[0]
+    if name not in shapes or name is None:
+        found = f"from {tables}" if tables else f"but none is a table: {sorted(shapes)}"
+        raise ValueError(f"{path}: name one tensor with --tensor, {found}")
+    return name
+
+
+def read_npy(path: Path, name: str | None) -> Any:
+    """The array of a .npy file, mapped."""
     import numpy as np
 
-    if path.suffix == ".npy":
-        try:
-            return np.load(path, allow_pickle=False)
-        except (EOFError, ValueError) as error:
-            raise ValueError(f"{path}: not a .npy array ({error})") from error
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: a table is a .npy or a .safetensors file")
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    if name is not None:
+        raise ValueError(f"{path}: a .npy file holds one array; --tensor names none")
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except (EOFError, ValueError) as error:
+        raise ValueError(f"{path}: not a .npy array of numbers ({error})") from error
+
+
+def read_npz(path: Path, name: str | None) -> Any:
+    """One array of a .npz file."""
+    import zipfile
+    import zlib
+
+    import numpy as np
 
     try:
-        tensors = load_file(path)
+        with open(path, "rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("one array, not an archive of them")
+            held = {key: archive[key] for key in archive.files if name in (None, key)}
+            if not all(isinstance(part, np.ndarray) for part in held.values()):
+                raise ValueError("it holds other files")
+            known = archive.files
+    except (EOFError, OSError, zipfile.BadZipFile, zlib.error, ValueError) as error:
+        raise ValueError(f"{path}: not a .npz archive of arrays ({error})") from error
+    shapes = {key: (part.shape, part.dtype.kind == "f") for key, part in held.items()}
+    # Of those that were not read nothing is known.
+    shapes = {**{key: ((0, 0), True) for key in known}, **shapes}
+    return held[choose_tensor(path, name, shapes)]
+
+
+def read_safetensors(path: Path, name: str | None) -> Any:
+    """One tensor of a .safetensors file; the others are not read."""
+    from safetensors import SafetensorError, safe_open
+
+    from survey_code.layouts.files import METADATA_KEY
+
+    try:
+        with safe_open(path, "pt") as file:
+            refuse_layout(path, METADATA_KEY in (file.metadata() or {}))
+            slices = {key: file.get_slice(key) for key in file.keys()}
+            refuse_layout(path, any(map(describes_layout, slices)))
+            shapes = {
+                key: (tuple(s.get_shape()), s.get_dtype().startswith(("F", "BF")))
+                for key, s in slices.items()
+            }
+            return file.get_tensor(choose_tensor(path, name, shapes))
     except SafetensorError as error:
         raise ValueError(f"{path}: {error}") from error
-    candidates = sorted(key for key, t in tensors.items() if t.ndim == 2)
-    if name is None and len(candidates) == 1:
-        name = candidates[0]
-    if name not in tensors:
-        raise ValueError(f"{path}: name one tensor with --tensor, from {candidates}")
-    return tensors[name]
+
+
+def read_torch(path: Path, name: str | None) -> Any:
+    """One tensor of a file of `torch.save`: a tensor, or dictionaries of them."""
+    import pickle
+    import warnings
+    import zipfile
+
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a way to write that is not torch's
+            # Files of before 2020 are no archives, and cannot be mapped.
+            mapped = zipfile.is_zipfile(path)
+            held = torch.load(path, "cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: not read, since it holds more than tensors, or nothing that "
+            f"torch wrote: save a `state_dict` ({str(error).partition('.')[0]})"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: not a file of tensors ({error})") from error
+    tensors = dict(list_tensors(held, ""))
+    if name is None and list(tensors) == [""]:
+        return tensors[""]
+    refuse_layout(path, any(map(describes_layout, tensors)))
+    shapes = {n: (tuple(t.shape), t.is_floating_point()) for n, t in tensors.items()}
+    return tensors[choose_tensor(path, name, shapes)]
+
+
+def list_tensors(held: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """The tensors in nested dictionaries, by their names with dots between."""
+    import torch
+
+    if isinstance(held, torch.Tensor):
+        yield name, held
+    elif isinstance(held, Mapping):
+        for key, part in held.items():
+            yield from list_tensors(part, f"{name}.{key}" if name else str(key))
+
+
+def describes_layout(name: str) -> bool:
+    """Whether a tensor of this name is the description of a `FrozenEmbedding`."""
+    from survey_code.embedding import DESCRIPTION
+
+    return name.rpartition(".")[2] == DESCRIPTION
+
+
+def refuse_layout(path: Path, is_one: bool) -> None:
+    """Raise ValueError for what this package wrote itself."""
+    if is_one:
+        raise ValueError(
+            f"{path}: holds a layout of this package, which is compressed already; "
+            "compress the table that it was made from"
+        )
 
 
 def inspect_file(given: argparse.Namespace) -> None:
     """Print layout, shape, bytes and arrays of a file."""
-    from survey_code.layouts import header_bytes, load_layout
+    from survey_code.layouts import header_bytes
+    from survey_code.layouts.files import inspect_arrays
 
-    layout = load_layout(given.file)
-    full = 4 * layout.num_embeddings * layout.embedding_dim
-    print(f"layout      {layout.name}, version {layout.version}")
-    print(f"table       {layout.num_embeddings} x {layout.embedding_dim} float32")
-    print(f"bytes       {layout.nbytes:,} of {full:,} ({full / layout.nbytes:.2f}x)")
+    said, arrays = inspect_arrays(given.file)
+    rows, dim = said["shape"]["num_embeddings"], said["shape"]["embedding_dim"]
+    full, stored = 4 * rows * dim, sum(array.nbytes for array in arrays)
+    print(f"layout      {said['layout']}, version {said['version']}")
+    print(f"table       {rows} x {dim} float32")
+    print(f"bytes       {stored:,} of {full:,} ({full / stored:.2f}x)")
     print(f"header      {header_bytes(given.file):,} bytes")
-    for name, array in sorted(layout.arrays().items()):
-        print(f"array       {name}: {array.dtype} {tuple(array.shape)}")
+    for array in arrays:
+        print(f"array       {array.name}: {array.kind} {array.shape}")
 
 
 def convert_layout(given: argparse.Namespace) -> None:
@@ -282,6 +486,8 @@ def convert_layout(given: argparse.Namespace) -> None:
 
 def parse_options(given: argparse.Namespace) -> dict[str, object]:
     """The method's options, of their own types: ``symmetric=false`` is False."""
+    from survey_code.catalog import get_method
+
     kind: type[Options] = get_method(given.method).load().options
     return kind.parse(split_words(given.option))
 

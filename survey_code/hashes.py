@@ -25,24 +25,32 @@ GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 
 
 def draw_multipliers(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Random odd int64 multipliers, shape (count, 2), for `mix_ids`."""
-    drawn = rng.integers(0, 2**64, size=(count, 2), dtype=np.uint64)
-    return (drawn | np.uint64(1)).view(np.int64)
+    """Random numbers of so many hashes, for `mix_ids`: int64 of shape (count, 3).
+
+    Two odd multipliers, and an addend.
+    """
+    drawn = rng.integers(0, 2**64, size=(count, 3), dtype=np.uint64)
+    return (drawn | np.array([1, 1, 0], dtype=np.uint64)).view(np.int64)
 
 
-def mix_ids(ids: A, multiplier: int, second: int) -> A:
-    """Scatter ids over 0 .. 2**63 - 1 by two rounds of multiply, shift, xor.
+def mix_ids(ids: A, first: int | A, second: int | A, addend: int | A) -> A:
+    """Scatter ids over 0 .. 2**63 - 1: multiply, add, fold, multiply, fold.
+
+    To fold is to shift and xor.  Without the addend, id 0 would be hashed to 0
+    whatever the multipliers are.
 
     Parameters
     ----------
     ids : integer array or tensor of int64
-    multiplier, second : odd integers of int64
+    first, second : odd integers of int64
+    addend : integer of int64
+        Each a number, or an array or tensor with one for each id.
 
     Returns
     -------
     array or tensor of int64, same shape, not negative
     """
-    mixed = ids * multiplier
+    mixed = ids * first + addend
     # Shifting a negative int64 copies its sign; the mask undoes that.
     mixed = mixed ^ ((mixed >> 32) & 0xFFFFFFFF)
     mixed = mixed * second
@@ -57,10 +65,18 @@ def hash_steps(count: int) -> np.ndarray:
 
 
 def mix_many(ids: A, multipliers: np.ndarray, count: int) -> Iterator[A]:
-    """Several mixtures of ids by one pair of multipliers, each of the ids' shape."""
-    first, second = multipliers.tolist()
+    """Several mixtures of ids by one hash's numbers, each of the ids' shape."""
+    numbers = multipliers.tolist()
     for step in hash_steps(count).tolist():
-        yield mix_ids(ids + step, first, second)
+        yield mix_ids(ids + step, *numbers)
+
+
+def check_hash_numbers(name: str, numbers: np.ndarray | None) -> None:
+    """Raise ValueError unless these are the numbers of a hash, as `mix_ids` takes
+    them; files of the second format before 0.2.0 had two.
+    """
+    if numbers is None or numbers.dtype != np.int64 or numbers.shape != (3,):
+        raise ValueError(f"{name} must be two multipliers and an addend, int64 (3,)")
 
 
 def as_signs(mixed: A) -> A:

@@ -65,6 +65,12 @@ class Judge(Protocol):
     def metric(self) -> float:
         """AUC or Recall@20 on all validation rows, with the table as it is."""
 
+    def metric_after_training(self) -> float:
+        """The metric once the network has trained on, as long as the search did.
+
+        All weights come back as they were.
+        """
+
     def gradients(self, weights: list[Tensor], batches: int) -> list[Tensor]:
         """Gradients of the mean loss of a few training batches."""
 
@@ -113,6 +119,17 @@ class AfterTraining(Compression[O]):
     """A method that compresses a table which has been trained."""
 
     @classmethod
+    def prepare(
+        cls, spec: TableSpec, options: O, seed: int
+    ) -> CompressedEmbedding | None:
+        """A full table that learns in the method's own way before it is compressed.
+
+        Its `weight` is what `compress` is then given.  None, as most say: the full
+        table that all such methods share.
+        """
+        return None
+
+    @classmethod
     def compress(cls, weight: np.ndarray, spec: TableSpec, options: O) -> Layout:
         """A layout made of finite float32 rows, shape (num_embeddings, dim)."""
         raise NotImplementedError
@@ -145,6 +162,11 @@ class Searched(Trained[S], Generic[S, T]):
 
     # The second class in the brackets.
     search_table: ClassVar[type[CompressedEmbedding]]
+
+    @classmethod
+    def searches(cls, options: S) -> bool:
+        """Whether these options ask for a search at all."""
+        return True
 
     @classmethod
     def searching(cls, spec: TableSpec, options: S, seed: int) -> T:

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from survey_code.checks import check_range
+
 
 def measure_clicks(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     """AUC and log-loss of predicted logits.
@@ -23,13 +25,22 @@ def measure_clicks(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     Raises
     ------
     ValueError
-        If a logit is NaN or infinite: a diverged run must not look like a weak
-        one.  If all labels are the same: there is no AUC then.
+        If labels and logits are not of one length and one axis, or a label is neither
+        0 nor 1.  If a logit is NaN or infinite: a diverged run must not look like a
+        weak one.  If all labels are the same: there is no AUC then.
     """
     from sklearn.metrics import roc_auc_score
 
-    logits = np.asarray(logits, dtype=np.float64)
-    labels = np.asarray(labels, dtype=np.float64)
+    logits = as_numbers_of_rows("logits", logits)
+    labels = as_numbers_of_rows("labels", labels)
+    if logits.shape != labels.shape:
+        raise ValueError(
+            f"labels and logits must be of one length, got {len(labels)} labels and "
+            f"{len(logits)} logits"
+        )
+    wrong = labels[(labels != 0) & (labels != 1)]  # NaN is neither
+    if wrong.size:
+        raise ValueError(f"labels must be 0 or 1, got {wrong[0]:g}")
     if not np.isfinite(logits).all():
         bad = int((~np.isfinite(logits)).sum())
         raise ValueError(f"{bad} of {len(logits)} logits are NaN or infinite")
@@ -41,6 +52,26 @@ def measure_clicks(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     # log(1 + e^x) - y x is the log-loss without a probability that rounds to 0.
     loss = float(np.mean(np.logaddexp(0.0, logits) - labels * logits))
     return {"auc": float(roc_auc_score(labels, logits)), "log_loss": loss}
+
+
+def as_numbers_of_rows(name: str, values: object) -> np.ndarray:
+    """Float64 numbers, one a row; or one clear ValueError."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        # NumPy has no bfloat16.
+        values = values.double() if values.is_floating_point() else values
+    if isinstance(values, np.ma.MaskedArray):
+        raise ValueError(f"{name} must be numbers, got a masked array")
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be numbers: {error}") from error
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} must be numbers, got dtype {array.dtype}")
+    # Columns against rows would be compared each with each.
+    if array.ndim != 1:
+        raise ValueError(f"{name} must have shape (rows,), got {array.shape}")
+    return array.astype(np.float64)
 
 
 def measure_ranking(
@@ -65,7 +96,17 @@ def measure_ranking(
     dict
         ``"recall@k"`` and ``"ndcg@k"`` *summed* over users, and ``"users"``,
         so that batches of users can be added up.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit together, the counts are not those of `relevant`, or
+        an item is ranked twice.
+    IndexError
+        If a ranked item is none.
     """
+    k = check_range("k", k, 1)
+    check_ranking(top, relevant, relevant_counts)
     hits = relevant.gather(1, top[:, :k]).double()  # (users, k)
     discount = 1 / torch.log2(
         torch.arange(2, k + 2, device=top.device, dtype=torch.float64)
@@ -81,3 +122,32 @@ def measure_ranking(
         f"ndcg@{k}": float(ndcg),
         "users": float(known.sum()),
     }
+
+
+def check_ranking(top: Tensor, relevant: Tensor, relevant_counts: Tensor) -> None:
+    """Raise the errors of `measure_ranking`."""
+    users = len(relevant)
+    if relevant.dtype != torch.bool or relevant.ndim != 2:
+        raise ValueError(
+            f"relevant must be of dtype bool and shape (users, items), got "
+            f"{relevant.dtype} and {tuple(relevant.shape)}"
+        )
+    for name, given, axes in (("top", top, 2), ("relevant_counts", relevant_counts, 1)):
+        whole = not (given.is_floating_point() or given.dtype == torch.bool)
+        if not whole or given.ndim != axes or len(given) != users:
+            raise ValueError(
+                f"{name} must hold integers, {axes} axes of them and the first of "
+                f"{users} users, got {given.dtype} of shape {tuple(given.shape)}"
+            )
+    if top.numel():
+        low, high = (int(end) for end in torch.aminmax(top))
+        if low < 0 or high >= relevant.shape[1]:
+            raise IndexError(
+                f"item {low if low < 0 else high} is out of range for "
+                f"{relevant.shape[1]} items"
+            )
+        ordered = top.sort(dim=1, stable=True).values
+        if (ordered[:, 1:] == ordered[:, :-1]).any():
+            raise ValueError("top must rank every item at most once")
+    if not torch.equal(relevant.sum(1), relevant_counts.to(torch.int64)):
+        raise ValueError("relevant_counts must count the relevant items of each user")

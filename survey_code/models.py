@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from survey_code.checks import check_number, check_range, check_switch
 from survey_code.embedding import CompressedEmbedding, Network
 from survey_code.graph import normalize_graph, propagate_layers
 
@@ -122,7 +123,8 @@ class DCNV2(ClickNetwork):
         super().__init__(table)
         width = fields * table.embedding_dim
         self.cross = nn.ModuleList(
-            make_linear(width, width, rng) for _ in range(cross_layers)
+            make_linear(width, width, rng)
+            for _ in range(check_range("cross_layers", cross_layers, 0))
         )
         self.deep = make_mlp(width, rng, hidden=hidden, **layers)
         self.top = make_linear(width + (hidden[-1] if hidden else width), 1, rng)
@@ -182,8 +184,8 @@ class RankingNetwork(Network):
         self, table: CompressedEmbedding, num_users: int, normalize: bool = False
     ) -> None:
         super().__init__(table)
-        self.num_users = num_users
-        self.normalize = normalize
+        self.num_users = check_range("num_users", num_users, 1, table.num_embeddings)
+        self.normalize = check_switch("normalize", normalize)
         # Asked of the table that is trained; the frozen one in its place knows rows.
         self.turned = table.shares_rows
         self.ids: Tensor
@@ -253,7 +255,7 @@ class LightGCN(RankingNetwork):
         normalize: bool = False,
     ) -> None:
         super().__init__(table, num_users, normalize)
-        self.layers = layers
+        self.layers = check_range("layers", layers, 0)
         self.graph: Tensor
         graph = normalize_graph(pairs, table.num_embeddings)
         self.register_buffer("graph", graph, persistent=False)
@@ -298,9 +300,20 @@ def make_mlp(
     batch_norm: bool = False,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """Linear, batch norm, ReLU, dropout for each hidden width; then `output`."""
+    """Linear, batch norm, ReLU, dropout for each hidden width; then `output`.
+
+    Raises
+    ------
+    ValueError
+        If a width, the switch or the share of dropout is not what it must be.
+    """
+    if isinstance(hidden, str) or not isinstance(hidden, Sequence):
+        raise ValueError(f"hidden must be a list of widths, got {hidden!r}")
+    batch_norm = check_switch("batch_norm", batch_norm)
+    dropout = check_number("dropout", dropout, low=0, below=1)
     layers: list[nn.Module] = []
     for width in hidden:
+        width = check_range("hidden", width, 1)
         layers.append(make_linear(inputs, width, rng))
         if batch_norm:
             layers.append(nn.BatchNorm1d(width))

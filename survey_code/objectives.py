@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from survey_code.checks import check_number, check_range
 from survey_code.data.tasks import ClickData, ClickRows, InteractionData
 from survey_code.embedding import Network
 from survey_code.metrics import measure_clicks, measure_ranking
 from survey_code.models import ClickNetwork, RankingNetwork
 from survey_code.ranking import choose_top
 from survey_code.sampled_softmax import sampled_softmax
+from survey_code.spec import as_integers
 from survey_code.training import Batch, TrainingSettings
 
 
@@ -143,7 +145,7 @@ class RankingObjective:
     Raises
     ------
     ValueError
-        If the loss is unknown.
+        If the loss is unknown, or a number is out of its range.
     """
 
     monitor = "recall@20"
@@ -161,8 +163,8 @@ class RankingObjective:
         self.data = data
         self.settings = settings
         self.kind = loss
-        self.negatives = negatives
-        self.temperature = temperature
+        self.negatives = check_range("negatives", negatives, 1)
+        self.temperature = check_number("temperature", temperature, above=0)
         self._pairs = torch.from_numpy(np.array(data.train)).to(settings.device)
         self.steps = -(-len(data.train) // settings.batch_size)
 
@@ -251,18 +253,25 @@ def evaluate_ranking(
     Raises
     ------
     ValueError
-        If no user has a held-out item, or a vector is NaN or infinite: a
-        diverged run must not look like a weak one.
+        If no user has a held-out item, pairs are not integers of shape (pairs, 2), or
+        a vector is NaN or infinite: a diverged run must not look like a weak one.
+    IndexError
+        If a pair's first id is no user's or its second no item's.
     """
+    k = check_range("k", k, 1)
     was_training = network.training
     network.eval()
     users, items = network.represent_all()
     if not all(vectors.isfinite().all() for vectors in (users, items)):
         raise ValueError("vectors of users or items are NaN or infinite")
     cached = max(1, CACHED_SCORES // len(items))
-    chunk = chunk or (cached if users.device.type == "cpu" else 2048)
+    usual = cached if users.device.type == "cpu" else 2048
+    chunk = usual if chunk is None else check_range("chunk", chunk, 1)
     totals: dict[str, float] = {}
-    masked, wanted = (PairLists(pairs, len(users), users) for pairs in (seen, held_out))
+    sizes = (len(users), len(items))
+    masked = PairLists(check_pairs("seen", seen, *sizes), len(users), users)
+    again = drop_repeats(check_pairs("held_out", held_out, *sizes))
+    wanted = PairLists(again, len(users), users)
     for start in range(0, len(users), chunk):
         span = (start, min(start + chunk, len(users)))
         for name, value in rank_some(users, items, span, masked, wanted, k).items():
@@ -271,6 +280,31 @@ def evaluate_ranking(
     if not (found := totals.pop("users")):
         raise ValueError("no user has a held-out item to find again")
     return {name: value / found for name, value in totals.items()}
+
+
+def check_pairs(name: str, pairs: np.ndarray, users: int, items: int) -> np.ndarray:
+    """Pairs of a user and an item, as int64; or the errors of `evaluate_ranking`."""
+    given = as_integers(pairs, name) if len(pairs) else np.zeros((0, 2), np.int64)
+    if given.ndim != 2 or given.shape[1] != 2:
+        raise ValueError(f"{name} must have shape (pairs, 2), got {given.shape}")
+    ends = ((0, users, "user"), (users, users + items, "item"))
+    for column, (low, high, what) in zip(given.T, ends, strict=True):
+        # A number below its field's would be read from the end of it.
+        wrong = column[(column < low) | (column >= high)]
+        if wrong.size:
+            raise IndexError(
+                f"{name}: {what} ids are from {low} to {high - 1}, got {wrong[0]}"
+            )
+    return given
+
+
+def drop_repeats(pairs: np.ndarray) -> np.ndarray:
+    """Each pair once: an item that is held out twice can be found but once."""
+    order = np.lexsort((pairs[:, 1], pairs[:, 0]))
+    pairs = pairs[order]
+    new = np.ones(len(pairs), dtype=bool)
+    new[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
+    return pairs[new]
 
 
 def rank_some(

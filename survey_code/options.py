@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import inspect
@@ -9,17 +10,17 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
+
+from survey_code.checks import LARGEST
 
 T = TypeVar("T")
 
 # Types of options that can be asked for in words.
 SIMPLE = frozenset({bool, int, float, str, types.NoneType})
-
-# Larger than any sensible number, and still one that a float holds.
-MOST = 1e300
 
 # Truth values, in words on a command line.
 WORDS = {"true": True, "false": False, "yes": True, "no": False}
@@ -314,9 +315,13 @@ def check_option(
     value = value.item() if isinstance(value, np.generic) else value
     if value is None and types.NoneType in kinds:
         return None
-    if float in kinds and isinstance(value, int | float) and abs(value) < MOST:
-        # Truth values are no numbers; -0.0 is 0.0, which is written otherwise.
-        value = value if isinstance(value, bool) else float(value) + 0.0
+    if not isinstance(value, bool):  # truth values are no numbers
+        if isinstance(value, Integral):
+            value = int(value)
+        if float in kinds and isinstance(value, Real):
+            with contextlib.suppress(OverflowError):
+                # -0.0 is 0.0, which is written otherwise.
+                value = float(value) + 0.0
     fits = type(value) in kinds and is_allowed(value, rule)
     if not fits:
         raise ValueError(f"{name} must be {describe_rule(kinds, rule)}, got {value!r}")
@@ -330,7 +335,7 @@ def is_allowed(value: object, rule: Rule) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True
     return (
-        abs(value) < MOST  # and so neither infinite nor NaN
+        abs(value) < LARGEST  # and so neither infinite nor NaN
         and (rule.low is None or value >= rule.low)
         and (rule.high is None or value <= rule.high)
         and (rule.above is None or value > rule.above)

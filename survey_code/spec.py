@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from numbers import Real
 
 import numpy as np
 import numpy.typing as npt
 
+from survey_code.checks import check_number, check_range, check_switch
+
 # Standard deviation of a fresh embedding table's entries.  Every method aims
 # its *composed* rows at this value, so that no method starts ahead.
 INIT_STD = 0.01
+# The largest int64.
+MOST_COUNTED = 2**63 - 1
 
 
 class OutOfReach(ValueError):
@@ -52,6 +54,9 @@ class TableSpec:
     outside_bytes : int, default 0
         Bytes of weights per id that the network keeps outside the table; a ratio
         counts them on both sides.
+    cosine : bool, default False
+        Whether the network compares rows by their angles alone: numbers that only
+        make a row longer then say nothing.
 
     Raises
     ------
@@ -66,12 +71,13 @@ class TableSpec:
     interactions: np.ndarray | None = None
     init_std: float = INIT_STD
     outside_bytes: int = 0
+    cosine: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_embeddings", "embedding_dim"):
-            size = getattr(self, name)
-            if not isinstance(size, int | np.integer) or size < 1:
-                raise ValueError(f"{name} must be an integer from 1 up, got {size!r}")
+            # Python's own: the bytes of a table do not fit into 32 bits.
+            size = check_range(name, getattr(self, name), 1)
+            object.__setattr__(self, name, size)
         starts = as_integers(self.field_starts, "field_starts")
         counts = as_integers(self.train_counts, "train_counts")
         if (
@@ -95,25 +101,28 @@ class TableSpec:
         object.__setattr__(self, "train_counts", counts)
 
     def _check_extras(self) -> None:
-        pairs = self.interactions
-        if pairs is not None and (
-            not isinstance(pairs, np.ndarray)
-            or pairs.dtype.kind not in "iu"
-            or pairs.ndim != 2
-            or pairs.shape[1] != 2
-            or (pairs.size and (pairs.min() < 0 or pairs.max() >= self.num_embeddings))
-        ):
-            raise ValueError(
-                "interactions must be pairs of ids below "
-                f"{self.num_embeddings}, integers of shape (pairs, 2), got "
-                f"{getattr(pairs, 'shape', pairs)!r}"
-            )
-        if not 0 < self.init_std < math.inf:
-            raise ValueError(f"init_std must be above 0, got {self.init_std!r}")
-        if self.outside_bytes < 0:
-            raise ValueError(
-                f"outside_bytes must be from 0 up, got {self.outside_bytes!r}"
-            )
+        if self.interactions is not None:
+            pairs = self.interactions
+            if (
+                not isinstance(pairs, np.ndarray)
+                or pairs.dtype.kind not in "iu"
+                or pairs.ndim != 2
+                or pairs.shape[1] != 2
+                or (pairs.size and not 0 <= pairs.min())
+                or (pairs.size and pairs.max() >= self.num_embeddings)
+            ):
+                raise ValueError(
+                    "interactions must be pairs of ids below "
+                    f"{self.num_embeddings}, integers of shape (pairs, 2), got "
+                    f"{getattr(pairs, 'shape', pairs)!r}"
+                )
+            pairs = as_integers(pairs, "interactions")
+            object.__setattr__(self, "interactions", pairs)
+        std = check_number("init_std", self.init_std, above=0)
+        outside = check_range("outside_bytes", self.outside_bytes, 0)
+        object.__setattr__(self, "init_std", std)
+        object.__setattr__(self, "outside_bytes", outside)
+        object.__setattr__(self, "cosine", check_switch("cosine", self.cosine))
 
     @property
     def full_bytes(self) -> int:
@@ -128,10 +137,9 @@ class TableSpec:
         ValueError
             If the ratio is not a number from 1 up.
         """
-        if not (isinstance(ratio, Real) and 1 <= ratio < 1e30):
-            raise ValueError(f"ratio must be a number from 1 up, got {ratio!r}")
+        asked = check_number("ratio", ratio, low=1)
         whole = self.full_bytes + self.outside_bytes
-        return max(int(whole / ratio) - self.outside_bytes, 0)
+        return max(int(whole / asked) - self.outside_bytes, 0)
 
     def require(self, ratio: float, smallest: int) -> int:
         """The budget of a ratio, if a configuration of `smallest` bytes fits it.
@@ -151,8 +159,8 @@ class TableSpec:
                 reach -= 1
             nearest = reach / 1000 if reach >= 1000 else None
             raise OutOfReach(
-                f"ratio {ratio:g} leaves {budget:,} bytes, but the smallest such "
-                f"table takes {smallest:,}: the highest ratio it can reach is "
+                f"ratio {float(ratio):g} leaves {budget:,} bytes, but the smallest "
+                f"such table takes {smallest:,}: the highest ratio it can reach is "
                 + ("below 1" if nearest is None else f"{nearest:.15g}"),
                 nearest,
             )
@@ -167,16 +175,14 @@ class TableSpec:
         field_starts: npt.ArrayLike | None = None,
     ) -> TableSpec:
         """The spec of a table of one's own: one field, never read, unless told."""
+        rows = check_range("num_embeddings", num_embeddings, 1)
+        starts = [0, rows] if field_starts is None else field_starts
+        counts = np.zeros(rows, np.int64) if train_counts is None else train_counts
         return cls(
-            num_embeddings,
+            rows,
             embedding_dim,
-            as_integers(
-                [0, num_embeddings] if field_starts is None else field_starts,
-                "field_starts",
-            ),
-            np.zeros(max(num_embeddings, 0), dtype=np.int64)
-            if train_counts is None
-            else as_integers(train_counts, "train_counts"),
+            as_integers(starts, "field_starts"),
+            as_integers(counts, "train_counts"),
         )
 
     @classmethod
@@ -187,7 +193,14 @@ class TableSpec:
 
 def as_integers(values: npt.ArrayLike, name: str) -> np.ndarray:
     """An int64 array, or one clear ValueError."""
-    array = np.asarray(values)
+    if isinstance(values, np.ma.MaskedArray):
+        raise ValueError(f"{name} must hold integers, got a masked array")
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must hold integers: {error}") from error
     if array.dtype.kind not in "iu":
         raise ValueError(f"{name} must hold integers, got dtype {array.dtype}")
+    if array.dtype == np.uint64 and array.size and array.max() > MOST_COUNTED:
+        raise ValueError(f"{name} must be integers up to {MOST_COUNTED}")
     return array.astype(np.int64, copy=False)

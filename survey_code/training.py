@@ -130,7 +130,7 @@ def make_table_optimizer(
     # Adam moves every row at every step; the other two only the rows read.
     whole = settings.table_l2 or settings.clip_norm
     sparse = settings.optimizer != "adam" and not whole
-    table.begin(Regime(settings.optimizer, sparse, steps))
+    table.begin(Regime(settings.optimizer, sparse, steps, settings.epochs))
     # A group of width 0 has a parameter without entries: nothing to move there.
     groups = [
         {**group, "params": [p for p in group["params"] if moves(p)]}
@@ -377,7 +377,7 @@ class Jury(Generic[M]):
     def __init__(
         self, network: M, objective: Objective[M], settings: TrainingSettings, seed: int
     ) -> None:
-        self.network, self.objective = network, objective
+        self.network, self.objective, self.settings = network, objective, settings
         self.precision, self.seed = getattr(torch, settings.precision), seed
         self.batches: list[Batch] = []
 
@@ -406,6 +406,17 @@ class Jury(Generic[M]):
         """
         self.prepare()
         return float(self.objective.validate(self.network)[self.objective.monitor])
+
+    def metric_after_training(self) -> float:
+        """`metric` once the network has trained on for all epochs of the settings,
+        after which all weights are as they were.
+        """
+        kept = copy.deepcopy(self.network.state_dict())
+        settings = self.settings.replace(patience=0)
+        train(self.network, self.objective, settings, self.seed)
+        found = self.metric()
+        self.network.load_state_dict(kept)
+        return found
 
     def gradients(self, weights: list[Tensor], batches: int) -> list[Tensor]:
         """Gradients of the mean loss of the first few training batches."""

@@ -2,17 +2,23 @@
 
 import hashlib
 import json
+import os
 import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
 
-from survey_code import compress, data, load_layout, methods
-from survey_code.cli import DATA_NAMES, main, split_words
+from survey_code import FrozenEmbedding, catalog, compress, data, load_layout, methods
+from survey_code.cli import DATA_NAMES, main, read_table, split_words
 from survey_code.data import LOADERS
 from survey_code.lab import load_results
+from survey_code.layouts.layout import as_finite_table
 
 TABLE = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
 
@@ -186,6 +192,243 @@ def test_unknown_words_are_the_usage(words, capsys):
     with pytest.raises(SystemExit) as error:
         main(words)
     assert error.value.code == 2 and "usage: " in capsys.readouterr().err
+
+
+# -- files of tensors ----------------------------------------------------------------
+
+
+def compressed(path, out, *words):
+    """The rows that a file's table gives."""
+    words = ["compress", str(path), "--method", "full", "--out", out, *words]
+    assert main(words) == 0
+    return load_layout(out).lookup(np.arange(40))
+
+
+def refused_table(capsys, path, out, *words):
+    """What is said of a file that is not read."""
+    said = refused(
+        capsys, "compress", str(path), "--method", "full", "--out", out, *words
+    )
+    assert str(path) in said and not Path(out).exists()
+    return said
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_compress_reads_what_torch_saved(old, tmp_path, out, capsys):
+    weight, path = torch.from_numpy(TABLE), tmp_path / "model.pt"
+    model = torch.nn.ModuleDict({"users": torch.nn.Embedding(40, 8)})
+    model["users"].weight.data = weight
+    state = {
+        **model.state_dict(),
+        "bias": torch.zeros(3),
+        "steps": torch.zeros(2, 2).int(),
+    }
+    for held in (weight, torch.nn.Parameter(weight.bfloat16()), state):
+        torch.save(held, path, _use_new_zipfile_serialization=not old)
+        np.testing.assert_allclose(compressed(path, out), TABLE, rtol=1e-2)
+    checkpoint = {"epoch": 3, "model": {**state, "items": 2 * weight.double()}}
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=not old)
+    rows = compressed(path, out, "--tensor", "model.items")
+    np.testing.assert_array_equal(rows, 2 * TABLE)
+    Path(out).unlink()
+    capsys.readouterr()
+    said = refused_table(capsys, path, out)
+    assert "--tensor, from ['model.items', 'model.users.weight']" in said
+    assert "['model.items', " in refused_table(capsys, path, out, "--tensor", "items")
+    assert "2-D" in refused(capsys, "compress", str(path), "--method", "full", "--out",
+                            out, "--tensor", "model.bias")  # fmt: skip
+
+
+class Trap:
+    """Runs when it is unpickled by a reader that runs code."""
+
+    def __reduce__(self):
+        return Path.write_text, (Path("trap"), "sprung")
+
+
+def test_no_code_in_a_file_is_run(tmp_path, out, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weight": torch.zeros(40, 8), "more": Trap()}, "model.pt")
+    torch.save(torch.nn.Embedding(4, 2), "module.pt")
+    np.save("table.npy", np.array([[Trap()]], dtype=object), allow_pickle=True)
+    np.savez("table.npz", a=np.array([[Trap()]], dtype=object))
+    for name in ("model.pt", "module.pt", "table.npy", "table.npz"):
+        refused_table(capsys, name, out)
+    assert not Path("trap").exists()
+
+
+def test_compress_reads_npz(tmp_path, out, capsys):
+    path = tmp_path / "tables.npz"
+    np.savez_compressed(path, users=TABLE, items=2 * TABLE, bias=np.zeros(3))
+    np.testing.assert_array_equal(compressed(path, out, "--tensor", "items"), 2 * TABLE)
+    Path(out).unlink()
+    capsys.readouterr()
+    assert "--tensor, from ['items', 'users']" in refused_table(capsys, path, out)
+    refused_table(capsys, path, out, "--tensor", "cities")
+    np.savez(path, only=TABLE, bias=np.zeros(3))
+    np.testing.assert_array_equal(compressed(path, out), TABLE)
+
+
+def test_tensor_names_nothing_in_a_file_of_one_array(table, out, capsys):
+    assert "--tensor" in refused_table(capsys, table, out, "--tensor", "users")
+
+
+@pytest.mark.parametrize(
+    "name", ["a.npy", "a.npz", "a.safetensors", "a.pt", "a.pth", "a.txt", "a"]
+)
+def test_what_holds_no_table_is_one_line(name, tmp_path, out, capsys):
+    path = tmp_path / name
+    refused_table(capsys, path, out)
+    noise = np.random.default_rng(0).bytes(5000)
+    for content in (
+        b"",
+        b"PK\x03\x04",
+        noise,
+        b"\x80\x04" + noise,
+        b"{}",
+        b"\x93NUMPY",
+    ):
+        path.write_bytes(content)
+        refused_table(capsys, path, out)
+    path.unlink()
+    path.mkdir()
+    refused_table(capsys, path, out)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors", ".pt"])
+@pytest.mark.parametrize("wanted", [".npy", ".npz", ".safetensors", ".pt"])
+def test_a_file_by_another_s_name_is_one_line(suffix, wanted, tmp_path, out, capsys):
+    path = tmp_path / f"table{suffix}"
+    {
+        ".npy": lambda: np.save(path, TABLE),
+        ".npz": lambda: np.savez(path, a=TABLE),
+        ".safetensors": lambda: save_file({"a": TABLE}, path),
+        ".pt": lambda: torch.save(torch.from_numpy(TABLE), path),
+    }[suffix]()
+    if suffix == wanted:
+        np.testing.assert_array_equal(compressed(path, out), TABLE)
+    else:
+        refused_table(capsys, path.rename(tmp_path / f"other{wanted}"), out)
+
+
+@pytest.mark.parametrize("key", ["rowwise", "pq", "full", "bccf"])
+def test_our_own_output_is_no_input(key, table, tmp_path, out, capsys):
+    layout = compress(TABLE, key)
+    own, state = tmp_path / "own.safetensors", tmp_path / "state.pt"
+    layout.save(own)
+    torch.save({"model": {"ids": FrozenEmbedding(layout)}["ids"].state_dict()}, state)
+    names = [name for name in layout.arrays()]
+    for words in ([], *(["--tensor", name] for name in names)):
+        assert "compressed already" in refused_table(capsys, own, out, *words)
+        dotted = [word.replace(names[0], f"model.{names[0]}") for word in words]
+        assert "compressed already" in refused_table(capsys, state, out, *dotted)
+
+
+def test_a_mapped_file_is_not_copied_whole(tmp_path):
+    np.save(tmp_path / "table.npy", TABLE)
+    mapped = read_table(tmp_path / "table.npy")
+    assert isinstance(mapped, np.memmap)
+    assert np.shares_memory(as_finite_table(mapped), mapped)
+    torch.save(torch.from_numpy(TABLE), tmp_path / "table.pt")
+    assert as_finite_table(read_table(tmp_path / "table.pt")).tolist() == TABLE.tolist()
+
+
+# -- files that must stay ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("through", ["name", "link", "hard link", "detour"])
+def test_no_output_over_an_input(through, table, tmp_path, capsys):
+    place = Path(table)
+    if through == "link":
+        place = tmp_path / "link.npy"
+        place.symlink_to(table)
+    elif through == "hard link":
+        place = tmp_path / "hard.npy"
+        place.hardlink_to(table)
+    elif through == "detour":
+        (tmp_path / "folder").mkdir()
+        place = tmp_path / "folder" / ".." / "table.npy"
+    words = ["compress", table, "--method", "full", "--out", str(place)]
+    assert "would be overwritten" in refused(capsys, *words)
+    np.testing.assert_array_equal(np.load(table), TABLE)
+
+
+def test_no_output_over_a_plug_in(table, tmp_path, capsys):
+    plugin = tmp_path / "plugin.py"
+    plugin.write_bytes((Path(__file__).parent / "plugin_method.py").read_bytes())
+    text = plugin.read_text()
+    words = ["--plugin", str(plugin), "--out", str(plugin)]
+    refused(capsys, "compress", table, "--method", "full", *words)
+    refused(capsys, "run", "full", *words)
+    assert plugin.read_text() == text
+
+
+def test_a_folder_is_no_output(table, tmp_path, capsys):
+    for place in (tmp_path, tmp_path / "none" / "out.safetensors"):
+        words = ["compress", table, "--method", "full", "--out", str(place)]
+        assert "folder" in refused(capsys, *words)
+
+
+# -- how a command ends --------------------------------------------------------------
+
+
+def start(*words, **options):
+    """The command line in a process of its own."""
+    command = [sys.executable, "-m", "survey_code", *words]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_ctrl_c_is_one_line_and_status_130(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(catalog, "methods", interrupt)
+    assert main(["methods"]) == 130
+    assert capsys.readouterr().err == "survey-code: interrupted\n"
+
+
+def test_ctrl_c_ends_a_process_without_a_traceback(tmp_path):
+    os.mkfifo(tmp_path / "plugin.py")  # nobody writes: the command waits
+    process = start("methods", "--plugin", str(tmp_path / "plugin.py"))
+    with open(tmp_path / "plugin.py", "wb"):  # opens once the command reads
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=120)[1]
+    assert (process.returncode, said) == (130, "survey-code: interrupted\n")
+
+
+def test_a_reader_who_has_enough_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    process = start("methods", stdout=write)
+    os.close(write)
+    assert process.communicate(timeout=120)[1] == "" and process.returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device")
+def test_a_full_disk_is_one_line():
+    with open("/dev/full", "wb") as full:
+        process = start("methods", stdout=full)
+        said = process.communicate(timeout=120)[1]
+    assert process.returncode == 2 and said.count("\n") == 1 and "space" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (TypeError("odd"), "an error of its own, TypeError: odd"),
+        (KeyError("odd"), "an error of its own, KeyError: 'odd'"),
+        (MemoryError(), "not enough memory"),
+        (ImportError("No module named 'tqdm'"), "a package is missing: No module"),
+        (ValueError("two\nlines"), "two lines"),
+        (OSError(), "OSError"),
+    ],
+)
+def test_no_error_is_a_traceback(error, said, monkeypatch, capsys):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(catalog, "get_method", fail)
+    assert said in refused(capsys, "methods", "full")
 
 
 # -- convert -----------------------------------------------------------------------

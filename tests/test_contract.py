@@ -424,7 +424,10 @@ def test_alpt_sums_the_gradients_of_all_its_lookups():
 
     loss().backward()
     table.after_step(step_of(loss, learning_rate=float(table.step[0, 0].detach())))
-    np.testing.assert_allclose(table.codes[2].float().mean(), 128 + 3, atol=0.5)
+    # Three steps; what rounding by chance adds is less than one.
+    assert ((table.codes[2].int() - (128 + 3)).abs() <= 1).all()
+    assert table.codes[2].float().mean().item() == pytest.approx(128 + 3, abs=0.1)
+    assert (table.codes[[0, 1, 3, 4, 5]] == 128).all()
 
 
 def test_alpts_step_gradient_is_lsqs():
@@ -524,9 +527,16 @@ def test_epochs_after_a_schedules_end_compete():
         table, min(progress / 0.6, 1.0)
     )
     network, objective = Network(table), FallingObjective()
+    judged = []
+    validate = objective.validate
+    objective.validate = lambda network: (
+        judged.append(table.weight.detach().clone()) or validate(network)
+    )
     history = train(network, objective, TrainingSettings(epochs=3, patience=10))
     assert history.best == 1 and objective.looks == 2
     assert table.mask.sum() == 8
+    # What is kept is what was judged best, not where the training ended.
+    assert torch.equal(table.weight, judged[0]) and not torch.equal(*judged)
 
 
 def test_after_step_is_told_the_tables_own_learning_rate():

@@ -57,6 +57,45 @@ def test_labels_of_one_kind_are_a_value_error(label):
         measure_clicks(np.full(4, label), np.arange(4.0))
 
 
+ROWS = np.arange(4.0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "logits", "said"),
+    [
+        ([0, 1, 0, 1], ROWS[:, None], "logits must have shape"),
+        ([[0], [1], [0], [1]], ROWS, "labels must have shape"),
+        ([[0], [1], [0], [1]], ROWS[:, None], r"must have shape \(rows,\), got \(4, 1"),
+        ([0, 1, 0], ROWS, "one length, got 3 labels and 4 logits"),
+        ([0], ROWS, "one length"),
+        (1, ROWS, "labels must have shape"),
+        ([-1, 1, -1, 1], ROWS, "labels must be 0 or 1, got -1"),
+        ([1, 2, 1, 2], ROWS, "labels must be 0 or 1, got 2"),
+        ([0.2, 1, 0, 1], ROWS, "labels must be 0 or 1, got 0.2"),
+        ([np.nan, 1, 0, 1], ROWS, "labels must be 0 or 1, got nan"),
+        (["no", "yes", "no", "yes"], ROWS, "labels must be numbers, got dtype <U3"),
+        ([None, 1, 0, 1], ROWS, "labels must be numbers, got dtype object"),
+        ([0, 1, 0, 1], ROWS * 1j, "logits must be numbers, got dtype complex128"),
+        (np.ma.masked_array([0, 1, 0, 1], [1, 0, 0, 0]), ROWS, "labels .* masked"),
+        ([0, 1, 0, 1], np.ma.masked_array(ROWS, ROWS > 2), "logits .* masked"),
+        ([], [], "AUC needs clicks and non-clicks, got 0 rows"),
+    ],
+)
+def test_what_are_no_labels_and_logits_is_a_value_error(labels, logits, said):
+    with pytest.raises(ValueError, match=said):
+        measure_clicks(labels, logits)
+
+
+def test_clicks_of_any_type_give_the_same():
+    labels, logits = np.array([0, 1, 1, 0]), np.array([0.5, 1, -1, -2], np.float32)
+    wanted = measure_clicks(labels, logits)
+    assert measure_clicks(labels.astype(bool), logits) == wanted
+    assert measure_clicks(labels.tolist(), logits.tolist()) == wanted
+    tensors = torch.from_numpy(labels), torch.from_numpy(logits).requires_grad_()
+    assert measure_clicks(*tensors) == wanted
+    assert measure_clicks(labels, tensors[1].bfloat16()) == wanted
+
+
 # -- rankings -----------------------------------------------------------------
 
 
@@ -199,3 +238,78 @@ def test_diverged_vectors_are_a_value_error(part):
     getattr(network, part)[3, 1] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinite"):
         evaluate_ranking(network, to_ids(seen), to_ids(held_out))
+
+
+TOP, RELEVANT = torch.tensor([[2, 0]]), torch.tensor([[True, False, False]])
+ONE = torch.tensor([1])
+
+
+@pytest.mark.parametrize(
+    ("top", "relevant", "counts", "k", "error", "said"),
+    [
+        (TOP, RELEVANT, ONE, 0, ValueError, "k must be an integer from 1 up"),
+        (TOP, RELEVANT, ONE, 2.0, ValueError, "k must be an integer"),
+        (TOP, RELEVANT, ONE, True, ValueError, "k must be an integer"),
+        (TOP + 1, RELEVANT, ONE, 2, IndexError, "item 3 is out of range for 3 items"),
+        (TOP - 1, RELEVANT, ONE, 2, IndexError, "item -1 is out of range"),
+        (TOP.float(), RELEVANT, ONE, 2, ValueError, "top must hold integers"),
+        (TOP[0], RELEVANT, ONE, 2, ValueError, "top must hold integers, 2 axes"),
+        (TOP[[0, 0]], RELEVANT, ONE, 2, ValueError, "the first of 1 users"),
+        (TOP * 0, RELEVANT, ONE, 2, ValueError, "at most once"),
+        (TOP, RELEVANT.long(), ONE, 2, ValueError, "relevant must be of dtype bool"),
+        (TOP, RELEVANT[0], ONE, 2, ValueError, "relevant must be .* shape"),
+        (TOP, RELEVANT, ONE + 1, 2, ValueError, "must count the relevant items"),
+        (TOP, RELEVANT, ONE[:, None], 2, ValueError, "relevant_counts must hold"),
+        (TOP, RELEVANT, ONE / 1, 2, ValueError, "relevant_counts must hold integers"),
+    ],
+)
+def test_what_is_no_ranking_is_a_clear_error(top, relevant, counts, k, error, said):
+    with pytest.raises(error, match=said):
+        measure_ranking(top, relevant, counts, k)
+
+
+@pytest.mark.parametrize("part", ["seen", "held_out"])
+@pytest.mark.parametrize(
+    ("wrong", "error", "said"),
+    [
+        ([[0, 0]], IndexError, "item ids are from 23 to 53, got 0"),  # its own number
+        ([[0, USERS + ITEMS]], IndexError, "item ids are from 23 to 53, got 54"),
+        ([[USERS, USERS]], IndexError, "user ids are from 0 to 22, got 23"),
+        ([[-1, USERS]], IndexError, "user ids are from 0 to 22, got -1"),
+        ([[0.0, 30.0]], ValueError, "must hold integers"),
+        ([[True, False]], ValueError, "must hold integers"),
+        ([[0, 30, 1]], ValueError, r"must have shape \(pairs, 2\)"),
+        ([0, 30], ValueError, r"must have shape \(pairs, 2\)"),
+    ],
+)
+def test_pairs_that_are_none_are_clear_errors(part, wrong, error, said):
+    network, seen, held_out = draw_world(8)
+    pairs = {"seen": to_ids(seen), "held_out": to_ids(held_out), part: np.array(wrong)}
+    with pytest.raises(error, match=f"{part}.*{said}"):
+        evaluate_ranking(network, **pairs)
+
+
+@pytest.mark.parametrize("name", ["k", "chunk"])
+@pytest.mark.parametrize("value", [0, -3, 2.5, True, "20"])
+def test_sizes_of_a_ranking_are_integers_from_1(name, value):
+    network, seen, held_out = draw_world(9)
+    with pytest.raises(ValueError, match=f"{name} must be an integer from 1 up"):
+        evaluate_ranking(network, to_ids(seen), to_ids(held_out), **{name: value})
+
+
+def test_an_item_that_is_held_out_twice_counts_once():
+    network, seen, held_out = draw_world(10)
+    seen, held_out = to_ids(seen), to_ids(held_out)
+    wanted = evaluate_ranking(network, seen, held_out)
+    twice = np.concatenate([held_out, held_out[::2]]).astype(np.int32)
+    assert evaluate_ranking(network, seen, twice) == wanted
+
+
+def test_users_without_held_out_items_play_no_part():
+    """Whatever their vectors are: the mean is over the others."""
+    network, seen, held_out = draw_world(11)
+    wanted = evaluate_ranking(network, to_ids(seen), to_ids(held_out))
+    network.users[[0, 7, 22]] *= -3
+    assert evaluate_ranking(network, to_ids(seen), to_ids(held_out)) == wanted
+    kept = ~np.isin(seen[:, 0], [0, 7, 22])
+    assert evaluate_ranking(network, to_ids(seen[kept]), to_ids(held_out)) == wanted

@@ -1,12 +1,15 @@
 """Options: stated once, checked once, and the same from Python, words and files."""
 
+import types
+from fractions import Fraction
 from typing import Optional
 
 import numpy as np
 import pytest
 
-from survey_code import Options
-from survey_code.options import found, option, planned
+from survey_code import Options, methods
+from survey_code.catalog import get_method
+from survey_code.options import found, option, planned, value_types
 
 
 class Trial(Options):
@@ -103,3 +106,60 @@ def test_the_docstring_is_made_of_the_options():
     assert "of something; tuned over (0.5, 0.1)" in text
     assert "bits : int, planned" in text and "found by a plan or a search" in text
     assert [row[0] for row in Trial.describe()] == ["bits", "rate", "count", "flag"]
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int32, np.uint64, np.int64])
+def test_any_integer_type_is_an_integer(kind):
+    made = Trial(bits=kind(4), count=kind(3), rate=kind(1))
+    assert (type(made.bits), type(made.count), type(made.rate)) == (int, int, float)
+    assert made == Trial(bits=4, count=3, rate=1.0)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, Fraction])
+def test_any_type_of_number_is_a_number(kind):
+    made = Trial(rate=kind(0.25))
+    assert type(made.rate) is float and made.rate == 0.25
+    with pytest.raises(ValueError, match="count must be an integer from 1 up"):
+        Trial(count=kind(2))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", [float, np.float32, np.float64])
+def test_nan_and_infinity_are_no_numbers(kind, value):
+    with pytest.raises(ValueError, match="rate must be a number above 0 to 1"):
+        Trial(rate=kind(value))
+
+
+def test_numpys_truth_values_are_truth_values_and_no_numbers():
+    assert Trial(flag=np.True_).flag is True
+    for name in ("bits", "count", "rate"):
+        for value in (True, np.True_):
+            with pytest.raises(ValueError, match=f"{name} must be"):
+                Trial(**{name: value})
+
+
+SWITCHES = [
+    (method.key, name)
+    for method in methods()
+    for name, kinds in value_types(method.load().options).items()
+    if bool in kinds
+]
+
+
+@pytest.mark.parametrize(("key", "name"), SWITCHES)
+@pytest.mark.parametrize("word", ["false", "off", "no", "", "0", 0, 1, 0.0, None])
+def test_a_switch_of_any_method_is_true_or_false(key, name, word):
+    if (
+        word is None
+        and types.NoneType in value_types(get_method(key).load().options)[name]
+    ):
+        return
+    with pytest.raises(ValueError, match=f"{key}: {name} must be True or False"):
+        get_method(key).ask({name: word})
+
+
+@pytest.mark.parametrize(("key", "name"), SWITCHES)
+def test_a_switch_in_words_is_one(key, name):
+    kind = get_method(key).load().options
+    for word, value in (("false", False), ("No", False), ("true", True), ("YES", True)):
+        assert getattr(get_method(key).ask(kind.parse({name: word})), name) is value

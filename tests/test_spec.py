@@ -48,6 +48,15 @@ def test_spec_of_a_shape_knows_nothing_else():
         (5, 4, STARTS, COUNTS / 2),
         (5, 4, STARTS, [np.nan] * 5),
         (5, 4, STARTS, list("abcde")),
+        (True, 4, [0, 1], [0]),
+        (5, True, STARTS, COUNTS),
+        (5, np.float32(4), STARTS, COUNTS),
+        (5, 4, STARTS, np.ones(5, bool)),
+        (5, 4, STARTS, np.ma.masked_array(COUNTS, COUNTS == 0)),
+        (5, 4, STARTS, [[1], [1, 2]]),
+        (5, 4, STARTS, np.full(5, 2**63, np.uint64)),
+        (5, 4, STARTS, [2**70] * 5),
+        (5, 4, np.array([True, True]), COUNTS),
     ],
 )
 def test_what_is_no_spec_is_a_value_error(arguments):
@@ -55,10 +64,28 @@ def test_what_is_no_spec_is_a_value_error(arguments):
         TableSpec(*arguments)
 
 
-@pytest.mark.parametrize("size", [0, -1])
+@pytest.mark.parametrize("size", [0, -1, True, 3.0, "3", None])
 def test_no_table_without_rows(size):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="num_embeddings must be an integer from 1"):
         TableSpec.of_shape(size, 4)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int32, np.uint32, np.int64])
+def test_sizes_of_any_integer_type_do_not_overflow(kind):
+    """Four bytes a number of such a table are more than its type can count."""
+    most = min(int(np.iinfo(kind).max), 2**23)
+    spec = TableSpec.of_shape(kind(most), kind(100))
+    assert type(spec.num_embeddings) is type(spec.embedding_dim) is int
+    assert spec.full_bytes == 4 * most * 100
+    assert spec.budget(kind(2)) == 2 * most * 100
+
+
+def test_facts_of_any_integer_type_are_taken():
+    for kind in (np.int8, np.int32, np.uint64):
+        pairs = np.array([[0, 3]], kind)
+        spec = TableSpec(5, 4, STARTS.astype(kind), COUNTS.astype(kind), pairs)
+        for array in (spec.field_starts, spec.train_counts, spec.interactions):
+            assert array.dtype == np.int64
 
 
 @pytest.mark.parametrize(
@@ -71,7 +98,23 @@ def test_budget_is_full_bytes_over_ratio_rounded_down(ratio, bytes):
 
 
 @pytest.mark.parametrize(
-    "ratio", [0, -1, 0.5, 0.999, math.nan, math.inf, -math.inf, "4", None, [4], 4 + 0j]
+    "ratio",
+    [
+        0,
+        -1,
+        0.5,
+        0.999,
+        math.nan,
+        math.inf,
+        -math.inf,
+        "4",
+        None,
+        [4],
+        4 + 0j,
+        True,
+        np.bool_(True),
+        10**400,
+    ],
 )
 def test_bad_ratios_are_value_errors(ratio):
     with pytest.raises(ValueError, match="ratio must be a number from 1 up"):
@@ -112,11 +155,17 @@ def test_weights_outside_the_table_count_on_both_sides_of_a_ratio():
     "changes, message",
     [
         ({"interactions": np.ones((3, 3), dtype=int)}, "interactions must be pairs"),
+        ({"interactions": np.array([[0, -1]])}, "interactions must be pairs"),
         ({"interactions": [[0, 1]]}, "interactions must be pairs"),
+        ({"interactions": np.array([[0.5, 1]])}, "interactions must be pairs"),
         ({"interactions": np.array([[0, 99]])}, "interactions must be pairs"),
-        ({"init_std": -1.0}, "init_std must be above 0, got -1.0"),
-        ({"init_std": float("nan")}, "init_std must be above 0, got nan"),
-        ({"outside_bytes": -4}, "outside_bytes must be from 0 up, got -4"),
+        ({"init_std": -1.0}, "init_std must be a number above 0, got -1.0"),
+        ({"init_std": float("nan")}, "init_std must be a number above 0, got nan"),
+        ({"init_std": "0.1"}, "init_std must be a number above 0, got '0.1'"),
+        ({"init_std": True}, "init_std must be a number above 0, got True"),
+        ({"outside_bytes": -4}, "outside_bytes must be an integer from 0 up, got -4"),
+        ({"outside_bytes": 2.5}, "outside_bytes must be an integer from 0 up, got 2.5"),
+        ({"outside_bytes": True}, "outside_bytes must be an integer from 0 up"),
     ],
 )
 def test_what_else_a_spec_holds_is_checked(changes, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from functools import lru_cache
 from typing import Any
 
@@ -22,7 +23,6 @@ LOADERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-@lru_cache(maxsize=8)
 def load(name: str, **options: Any) -> ClickData | InteractionData | StreamData:
     """A data set by name; loaded once a process, its arrays read-only.
 
@@ -38,18 +38,39 @@ def load(name: str, **options: Any) -> ClickData | InteractionData | StreamData:
     Raises
     ------
     ValueError
-        If there is no such data set.
+        If there is no such data set, or an option is unknown or out of its range.
     FileNotFoundError
         If its files are neither in ``SURVEY_CODE_DATA`` nor to be downloaded.
     """
-    if name not in LOADERS:
+    if not isinstance(name, str) or name not in LOADERS:
         raise ValueError(f"unknown data set {name!r}; data sets: {sorted(LOADERS)}")
+    asked = {n: tuple(v) if isinstance(v, list) else v for n, v in options.items()}
+    try:
+        hash(tuple(asked.values()))
+    except TypeError as error:
+        raise ValueError(f"an option of {name} is of no use: {error}") from error
+    return load_once(name, **asked)
+
+
+@lru_cache(maxsize=8)
+def load_once(name: str, **options: Any) -> ClickData | InteractionData | StreamData:
+    """`load`, of options that a cache can hold."""
     module, function, defaults = LOADERS[name]
     loader = getattr(importlib.import_module(f"survey_code.data.{module}"), function)
-    data = loader(**{**defaults, **options})
+    given = {**defaults, **options}
+    known = inspect.signature(loader).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
+        unknown = sorted(set(given) - {parameter.name for parameter in known})
+        if unknown:
+            raise ValueError(f"{name} has no option {unknown[0]!r}")
+    data = loader(**given)
     for array in list_arrays(data):
         array.flags.writeable = False
     return data
+
+
+# Loaded anew, whatever this process has loaded.
+load.__wrapped__ = load_once.__wrapped__  # type: ignore[attr-defined]
 
 
 def list_arrays(data: Any) -> list[np.ndarray]:

@@ -5,11 +5,11 @@ Cho, Myers and Leskovec (2011); the split of NGCF (2019) and LightGCN (2020).
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
+from survey_code.checks import check_number, check_range
 from survey_code.data.files import DataFile, read_data
 from survey_code.data.tasks import InteractionData
 
@@ -56,8 +56,10 @@ def load_gowalla(
         If `hold_out` is not from 0 up to, not including, 1; and see
         `survey_code.data.files.read_data`.
     """
-    if not (isinstance(hold_out, Real) and 0 <= hold_out < 1):
-        raise ValueError(f"hold_out must be from 0 to below 1, got {hold_out!r}")
+    hold_out = check_number("hold_out", hold_out, low=0, below=1)
+    seed = check_range("seed", seed, 0)
+    if renumber is not None:
+        renumber = check_range("renumber", renumber, 0)
     parts, source = read_parts()
     held_out = choose_hold_out(parts["train"][:, 0], hold_out, seed)
     name = "gowalla"

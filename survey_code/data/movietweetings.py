@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from survey_code.checks import check_range
 from survey_code.data.files import DataFile, read_data
 from survey_code.data.tasks import ClickRows, StreamData
 
@@ -45,8 +46,7 @@ def load_movietweetings(windows: int = 10) -> StreamData:
     """
     import pandas as pd
 
-    if not (isinstance(windows, int | np.integer) and 2 <= windows <= 1000):
-        raise ValueError(f"windows must be an integer from 2 to 1000, got {windows!r}")
+    windows = check_range("windows", windows, 2, 1000)
     content, source = read_data(FILE)
     names = ["user", "movie", "rating", "time"]
     # One separator of two colons: read as four columns between empty ones.

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from survey_code.checks import check_number, check_range
 from survey_code.data.tasks import ClickData, ClickRows, InteractionData, StreamData
 from survey_code.order import largest_first
 
@@ -78,10 +79,8 @@ class SyntheticSettings:
                     f"{name} must be positive sizes, got {getattr(self, name)!r}"
                 )
             object.__setattr__(self, name, tuple(sizes.tolist()))
-        if not isinstance(self.factors, int | np.integer) or self.factors < 1:
-            raise ValueError(
-                f"factors must be an integer from 1 up, got {self.factors!r}"
-            )
+        factors = check_range("factors", self.factors, 1)
+        object.__setattr__(self, "factors", factors)
         for name, low, high in (
             ("exponent", 0, 10),
             ("linear_std", 0, 10),
@@ -91,11 +90,9 @@ class SyntheticSettings:
             ("bias", -100, 100),
             ("rotation", -100, 100),
         ):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and low <= value <= high):
-                raise ValueError(
-                    f"{name} must be a number from {low} to {high}, got {value!r}"
-                )
+            # Python's own, as the data set's name and source write them.
+            value = check_number(name, getattr(self, name), low, high)
+            object.__setattr__(self, name, value)
 
 
 PRESETS = {
@@ -238,8 +235,7 @@ class World:
     """
 
     def __init__(self, settings: SyntheticSettings, windows: int, seed: int) -> None:
-        if not isinstance(seed, int | np.integer) or seed < 0:
-            raise ValueError(f"seed must be an integer from 0 up, got {seed!r}")
+        seed = check_range("seed", seed, 0)
         self.settings = settings
         parameters, self._ranks, self._drift, self._rows = (
             np.random.default_rng(child)
@@ -371,19 +367,25 @@ class InteractionSettings:
     held_out: float = 0.1
 
     def __post_init__(self) -> None:
-        fewest, most = self.per_user
-        for name, value, low, high in (
-            ("num_users", self.num_users, 1, 100_000),
-            ("num_items", self.num_items, 1, 100_000),
-            ("fewest items per user", fewest, 1, self.num_items),
-            ("most items per user", most, fewest, self.num_items),
-            ("factors", self.factors, 1, 1000),
-            ("exponent", self.exponent, 0, 10),
-            ("factor_std", self.factor_std, 0, 10),
-            ("held_out", self.held_out, 0, 0.5),
+        for name, most in (
+            ("num_users", 100_000),
+            ("num_items", 100_000),
+            ("factors", 1000),
         ):
-            if not low <= value <= high:
-                raise ValueError(f"{name} must be from {low} to {high}, got {value!r}")
+            size = check_range(name, getattr(self, name), 1, most)
+            object.__setattr__(self, name, size)
+        try:
+            few, many = self.per_user
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"per_user must be two numbers of items, got {self.per_user!r}"
+            ) from None
+        few = check_range("fewest items per user", few, 1, self.num_items)
+        many = check_range("most items per user", many, few, self.num_items)
+        object.__setattr__(self, "per_user", (few, many))
+        for name, high in (("exponent", 10), ("factor_std", 10), ("held_out", 0.5)):
+            number = check_number(name, getattr(self, name), 0, high)
+            object.__setattr__(self, name, number)
 
 
 def make_interactions(*, seed: int = 0, **overrides: Any) -> InteractionData:
@@ -417,7 +419,7 @@ def make_interactions(*, seed: int = 0, **overrides: Any) -> InteractionData:
     """
     check_settings(InteractionSettings, overrides)
     settings = InteractionSettings(**overrides)
-    rng = np.random.default_rng([seed, 7])
+    rng = np.random.default_rng([check_range("seed", seed, 0), 7])
     users, items = settings.num_users, settings.num_items
     scores = draw_tastes(rng, settings)  # (users, items), in units of 1/4096
     noise = -np.log(-np.log(rng.integers(1, 2**32, size=scores.shape) / 2.0**32))

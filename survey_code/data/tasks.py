@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,10 +23,33 @@ class ClickRows:
     ----------
     ids : ndarray of int64, shape (rows, fields)
     labels : ndarray of float32, shape (rows,), each 0 or 1
+
+    Raises
+    ------
+    ValueError
+        If they are not such arrays.
     """
 
     ids: np.ndarray
     labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("ids", "iu"), ("labels", "fiub")):
+            held = getattr(self, name)
+            known = isinstance(held, np.ndarray) and held.dtype.kind in kinds
+            if not known or isinstance(held, np.ma.MaskedArray):
+                raise ValueError(
+                    f"{name} must be an array of numbers, got {held!r:.80}"
+                )
+        shapes = self.ids.shape, self.labels.shape
+        if self.ids.ndim != 2 or self.labels.shape != self.ids.shape[:1]:
+            raise ValueError(
+                "ids must have shape (rows, fields) and labels (rows,), got "
+                f"{shapes[0]} and {shapes[1]}"
+            )
+        wrong = self.labels[(self.labels != 0) & (self.labels != 1)]  # NaN is neither
+        if wrong.size:
+            raise ValueError(f"labels must be 0 or 1, got {wrong[0]}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -167,9 +191,11 @@ class StreamData:
 
         All later windows are the test.
         """
-        if train < 1 or valid < 1 or train + valid >= len(self.windows):
+        whole = all(isinstance(n, Integral) and n is not True for n in (train, valid))
+        fits = whole and train >= 1 and valid >= 1 and train + valid < len(self.windows)
+        if not fits:
             raise ValueError(
-                f"train={train} and valid={valid} windows must be positive and "
+                f"train={train!r} and valid={valid!r} windows must be positive and "
                 f"leave a test window of {len(self.windows)}"
             )
         parts = (

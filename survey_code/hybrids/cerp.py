@@ -12,7 +12,7 @@ from torch.nn import functional
 from survey_code.budget import largest_fitting
 from survey_code.embedding import as_float32
 from survey_code.layouts import HashedLayout, SparseLayout
-from survey_code.layouts.hashed import table_starts
+from survey_code.layouts.hashed import plain_index, table_starts
 from survey_code.layouts.sparse import (
     FORMATS,
     default_block,
@@ -119,7 +119,9 @@ class CERP(HashedEmbedding, Searched[CERPOptions, ThresholdBooks]):
     -----
     Liang et al., "Learning Compact Compositional Embeddings via Regularized Pruning
     for Recommendation" (ICDM 2023).  We implement the penalty on the rows of a batch,
-    and stop the search at the budget.
+    and stop the search at the budget.  The penalty's weight halves `fade` times in a
+    search of any length (theirs once an epoch), and the thresholds move at a rate set
+    by how far s is to go, as in `PEP`.
     """
 
     mask: Tensor
@@ -187,7 +189,7 @@ def pair_index(ids: int, rows: int) -> np.ndarray:
             f"rows must be at least {math.isqrt(ids - 1) + 1} to tell {ids:,} ids "
             f"apart, got {rows}"
         )
-    return np.array([[0, 0, 1, rows], [0, 0, -(-ids // rows), rows]], dtype=np.int64)
+    return plain_index([(1, rows), (-(-ids // rows), rows)])
 
 
 def books_bytes(spec: TableSpec, rows: int, kept: int, format: str) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from survey_code.catalog import SEARCH, get_method
-from survey_code.checks import check_range
+from survey_code.checks import check_number, check_range, check_switch
 from survey_code.data.tasks import DataSet, StreamData
 from survey_code.lab.latency import measure_lookup
 from survey_code.lab.memory import measure_training
@@ -97,14 +97,18 @@ class Experiment:
         Raises
         ------
         ValueError
-            If the method, the data, a setting or an option is unknown.
+            If the method, the data, a setting or an option is unknown, or an argument
+            is not what it must be.
         """
         asked = get_method(method).ask(options)
-        check_range("seed", seed, 0, 2**63 - 1)
+        seed = check_range("seed", seed, 0, 2**63 - 1)
+        ratio = check_number("ratio", ratio, low=1)
         opened = open_data(data)
+        if trial is not None and not isinstance(trial, Trial):
+            raise ValueError(f"trial must be a Trial, got {trial!r:.80}")
         trial = trial or default_trial(opened, model)
         trial = adapt_trial(trial, model, dim, device, settings)
-        return cls(method, asked, opened, trial, ratio, int(seed))
+        return cls(method, asked, opened, trial, ratio, seed)
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -191,6 +195,7 @@ class Experiment:
         command : str, optional
             What to note as the command; by default the call of `run`.
         """
+        measure = check_switch("measure", measure)
         method, task, planned = get_method(self.method), self.task, self.plan()
         start = time.perf_counter()
         options = task.search(method, planned)
@@ -216,7 +221,7 @@ class Experiment:
         task, method = self.task, get_method(self.method)
         ids, settings = task.sample_ids(), self.trial.settings
         memory = measure_training(learnt.table, ids, settings)
-        if method.stage == SEARCH:
+        if method.stage == SEARCH and method.load().searches(planned):
             table = method.load().searching(task.spec, planned, self.seed)
             sizes = measure_training(table, ids, settings)
             memory |= {f"{name}_in_search": size for name, size in sizes.items()}
@@ -408,6 +413,7 @@ def run_once(
     -------
     Result
     """
+    measure = check_switch("measure", measure)
     experiment = Experiment.of(method, data, ratio, seed, **arguments)
     planned = experiment.plan().described()
     check_writable(out)  # before a training, not after it
@@ -513,6 +519,11 @@ def sweep(
     Ratios out of a method's reach are left out, never replaced.  With `out`, each
     result is added to that file, and runs that it holds are not made again.
     """
+    lists = {"methods": methods, "ratios": ratios, "seeds": seeds}
+    for name, listed in lists.items():
+        if isinstance(listed, str) or not isinstance(listed, Iterable):
+            raise ValueError(f"{name} must be a list, got {listed!r}")
+    measure = check_switch("measure", measure)
     results = []
     for method in methods:
         for ratio in [1.0] if method == "full" else list(ratios):
@@ -554,6 +565,8 @@ def repeat(result: Result, data: Data, **arguments: Any) -> Result:
     ValueError
         If the data set is not the result's.
     """
+    if not isinstance(result, Result):
+        raise ValueError(f"result must be a Result, got {result!r:.80}")
     if "update_epochs" in (result.asked or result.options):
         raise ValueError("the result is of a pass over a stream: see run_stream")
     data = open_data(data)

@@ -94,10 +94,10 @@ class StreamExperiment(Experiment):
         """Learn and test, window after window; see `run_stream`."""
         method, task = get_method(self.method), self.task
         options = self.settle()
-        kind = get_method("full") if method.stage == AFTER else method
-        table = kind.build(
-            task.spec, {} if method.stage == AFTER else options, self.seed
-        )
+        after = method.stage == AFTER
+        own = method.load().prepare(task.spec, options, self.seed) if after else None
+        kind = get_method("full") if after else method
+        table = own or kind.build(task.spec, {} if after else options, self.seed)
         fitted: Fitted = table.fit(task)
         rows = []
         for window in range(self.start, len(self.stream.windows)):

@@ -73,11 +73,19 @@ class Learnt:
 
 
 def open_data(data: str | DataSet | StreamData) -> DataSet:
-    """A task from its name, or the data set as given; a stream as one task."""
+    """A task from its name, or the data set as given; a stream as one task.
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+    """
     if isinstance(data, str):
         from survey_code.data import load
 
         data = load(data)
+    if not isinstance(data, DataSet | StreamData):
+        raise ValueError(f"data must be a name or a data set, got {data!r:.80}")
     return cut_stream(data) if isinstance(data, StreamData) else data
 
 
@@ -128,6 +136,8 @@ class DataTask:
         self.spec: TableSpec = dataclasses.replace(
             data.spec(trial.dim, trial.init_std),
             outside_bytes=per_id * data.num_embeddings,
+            # LightGCN adds rows up before it compares: there lengths count.
+            cosine=trial.model == "mf" and bool(trial.layers.get("normalize")),
         )
 
     # -- what methods may ask for --------------------------------------------
@@ -171,17 +181,19 @@ class DataTask:
         if method.stage != SEARCH or not isinstance(options, SearchOptions):
             return options
         kind, usual = method.load(), self.trial.settings.epochs
+        if not kind.searches(options):
+            return options
         table = kind.searching(self.spec, options, self.seed)
         epochs = options.search_epochs or -(-usual // 3)
         network = self.train(table, epochs, patience=0).network
-        settings = self.trial.settings
+        settings = self.trial.settings.replace(epochs=epochs)
         judge = Jury(network, self.build_objective(settings), settings, self.seed)
         return options.replace(**kind.settle(table, judge, self.spec, options))
 
     def learn(self, method: Method, options: Options) -> Learnt:
         """Train, or take the full table that was trained; then make the layout."""
         if method.stage == AFTER or method.key == "full":
-            fitted, train_seconds = self.train_full()
+            fitted, train_seconds = self.train_source(method, options)
             table, start = fitted.network.table, time.perf_counter()
             layout = method.compress(table.weight.detach().cpu(), options, self.spec)
         else:
@@ -193,6 +205,14 @@ class DataTask:
             layout = table.eval().freeze()
         seconds = {"train": train_seconds, "compress": time.perf_counter() - start}
         return Learnt(fitted, table, layout, seconds)
+
+    def train_source(self, method: Method, options: Options) -> tuple[Fitted, float]:
+        """The table that a method compresses after training, and how long it took."""
+        own = method.load().prepare(self.spec, options, self.seed)
+        if own is None:
+            return self.train_full()
+        fitted = self.train(own)
+        return fitted, fitted.history.seconds
 
     def train_full(self) -> tuple[Fitted, float]:
         """The full table's network, trained once and shared, and how long it took."""

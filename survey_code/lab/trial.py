@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from survey_code.checks import check_number, check_range
 from survey_code.data.tasks import DataSet, StreamData
 from survey_code.models import RANKING_NETWORKS
 from survey_code.training import TrainingSettings
@@ -27,6 +29,11 @@ class Trial:
         Options of the objective.
     init_std : float
         Spread of the full table's entries at the start.
+
+    Raises
+    ------
+    ValueError
+        If a part is not what it must be.
     """
 
     model: str
@@ -37,6 +44,21 @@ class Trial:
     init_std: float = 0.01
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, str):
+            raise ValueError(f"model must be a word, got {self.model!r}")
+        if not isinstance(self.settings, TrainingSettings):
+            raise ValueError(
+                f"settings must be TrainingSettings, got {self.settings!r:.80}"
+            )
+        for name in ("layers", "objective"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ValueError(
+                    f"{name} must be names and values, got {getattr(self, name)!r:.80}"
+                )
+        dim = check_range("embedding_dim", self.dim, 1)
+        object.__setattr__(self, "dim", dim)
+        std = check_number("init_std", self.init_std, above=0)
+        object.__setattr__(self, "init_std", std)
         # A list read from a file is the tuple that was written.
         layers = {
             name: tuple(value) if isinstance(value, list) else value
@@ -141,10 +163,12 @@ def adapt_trial(
     settings: dict[str, Any] | None,
 ) -> Trial:
     """A trial with some of its parts replaced."""
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ValueError(f"settings must be names and values, got {settings!r:.80}")
     changes = dict(settings or {})
-    if device:
+    if device is not None:
         changes["device"] = device
-    unknown = sorted(set(changes) - set(TrainingSettings.names()))
+    unknown = sorted(map(str, set(changes) - set(TrainingSettings.names())))
     if unknown:
         raise ValueError(
             f"unknown training setting {unknown[0]!r}; settings: "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from survey_code.layouts.layout import IdArray, Layout, N, RowArray
+from survey_code.layouts.layout import IdArray, Layout, N, RowArray, add_up
 from survey_code.layouts.nearest import VectorSearch, score_part
-from survey_code.layouts.parts import check_layouts
+from survey_code.layouts.parts import check_layouts, part_work
 
 if TYPE_CHECKING:
     from survey_code.kernels.cuda.formats import Format
@@ -38,7 +38,7 @@ class AddedLayout(VectorSearch):
         self.parts = list(parts)
         self.validate()
 
-    def validate(self) -> None:
+    def check_arrays(self) -> None:
         """Raise ValueError if the parts have other shapes."""
         parts = self.parts
         check_layouts("an added layout", parts)
@@ -47,6 +47,14 @@ class AddedLayout(VectorSearch):
         if any(own != shape for own in shapes):
             raise ValueError(f"all parts must have the shape {shape}, got {shapes}")
         self.open_ids = int(all(part.open_ids for part in parts))
+
+    def bound_rows(self, held: Mapping[str, float]) -> float:
+        """The parts' largest numbers, added up."""
+        return float(add_up(*held.values()))
+
+    def count_work(self) -> int:
+        """All parts' rows."""
+        return sum(part_work(part) for part in self.parts) + self.embedding_dim
 
     def read_rows(self, ids: IdArray) -> RowArray:
         """The parts' rows, added up."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -11,10 +12,18 @@ from survey_code.layouts.layout import (
     IdArray,
     Layout,
     RowArray,
+    add_up,
     array_module,
     pool_rows,
 )
-from survey_code.layouts.parts import Rows, as_rows, check_rows, read_part, rows_shape
+from survey_code.layouts.parts import (
+    Rows,
+    as_rows,
+    check_rows,
+    part_work,
+    read_part,
+    rows_shape,
+)
 
 if TYPE_CHECKING:
     from survey_code.kernels.cuda.formats import Format
@@ -76,7 +85,7 @@ class AnchorLayout(Layout):
             np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32),
         )
 
-    def validate(self) -> None:
+    def check_arrays(self) -> None:
         """Raise ValueError if entries, rows and anchors contradict."""
         offsets, columns = self.offsets, self.columns
         check_rows("anchors", self.anchors, [(None, self.embedding_dim)])
@@ -109,6 +118,18 @@ class AnchorLayout(Layout):
                 f"columns must be uint8 or uint16 numbers of {anchors} anchors, "
                 "one for each float32 weight"
             )
+
+    def _longest(self) -> int:
+        return int(np.diff(self.offsets.astype(np.int64)).max())
+
+    def bound_rows(self, held: Mapping[str, float]) -> float:
+        """The largest weight times the largest anchor, for the longest row."""
+        longest, one = self._longest(), add_up(held["weights"] * held["anchors"])
+        return float(add_up(longest * one * (1 + 1e-2))) if longest else 0.0
+
+    def count_work(self) -> int:
+        """The anchors of the longest row."""
+        return self._longest() * part_work(self.anchors) + self.embedding_dim
 
     def describe(self) -> Format | None:
         """Each row's entries, and the anchors they name."""

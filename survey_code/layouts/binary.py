@@ -9,17 +9,35 @@ distance, which is an exclusive or and a count of ones.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, overload
 
 import numpy as np
 
 from survey_code.bits import count_ones, pack_codes, read_packed, unpack_codes
-from survey_code.layouts.layout import IdArray, Ids, Layout, RowArray, array_module
-from survey_code.layouts.nearest import check_candidates, check_nearest, search_chunks
+from survey_code.checks import check_finite
+from survey_code.kernels.cpu.pooling import CHUNK_NUMBERS
+from survey_code.layouts.layout import (
+    IdArray,
+    Ids,
+    Layout,
+    RowArray,
+    add_up,
+    array_module,
+)
+from survey_code.layouts.nearest import (
+    check_candidates,
+    check_nearest,
+    check_scores,
+    search_chunks,
+)
 
 if TYPE_CHECKING:
     from survey_code.kernels.cuda import GpuArray
     from survey_code.kernels.cuda.formats import Format
+
+# Bytes of a code that the kernel for searching takes.
+LONGEST = 64
 
 
 def pack_signs(values: np.ndarray, blocks: int = 1) -> np.ndarray:
@@ -28,6 +46,7 @@ def pack_signs(values: np.ndarray, blocks: int = 1) -> np.ndarray:
     Parameters
     ----------
     values : ndarray, shape (rows, dim)
+        Of numbers, or of truth values, which are the bits themselves.
     blocks : int, default 1
         A divisor of dim.
 
@@ -35,6 +54,12 @@ def pack_signs(values: np.ndarray, blocks: int = 1) -> np.ndarray:
     -------
     ndarray of uint8, shape (rows, blocks, ceil(dim / blocks / 8))
         Low bits first; the last byte of a block is padded with zeros.
+
+    Raises
+    ------
+    ValueError
+        If a number is NaN or infinite: bits would hide it.  If the blocks do not
+        divide a row.
 
     Examples
     --------
@@ -44,8 +69,17 @@ def pack_signs(values: np.ndarray, blocks: int = 1) -> np.ndarray:
     rows, dim = values.shape
     if dim % blocks:
         raise ValueError(f"blocks must divide the dimension {dim}, got {blocks}")
-    bits = (values >= 0).astype(np.uint8).reshape(rows * blocks, dim // blocks)
-    return pack_codes(bits, 1).reshape(rows, blocks, -1)
+    if values.dtype != bool:
+        check_finite("a table whose signs are stored", values)
+    width = dim // blocks
+    packed = np.empty((rows, blocks, -(-width // 8)), dtype=np.uint8)
+    step = max(1, CHUNK_NUMBERS // dim)
+    for start in range(0, rows, step):
+        part = values[start : start + step]
+        bits = part if values.dtype == bool else part >= 0
+        codes = pack_codes(bits.astype(np.uint8).reshape(-1, width), 1)
+        packed[start : start + step] = codes.reshape(len(part), blocks, -1)
+    return packed
 
 
 def hamming_distances(queries: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -121,7 +155,13 @@ class BinaryLayout(Layout):
     def from_signs(
         cls, values: np.ndarray, scales: np.ndarray | None = None, blocks: int = 1
     ) -> BinaryLayout:
-        """Store the signs of a table (rows, dim); 0 counts as positive."""
+        """Store the signs of a table (rows, dim); 0 counts as positive.
+
+        Raises
+        ------
+        ValueError
+            If the table holds NaN or infinity, which have a sign that says nothing.
+        """
         return cls(pack_signs(values, blocks), values.shape[1], scales)
 
     @property
@@ -134,7 +174,7 @@ class BinaryLayout(Layout):
         """Bits of a block."""
         return self.embedding_dim // self.blocks
 
-    def validate(self) -> None:
+    def check_arrays(self) -> None:
         """Raise ValueError if bits, scales and dimension contradict."""
         packed, rows = self.packed, self.num_embeddings
         if packed is None or packed.dtype != np.uint8 or packed.ndim != 3:
@@ -170,6 +210,11 @@ class BinaryLayout(Layout):
             raise ValueError(f"magnitudes must be uint8 of shape {expected}")
         if self.levels.dtype != np.float32 or self.levels.shape != (4,):
             raise ValueError("levels must be float32 of shape (4,)")
+
+    def bound_rows(self, held: Mapping[str, float]) -> float:
+        """The largest scale."""
+        scale = 1.0 if self.scales is None else held["scales"]
+        return float(add_up(scale * held.get("levels", 1.0)))
 
     def read_rows(self, ids: IdArray) -> RowArray:
         """Unpack the bits to +1 and -1, then multiply by the row's scales."""
@@ -251,16 +296,8 @@ class BinaryLayout(Layout):
             If the candidates are no range of ids, or the codes of `source` have
             another shape.
         """
-        source = self if source is None else source
         first, stop = check_candidates(candidates, self.num_embeddings)
-        if (source.blocks, source.embedding_dim) != (self.blocks, self.embedding_dim):
-            raise ValueError(
-                f"queries have {source.embedding_dim} bits in {source.blocks} blocks, "
-                f"candidates {self.embedding_dim} in {self.blocks}"
-            )
-        ids = source.check_ids(queries)
-        if ids.ndim != 1:
-            raise ValueError(f"queries must have one axis, got shape {ids.shape}")
+        source, ids = self._check_queries(queries, source)
         xp = array_module(self.packed)
         left = source._read_scales(ids)
         right = self._read_scales(xp.arange(first, stop))
@@ -271,7 +308,7 @@ class BinaryLayout(Layout):
             )
             products = (self.width - 2 * distances).astype(np.float32)
             total += products * left[:, k, None] * right[None, :, k]
-        return total
+        return check_scores(total)
 
     @overload
     def topk(
@@ -302,7 +339,10 @@ class BinaryLayout(Layout):
     ) -> IdArray | GpuArray:
         """Ids of the k rows with the highest scores, the best first.
 
-        Hamming distances tie often; of equal scores the lower id comes first.
+        Hamming distances tie often; of equal scores the lower id comes first, on a
+        GPU as on a processor.  Where low ids are popular items, that is knowledge
+        which the codes do not have: rankings that are measured break ties by
+        `draw_ranks` instead.
 
         Parameters
         ----------
@@ -323,17 +363,35 @@ class BinaryLayout(Layout):
         """
         first, stop = check_candidates(candidates, self.num_embeddings)
         check_nearest(k, stop - first)
-        ids = (self if source is None else source).check_ids(queries)
-        if ids.ndim != 1:
-            raise ValueError(f"queries must have one axis, got shape {ids.shape}")
-        if self.on_gpu and self._by_distance() and (source or self)._by_distance():
+        source, ids = self._check_queries(queries, source)
+        if not (self._by_distance() and source._by_distance()):
+            return first + search_chunks(
+                lambda part: self.scores(part, (first, stop), source), ids, k, chunk
+            )
+        # Distances alone: products of small scales would tie at 0.
+        asked, codes = source.packed[:, 0], self.packed[first:stop, 0]
+        if self.on_gpu and codes.shape[1] <= LONGEST:
             from survey_code.kernels.cuda.hamming import nearest_codes
 
-            codes = (self if source is None else source).packed[ids, 0]
-            return first + nearest_codes(codes, self.packed[first:stop, 0], k)
+            return first + nearest_codes(asked[ids], codes, k)
         return first + search_chunks(
-            lambda part: self.scores(part, (first, stop), source), ids, k, chunk
+            lambda part: -hamming_distances(asked[part], codes), ids, k, chunk
         )
+
+    def _check_queries(
+        self, queries: Ids | GpuArray, source: BinaryLayout | None
+    ) -> tuple[BinaryLayout, IdArray]:
+        """Where queries are looked up, and their checked ids."""
+        source = self if source is None else source
+        if (source.blocks, source.embedding_dim) != (self.blocks, self.embedding_dim):
+            raise ValueError(
+                f"queries have {source.embedding_dim} bits in {source.blocks} blocks, "
+                f"candidates {self.embedding_dim} in {self.blocks}"
+            )
+        ids = source.check_ids(queries)
+        if ids.ndim != 1:
+            raise ValueError(f"queries must have one axis, got shape {ids.shape}")
+        return source, ids
 
     def _by_distance(self) -> bool:
         """Whether all scores are one positive number times d - 2 H."""

@@ -7,6 +7,7 @@ another; ``firsts`` says where each book begins.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from survey_code.layouts.layout import (
     Layout,
     N,
     RowArray,
+    add_up,
     array_module,
     is_cupys,
 )
@@ -28,6 +30,7 @@ from survey_code.layouts.parts import (
     Rows,
     as_rows,
     check_rows,
+    part_work,
     read_all,
     read_part,
     rows_shape,
@@ -163,7 +166,7 @@ class CodebookLayout(VectorSearch):
 
     # -- checks ---------------------------------------------------------------
 
-    def validate(self) -> None:
+    def check_arrays(self) -> None:
         """Raise ValueError if the arrays contradict each other."""
         if not 0 <= self.combine_code < len(COMBINED):
             raise ValueError(f"combine_code must be 0 or 1, got {self.combine_code}")
@@ -206,10 +209,20 @@ class CodebookLayout(VectorSearch):
             raise ValueError(
                 f"codes must be a layout of packed integers of shape {shape}"
             )
+        chunk = max(chunk // self.books, 1)
         for start in range(0, self.num_embeddings, chunk):
             ids = np.arange(start, min(start + chunk, self.num_embeddings))
             if int(self.find_codewords(ids).max()) >= words:
                 raise ValueError("a code names no codeword")
+
+    def bound_rows(self, held: Mapping[str, float]) -> float:
+        """The largest codeword, as often as there are codewords to be added."""
+        added = self.books if self.combine == "sum" else 1
+        return float(add_up(*[held["codewords"]] * added))
+
+    def count_work(self) -> int:
+        """The codes, and the codewords that they name."""
+        return part_work(self.codes) + self.books * part_work(self.codewords)
 
     # -- look-up --------------------------------------------------------------
 

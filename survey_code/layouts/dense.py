@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from survey_code.checks import check_choice
+from survey_code.kernels.cpu.rows import cut_rows
 from survey_code.layouts.layout import (
     IdArray,
     Layout,
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from survey_code.kernels.cuda.formats import Format
 
 DENSE_FORMATS = ("float32", "float16", "bfloat16")
+LARGEST_BFLOAT16 = (2 - 2.0**-7) * 2.0**127
+
+# Numbers that are rounded together, so that memory stays small.
+TOGETHER = 2**18
 
 
 class DenseLayout(Layout):
@@ -42,6 +47,7 @@ class DenseLayout(Layout):
 
     name: ClassVar[str] = "dense"
     array_names: ClassVar[tuple[str, ...]] = ("values",)
+    patterns: ClassVar[tuple[str, ...]] = ("values",)
 
     def __init__(self, values: np.ndarray) -> None:
         self.values = np.asarray(values)
@@ -64,17 +70,14 @@ class DenseLayout(Layout):
         check_choice("format", format, DENSE_FORMATS)
         if format == "float32":
             return cls(table.copy())
-        if format == "bfloat16":
-            return cls(round_to_bfloat16(table))
-        with np.errstate(over="ignore"):
-            half = table.astype(np.float16)
-        if np.isinf(half).any():
-            raise ValueError(
-                f"float16 holds values up to 65504, got {np.abs(table).max():.6g}"
-            )
-        return cls(half)
+        shorten = round_to_bfloat16 if format == "bfloat16" else round_to_float16
+        kind = np.uint16 if format == "bfloat16" else np.float16
+        values = np.empty(table.shape, dtype=kind)
+        for part in cut_rows(*table.shape, TOGETHER):
+            values[part] = shorten(table[part])
+        return cls(values)
 
-    def validate(self) -> None:
+    def check_arrays(self) -> None:
         """Raise ValueError if the array is not the table it should be."""
         expected = (self.num_embeddings, self.embedding_dim)
         if (
@@ -103,6 +106,21 @@ class DenseLayout(Layout):
         return take_floats(self.values, ids)
 
 
+def round_to_float16(table: np.ndarray) -> np.ndarray:
+    """float32 values rounded to nearest, ties to even; ValueError for larger ones."""
+    with np.errstate(over="ignore"):
+        half: np.ndarray = table.astype(np.float16)
+    if np.isinf(half).any():
+        refuse_beyond("float16", 65504.0, float(np.abs(table).max()))
+    return half
+
+
+def refuse_beyond(format: str, largest: float, value: float) -> None:
+    """Raise ValueError if a value is larger than a format's largest."""
+    if value > largest:
+        raise ValueError(f"{format} holds values up to {largest:.5g}, got {value:.6g}")
+
+
 def round_to_bfloat16(table: np.ndarray) -> np.ndarray:
     """Bit patterns (uint16) of float32 values rounded to nearest, ties to even.
 
@@ -113,7 +131,5 @@ def round_to_bfloat16(table: np.ndarray) -> np.ndarray:
     rounded = bits + 0x7FFF + ((bits >> 16) & 1)
     upper: np.ndarray = (rounded >> 16).astype(np.uint16)
     if ((upper & 0x7F80) == 0x7F80).any():
-        raise ValueError(
-            f"bfloat16 holds values up to 3.3895e38, got {np.abs(table).max():.6g}"
-        )
+        refuse_beyond("bfloat16", LARGEST_BFLOAT16, float(np.abs(table).max()))
     return upper

@@ -2,9 +2,10 @@
 
 In the first format layouts held no layouts: rows of some ids' own, tiers of precision,
 rotations and cached rows were arrays of the layouts that needed them.  Each becomes
-today's layout of the same rows, bit for bit, in no more bytes.  (Two cases take a few
-more, and no method wrote either: keys of tables beyond 2**31 ids, which are int64 now,
-and a codebook with hashed helpers whose heads are rows.)
+today's layout of the same rows, bit for bit, in no more bytes beside the 8 of each
+hash's addend, which is 0.  (Two cases take a few more, and no method wrote either: keys
+of tables beyond 2**31 ids, which are int64 now, and a codebook with hashed helpers
+whose heads are rows.)
 
 This module, and the command ``survey-code convert``, go with the next minor release.
 """
@@ -46,6 +47,10 @@ FirstArrays: TypeAlias = Mapping[str, np.ndarray]
 UNCHANGED = (
     "dense", "rowwise", "binary", "ragged", "sparse", "flat", "generator", "anchors",
 )  # fmt: skip
+# Layouts with hashes, and the arrays of these: two multipliers, where there are three
+# numbers now.
+HASHING = ("hashed", "codebook", "flat", "generator")
+HASHES = ("index", "weight_index", "multipliers", "signs")
 # The arrays of tiers, and the bits of their codes (0: no codes, numbers).
 TIERS = {"values": 0, "rows8": 8, "rows4": 4, "rows2": 2}
 
@@ -118,6 +123,8 @@ def rebuild_first(name: str, shape: FirstShape, arrays: FirstArrays) -> Layout:
     ValueError
         If the layout is unknown, or its arrays contradict each other.
     """
+    if name in HASHING:
+        arrays = {key: append_addend(key, array) for key, array in arrays.items()}
     if name in UNCHANGED:
         return LAYOUTS[name].from_file(shape, arrays)
     if name not in REBUILT:
@@ -165,6 +172,17 @@ def need_ids(name: str, ids: np.ndarray, rows: int) -> None:
         raise ValueError(f"{name} must be ids that rise")
     if int(ids[0]) < 0 or int(ids[-1]) >= rows:
         raise ValueError(f"{name} must be ids from 0 to {rows - 1}")
+
+
+def append_addend(name: str, array: np.ndarray) -> np.ndarray:
+    """A hash with the addend that it had not: 0, which changes no row."""
+    if name not in HASHES:
+        return array
+    axes, numbers = (2, 4) if name.endswith("index") else (1, 2)
+    need({name: array}, name, axes, [np.int64])
+    if array.shape[-1] != numbers:
+        raise ValueError(f"{name} must have {numbers} columns, not {array.shape[-1]}")
+    return np.insert(array, 2, 0, axis=-1)
 
 
 # -- one function for each layout that has changed ---------------------------------

@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from survey_code.hashes import as_signs, mix_many
+from survey_code.hashes import (
+    as_signs,
+    check_hash_numbers,
+    hash_steps,
+    mix_ids,
+    mix_many,
+)
+from survey_code.layouts.hashed import as_flag, check_served
 from survey_code.layouts.layout import A, IdArray, Layout, RowArray, array_module
 
 if TYPE_CHECKING:
     from survey_code.kernels.cuda.formats import Format
+
+# Numbers that are read together.
+AT_ONCE = 2**18
 
 
 def locate_blocks(
@@ -25,7 +35,7 @@ def locate_blocks(
     Parameters
     ----------
     ids : array or tensor of int64, shape (m,)
-    multipliers : ndarray of int64, shape (2,)
+    multipliers : ndarray of int64, shape (3,)
     size, dim, block_len : int
 
     Returns
@@ -51,13 +61,13 @@ class FlatLayout(Layout):
     Parameters
     ----------
     values : ndarray of float32, shape (size,)
-    multipliers : ndarray of int64, shape (2,)
-        Of the hash of id and block.
+    multipliers : ndarray of int64, shape (3,)
+        The numbers of the hash of id and block.
     num_embeddings, embedding_dim : int
     block_len : int
         Numbers of a block; the last block of a row can be shorter.
-    signs : ndarray of int64, shape (2,), optional
-        Multipliers of a second hash; each block is multiplied by +1 or -1.
+    signs : ndarray of int64, shape (3,), optional
+        The numbers of a second hash; each block is multiplied by +1 or -1.
     open_ids : bool, default False
         Serve any id from 0 up.
 
@@ -92,16 +102,15 @@ class FlatLayout(Layout):
         self.multipliers = np.asarray(multipliers)
         self.signs = None if signs is None else np.asarray(signs)
         self.block_len = int(block_len)
-        self.open_ids = int(open_ids)
+        self.open_ids = as_flag("open_ids", open_ids)
         self.validate()
 
-    def validate(self) -> None:
+    def check_arrays(self) -> None:
         """Raise ValueError if a block does not fit, or an array is wrong."""
-        for name, pair in (("multipliers", self.multipliers), ("signs", self.signs)):
-            if pair is None and name == "signs":
-                continue
-            if pair is None or pair.dtype != np.int64 or pair.shape != (2,):
-                raise ValueError(f"{name} must be int64 of shape (2,)")
+        check_served(self.num_embeddings, self.open_ids)
+        check_hash_numbers("multipliers", self.multipliers)
+        if self.signs is not None:
+            check_hash_numbers("signs", self.signs)
         if self.block_len < 1:
             raise ValueError(f"block_len must be from 1 up, got {self.block_len}")
         values = self.values
@@ -127,17 +136,22 @@ class FlatLayout(Layout):
     def read_rows(self, ids: IdArray) -> RowArray:
         """The runs that the blocks' starts name, side by side."""
         xp = array_module(ids)
-        rows = xp.empty((len(ids), self.embedding_dim), dtype=np.float32)
-        blocks = locate_blocks(
-            ids, self.multipliers, len(self.values), self.embedding_dim, self.block_len
-        )
-        signs = (
-            None if self.signs is None else block_signs(ids, self.signs, len(blocks))
-        )
-        for block, (starts, length) in enumerate(blocks):
-            part = self.values[starts[:, None] + xp.arange(length)]  # (m, length)
-            if signs is not None:
-                part = part * signs[block][:, None].astype(np.float32)
-            at = block * self.block_len
-            rows[:, at : at + length] = part
+        dim, numbers = self.embedding_dim, self.multipliers.tolist()
+        rows = xp.empty((len(ids), dim), dtype=np.float32)
+        length = min(self.block_len, dim)
+        places, within = len(self.values) - length + 1, xp.arange(length)
+        steps = xp.asarray(hash_steps(-(-dim // length)))
+        # Many short blocks are located together, but not all where there are very many.
+        count = max(AT_ONCE // max(len(ids) * length, 1), 1)
+        for first in range(0, len(steps), count):
+            shifted = ids[:, None] + steps[first : first + count]  # (m, blocks)
+            starts = mix_ids(shifted, *numbers) % places
+            runs = self.values[starts[:, :, None] + within]  # (m, blocks, length)
+            if self.signs is not None:
+                signs = as_signs(mix_ids(shifted, *self.signs.tolist()))
+                runs = runs * signs[:, :, None].astype(np.float32)
+            at = first * length
+            end = min(at + runs.shape[1] * length, dim)
+            flat = runs.reshape(len(ids), runs.shape[1] * length)
+            rows[:, at:end] = flat[:, : end - at]
         return rows

@@ -7,20 +7,22 @@ numbers, are the input of a small network whose output is the row.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from types import ModuleType
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from survey_code.checks import check_choice, check_range
-from survey_code.hashes import mix_many
+from survey_code.hashes import check_hash_numbers, mix_many
+from survey_code.layouts.hashed import as_flag, check_served
 from survey_code.layouts.layout import (
     A,
     IdArray,
     Layout,
     RowArray,
+    add_up,
     array_module,
     is_cupys,
 )
@@ -81,8 +83,8 @@ class GeneratorLayout(Layout):
     ----------
     values : ndarray of float32, shape (weights,)
         Layer after layer: the matrix (inputs, outputs), row by row, then the bias.
-    multipliers : ndarray of int64, shape (2,)
-        Of all hashes; hash j mixes the id plus j times a constant.
+    multipliers : ndarray of int64, shape (3,)
+        The numbers of all hashes; hash j mixes the id plus j times a constant.
     num_embeddings, embedding_dim : int
     codes : int
         Hashes of an id; even where they are Gaussian.
@@ -134,7 +136,7 @@ class GeneratorLayout(Layout):
         self.codes, self.width, self.layers = int(codes), int(width), int(layers)
         self.distribution_code = DISTRIBUTIONS.index(distribution)
         self.activation_code = ACTIVATIONS.index(activation)
-        self.open_ids = int(open_ids)
+        self.open_ids = as_flag("open_ids", open_ids)
         self.validate()
 
     @property
@@ -147,7 +149,7 @@ class GeneratorLayout(Layout):
         """What hidden units apply: "relu" or "mish"."""
         return ACTIVATIONS[self.activation_code]
 
-    def validate(self) -> None:
+    def check_arrays(self) -> None:
         """Raise ValueError if the arrays do not have the network's sizes."""
         for code, choices in (
             (self.distribution_code, DISTRIBUTIONS),
@@ -158,11 +160,11 @@ class GeneratorLayout(Layout):
         shape = (self.codes, self.width, self.layers)
         check_network(*shape, self.distribution, self.activation)
         expected = (count_weights(*shape, self.embedding_dim),)
-        values, pair = self.values, self.multipliers
+        values = self.values
         if values is None or values.dtype != np.float32 or values.shape != expected:
             raise ValueError(f"values must be float32 of shape {expected}")
-        if pair is None or pair.dtype != np.int64 or pair.shape != (2,):
-            raise ValueError("multipliers must be int64 of shape (2,)")
+        check_served(self.num_embeddings, self.open_ids)
+        check_hash_numbers("multipliers", self.multipliers)
 
     def read_rows(self, ids: IdArray) -> RowArray:
         """Hash, then run the network; each distinct id once."""
@@ -188,6 +190,18 @@ class GeneratorLayout(Layout):
             bias = self.values[end : end + outputs]
             start = end + outputs
             yield (matrix.copy(), bias.copy()) if is_cupys(matrix) else (matrix, bias)
+
+    def bound_rows(self, held: Mapping[str, float]) -> float:
+        """What each layer makes of the largest input; no activation enlarges it."""
+        most: Any = np.full(self.codes, math.sqrt(2 * math.log(2 * BUCKETS)))
+        for matrix, bias in self.split_layers():
+            weights = np.abs(matrix).astype(np.float64)
+            most = add_up(add_up(most @ weights * (1 + 1e-3)), np.abs(bias))
+        return float(most.max())
+
+    def count_work(self) -> int:
+        """The network's weights."""
+        return len(self.values) + self.codes
 
     def describe(self) -> Format:
         """Hashes and activations by kernels, products by cuBLAS."""

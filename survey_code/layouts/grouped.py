@@ -13,28 +13,33 @@ Otherwise a remap does, in about log2(groups) bits per id instead of a number: s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from survey_code.bits import count_bits, count_ones, pack_words, unpack_words
+from survey_code.kernels.cpu.pooling import count_chunk_rows, cut_bags
 from survey_code.layouts.layout import (
     IdArray,
     Layout,
     N,
     RowArray,
+    add_up,
     array_module,
     cut,
+    is_cupys,
     pool_rows,
 )
 from survey_code.layouts.nearest import VectorSearch
 from survey_code.layouts.parts import (
     Rows,
     as_rows,
+    bound_product,
     check_rows,
     is_linear,
+    part_work,
     read_part,
     rows_shape,
 )
@@ -253,7 +258,7 @@ class GroupedLayout(VectorSearch):
 
     # -- checks --------------------------------------------------------------
 
-    def validate(self) -> None:
+    def check_arrays(self) -> None:
         """Raise ValueError if sizes, tables, projections and remap contradict."""
         if not len(self.tables):
             raise ValueError("a grouped layout needs a group")
@@ -321,6 +326,21 @@ class GroupedLayout(VectorSearch):
         for p in range(self.planes.shape[1]):
             codes |= unpack_words(self.planes[:, p].ravel()) << np.uint8(p)
         return codes[: self.num_embeddings]
+
+    def bound_rows(self, held: Mapping[str, float]) -> float:
+        """The largest numbers of each group, projected."""
+        found = []
+        for g, matrix in enumerate(self.matrices()):
+            factor = 1.0 if matrix is None else bound_product(matrix)
+            found.append(float(add_up(held[str(g)] * factor)))
+        return max(found)
+
+    def count_work(self) -> int:
+        """A short row, and its projection."""
+        return self.embedding_dim + max(
+            part_work(table) + (0 if matrix is None else matrix.size)
+            for table, matrix in zip(self.tables, self.matrices())
+        )
 
     # -- reading -------------------------------------------------------------
 
@@ -430,8 +450,25 @@ class GroupedLayout(VectorSearch):
         xp = array_module(ids)
         if not is_linear(mode, weights):
             return super().read_bags(ids, starts, weights, mode)
-        bags, counts = len(starts) - 1, xp.diff(starts)
-        pooled = xp.zeros((bags, self.embedding_dim), dtype=np.float32)
+        if is_cupys(ids):
+            pooled = self._pool_groups(ids, starts, weights)
+        else:
+            # Four chunks: ids are put in the order of their groups once a stretch.
+            most = 4 * count_chunk_rows(self.embedding_dim)
+            pooled = np.zeros((len(starts) - 1, self.embedding_dim), dtype=np.float32)
+            for bags, some, inside in cut_bags(starts, most, most):
+                factors = None if weights is None else weights[some]
+                pooled[bags] += self._pool_groups(ids[some], inside, factors)
+        if mode == "mean":
+            pooled /= xp.maximum(xp.diff(starts), 1).astype(np.float32)[:, None]
+        return pooled
+
+    def _pool_groups(
+        self, ids: IdArray, starts: IdArray, weights: RowArray | None
+    ) -> RowArray:
+        """Sums of bags, each group's summed before it is projected."""
+        xp = array_module(ids)
+        pooled = xp.zeros((len(starts) - 1, self.embedding_dim), dtype=np.float32)
         groups, rows = self.locate(ids)
         for here, table, matrix, place in self._members(groups):
             short = read_part(table, rows[here])
@@ -440,8 +477,6 @@ class GroupedLayout(VectorSearch):
             # Ids of this group before each border between bags.
             part = pool_rows(short, xp.searchsorted(here, starts), "sum")
             pooled += self.widen(part, matrix, place)
-        if mode == "mean":
-            pooled /= xp.maximum(counts, 1).astype(np.float32)[:, None]
         return pooled
 
     def read_scores(self, queries: N, first: int, stop: int) -> N:

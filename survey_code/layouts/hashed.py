@@ -13,19 +13,27 @@ added: a sign, and a few weights per id that multiply the rows read.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from survey_code.checks import check_choice
-from survey_code.hashes import as_signs, draw_multipliers, mix_ids
-from survey_code.layouts.layout import A, IdArray, Layout, RowArray, array_module
+from survey_code.checks import check_choice, check_range
+from survey_code.hashes import as_signs, check_hash_numbers, draw_multipliers, mix_ids
+from survey_code.layouts.layout import (
+    A,
+    IdArray,
+    Layout,
+    RowArray,
+    add_up,
+    array_module,
+)
 from survey_code.layouts.parts import (
     Rows,
     as_rows,
     check_rows,
+    part_work,
     read_all,
     read_part,
     rows_shape,
@@ -46,8 +54,13 @@ def mixed_index(
 ) -> np.ndarray:
     """Index table of independent hashes, one for each modulus; see `take_digits`."""
     multipliers = draw_multipliers(np.random.default_rng(seed), len(moduli))
-    rows = [[*pair, 1, size] for pair, size in zip(multipliers.tolist(), moduli)]
+    rows = [[*numbers, 1, size] for numbers, size in zip(multipliers.tolist(), moduli)]
     return np.array(rows, dtype=np.int64)
+
+
+def plain_index(digits: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Index table of ids that are not mixed: a divisor and a modulus each."""
+    return np.array([[0, 0, 0, *digit] for digit in digits], dtype=np.int64)
 
 
 def take_digits(ids: A, index: np.ndarray | Tensor) -> list[A]:
@@ -56,12 +69,13 @@ def take_digits(ids: A, index: np.ndarray | Tensor) -> list[A]:
     Parameters
     ----------
     ids : array or tensor of int64
-    index : array of int64, shape (k, 4)
-        Columns: two multipliers (both 0: the id is not mixed), divisor, modulus.
+    index : array of int64, shape (k, 5)
+        Columns: two multipliers and an addend (all 0: the id is not mixed), divisor,
+        modulus.
     """
     digits = []
-    for first, second, divisor, modulus in index.tolist():
-        mixed = mix_ids(ids, first, second) if first else ids
+    for *numbers, divisor, modulus in index.tolist():
+        mixed = mix_ids(ids, *numbers) if numbers[0] else ids
         digits.append((mixed // divisor) % modulus)
     return digits
 
@@ -70,20 +84,19 @@ def table_starts(index: np.ndarray | Tensor, shared: bool = False) -> list[int]:
     """Row of `values` at which each of the k tables starts; all at 0 where the k
     digits name rows of one shared table.
     """
-    sizes = [row[3] for row in index.tolist()]
+    sizes = [row[-1] for row in index.tolist()]
     return [0] * len(sizes) if shared else [0, *itertools.accumulate(sizes[:-1])]
 
 
 def count_rows(index: np.ndarray | Tensor, shared: bool = False) -> int:
     """Rows of the k tables together."""
-    sizes = [row[3] for row in index.tolist()]  # Python's integers cannot overflow
+    sizes = [row[-1] for row in index.tolist()]  # Python's integers cannot overflow
     return max(sizes) if shared else sum(sizes)
 
 
 def choose_signs(ids: A, signs: np.ndarray) -> A:
     """+1 or -1 of each id from one more hash, as int64: its bit 31."""
-    first, second = signs.tolist()
-    return as_signs(mix_ids(ids, first, second))
+    return as_signs(mix_ids(ids, *signs.tolist()))
 
 
 def path_parameters(dim: int, hidden: int) -> int:
@@ -118,16 +131,16 @@ class HashedLayout(Layout):
     Parameters
     ----------
     values : ndarray of float32 or float16, or layout, shape (all rows, width)
-        The k tables below one another; table j has ``index[j, 3]`` rows.
+        The k tables below one another; table j has ``index[j, 4]`` rows.
         ``width`` is `embedding_dim`, or a k-th of it where rows are concatenated.
-    index : ndarray of int64, shape (k, 4)
+    index : ndarray of int64, shape (k, 5)
         See `take_digits`.
     num_embeddings, embedding_dim : int
     combine : {"sum", "product", "concat", "path"}
         ``"path"``: the first digit names a row of `values`, the second one of
         `paths`, a small network that the row runs through.
-    signs : ndarray of int64, shape (2,), optional
-        Multipliers of a sign hash; each row read is multiplied by +1 or -1.
+    signs : ndarray of int64, shape (3,), optional
+        Numbers of a sign hash; each row read is multiplied by +1 or -1.
     open_ids : bool, default False
         Serve any id from 0 up, also those from `num_embeddings` on.
     shared : bool, default False
@@ -136,7 +149,7 @@ class HashedLayout(Layout):
     weights : ndarray of float32 or float16, or layout, optional
         Shape (entries, k) or (entries, k + 1): what the k rows of an id are
         multiplied by; one more column is added to every entry of the sum.
-    weight_index : ndarray of int64, shape (1, 4), optional
+    weight_index : ndarray of int64, shape (1, 5), optional
         Which row of `weights` an id uses, as in `index`; by default the row of
         its own number.
     paths : ndarray of float32 or float16, or layout, optional
@@ -194,8 +207,8 @@ class HashedLayout(Layout):
         self.weight_index = None if weight_index is None else np.asarray(weight_index)
         self.paths = None if paths is None else as_rows(paths)
         self.combine_code = COMBINE.index(combine)
-        self.open_ids = int(open_ids)
-        self.shared = int(shared)
+        self.open_ids = as_flag("open_ids", open_ids)
+        self.shared = as_flag("shared", shared)
         self.validate()
 
     @property
@@ -214,8 +227,10 @@ class HashedLayout(Layout):
         tables = self.index[:1] if self.combine == "path" else self.index
         return count_rows(tables, bool(self.shared))
 
-    def validate(self) -> None:
+    def check_arrays(self) -> None:
         """Raise ValueError if tables, index and dimension contradict."""
+        check_served(self.num_embeddings, self.open_ids)
+        check_range("shared", self.shared, 0, 1)
         check_index("index", self.index)
         if not 0 <= self.combine_code < len(COMBINE):
             raise ValueError(f"combine_code must be 0 to 3, got {self.combine_code}")
@@ -226,10 +241,8 @@ class HashedLayout(Layout):
         self._validate_paths()
         width = self.embedding_dim // self.parts
         check_rows("values", self.values, [(self.shared_rows, width)])
-        if self.signs is not None and (
-            self.signs.dtype != np.int64 or self.signs.shape != (2,)
-        ):
-            raise ValueError("signs must be int64 of shape (2,)")
+        if self.signs is not None:
+            check_hash_numbers("signs", self.signs)
         self._validate_weights()
 
     def _validate_weights(self) -> None:
@@ -245,7 +258,7 @@ class HashedLayout(Layout):
             raise ValueError("weights of open ids need a weight_index")
         entries = self.num_embeddings
         if self.weight_index is not None:
-            entries = int(self.weight_index[0, 3])
+            entries = int(self.weight_index[0, -1])
         tables = len(self.index)
         check_rows("weights", self.weights, [(entries, tables), (entries, tables + 1)])
 
@@ -258,7 +271,7 @@ class HashedLayout(Layout):
         hidden = count_hidden(rows_shape(self.paths)[1], dim)
         if len(self.index) != 2 or hidden < 1:
             raise ValueError("paths need two digits, and hidden units")
-        expected = (int(self.index[1, 3]), path_parameters(dim, hidden))
+        expected = (int(self.index[1, -1]), path_parameters(dim, hidden))
         check_rows("paths", self.paths, [expected])
 
     def read_rows(self, ids: IdArray) -> RowArray:
@@ -268,6 +281,30 @@ class HashedLayout(Layout):
         if self.signs is not None:
             rows = rows * choose_signs(ids, self.signs)[:, None].astype(np.float32)
         return rows
+
+    def bound_rows(self, held: Mapping[str, float]) -> float:
+        """What sums, products and paths of the largest numbers come to."""
+        most, tables = held["values"], len(self.index)
+        if self.combine == "product":
+            for _ in range(tables - 1):
+                most = add_up(most * held["values"])
+        if self.paths is not None:
+            hidden = count_hidden(rows_shape(self.paths)[1], self.embedding_dim)
+            weight = held["paths"]
+            for inputs in (self.embedding_dim, hidden):
+                most = add_up(inputs * most * weight * (1 + 1e-2), weight)
+        if self.combine == "sum":
+            weighted = [add_up(most * held.get("weights", 1.0))] * tables
+            addend = [held["weights"]] if self.weights is not None else []
+            most = add_up(*weighted, *addend)
+        return float(most)
+
+    def count_work(self) -> int:
+        """The rows that digits name, and what they are multiplied by."""
+        work = len(self.index) * part_work(self.values) + self.embedding_dim
+        for part in (self.weights, self.paths):
+            work += 0 if part is None else 2 * part_work(part)
+        return work
 
     def describe(self) -> Format | None:
         """The rows that digits name, put together as they are read."""
@@ -344,11 +381,28 @@ class HashedLayout(Layout):
         return (hidden @ second + shift)[:, 0]
 
 
+def as_flag(name: str, value: object) -> int:
+    """True or False, or 0 or 1, as a layout stores it; or one clear ValueError."""
+    if isinstance(value, bool | np.bool_):
+        return int(value)
+    return check_range(name, value, 0, 1)
+
+
+def check_served(num_embeddings: int, open_ids: int) -> None:
+    """Raise ValueError unless a layout that computes where to read can serve its ids.
+
+    What it stores does not bound their number; int64 does.
+    """
+    check_range("num_embeddings", num_embeddings, 1, 2**63 - 1)
+    check_range("open_ids", open_ids, 0, 1)
+
+
 def check_index(name: str, index: np.ndarray | None) -> None:
     """Raise ValueError unless this is an index table as `take_digits` reads it."""
-    if index is None or index.dtype != np.int64 or index.ndim != 2:
-        raise ValueError(f"{name} must be int64 of shape (tables, 4)")
-    if index.shape[1] != 4:
-        raise ValueError(f"{name} must be int64 of shape (tables, 4)")
-    if not len(index) or (index[:, 2:] < 1).any():
+    if index is None or index.dtype != np.int64 or index.shape[1:] != (5,):
+        raise ValueError(
+            f"{name} must be int64 of shape (tables, 5): two multipliers, an addend, "
+            "a divisor and a modulus"
+        )
+    if not len(index) or (index[:, 3:] < 1).any():
         raise ValueError(f"{name} needs a table, and divisors and moduli from 1 up")

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Self,
+    TypeAlias,
+    TypeVar,
+    cast,
+    overload,
+)
 
 import numpy as np
 import numpy.typing as npt
 
+from survey_code.checks import (
+    check_finite,
+    check_switch,
+    check_weight_type,
+    refuse_no_table,
+)
 from survey_code.kernels import cuda
-from survey_code.kernels.cpu.pooling import pool_bags, pool_chunks
+from survey_code.kernels.cpu.pooling import CHUNK_NUMBERS, pool_bags, pool_chunks
 from survey_code.kernels.cpu.rows import gather_rows, take_rows
 from survey_code.kernels.cuda import launch
 from survey_code.layouts.files import Blueprint, write_file
@@ -42,6 +58,13 @@ Factors: TypeAlias = (
 # Arrays or tensors: what comes in is what goes out.
 N = TypeVar("N", np.ndarray, "GpuArray")
 A = TypeVar("A", np.ndarray, "GpuArray", "Tensor")
+
+
+# The largest of float32.
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
+# Columns of a row, and numbers read for it, that any layout may have; with arrays of
+# more bytes it may have more, so that no small file makes a look-up slow or large.
+MOST_COLUMNS, MOST_WORK = 2**16, 2**17
 
 
 class Stored:
@@ -78,8 +101,12 @@ class Stored:
         self.num_embeddings = int(num_embeddings)
         self.embedding_dim = int(embedding_dim)
 
-    def validate(self) -> None:
+    def check_arrays(self) -> None:
         """Raise ValueError if arrays and integers contradict each other."""
+
+    def validate(self) -> None:
+        """What every constructor ends with: `check_arrays`, and what all must be."""
+        self.check_arrays()
 
     def held(self) -> dict[str, StoredArray | Layout]:
         """What the layout consists of, by name; what is None is left out."""
@@ -157,7 +184,8 @@ class Stored:
 
     def _move(self, array: StoredArray) -> StoredArray:
         """One array as CuPy's; kernels read it by its address, row after row."""
-        moved: StoredArray = cuda.load_cupy().ascontiguousarray(array)
+        cupy = cuda.load_cupy()
+        moved: StoredArray = cupy.ascontiguousarray(cupy.asarray(array))
         return moved
 
     def to_cpu(self) -> Self:
@@ -240,7 +268,34 @@ class Layout(Stored):
     # never trained; it does so only where its maker asked for it.
     open_ids: int = 0
 
+    # Arrays of uint16 that are bit patterns of bfloat16.
+    patterns: ClassVar[tuple[str, ...]] = ()
+
+    # What `validate` found: no entry of a row is larger, and no row takes more.
+    largest: float | None = None
+    row_work: int | None = None
+
     # -- what subclasses say -------------------------------------------------
+
+    def bound_rows(self, held: Mapping[str, float]) -> float:
+        """What no entry of a row exceeds, nor a number on the way to it.
+
+        Parameters
+        ----------
+        held : dict of float
+            The largest magnitude in each array of floats, and in the rows of each
+            layout, by their names in `held`.
+
+        Returns
+        -------
+        float
+            Infinity where a product or a sum may leave float32; see `add_up`.
+        """
+        return max(held.values(), default=0.0)
+
+    def count_work(self) -> int:
+        """Numbers that are read, multiplied or added for one row, about."""
+        return self.embedding_dim
 
     def read_rows(self, ids: IdArray) -> RowArray:
         """Rows of checked ids: int64 (m,) -> float32 (m, embedding_dim)."""
@@ -268,6 +323,29 @@ class Layout(Stored):
         """
         return None
 
+    def validate(self) -> None:
+        """Raise ValueError unless the layout is one whose look-ups are safe.
+
+        Arrays and integers agree; stored numbers are finite, and so are the rows that
+        they make; rows are as long, and take as much work, as what is stored allows:
+        `MOST_COLUMNS` and `MOST_WORK`, or more beside large arrays.
+        """
+        self.check_arrays()
+        if self.on_gpu:
+            return
+        held = {name: measure(self, name, part) for name, part in self.held().items()}
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.largest = float(self.bound_rows(held))
+        if not self.largest <= LARGEST_FLOAT:
+            raise ValueError(
+                f"a {self.name} layout of such large numbers can leave float32: its "
+                f"rows must be bounded by {LARGEST_FLOAT:.4g}"
+            )
+        self.row_work = int(self.count_work())
+        stored = self.nbytes
+        check_limit(self, "columns", self.embedding_dim, MOST_COLUMNS, 8 * stored)
+        check_limit(self, "steps a row", self.row_work, MOST_WORK, 16 * stored)
+
     # -- what users call -----------------------------------------------------
 
     def to_gpu(self) -> Self:
@@ -289,11 +367,11 @@ class Layout(Stored):
     @overload
     def lookup(self, ids: GpuArray, check: bool = True) -> GpuArray: ...
     @overload
-    def lookup(self, ids: Tensor, check: bool = True) -> RowArray | GpuArray: ...
+    def lookup(self, ids: Tensor, check: bool = True) -> Tensor: ...
 
     def lookup(
         self, ids: Ids | GpuArray | Tensor, check: bool = True
-    ) -> RowArray | GpuArray:
+    ) -> RowArray | GpuArray | Tensor:
         """Read rows.
 
         Parameters
@@ -306,7 +384,8 @@ class Layout(Stored):
         Returns
         -------
         array of float32, shape (*ids.shape, embedding_dim)
-            NumPy's, or CuPy's where the layout is on a GPU.
+            NumPy's, or CuPy's where the layout is on a GPU; a tensor where the ids
+            are one.
 
         Raises
         ------
@@ -318,10 +397,10 @@ class Layout(Stored):
             If the layout is on a GPU and the ids are not, or the reverse.
         """
         if self.device is not None:
-            return launch.read(self.device, cuda.as_cupy(ids), check)
+            return as_given(ids, launch.read(self.device, cuda.as_cupy(ids), check))
         checked = self.check_ids(ids)
         rows = self.read_rows(checked.ravel())
-        return rows.reshape(*checked.shape, self.embedding_dim)
+        return as_given(ids, rows.reshape(*checked.shape, self.embedding_dim))
 
     @overload
     def bag(
@@ -330,6 +409,8 @@ class Layout(Stored):
         offsets: Offsets | None = None,
         per_sample_weights: Factors | None = None,
         mode: str = "sum",
+        padding_idx: int | None = None,
+        include_last_offset: bool = False,
         check: bool = True,
     ) -> RowArray: ...
     @overload
@@ -339,6 +420,8 @@ class Layout(Stored):
         offsets: Offsets | None = None,
         per_sample_weights: Factors | None = None,
         mode: str = "sum",
+        padding_idx: int | None = None,
+        include_last_offset: bool = False,
         check: bool = True,
     ) -> GpuArray: ...
     @overload
@@ -348,8 +431,10 @@ class Layout(Stored):
         offsets: Offsets | None = None,
         per_sample_weights: Factors | None = None,
         mode: str = "sum",
+        padding_idx: int | None = None,
+        include_last_offset: bool = False,
         check: bool = True,
-    ) -> RowArray | GpuArray: ...
+    ) -> Tensor: ...
 
     def bag(
         self,
@@ -357,37 +442,80 @@ class Layout(Stored):
         offsets: Offsets | None = None,
         per_sample_weights: Factors | None = None,
         mode: str = "sum",
+        padding_idx: int | None = None,
+        include_last_offset: bool = False,
         check: bool = True,
-    ) -> RowArray | GpuArray:
-        """Read rows and pool them bag by bag, as torch.nn.EmbeddingBag does.
+    ) -> RowArray | GpuArray | Tensor:
+        """Read rows and pool them bag by bag, as torch's `embedding_bag` does.
 
         Parameters
         ----------
         ids : integer array, shape (m,), or (bags, length) without offsets
         offsets : integer array, shape (bags,)
             Where each bag starts; the first is 0.  An empty bag gives zeros.
-        per_sample_weights : array of float32, same shape as ids, optional
+        per_sample_weights : array of numbers, same shape as ids, optional
             Factor of each row; with ``mode="sum"`` only.
         mode : {"sum", "mean", "max"}
+        padding_idx : int, optional
+            An id that is left out of all bags, as if it were not there; a negative
+            one counts from the end of the table.
+        include_last_offset : bool, default False
+            The offsets have one more entry, (bags + 1,): where the last bag ends.
+            Ids from there on belong to no bag.
         check : bool, default True
             As for `lookup`.
 
         Returns
         -------
         array of float32, shape (bags, embedding_dim)
-            NumPy's, or CuPy's where the layout is on a GPU.
+            NumPy's, or CuPy's where the layout is on a GPU; a tensor where the ids
+            are one.
+
+        Raises
+        ------
+        IndexError, TypeError
+            As for `lookup`.
+        ValueError
+            If ids, offsets and weights do not fit together, or are not such numbers.
         """
+        last = check_switch("include_last_offset", include_last_offset)
+        limit = 2**63 if self.open_ids else self.num_embeddings
+        padding = check_padding(padding_idx, self.num_embeddings, limit)
         if self.device is not None:
             moved = cuda.as_cupy(ids)
             factors = check_weights(moved, per_sample_weights, mode, cuda.load_cupy())
-            return launch.pool(self.device, moved, offsets, factors, mode, check)
+            found: Any = launch.pool(
+                self.device, moved, offsets, factors, mode, check, padding, last
+            )
+            return as_given(ids, found)
         checked = self.check_ids(ids)
         xp = array_module(checked)
-        starts = check_offsets(checked, offsets, xp)
+        borders = check_offsets(checked, offsets, xp, last)
         weights = check_weights(checked, per_sample_weights, mode, xp)
-        return self.read_bags(
-            checked.ravel(), starts, None if weights is None else weights.ravel(), mode
-        )
+        found = self._pool_checked(checked.ravel(), borders, weights, mode, padding)
+        return as_given(ids, found)
+
+    def _pool_checked(
+        self,
+        ids: IdArray,
+        borders: IdArray,
+        weights: RowArray | None,
+        mode: str,
+        padding: int | None,
+    ) -> RowArray:
+        """`read_bags`, of the ids that belong to a bag."""
+        if weights is not None:
+            weights = weights.ravel()
+        if padding is not None:
+            xp = array_module(ids)
+            kept: Any = launch.put_padding_last(
+                cast("np.ndarray", ids), borders, weights, padding, xp
+            )
+            ids, borders, weights = kept
+        end = int(borders[-1])
+        if weights is not None:
+            weights = weights[:end]
+        return self.read_bags(ids[:end], borders, weights, mode)
 
     def check_ids(self, ids: Ids | GpuArray | Tensor) -> IdArray:
         """The ids as an int64 array on the layout's side, or one clear error."""
@@ -407,6 +535,88 @@ class Layout(Stored):
         return given.astype(np.int64, copy=False)
 
 
+def measure(layout: Layout, name: str, part: StoredArray | Layout) -> float:
+    """The largest magnitude in what a layout holds by a name; 0 for integers.
+
+    Raises
+    ------
+    ValueError
+        If a number is NaN or infinite: which array, and where.
+    """
+    if isinstance(part, Layout):
+        if part.largest is None:  # of a class that does not validate itself
+            part.validate()
+        return float(part.largest or 0)
+    patterns = name in layout.patterns and part.dtype == np.uint16
+    if part.dtype.kind != "f" and not patterns:
+        return 0.0
+    largest = 0.0
+    for chunk in split_array(part):
+        most = find_largest(chunk, patterns)
+        if not most < np.inf:
+            raise ValueError(
+                f"{layout.name} layout: the numbers of {name} must be finite, but "
+                f"{name}{find_first_odd(part, patterns)} is NaN or infinite"
+            )
+        largest = max(largest, most)
+    return largest
+
+
+def split_array(array: np.ndarray) -> Iterator[np.ndarray]:
+    """An array in pieces of about `CHUNK_NUMBERS`, along its first axis; views."""
+    if array.flags.c_contiguous:
+        array = array.reshape(-1)
+    step = max(CHUNK_NUMBERS // max(array[:1].size, 1), 1)
+    for start in range(0, len(array) if array.size else 0, step):
+        yield array[start : start + step]
+
+
+def find_largest(numbers: np.ndarray, patterns: bool) -> float:
+    """The largest magnitude of some numbers, infinity or NaN where one is not finite.
+
+    The exponent and mantissa of 16 bits order numbers as their magnitudes do.
+    """
+    if numbers.dtype.itemsize != 2:
+        return float(np.maximum(numbers.max(), -numbers.min()))
+    bits = (numbers.view(np.uint16) & np.uint16(0x7FFF)).max()
+    wide = np.array([bits], dtype=np.uint16)
+    if patterns:
+        return float((wide.astype(np.uint32) << 16).view(np.float32)[0])
+    return float(wide.view(np.float16)[0])
+
+
+def find_first_odd(array: np.ndarray, patterns: bool) -> list[int]:
+    """Where the first number that is not finite stands, row by row."""
+    if patterns:
+        odd = (array & 0x7F80) == 0x7F80
+    else:
+        odd = ~np.isfinite(array)
+    place = np.unravel_index(int(odd.ravel().argmax()), array.shape)
+    return [int(index) for index in place]
+
+
+def add_up(*terms: float | np.ndarray) -> Any:
+    """The sum of bounds, infinite where it leaves float32.
+
+    A little more than the sum of two or more: each addition rounds.
+    """
+    total: Any = np.sum([np.asarray(term, dtype=np.float64) for term in terms], axis=0)
+    if len(terms) > 1:
+        total = total * (1 + 2.0**-20 * len(terms))
+    return np.where(total <= LARGEST_FLOAT, total, np.inf)[()]
+
+
+def check_limit(
+    layout: Layout, what: str, number: int, least: int, stored: int
+) -> None:
+    """Raise ValueError for more than what is stored allows."""
+    if number > max(least, stored):
+        raise ValueError(
+            f"a {layout.name} layout of {layout.nbytes:,} bytes may have "
+            f"{max(least, stored):,} {what}, got {number:,}"
+        )
+
+
 def is_cupys(array: object) -> bool:
     """Whether an array is CuPy's."""
     return hasattr(type(array), "__cuda_array_interface__")
@@ -424,6 +634,7 @@ def as_numpy(ids: npt.ArrayLike | GpuArray | Tensor) -> np.ndarray:
             "ids are on a GPU but the layout is not: call layout.to_gpu() "
             "or move the ids to the CPU"
         )
+    launch.refuse_masked("ids", ids)
     array = np.asarray(ids)
     if array.size == 0 and isinstance(ids, list | tuple):
         array = array.astype(np.int64)
@@ -441,12 +652,12 @@ def read_array(weight: npt.ArrayLike | Tensor) -> np.ndarray:
 
 def as_finite_table(weight: npt.ArrayLike | Tensor, name: str = "weight") -> np.ndarray:
     """A 2-D float32 table without NaN or infinity, or one clear ValueError."""
+    refuse_no_table(name, weight)
     try:
         given = read_array(weight)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} must be an array of numbers: {error}") from error
-    if given.dtype.kind not in "fiu":
-        raise ValueError(f"{name} must be an array of numbers, got {given.dtype}")
+    check_weight_type(name, given.dtype)
     if given.ndim != 2 or 0 in given.shape:
         raise ValueError(
             f"{name} must be 2-D with at least one row and one column, "
@@ -454,11 +665,7 @@ def as_finite_table(weight: npt.ArrayLike | Tensor, name: str = "weight") -> np.
         )
     with np.errstate(over="ignore"):  # infinity is reported below
         table = np.ascontiguousarray(given, dtype=np.float32)
-    if not np.isfinite(table).all():
-        row = int(np.flatnonzero(~np.isfinite(table).all(axis=1))[0])
-        raise ValueError(
-            f"{name} must be finite in float32: row {row} holds NaN or infinity"
-        )
+    check_finite(name, table)
     return table
 
 
@@ -468,31 +675,34 @@ def cut(vector: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
     return [vector[start:stop] for start, stop in zip([0, *ends], ends)]
 
 
-def check_offsets(ids: IdArray, offsets: Offsets | None, xp: ModuleType) -> IdArray:
-    """Bag borders, shape (bags + 1,): the offsets and the number of ids."""
-    if offsets is None:
-        if ids.ndim != 2:
-            raise ValueError(
-                f"without offsets, ids must have shape (bags, length), got {ids.shape}"
-            )
-        return xp.arange(ids.shape[0] + 1, dtype=np.int64) * ids.shape[1]
-    if ids.ndim != 1:
-        raise ValueError(f"with offsets, ids must have one axis, got shape {ids.shape}")
-    given = xp.asarray(offsets)
-    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+def check_offsets(
+    ids: IdArray,
+    offsets: Offsets | None,
+    xp: ModuleType,
+    include_last_offset: bool = False,
+) -> IdArray:
+    """Bag borders, shape (bags + 1,): where each starts, and where the last ends."""
+    borders = launch.as_offsets(ids, offsets, xp, include_last_offset)
+    if not include_last_offset:
+        end = xp.full(1, ids.size, dtype=np.int64)
+        borders = xp.concatenate([borders, end])
+    launch.check_order(borders, ids.size, xp)
+    return borders
+
+
+def check_padding(padding_idx: object, rows: int, limit: int) -> int | None:
+    """The id that bags leave out, or None; a negative one counts from the end."""
+    if padding_idx is None:
+        return None
+    whole = isinstance(padding_idx, int | np.integer)
+    if not whole or isinstance(padding_idx, bool):
+        raise ValueError(f"padding_idx must be an integer, got {padding_idx!r}")
+    padding = int(cast("int", padding_idx))
+    if not -rows <= padding < limit:
         raise ValueError(
-            f"offsets must be integers of shape (bags,), got dtype {given.dtype} "
-            f"and shape {given.shape}"
+            f"padding_idx must be from {-rows} to {limit - 1}, got {padding_idx}"
         )
-    starts = xp.concatenate(
-        [given.astype(np.int64), xp.asarray([ids.size], dtype=np.int64)]
-    )
-    if int(starts[0]) != 0 or bool((xp.diff(starts) < 0).any()):
-        raise ValueError(
-            "offsets must start at 0, never fall, and not exceed the number of "
-            f"ids ({ids.size}), got {given[:8].tolist()}"
-        )
-    return starts
+    return padding + rows if padding < 0 else padding
 
 
 def check_weights(
@@ -505,15 +715,37 @@ def check_weights(
         return None
     if mode != "sum":
         raise ValueError(f"per_sample_weights need mode='sum', got mode={mode!r}")
-    # A tensor that requires a gradient is no array.
-    given = xp.asarray(weights.detach() if hasattr(weights, "detach") else weights)
+    launch.refuse_masked("per_sample_weights", weights)
+    given = xp.asarray(widen_tensor(weights))
+    if given.dtype.name == "bfloat16":  # of the package ml_dtypes
+        given = given.astype(np.float32)
     if given.shape != ids.shape or given.dtype.kind not in "fiu":
         raise ValueError(
             f"per_sample_weights must be numbers of the ids' shape {ids.shape}, "
             f"got dtype {given.dtype} and shape {given.shape}"
         )
     # Kernels read them by their address: side by side, whatever view was given.
-    return xp.ascontiguousarray(given.astype(np.float32, copy=False))
+    with np.errstate(over="ignore"):  # beyond float32 they are infinite, as in torch
+        return xp.ascontiguousarray(given.astype(np.float32, copy=False))
+
+
+def widen_tensor(given: Any) -> Any:
+    """A tensor that an array can be made of; anything else as it is.
+
+    One that wants a gradient is no array, nor is one of bfloat16.
+    """
+    if not hasattr(given, "detach"):
+        return given
+    held = given.detach()
+    return held.float() if held.is_floating_point() and held.itemsize < 4 else held
+
+
+def as_given(ids: object, found: Any) -> Any:
+    """What was read: a tensor where the ids are one, beside them."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(ids, torch.Tensor):
+        return found
+    return torch.from_dlpack(found) if is_cupys(found) else torch.from_numpy(found)
 
 
 def take(array: np.ndarray, places: IdArray) -> np.ndarray:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from survey_code.layouts.layout import Layout, N, array_module
+from survey_code.checks import check_range
+from survey_code.kernels.cuda.launch import refuse_masked
+from survey_code.layouts.layout import Layout, N, array_module, widen_tensor
 from survey_code.order import largest_first
 
 MOST_NUMBERS = 1 << 22  # of decoded rows at a time: 16 MiB
@@ -38,11 +40,12 @@ class VectorSearch(Layout):
         Raises
         ------
         ValueError
-            If the queries have another shape, or the candidates are no range of
-            ids.
+            If the queries have another shape or are not finite, the candidates are
+            no range of ids, or a score leaves float32.
         """
         first, stop = check_candidates(candidates, self.num_embeddings)
-        return self.read_scores(self._check_queries(queries), first, stop)
+        queries = self._check_queries(queries)
+        return check_scores(self.read_scores(queries, first, stop))
 
     def topk(
         self,
@@ -60,8 +63,9 @@ class VectorSearch(Layout):
         queries, candidates
             As for `scores`.
         k : int
+            From 1 to the number of candidates.
         chunk : int
-            Queries scored at once.
+            Queries scored at once, from 1 up.
 
         Returns
         -------
@@ -70,7 +74,7 @@ class VectorSearch(Layout):
         Raises
         ------
         ValueError
-            If k is not from 1 to the number of candidates.
+            As for `scores`, or for another k or chunk.
         """
         first, stop = check_candidates(candidates, self.num_embeddings)
         check_nearest(k, stop - first)
@@ -80,7 +84,9 @@ class VectorSearch(Layout):
         )
 
     def _check_queries(self, queries: N) -> N:
-        given = array_module(next(iter(self.arrays().values()))).asarray(queries)
+        xp = array_module(next(iter(self.arrays().values())))
+        refuse_masked("queries", queries)
+        given = xp.asarray(widen_tensor(queries))
         if (
             given.ndim != 2
             or given.shape[1] != self.embedding_dim
@@ -90,8 +96,9 @@ class VectorSearch(Layout):
                 f"queries must be vectors of shape (m, {self.embedding_dim}), got "
                 f"dtype {given.dtype} and shape {given.shape}"
             )
-        vectors = given.astype(np.float32, copy=False)
-        if not bool(array_module(vectors).isfinite(vectors).all()):
+        with np.errstate(over="ignore"):  # infinity is reported below
+            vectors = given.astype(np.float32, copy=False)
+        if not bool(xp.isfinite(vectors).all()):
             raise ValueError("queries must be finite in float32")
         return vectors
 
@@ -112,27 +119,47 @@ def score_part(part: Layout, queries: N, first: int, stop: int) -> N:
 
 def search_chunks(score: Callable[[N], N], queries: N, k: int, chunk: int) -> N:
     """Columns of the k largest scores of each query, so many queries at a time."""
+    check_range("chunk", chunk, 1)
     best = array_module(queries).empty((len(queries), k), dtype=np.int64)
     for start in range(0, len(queries), chunk):
-        scores = score(queries[start : start + chunk])
+        scores = check_scores(score(queries[start : start + chunk]))
         best[start : start + chunk] = choose_nearest(scores, k)
     return best
 
 
+def check_scores(scores: N) -> N:
+    """Scores as they are, or ValueError where products of large numbers overflowed."""
+    if not bool(array_module(scores).isfinite(scores).all()):
+        raise ValueError(
+            "queries are too large: a score is beyond float32, or a step on its way"
+        )
+    return scores
+
+
 def check_candidates(candidates: tuple[int, int] | None, rows: int) -> tuple[int, int]:
     """A range of ids, all of them by default, or one clear ValueError."""
-    first, stop = (0, rows) if candidates is None else candidates
-    whole = int(first) == first and int(stop) == stop
-    if not (whole and 0 <= first < stop <= rows):
-        raise ValueError(
-            f"candidates must be a range of ids within 0 to {rows}, got {candidates!r}"
-        )
+    if candidates is None:
+        return 0, rows
+    wrong = ValueError(
+        f"candidates must be a range of ids, two integers within 0 to {rows}, got "
+        f"{candidates!r}"
+    )
+    try:
+        first, stop = candidates
+    except (TypeError, ValueError):
+        raise wrong from None
+    for end in (first, stop):
+        if not isinstance(end, int | np.integer) or isinstance(end, bool):
+            raise wrong
+    if not 0 <= first < stop <= rows:
+        raise wrong
     return int(first), int(stop)
 
 
 def check_nearest(k: int, count: int) -> None:
     """Raise ValueError unless k of so many candidates can be found."""
-    if not isinstance(k, int | np.integer) or not 1 <= k <= count:
+    whole = isinstance(k, int | np.integer) and not isinstance(k, bool)
+    if not whole or not 1 <= k <= count:
         raise ValueError(f"k must be from 1 to {count}, got {k!r}")
 
 

@@ -7,6 +7,7 @@ words.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -61,7 +62,7 @@ class PackedLayout(Layout):
         rows, dim = integers.shape
         return cls(pack_stream(integers, bits), rows, dim, bits)
 
-    def validate(self) -> None:
+    def check_arrays(self) -> None:
         """Raise ValueError if the stream has another length or type."""
         check_range("bits", self.bits, 1, MOST_BITS)
         count = self.num_embeddings * self.embedding_dim
@@ -69,6 +70,10 @@ class PackedLayout(Layout):
         words = self.words
         if words is None or words.dtype != np.uint32 or words.shape != shape:
             raise ValueError(f"words must be uint32 of shape {shape}")
+
+    def bound_rows(self, held: Mapping[str, float]) -> float:
+        """The largest integer of so many bits."""
+        return float(2**self.bits - 1)
 
     def read_rows(self, ids: IdArray) -> RowArray:
         """Integers, as numbers; float32 holds them exactly."""

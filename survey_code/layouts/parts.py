@@ -47,6 +47,24 @@ def rows_shape(part: Rows) -> tuple[int, int]:
     return part.shape[0], int(np.prod(part.shape[1:]))
 
 
+def part_work(part: Rows) -> int:
+    """Numbers that are read for one row of a part; see `Layout.count_work`."""
+    if isinstance(part, Layout):
+        return int(part.row_work or part.embedding_dim)
+    return rows_shape(part)[1]
+
+
+def bound_product(matrix: np.ndarray) -> float:
+    """What rows of ones, times a matrix, do not exceed; columns of it may be many."""
+    widest = 0.0
+    step = max(2**18 // max(len(matrix), 1), 1)
+    for first in range(0, matrix.shape[1], step):
+        some = np.abs(matrix[:, first : first + step])
+        widest = max(widest, float(some.sum(axis=0, dtype=np.float64).max(initial=0)))
+    # Sums of products round, each time by half a unit in the last place.
+    return widest * (1 + 1e-6 * len(matrix))
+
+
 def read_part(part: Rows, places: IdArray) -> RowArray:
     """Rows of a part at int64 places: float32, with one more axis than the places."""
     if not isinstance(part, Layout):

@@ -122,7 +122,7 @@ class RaggedLayout(Layout):
         values = round_values(table[np.arange(dim) < kept[:, None]], format)
         return cls(values, kept, block_starts(kept), dim)
 
-    def validate(self) -> None:
+    def check_arrays(self) -> None:
         """Raise ValueError if values, lengths and starts contradict each other."""
         values, lengths, starts = self.values, self.lengths, self.starts
         kind = length_type(self.embedding_dim)

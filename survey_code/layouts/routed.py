@@ -21,7 +21,7 @@ from survey_code.kernels import cuda
 from survey_code.layouts.dense import DenseLayout
 from survey_code.layouts.layout import IdArray, Layout, N, RowArray, array_module, cut
 from survey_code.layouts.nearest import VectorSearch, score_part
-from survey_code.layouts.parts import check_layouts
+from survey_code.layouts.parts import check_layouts, part_work
 
 if TYPE_CHECKING:
     from survey_code.kernels.cuda.formats import Format
@@ -176,7 +176,7 @@ class RoutedLayout(VectorSearch):
         marks = [] if self.marks is None else list(self.marks)
         return [np.flatnonzero(unpack_words(row)) for row in marks]
 
-    def validate(self) -> None:
+    def check_arrays(self) -> None:
         """Raise ValueError if parts, keys and marks contradict each other."""
         parts = self.parts
         check_layouts("a routed layout", parts)
@@ -232,6 +232,10 @@ class RoutedLayout(VectorSearch):
             self.ranks.dtype == np.uint32 and np.array_equal(self.ranks, ranks)
         ):
             raise ValueError("ranks must count the marks below each word")
+
+    def count_work(self) -> int:
+        """A row of a part, and the search for it."""
+        return max(part_work(part) for part in self.parts) + len(self.parts)
 
     # -- look-up --------------------------------------------------------------
 

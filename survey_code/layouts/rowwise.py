@@ -6,10 +6,15 @@ only.  Otherwise the rows are, byte for byte, those of PyTorch's
 low bits first, then scale and bias (float32 at 8 bits, float16 below).  Where
 PyTorch refuses a dimension (odd at 4 bits, not a multiple of 4 at 2 bits), the
 last byte of codes is padded with zeros.
+
+Centred rows have a scale and no bias, which is half as much beside the codes: code q
+stands for ``scale * (q - (2**bits - 1) / 2)``, so that as many codes are positive as
+negative, and none is 0.  PyTorch has no such rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,6 +23,7 @@ import numpy as np
 from survey_code.bits import pack_codes, unpack_codes
 from survey_code.kernels.cpu.codes import decode_rows, split_tail
 from survey_code.layouts.layout import (
+    LARGEST_FLOAT,
     IdArray,
     Layout,
     RowArray,
@@ -38,9 +44,14 @@ def code_bytes(dim: int, bits: int) -> int:
     return -(-dim * bits // 8)
 
 
-def row_bytes(dim: int, bits: int) -> int:
-    """Bytes of one row: its codes, its scale and its bias."""
-    return code_bytes(dim, bits) + 2 * parameter_type(bits).itemsize
+def row_bytes(dim: int, bits: int, centred: bool = False) -> int:
+    """Bytes of one row: its codes, its scale and, unless it is centred, its bias."""
+    return code_bytes(dim, bits) + (2 - centred) * parameter_type(bits).itemsize
+
+
+def centre_of(bits: int) -> float:
+    """What codes have in their middle; float32 holds it, and all gaps, exactly."""
+    return (2**bits - 1) / 2
 
 
 def parameter_type(bits: int) -> np.dtype:
@@ -50,18 +61,36 @@ def parameter_type(bits: int) -> np.dtype:
     return np.dtype(np.float32 if bits == 8 else np.float16)
 
 
+def pack_rows(
+    codes: np.ndarray, scale: np.ndarray, bias: np.ndarray | None, bits: int
+) -> np.ndarray:
+    """Rows of bytes: codes (rows, dim), scale (rows,), and bias (rows,) or None.
+
+    Returns
+    -------
+    ndarray of uint8, shape (rows, row_bytes(dim, bits, bias is None))
+    """
+    kind = parameter_type(bits)
+    own = [scale] if bias is None else [scale, bias]
+    tail = np.stack(own, axis=1).astype(kind)  # (rows, 1 or 2)
+    return np.concatenate([pack_codes(codes, bits), tail.view(np.uint8)], axis=1)
+
+
 class RowwiseLayout(Layout):
     """Rows of integer codes; a code q of row i stands for scale_i * q + bias_i.
 
+    Of centred rows it stands for scale_i * (q - c) with c half the largest code.
+
     Parameters
     ----------
-    rows : ndarray of uint8, shape (num_embeddings, row_bytes(dim, bits))
-        PyTorch's packed rows; without their scale and bias, and so only
-        ``code_bytes(dim, bits)`` wide, where there are `parameters`.
+    rows : ndarray of uint8, shape (num_embeddings, row_bytes(dim, bits, centred))
+        PyTorch's packed rows, or centred ones, as their width tells; without scale
+        and bias, and so only ``code_bytes(dim, bits)`` wide, where there are
+        `parameters`.
     embedding_dim : int
     bits : {8, 4, 2}
-    parameters : ndarray of float32, shape (groups, 2), optional
-        Scale and bias of each group of rows.
+    parameters : ndarray of float32, shape (groups, 2) or (groups, 1), optional
+        Scale and bias of each group of rows; the scale alone of centred ones.
     starts : ndarray of int64, shape (groups,), optional
         First row of each group, rising from 0; left out for a single group.
 
@@ -92,20 +121,20 @@ class RowwiseLayout(Layout):
 
     @classmethod
     def from_codes(
-        cls, codes: np.ndarray, scale: np.ndarray, bias: np.ndarray, bits: int
+        cls, codes: np.ndarray, scale: np.ndarray, bias: np.ndarray | None, bits: int
     ) -> RowwiseLayout:
-        """Pack codes (rows, dim), scale (rows,) and bias (rows,) into rows."""
-        kind = parameter_type(bits)
-        tail = np.stack([scale, bias], axis=1).astype(kind)  # (rows, 2)
-        rows = np.concatenate([pack_codes(codes, bits), tail.view(np.uint8)], axis=1)
-        return cls(rows, codes.shape[1], bits)
+        """Pack codes (rows, dim), scale (rows,) and bias (rows,) into rows.
+
+        Without a bias the rows are centred.
+        """
+        return cls(pack_rows(codes, scale, bias, bits), codes.shape[1], bits)
 
     @classmethod
     def from_groups(
         cls,
         codes: np.ndarray,
         scale: np.ndarray,
-        bias: np.ndarray,
+        bias: np.ndarray | None,
         bits: int,
         starts: np.ndarray | None = None,
     ) -> RowwiseLayout:
@@ -115,26 +144,28 @@ class RowwiseLayout(Layout):
         ----------
         codes : ndarray of uint8, shape (rows, dim)
         scale, bias : ndarray of float32, shape (groups,)
+            Without a bias the rows are centred.
         bits : {8, 4, 2}
         starts : ndarray of int64, shape (groups,), optional
         """
         parameter_type(bits)
-        parameters = np.stack([scale, bias], axis=1).astype(np.float32)
+        own = [scale] if bias is None else [scale, bias]
+        parameters = np.stack(own, axis=1).astype(np.float32)
         rows = pack_codes(codes, bits)
         return cls(rows, codes.shape[1], bits, parameters, starts)
 
-    def validate(self) -> None:
+    def check_arrays(self) -> None:
         """Raise ValueError if the packed rows have another shape or type."""
         parameter_type(self.bits)
-        shared = self.parameters is not None
-        width = (code_bytes if shared else row_bytes)(self.embedding_dim, self.bits)
-        expected = (self.num_embeddings, width)
-        if (
-            self.rows is None
-            or self.rows.shape != expected
-            or self.rows.dtype != np.uint8
-        ):
-            raise ValueError(f"rows must be uint8 of shape {expected}")
+        shape = self.embedding_dim, self.bits
+        widths = [row_bytes(*shape), row_bytes(*shape, centred=True)]
+        if self.parameters is not None:
+            widths = [code_bytes(*shape)]
+        allowed = [(self.num_embeddings, width) for width in widths]
+        rows = self.rows
+        if rows is None or rows.shape not in allowed or rows.dtype != np.uint8:
+            shown = " or, centred, ".join(map(str, allowed))
+            raise ValueError(f"rows must be uint8 of shape {shown}")
         self._validate_groups()
 
     def _validate_groups(self) -> None:
@@ -143,8 +174,11 @@ class RowwiseLayout(Layout):
             if starts is not None:
                 raise ValueError("starts are of no use without parameters")
             return
-        if parameters.dtype != np.float32 or parameters.shape[1:] != (2,):
-            raise ValueError("parameters must be float32 of shape (groups, 2)")
+        if parameters.dtype != np.float32 or parameters.shape[1:] not in ((1,), (2,)):
+            raise ValueError(
+                "parameters must be float32 of shape (groups, 2) or, centred, "
+                "(groups, 1)"
+            )
         if starts is None:
             if len(parameters) != 1:
                 raise ValueError(f"{len(parameters)} groups of rows need their starts")
@@ -160,34 +194,73 @@ class RowwiseLayout(Layout):
                 f"{self.num_embeddings}"
             )
 
+    def bound_rows(self, held: Mapping[str, float]) -> float:
+        """The largest and the least code, scaled; the codes themselves if need be."""
+        largest, step, near = 0.0, 2**16, LARGEST_FLOAT * (1 - 2.0**-20)
+        for start in range(0, self.num_embeddings, step):
+            ids = np.arange(start, min(start + step, self.num_embeddings))
+            scale, bias = self._parameters(self.rows[ids[0] : ids[-1] + 1], ids)
+            if bias is None:  # rounded, but `near` leaves more than that
+                bias = -centre_of(self.bits) * scale
+            odd = ~np.isfinite(scale + 0 * bias)
+            if odd.any():
+                raise ValueError(
+                    f"rowwise layout: scales and biases must be finite, but those of "
+                    f"row {ids[0] + int(odd.argmax())} are NaN or infinite"
+                )
+            top = scale.astype(np.float64) * (2**self.bits - 1)
+            most = np.maximum(np.maximum(abs(top), abs(top + bias)), abs(bias))
+            large = np.broadcast_to(most > near, (len(ids), 1))[:, 0]
+            if large.any():
+                # Codes need not reach the largest.
+                with np.errstate(over="ignore", invalid="ignore"):
+                    decoded = np.abs(self.read_rows(ids[large]))
+                largest = max(largest, float(decoded.max()))
+                if not largest <= LARGEST_FLOAT:
+                    return np.inf
+                most = most[most <= near]
+            largest = max(largest, float(most.max(initial=0)))
+        return largest
+
     def _move(self, array: StoredArray) -> StoredArray:
         """An array on a GPU, rows padded to whole memory sectors."""
         from survey_code.kernels.cuda.place import place_rows
 
         return place_rows(array) if array is self.rows else super()._move(array)
 
+    @property
+    def centred(self) -> bool:
+        """Whether rows have a scale and no bias."""
+        if self.parameters is not None:
+            return self.parameters.shape[1] == 1
+        width = row_bytes(self.embedding_dim, self.bits, centred=True)
+        return self.rows.shape[1] == width
+
     def describe(self) -> Format:
         """Codes, and each row's scale and bias beside them."""
         from survey_code.kernels.cuda.formats import RowwiseFormat
 
+        shape = self.embedding_dim, self.bits
         if self.parameters is None:
-            half = self.bits < 8
-            return RowwiseFormat.of(self.rows, self.embedding_dim, self.bits, half)
+            return RowwiseFormat.of(self.rows, *shape, self.bits < 8, self.centred)
         # A fetch brings whole sectors, so that each row may as well have its group's
         # scale and bias beside it.
         xp = array_module(self.rows)
         tail = self.parameters[self._group(xp.arange(self.num_embeddings), xp)]
-        return RowwiseFormat.beside(self.rows, tail, self.embedding_dim, self.bits)
+        return RowwiseFormat.beside(self.rows, tail, *shape)
 
     def _parameters(
         self, packed: np.ndarray, ids: IdArray
-    ) -> tuple[RowArray, RowArray]:
-        """Scale and bias of packed rows, (m, 1), or (1, 1) where all share them."""
+    ) -> tuple[RowArray, RowArray | None]:
+        """Scale and bias of packed rows, (m, 1), or (1, 1) where all share them.
+
+        Centred rows have no bias.
+        """
         if self.parameters is not None:
             shared = self.parameters
             if self.starts is not None:
                 shared = shared[self._group(ids, array_module(ids))]
-            return shared[:, :1], shared[:, 1:]
+            return shared[:, :1], None if self.centred else shared[:, 1:]
         width, kind = (
             code_bytes(self.embedding_dim, self.bits),
             parameter_type(self.bits),
@@ -196,8 +269,8 @@ class RowwiseLayout(Layout):
             return split_tail(packed, width, kind)
         # A GPU reads numbers only where they are aligned, and one row is contiguous
         # wherever it begins: a copy.
-        tail = packed[:, width:].copy().view(kind)
-        return tail[:, :1].astype(np.float32), tail[:, 1:].astype(np.float32)
+        tail = packed[:, width:].copy().view(kind).astype(np.float32)
+        return tail[:, :1], None if self.centred else tail[:, 1:]
 
     def _group(self, ids: IdArray, xp: ModuleType) -> IdArray:
         """Group of each row."""
@@ -206,11 +279,16 @@ class RowwiseLayout(Layout):
         return xp.searchsorted(self.starts, ids, side="right") - 1
 
     def read_rows(self, ids: IdArray) -> RowArray:
-        """One multiplication and one addition per entry."""
+        """One multiplication and one addition per entry, the addition first where
+        rows are centred.
+        """
         packed = take(self.rows, ids)
         scale, bias = self._parameters(packed, ids)
         dim, bits = self.embedding_dim, self.bits
         if not is_cupys(packed):
             return decode_rows(packed, dim, bits, scale, bias)
         codes = unpack_codes(packed[:, : code_bytes(dim, bits)], dim, bits)
-        return codes.astype(np.float32) * scale + bias
+        numbers = codes.astype(np.float32)
+        if bias is None:
+            return (numbers - np.float32(centre_of(bits))) * scale
+        return numbers * scale + bias

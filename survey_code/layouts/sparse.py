@@ -7,6 +7,7 @@ entries can share an offset, and a row costs a quarter byte instead of four.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from survey_code.kernels.cuda.formats import Format
 
 FORMATS = ("float32", "float16")
+# Entries that are looked at together.
+CHUNK = 2**20
 OFFSET_BYTES = 4
 
 
@@ -183,22 +186,58 @@ class SparseLayout(Layout):
         >>> layout.values.tolist(), layout.columns.tolist(), layout.offsets.tolist()
         ([2.0, 3.0, 4.0], [1, 0, 2], [0, 1, 3])
         """
-        table = round_values(as_finite_table(weight), format)
+        table = as_finite_table(weight)
         rows, dim = table.shape
         height = default_block(dim) if block_rows is None else check_block(block_rows)
+        # Whole blocks at a time: their places take twice the bytes of their numbers.
+        step = height * max(CHUNK // (height * dim), 1)
+        parts = [
+            cls.from_part(table[start : start + step], format, height)
+            for start in range(0, rows, step)
+        ]
+        return cls.join(parts)
+
+    @classmethod
+    def from_part(cls, table: np.ndarray, format: str, height: int) -> SparseLayout:
+        """`from_dense` of a few float32 rows."""
+        table = round_values(table, format)
+        rows, dim = table.shape
         # Row-major order is the order of blocks, and of places within a block.
         places = np.flatnonzero(table)
         width = height * dim
         kind = column_type(width)
         counts = np.bincount(places // width, minlength=-(-rows // height))
-        ends = np.cumsum(counts)
-        if ends[-1] >= 2**32:
-            raise ValueError(f"at most 2**32 - 1 entries can be kept, got {ends[-1]:,}")
-        offsets = np.concatenate([[0], ends]).astype(np.uint32)
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32)
         values, columns = table.ravel()[places], (places % width).astype(kind)
         return cls(values, columns, offsets, rows, dim, height)
 
-    def validate(self) -> None:
+    @classmethod
+    def join(cls, parts: Sequence[SparseLayout]) -> SparseLayout:
+        """Rows of several layouts, one after another; all but the last hold whole
+        blocks.
+
+        Raises
+        ------
+        ValueError
+            If there are more entries than offsets can count.
+        """
+        last = parts[-1]
+        kept = sum(len(part.values) for part in parts)
+        if kept >= 2**32:
+            raise ValueError(f"at most 2**32 - 1 entries can be kept, got {kept:,}")
+        if len(parts) == 1:
+            return last
+        ends, before = [np.zeros(1, np.uint32)], 0
+        for part in parts:
+            ends.append(part.offsets[1:] + np.uint32(before))
+            before += len(part.values)
+        rows = sum(part.num_embeddings for part in parts)
+        values = np.concatenate([part.values for part in parts])
+        columns = np.concatenate([part.columns for part in parts])
+        shape = rows, last.embedding_dim, last.block_rows
+        return cls(values, columns, np.concatenate(ends), *shape)
+
+    def check_arrays(self) -> None:
         """Raise ValueError if values, columns and offsets contradict each other."""
         check_block(self.block_rows)
         values, columns, offsets = self.values, self.columns, self.offsets
@@ -221,15 +260,20 @@ class SparseLayout(Layout):
                 f"offsets must be {blocks + 1} numbers of uint32 that rise from 0 to "
                 f"{len(values)}"
             )
-        if not len(values):
-            return
-        xp = array_module(columns)
-        block = xp.searchsorted(offsets, xp.arange(len(values)), side="right") - 1
-        place = block * width + columns
-        if int(place[-1]) >= self.num_embeddings * self.embedding_dim or bool(
-            (place[1:] <= place[:-1]).any() | (columns >= width).any()
-        ):
-            raise ValueError("columns must rise within each block and lie in the table")
+        xp, last = array_module(columns), -1
+        for start in range(0, len(values), CHUNK):
+            some = columns[start : start + CHUNK]
+            order = xp.arange(start, start + len(some))
+            block = xp.searchsorted(offsets, order, side="right") - 1
+            place = block * width + some
+            rising = int(place[0]) > last and bool((place[1:] > place[:-1]).all())
+            last = int(place[-1])
+            if not rising or bool((some >= width).any()):
+                last = self.num_embeddings * self.embedding_dim
+            if last >= self.num_embeddings * self.embedding_dim:
+                raise ValueError(
+                    "columns must rise within each block and lie in the table"
+                )
 
     @property
     def density(self) -> float:

@@ -9,17 +9,25 @@ low-rank table.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from survey_code.layouts.layout import A, IdArray, Layout, RowArray, array_module
+from survey_code.layouts.layout import (
+    A,
+    IdArray,
+    Layout,
+    RowArray,
+    add_up,
+    array_module,
+)
 from survey_code.layouts.parts import (
     NUMBERS,
     Rows,
     as_rows,
+    part_work,
     read_all,
     read_part,
     rows_shape,
@@ -68,6 +76,9 @@ def multiply_slices(state: A, slices: A, step: int) -> A:
     product = parts @ slices.reshape(len(slices), inner, columns * right)
     return product.reshape(many, width * step * columns, right)
 
+
+# Numbers between cores that are held at once in a look-up: 16 MiB.
+READ_NUMBERS = 1 << 22
 
 # Entries that merged cores may have beyond twice the stored ones: 64 MiB.
 MERGED = 1 << 24
@@ -150,7 +161,7 @@ class TensorTrainLayout(Layout):
         self.shapes = np.asarray(shapes)
         self.validate()
 
-    def validate(self) -> None:
+    def check_arrays(self) -> None:
         """Raise ValueError if cores and dimension contradict."""
         shapes = self.shapes
         if shapes is None or shapes.dtype != np.int64 or shapes.shape[1:] != (5,):
@@ -187,6 +198,11 @@ class TensorTrainLayout(Layout):
                 )
         # Python's integers: reading them must never wait for a GPU.
         self._plan = (expected, rows, step)
+        # Numbers of one row that are held at once: a slice, and the products so far.
+        self._most = max(math.prod(shape[1:]) for shape in expected) + max(
+            math.prod(columns[: place + 1]) * right[place]
+            for place in range(len(columns))
+        )
 
     def decoded_cores(self) -> list[RowArray]:
         """The cores as numbers, each of its shape."""
@@ -194,6 +210,29 @@ class TensorTrainLayout(Layout):
             read_all(core).reshape(shape)
             for core, shape in zip(self.cores, self._plan[0])
         ]
+
+    def bound_rows(self, held: Mapping[str, float]) -> float:
+        """The products of the largest entries that slices have at each place."""
+        most: Any = np.ones(1)
+        for j, (core, shape) in enumerate(zip(self.cores, self._plan[0])):
+            _, inner, columns, right = shape
+            if isinstance(core, Layout):
+                largest = np.full(shape[1:], held[str(j)])
+            else:
+                largest = np.maximum(core.max(axis=0), -core.min(axis=0))
+            wide = largest.astype(np.float64).reshape(inner, columns * right)
+            most = add_up((most.reshape(-1, inner) @ wide) * (1 + 1e-3))
+            most = most.reshape(-1, right).max(axis=0)
+        return float(most.max())
+
+    def count_work(self) -> int:
+        """The slices, and the products of each with all columns before it."""
+        work, wide = self.embedding_dim, 1
+        for core, shape, step in zip(self.cores, self._plan[0], self._plan[2]):
+            slice_size = math.prod(shape[1:])
+            work += part_work(core) + wide * step * slice_size
+            wide *= step * shape[2]
+        return work
 
     def describe(self) -> Format | None:
         """Three cores, decoded, into which longer trains are merged."""
@@ -207,7 +246,18 @@ class TensorTrainLayout(Layout):
         return TrainFormat.of((self.num_embeddings, self.embedding_dim), cores, steps)
 
     def read_rows(self, ids: IdArray) -> RowArray:
-        """Digits, slices, products."""
+        """Digits, slices, products; few enough rows at a time."""
+        step = max(READ_NUMBERS // self._most, 1)
+        if len(ids) <= step:
+            return self._read_some(ids)
+        out: RowArray = array_module(ids).empty(
+            (len(ids), self.embedding_dim), dtype=np.float32
+        )
+        for start in range(0, len(ids), step):
+            out[start : start + step] = self._read_some(ids[start : start + step])
+        return out
+
+    def _read_some(self, ids: IdArray) -> RowArray:
         xp = array_module(ids)
         shapes, rows, steps = self._plan
         state = xp.ones((len(ids), 1, 1), dtype=np.float32)

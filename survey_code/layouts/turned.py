@@ -6,13 +6,23 @@ one makes short rows long.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from survey_code.layouts.layout import IdArray, Layout, N, RowArray, array_module
+from survey_code.kernels.cpu.pooling import count_chunk_rows
+from survey_code.layouts.layout import (
+    IdArray,
+    Layout,
+    N,
+    RowArray,
+    add_up,
+    array_module,
+    is_cupys,
+)
 from survey_code.layouts.nearest import VectorSearch, score_part
-from survey_code.layouts.parts import is_linear
+from survey_code.layouts.parts import bound_product, is_linear, part_work
 
 if TYPE_CHECKING:
     from survey_code.kernels.cuda.formats import Format
@@ -48,7 +58,7 @@ class TurnedLayout(VectorSearch):
         super().__init__(part.num_embeddings, self.matrix.shape[1])
         self.validate()
 
-    def validate(self) -> None:
+    def check_arrays(self) -> None:
         """Raise ValueError if the matrix does not fit the rows."""
         part, matrix = self.part, self.matrix
         if not isinstance(part, Layout) or part.num_embeddings != self.num_embeddings:
@@ -57,6 +67,14 @@ class TurnedLayout(VectorSearch):
         if matrix is None or matrix.dtype != np.float32 or matrix.shape != shape:
             raise ValueError(f"matrix must be float32 of shape {shape}")
         self.open_ids = part.open_ids
+
+    def bound_rows(self, held: Mapping[str, float]) -> float:
+        """The part's largest number, turned."""
+        return float(add_up(held["part"] * bound_product(self.matrix)))
+
+    def count_work(self) -> int:
+        """The part's row, and the product."""
+        return part_work(self.part) + self.matrix.size
 
     def turn(self, rows: RowArray) -> RowArray:
         """Rows (m, width) -> (m, embedding_dim)."""
@@ -77,7 +95,17 @@ class TurnedLayout(VectorSearch):
         """
         if not is_linear(mode, weights):
             return super().read_bags(ids, starts, weights, mode)
-        return self.turn(self.part.read_bags(ids, starts, weights, mode))
+        if is_cupys(ids):
+            return self.turn(self.part.read_bags(ids, starts, weights, mode))
+        pooled = np.empty((len(starts) - 1, self.embedding_dim), dtype=np.float32)
+        step = count_chunk_rows(max(self.matrix.shape))
+        for first in range(0, len(pooled), step):
+            borders = starts[first : first + step + 1]
+            some = slice(int(borders[0]), int(borders[-1]))
+            factors = None if weights is None else weights[some]
+            part = self.part.read_bags(ids[some], borders - borders[0], factors, mode)
+            pooled[first : first + step] = self.turn(part)
+        return pooled
 
     def read_scores(self, queries: N, first: int, stop: int) -> N:
         """The part's scores of the queries, turned back."""

@@ -136,12 +136,19 @@ def cut_to_budget(
     -------
     ndarray of int64, shape (n,)
 
+    Raises
+    ------
+    ValueError
+        If a margin is NaN.
+
     Examples
     --------
     >>> kept = cut_to_budget(np.full(100, 2), np.arange(100), 500, dim=4)
     >>> int((kept > 0).sum()), kept[-3:].tolist()
     (51, [2, 2, 2])
     """
+    if np.isnan(margins).any():
+        raise ValueError("margins hold NaN: training diverged")
     if prefix_bytes(lengths, dim) <= budget:
         return lengths
     order = largest_first(margins)

@@ -25,6 +25,10 @@ from survey_code.options import Options, found, option
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec, as_integers
 
+# The widest that is told apart, and the smallest power of a popularity: so no factor
+# of a steep law overflows, and no width is too large for 64 bits.
+MOST, FAINTEST = 2.0**62, 1e-290
+
 # -- rules -------------------------------------------------------------------
 
 
@@ -64,12 +68,18 @@ def power_law_widths(
     >>> power_law_widths([1 / 4, 1 / 400, 1 / 40000], alpha=0.5, base=16)
     array([16,  2,  1])
     """
-    popularity = np.asarray(popularity, dtype=np.float64)
-    widths = base * (popularity / popularity.max()) ** alpha
+    # What exceeds the dimension is cut later; here it must be a whole number.
+    widths = np.clip(base * raise_shares(popularity, alpha), 1.0, MOST)
     if power_of_two:
-        widths = 2.0 ** np.rint(np.log2(np.maximum(widths, 1.0)))
-    # Whole numbers that 64 bits hold; what exceeds the dimension is cut later.
-    return np.clip(np.rint(widths), 1, 2.0**62).astype(np.int64)
+        widths = 2.0 ** np.rint(np.log2(widths))
+    return np.rint(widths).astype(np.int64)
+
+
+def raise_shares(popularity: ArrayLike, alpha: float) -> np.ndarray:
+    """Popularities over the largest, to the power of alpha; at least `FAINTEST`."""
+    popularity = np.asarray(popularity, dtype=np.float64)
+    powers: np.ndarray = (popularity / popularity.max()) ** alpha
+    return np.maximum(powers, FAINTEST)
 
 
 # Factor and exponent of two rules of thumb, and how they round.
@@ -113,7 +123,7 @@ def thumb_widths(
         (usual if factor is None else factor)
         * np.asarray(rows, dtype=np.float64) ** exponent
     )
-    most = 600 if rule == "fastai" else np.inf
+    most = 600 if rule == "fastai" else MOST
     return np.clip(widths, 1, most).astype(np.int64)
 
 
@@ -128,6 +138,9 @@ class PowerLawOptions(Options):
         tune=(0.3, 0.6),
     )
     power_of_two: bool = option(False, "allow no widths but powers of two")
+    fill: bool = option(
+        False, "widen groups, the widest first, by what the law leaves of the budget"
+    )
     widths: list[int] = found("width of each group")
 
 
@@ -141,21 +154,23 @@ def plan_law(
 ) -> list[int]:
     """The widest groups of a power law that fit into a budget; see `plan_widths`.
 
-    With an exponent, the law's factor falls.  Without one, first the exponent rises
-    from 0 to 1, the most popular group keeping the full width; then this width falls.
+    With an exponent, the law's factor falls, in equal proportions: the factors of a
+    steep law lie many powers of ten apart.  Without one, first the exponent rises from
+    0 to 1, the most popular group keeping the full width; then this width falls.
     """
     dim = spec.embedding_dim
     # From here on down, the rarest group falls short of the full width too.
-    widest = dim * (popularity.max() / popularity.min()) ** (law.alpha or 0.0)
+    widest = dim / raise_shares(popularity, law.alpha or 0.0).min()
 
     def path(t: float) -> np.ndarray:
         if law.alpha is not None:
-            exponent, base = law.alpha, widest * (1 - t)
+            exponent, base = law.alpha, widest * (2 * widest) ** -t
         else:
             exponent, base = min(2 * t, 1.0), dim * min(2 - 2 * t, 1.0)
         return power_law_widths(popularity, exponent, base, law.power_of_two)
 
-    return plan_widths(spec, ratio, rows, popularity, path, law.power_of_two, ranges)
+    order = popularity if law.fill else None
+    return plan_widths(spec, ratio, rows, path, order, law.power_of_two, ranges)
 
 
 # -- a width per field -------------------------------------------------------
@@ -167,7 +182,9 @@ class MDEFields(FieldDimensions, Trained[PowerLawOptions]):
     Notes
     -----
     Ginart et al., "Mixed Dimension Embeddings with Application to
-    Memory-Efficient Recommendation Systems" (2021).
+    Memory-Efficient Recommendation Systems" (2021).  The law's factor is as large as
+    the budget allows.  What rounding leaves of the budget is not spent: filled up with
+    it, widths would no longer be those of the law, but more alike (`fill`).
     """
 
     def __init__(
@@ -186,6 +203,9 @@ class RuleOfThumbOptions(Options):
     """Options of `RuleOfThumb`."""
 
     rule: str = option("root4", "the rule", choices=tuple(THUMB_RULES))
+    fill: bool = option(
+        False, "widen fields, the widest first, by what the rule leaves of the budget"
+    )
     widths: list[int] = found("width of each field")
 
 
@@ -211,7 +231,8 @@ class RuleOfThumb(FieldDimensions, Trained[RuleOfThumbOptions]):
         def path(t: float) -> np.ndarray:
             return thumb_widths(rows, options.rule, dim * (1 - t))
 
-        return {"widths": plan_widths(spec, ratio, rows, rows, path)}
+        order = rows if options.fill else None
+        return {"widths": plan_widths(spec, ratio, rows, path, order)}
 
 
 # -- a width per block of popularity -----------------------------------------

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from survey_code.layouts.grouped import grouped_bytes
+from survey_code.mixed_dimension.grouped import field_costs
 from survey_code.mixed_dimension.search import powers_up_to
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec
@@ -104,8 +105,8 @@ def plan_widths(
     spec: TableSpec,
     ratio: float,
     rows: np.ndarray,
-    rank: np.ndarray,
     path: Callable[[float], np.ndarray],
+    fill: np.ndarray | None = None,
     power_of_two: bool = False,
     ranges: bool = True,
 ) -> list[int]:
@@ -116,10 +117,11 @@ def plan_widths(
     spec : TableSpec
     ratio : float
     rows : ndarray of int, shape (groups,)
-    rank : ndarray of numbers, shape (groups,)
-        The larger, the wider the group.
     path : callable
         The rule: widths at each point from 0 to 1, nowhere rising.
+    fill : ndarray of numbers, shape (groups,), optional
+        The larger, the wider the group: groups are then widened past the rule, by what
+        it leaves of the budget (`fill_budget`).
     power_of_two : bool, default False
         Whether there may be no other widths.
     ranges : bool, default True
@@ -145,6 +147,53 @@ def plan_widths(
 
     budget = spec.require(ratio, smallest=cost(point(1.0)))
     widths = point(bisect_path(lambda t: cost(point(t)), budget))
-    steps = powers_up_to(dim) if power_of_two else range(1, dim + 1)
-    widths = fill_budget(widths, largest_first(rank), cost, budget, steps)
+    if fill is not None:
+        steps = powers_up_to(dim) if power_of_two else range(1, dim + 1)
+        widths = fill_budget(widths, largest_first(fill), cost, budget, steps)
     return [int(width) for width in settle_widths(widths, rows, dim)]
+
+
+# Of the width that all fields could have alike, what a search leaves each field.
+FLOOR = 0.5
+
+
+def floor_within(
+    spec: TableSpec, share: float, budget: int, widths: Sequence[int] | None = None
+) -> int:
+    """The least width of a field in a search: a share of what all could have alike.
+
+    Without it a search by field may leave the items of a ranking one column: their
+    vectors are multiples of one another, and every user gets one of two rankings.
+
+    Parameters
+    ----------
+    spec : TableSpec
+    share : float
+        0 to 1: from none to what all fields could have alike; `FLOOR` by default.
+    budget : int
+        In bytes.
+    widths : sequence of int, optional
+        Widths that there may be, rising; by default all from 0 to the dimension.
+
+    Returns
+    -------
+    int
+        One of the widths, rounded up where the budget pays for it in all fields; the
+        smallest of them where it pays for none.
+
+    Examples
+    --------
+    >>> spec = TableSpec(1000, 64, [0, 600, 1000], [0] * 1000)
+    >>> [floor_within(spec, share, spec.budget(8)) for share in (0, 0.5, 1)]
+    [0, 4, 7]
+    >>> floor_within(spec, 0.5, spec.budget(8), powers_up_to(64))
+    4
+    """
+    dim = spec.embedding_dim
+    allowed = np.asarray(range(dim + 1) if widths is None else widths)
+    fits = field_costs(spec, tuple(range(dim + 1))).sum(axis=0) <= budget
+    fits[0] = True  # fields without a width are dropped, if the budget says so
+    reached = allowed[fits[allowed]]
+    enough = reached[reached >= share * np.flatnonzero(fits).max()]
+    chosen = enough[:1] if len(enough) else reached[-1:]
+    return int(chosen[0] if len(chosen) else allowed[0])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from survey_code.data import list_arrays, load
+from survey_code.data import ClickRows, list_arrays, load
 from survey_code.data.synthetic import (
     PRESETS,
     InteractionSettings,
@@ -69,14 +69,15 @@ def stream():
 
 
 def test_sizes_are_the_presets(small):
-    sizes = PRESETS["small"].field_sizes
+    sizes = (6000, 4000, 1500, 500, 100, 30, 10, 4)
     assert np.diff(small.field_starts).tolist() == list(sizes)
     assert small.num_embeddings == sum(sizes) and len(small.field_names) == len(sizes)
     parts = (small.train, small.valid, small.test)
-    assert tuple(map(len, parts)) == PRESETS["small"].rows
+    assert tuple(map(len, parts)) == (200_000, 40_000, 40_000)
     for part in parts:
         assert part.ids.dtype == np.int64 and part.labels.dtype == np.float32
         assert set(np.unique(part.labels)) == {0.0, 1.0}
+        assert part.ids.shape == (len(part), 8) and part.labels.shape == (len(part),)
 
 
 def test_the_large_preset_is_large():
@@ -92,6 +93,28 @@ def test_the_large_preset_is_large():
     assert (counts == 0).mean() > 0.9
 
 
+@pytest.mark.parametrize(
+    ("ids", "labels", "said"),
+    [
+        (np.zeros((3, 2)), np.zeros(3), "ids must be an array of numbers"),
+        ([[1, 2]], np.zeros(1), "ids must be an array of numbers"),
+        (np.zeros((3, 2), int), np.ma.zeros(3), "labels must be an array of numbers"),
+        (np.zeros((3, 2), int), np.zeros((3, 1)), r"labels \(rows,\), got \(3, 2\)"),
+        (np.zeros((3, 2), int), np.zeros(2), "got .3, 2. and .2,."),
+        (np.zeros(3, int), np.zeros(3), "ids must have shape"),
+        (np.zeros((2, 2), int), np.array([-1, 1]), "labels must be 0 or 1, got -1"),
+        (
+            np.zeros((2, 2), int),
+            np.array([np.nan, 1]),
+            "labels must be 0 or 1, got nan",
+        ),
+    ],
+)
+def test_rows_of_the_wrong_shape_or_labels_are_none(ids, labels, said):
+    with pytest.raises(ValueError, match=said):
+        ClickRows(ids, labels)
+
+
 def test_ids_stay_within_their_field(small, stream):
     for data, parts in ((small, (small.train, small.test)), (stream, stream.windows)):
         for part in parts:
@@ -102,8 +125,9 @@ def test_ids_stay_within_their_field(small, stream):
 def test_a_spec_counts_training_rows_only(small):
     spec = small.spec(8)
     assert spec.train_counts.sum() == small.train.ids.size
-    wanted = (small.train.ids == 17).sum()
-    assert spec.train_counts[17] == wanted
+    ids, counts = np.unique(small.train.ids, return_counts=True)
+    np.testing.assert_array_equal(np.flatnonzero(spec.train_counts), ids)
+    np.testing.assert_array_equal(spec.train_counts[ids], counts)
 
 
 def test_loaded_by_name_it_is_the_same_and_cannot_be_changed(small):
@@ -340,7 +364,9 @@ def test_windows_become_train_valid_and_test(stream):
     np.testing.assert_array_equal(data.test.labels[-30_000:], stream.windows[9].labels)
 
 
-@pytest.mark.parametrize(("train", "valid"), [(0, 1), (1, 0), (9, 1), (5, 9), (-1, 1)])
+@pytest.mark.parametrize(
+    ("train", "valid"), [(0, 1), (1, 0), (9, 1), (5, 9), (-1, 1), (5.0, 1), (5, True)]
+)
 def test_windows_must_leave_a_test(stream, train, valid):
     with pytest.raises(ValueError, match=f"train={train} and valid={valid} windows"):
         stream.as_clicks(train, valid)
@@ -441,10 +467,21 @@ def test_interactions_are_the_same_for_a_seed_and_differ_between_seeds():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"num_users": 0}, "num_users must be from 1 to 100000, got 0"),
-        ({"per_user": (5, 2000)}, "most items per user must be from 5 to 1000"),
-        ({"held_out": 0.6}, "held_out must be from 0 to 0.5, got 0.6"),
+        ({"num_users": 0}, "num_users must be an integer from 1 to 100000, got 0"),
+        (
+            {"per_user": (5, 2000)},
+            "most items per user must be an integer from 5 to 1000",
+        ),
+        ({"held_out": 0.6}, "held_out must be a number from 0 to 0.5, got 0.6"),
         ({"users": 3}, "unknown setting 'users'"),
+        ({"num_items": 30.0}, "num_items must be an integer from 1"),
+        ({"factors": True}, "factors must be an integer from 1"),
+        ({"exponent": "0.5"}, "exponent must be a number from 0 to 10, got '0.5'"),
+        ({"exponent": float("nan")}, "exponent must be a number from 0 to 10, got nan"),
+        ({"per_user": 30}, "per_user must be two numbers of items, got 30"),
+        ({"per_user": (3.5, 9)}, "fewest items per user must be an integer"),
+        ({"seed": -1}, "seed must be an integer from 0 up, got -1"),
+        ({"seed": "1"}, "seed must be an integer from 0 up, got '1'"),
     ],
 )
 def test_bad_settings_of_interactions_are_value_errors(changes, message):

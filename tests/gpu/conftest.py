@@ -70,7 +70,15 @@ class FakeCupy:
         made = getattr(np, name)
         if not callable(made) or isinstance(made, type | np.ufunc):
             return made
-        return lambda *args, **kwargs: as_device(made(*args, **kwargs))
+
+        def call(*args, **kwargs):
+            if name not in ("asarray", "array") and any(
+                type(given) is np.ndarray and given.ndim for given in args
+            ):
+                raise TypeError(f"cupy.{name} takes no array of NumPy")
+            return as_device(made(*args, **kwargs))
+
+        return call
 
     def RawModule(self, code, options, name_expressions):
         (expression,) = name_expressions

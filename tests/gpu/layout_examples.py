@@ -11,6 +11,7 @@ from survey_code.layouts import (
     PackedLayout,
     RaggedLayout,
     RoutedLayout,
+    RowwiseLayout,
     SparseLayout,
     TensorTrainLayout,
     TurnedLayout,
@@ -36,6 +37,7 @@ from survey_code.weight_sharing.vector_quantization import CCE, MGQE, LightRec
 
 ROWS = 1000
 SPEC = TableSpec.of_shape(ROWS, 12)
+KNOWN = TableSpec.of_table(ROWS, 12, np.arange(ROWS))  # how often ids occur
 FIELDS = TableSpec(ROWS, 11, np.array([0, 1, 400, ROWS]), np.zeros(ROWS, np.int64))
 WEIGHT = np.random.default_rng(0).normal(size=(ROWS, 12)).astype(np.float32)
 
@@ -68,6 +70,17 @@ def pack_integers(dim, bits):
     return PackedLayout.from_integers(drawn, bits)
 
 
+def centre_rows(dim, bits, shared=False):
+    """Random codes with a scale and no bias."""
+    rng = np.random.default_rng(dim)
+    codes = rng.integers(2**bits, size=(ROWS, dim)).astype(np.uint8)
+    if shared:
+        scale = np.array([0.3], dtype=np.float32)
+        return RowwiseLayout.from_groups(codes, scale, None, bits)
+    scale = rng.normal(size=ROWS).astype(np.float32)
+    return RowwiseLayout.from_codes(codes, scale, None, bits)
+
+
 def round_rows(part, bits):
     """An array's rows in few bits."""
     return compress(part.reshape(len(part), -1), "rowwise", bits=bits)
@@ -94,6 +107,12 @@ EXAMPLES = {
     "4 bits, odd": lambda: compress(WEIGHT[:, :11], "rowwise", bits=4),
     "2 bits, odd": lambda: compress(WEIGHT[:, :11], "rowwise", bits=2),
     "8 bits, per table": lambda: compress(WEIGHT, "rowwise", per="table"),
+    "8 bits, centred": lambda: centre_rows(12, 8),
+    "8 bits, centred, odd": lambda: centre_rows(11, 8),
+    "4 bits, centred": lambda: centre_rows(12, 4),
+    "4 bits, centred, odd": lambda: centre_rows(9, 4),
+    "2 bits, centred, odd": lambda: centre_rows(11, 2),
+    "4 bits, centred, per table": lambda: centre_rows(11, 4, shared=True),
     "4 bits, per field": lambda: LSQ.make(FIELDS, bits=4, per="field").freeze(),
     "tiered": lambda: MixedPrecisionCache.make(SPEC, slots=64, bits=4).freeze(),
     "binary": lambda: compress(WEIGHT, "bccf"),
@@ -115,7 +134,9 @@ EXAMPLES = {
     "tensor train": lambda: TTRec.make(SPEC, rank=4).freeze(),
     "tensor train, four cores": lambda: long_train(steps=1),
     "semi-tensor train, five cores": lambda: long_train(steps=2),
-    "tensor train, cached": lambda: compress(WEIGHT, "tt_rec", rank=4, slots=50),
+    "tensor train, cached": lambda: compress(
+        WEIGHT, "tt_rec", counts=np.arange(ROWS), rank=4, slots=50
+    ),
     "anchors": lambda: ANT.make(SPEC, anchors=9, entries=2000).freeze(),
     "codes": lambda: compress(WEIGHT, "pq", books=4, bits=5),
     "codes, half": lambda: compress(WEIGHT, "pq", books=6, bits=3, half=True),
@@ -153,7 +174,7 @@ EXAMPLES = {
     "path": lambda: QuotientRemainder.make(SPEC, modulus=30, combine="path").freeze(),
     "one table": lambda: BloomEmbeddings.make(SPEC, rows=40).freeze(),
     "six hashes": lambda: BloomEmbeddings.make(SPEC, rows=40, hashes=6).freeze(),
-    "own rows": lambda: DoubleHashing.make(SPEC, rows=40, frequent=60).freeze(),
+    "own rows": lambda: DoubleHashing.make(KNOWN, rows=40, frequent=60).freeze(),
     "weights": lambda: HashEmbeddings.make(SPEC, rows=40, entries=300).freeze(),
     "weight and bias": lambda: MEmCom.make(SPEC, rows=40, bias=True).freeze(),
     "flat": lambda: ROBE.make(SPEC, size=300, signed=True).freeze(),
@@ -171,7 +192,7 @@ EXAMPLES = {
     "grouped, one group with numbers": lambda: FieldDimensions(
         FIELDS, widths=[0, 3, 0]
     ).freeze(),
-    "own rows, all": lambda: DoubleHashing.make(SPEC, rows=40, frequent=ROWS).freeze(),
+    "own rows, all": lambda: DoubleHashing.make(KNOWN, rows=40, frequent=ROWS).freeze(),
     "own rows, none": lambda: DoubleHashing.make(SPEC, rows=40, frequent=0).freeze(),
     "packed": lambda: pack_integers(12, 5),
     "packed, 16 bits, odd": lambda: pack_integers(11, 16),

@@ -80,16 +80,16 @@ def ragged(rng, rows, dim, depth):
 
 def flat(rng, rows, dim, depth):
     values = rng.normal(size=dim + 40).astype(np.float32)
-    pair, signs = (draw_multipliers(rng, 1)[0].astype(np.int64) for _ in range(2))
+    numbers, signs = draw_multipliers(rng, 2)
     length = int(rng.integers(1, dim + 1))
-    return FlatLayout(values, pair, rows, dim, length, signs)
+    return FlatLayout(values, numbers, rows, dim, length, signs)
 
 
 def generator(rng, rows, dim, depth):
     sizes = {"codes": 4, "width": 3, "layers": 1}
     values = rng.normal(size=count_weights(dim=dim, **sizes)).astype(np.float32)
-    pair = draw_multipliers(rng, 1)[0].astype(np.int64)
-    return GeneratorLayout(values, pair, rows, dim, **sizes)
+    numbers = draw_multipliers(rng, 1)[0]
+    return GeneratorLayout(values, numbers, rows, dim, **sizes)
 
 
 def hashed(rng, rows, dim, depth):
@@ -109,7 +109,7 @@ def hashed(rng, rows, dim, depth):
         optional["weights"] = part(rng, rows, columns, depth - 1)
     signs = None
     if rng.random() < 0.5 and combine != "path":
-        signs = draw_multipliers(rng, 1)[0].astype(np.int64)
+        signs = draw_multipliers(rng, 1)[0]
     values = part(rng, kept, width, depth - 1)
     return HashedLayout(values, index, rows, dim, combine, signs, **optional)
 

@@ -54,6 +54,45 @@ def test_weighted_bags_are_numpys(pair, fake_cupy):
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("name", ["float16", "codes, turned", "weights", "generator"])
+def test_bags_with_padding_and_a_last_offset_are_numpys(fake_cupy, name, mode):
+    layout = EXAMPLES[name]()
+    twin = layout.to_gpu()
+    ids = IDS.copy()
+    ids[[0, 3, 5, 41, 59]] = 7
+    ids[6:30] = 7
+    weights = None
+    if mode == "sum":
+        weights = np.random.default_rng(2).normal(size=60).astype(np.float32)
+    borders = np.append(OFFSETS[:-1], 50)
+    for offsets, last in ((OFFSETS, False), (borders, True), (borders[-1:] * 0, True)):
+        for padding in (None, 7, 7 - 1000):
+            how = (mode, padding, last)
+            wanted = layout.bag(ids, offsets, weights, *how)
+            for check in (True, False):
+                found = twin.bag(
+                    fake_cupy.asarray(ids),
+                    fake_cupy.asarray(offsets),
+                    None if weights is None else fake_cupy.asarray(weights),
+                    *how,
+                    check,
+                )
+                np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    even = ids.reshape(6, 10)
+    found = twin.bag(fake_cupy.asarray(even), mode=mode, padding_idx=7)
+    wanted = layout.bag(even, mode=mode, padding_idx=7)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_bad_offsets_are_reported_where_padding_hides_them(fake_cupy):
+    twin = EXAMPLES["float32"]().to_gpu()
+    ids = fake_cupy.asarray(np.full(9, 3))
+    for offsets in ([0, 9, 4], [1, 2], [0, 10]):
+        with pytest.raises(ValueError, match="offsets must start at 0"):
+            twin.bag(ids, fake_cupy.asarray(np.array(offsets)), padding_idx=3)
+
+
 def test_what_comes_back_is_what_was_moved(pair):
     layout, twin = pair
     back = twin.to_cpu()

@@ -121,24 +121,24 @@ def test_blocks_are_gathered_and_scattered_as_by_autograd(
 
 def test_no_rows_have_no_gradient(cupy):
     ids, none = cupy.zeros(0, dtype=np.int64), cupy.zeros((0, 4), dtype=np.float32)
-    assert gather_blocks(ids, cupy.ones(9, dtype=np.float32), 4, 2, (1, 1)).size == 0
+    assert gather_blocks(ids, cupy.ones(9, dtype=np.float32), 4, 2, (1, 1, 1)).size == 0
     np.testing.assert_array_equal(
-        scatter_blocks(ids, none, 9, 2, (1, 1)).get(), np.zeros(9)
+        scatter_blocks(ids, none, 9, 2, (1, 1, 1)).get(), np.zeros(9)
     )
 
 
 def test_blocks_of_the_wrong_shape_are_value_errors(cupy):
     ids, rows = cupy.arange(3), cupy.zeros((3, 4), dtype=np.float32)
     with pytest.raises(ValueError, match="a row for each of 3 ids"):
-        scatter_blocks(ids, rows[:2], 9, 2, (1, 1))
+        scatter_blocks(ids, rows[:2], 9, 2, (1, 1, 1))
     with pytest.raises(ValueError, match="a block of 4 does not fit into 3 values"):
-        scatter_blocks(ids, rows, 3, 5, (1, 1))
+        scatter_blocks(ids, rows, 3, 5, (1, 1, 1))
     with pytest.raises(ValueError, match="numbers float32 or float64"):
-        scatter_blocks(ids, rows.astype(np.float16), 9, 2, (1, 1))
+        scatter_blocks(ids, rows.astype(np.float16), 9, 2, (1, 1, 1))
     with pytest.raises(ValueError, match="ids must be int32 or int64"):
-        scatter_blocks(ids.astype(np.uint8), rows, 9, 2, (1, 1))
+        scatter_blocks(ids.astype(np.uint8), rows, 9, 2, (1, 1, 1))
     with pytest.raises(ValueError, match="values must have one axis"):
-        gather_blocks(ids, rows, 4, 2, (1, 1))
+        gather_blocks(ids, rows, 4, 2, (1, 1, 1))
 
 
 def gradient_of(table, read, ids, upstream):

@@ -282,6 +282,9 @@ def test_decoded_rows_have_the_digits_of_product_and_sum(
     one = np.full((1, 1), 0.3, dtype=np.float32), np.full((1, 1), -7, np.float32)
     wanted = codes.astype(np.float32) * one[0] + one[1]
     assert_same_bits(decode_rows(packed, dim, bits, *one), wanted)
+    for own in (scale, one[0]):  # centred
+        wanted = (codes - np.float32((2**bits - 1) / 2)) * own
+        assert_same_bits(decode_rows(packed, dim, bits, own, None), wanted)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float16])
@@ -293,6 +296,10 @@ def test_scale_and_bias_stand_behind_the_codes(width, kind):
     scale, bias = split_tail(packed, width, kind)
     assert_same_bits(scale, tail[:, :1].astype(np.float32))
     assert_same_bits(bias, tail[:, 1:].astype(np.float32))
+    packed = packed[:, : -tail.itemsize].copy()
+    scale, bias = split_tail(packed, width, kind)
+    assert_same_bits(scale, tail[:, :1].astype(np.float32))
+    assert bias is None
 
 
 @pytest.mark.parametrize("bits", range(1, MOST_BITS + 1))

@@ -47,7 +47,9 @@ def hashed(dim=6, **options):
 
 
 def shared(kind, dim=6, **options):
-    return kind.make(TableSpec.of_shape(ROWS, dim), seed=3, **options).freeze()
+    counts = np.arange(ROWS)[::-1].copy()
+    spec = TableSpec(ROWS, dim, np.array([0, ROWS]), counts)
+    return kind.make(spec, seed=3, **options).freeze()
 
 
 def binary(dim, **options):
@@ -59,6 +61,15 @@ def draw_groups(dim, bits, starts):
     codes = rng.integers(2**bits, size=(ROWS, dim)).astype(np.uint8)
     scale, bias = rng.normal(size=(2, len(starts))).astype(np.float32)
     return RowwiseLayout.from_groups(codes, scale, bias, bits, np.array(starts))
+
+
+def draw_centred(dim, bits, starts=None):
+    rng = np.random.default_rng(dim)
+    codes = rng.integers(2**bits, size=(ROWS, dim)).astype(np.uint8)
+    scale = rng.normal(size=len(starts or codes)).astype(np.float32)
+    if starts is None:
+        return RowwiseLayout.from_codes(codes, scale, None, bits)
+    return RowwiseLayout.from_groups(codes, scale, None, bits, np.array(starts))
 
 
 def tiered(dim, format="float32", **tiers):
@@ -131,6 +142,9 @@ EXAMPLES = {
     "rowwise-4-odd": lambda: compress(draw_table(5), "rowwise", bits=4),
     "rowwise-2-odd": lambda: compress(draw_table(7), "rowwise", bits=2),
     "rowwise-per-table": lambda: compress(draw_table(5), "rowwise", per="table"),
+    "rowwise-centred": lambda: draw_centred(5, bits=8),
+    "rowwise-centred-4-odd": lambda: draw_centred(7, bits=4),
+    "rowwise-centred-groups": lambda: draw_centred(5, bits=2, starts=[0, 3, 10]),
     "rowwise-groups": lambda: draw_groups(5, bits=4, starts=[0, 3, 10]),
     "tiered": lambda: tiered(5, values=[2, 9], rows8=[0, 3, 10], rows4="rest"),
     "tiered-two": lambda: tiered(4, values=[0], rows2="rest"),

@@ -260,6 +260,55 @@ def test_bad_queries_are_clear_errors():
             layout.scores([0], source=other)
 
 
+@pytest.mark.parametrize("size", [1e-25, 1.0, 1e25], ids=repr)
+def test_a_tables_scale_does_not_change_the_ranking(size):
+    """Products of such scales are 0, or infinite, in float32."""
+    scale = np.full((1, 1), size, np.float32)
+    found = BinaryLayout.from_signs(normal(60, 24), scale).topk(np.arange(9), 20)
+    plain = BinaryLayout.from_signs(normal(60, 24)).topk(np.arange(9), 20)
+    np.testing.assert_array_equal(found, plain)
+
+
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_of_equal_distances_the_lower_ids_come_first(scale):
+    rows = np.tile([[1.0, -1.0, 1.0], [1.0, 1.0, 1.0]], (40, 1))
+    scales = None if scale is None else np.full((1, 1), scale, np.float32)
+    layout = BinaryLayout.from_signs(rows, scales)
+    found = layout.topk([0, 1], 50, candidates=(7, 80))
+    for query, best in enumerate(found):
+        ids = np.arange(7, 80)
+        same = ids[ids % 2 == query]
+        wanted = np.concatenate([same, ids[ids % 2 != query]])[:50]
+        np.testing.assert_array_equal(best, wanted)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_searching_with_other_codes_is_one_clear_error(scaled):
+    scales = np.ones((4, 1), np.float32) if scaled else None
+    other = BinaryLayout.from_signs(normal(4, 32), scales)
+    for call in (
+        lambda: BinaryLayout.from_signs(normal(9, 24)).topk([0], 2, source=other),
+        lambda: BinaryLayout.from_signs(normal(9, 24)).scores([0], source=other),
+    ):
+        with pytest.raises(ValueError, match="queries have 32 bits"):
+            call()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_the_sign_of_what_is_no_number_is_refused(wrong, kind):
+    table = normal(20, 9).astype(kind)
+    table[13, 4] = wrong
+    for call in (pack_signs, BinaryLayout.from_signs):
+        with pytest.raises(ValueError, match=r"must be finite .* row 13"):
+            call(table)
+
+
+def test_truth_values_are_the_bits():
+    table = normal(50, 11)
+    np.testing.assert_array_equal(pack_signs(table >= 0), pack_signs(table))
+
+
 # -- arrays that contradict ------------------------------------------------------
 
 GOOD = pack_signs(normal(6, 10))

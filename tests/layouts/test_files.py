@@ -1,16 +1,22 @@
 """Files: the same bytes for the same table, whole or not at all, checked on load."""
 
+import errno
 import json
 import os
 import re
 import struct
+import subprocess
+import sys
+import tracemalloc
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 from safetensors.torch import save_file as save_torch_file
 
 from survey_code import load_layout
@@ -148,6 +154,231 @@ def test_saving_over_a_folder_is_an_error_without_litter(layout, tmp_path):
     with pytest.raises(OSError):
         layout.save(tmp_path / "table")
     assert [file.name for file in tmp_path.iterdir()] == ["table"]
+
+
+# -- what stands at the path -----------------------------------------------------
+
+ONES = DenseLayout(np.ones((3, 2), np.float32))
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o755])
+def test_a_file_keeps_its_mode(mode, tmp_path):
+    path = tmp_path / "table"
+    ONES.save(path)
+    path.chmod(mode)
+    DenseLayout(np.zeros((3, 2), np.float32)).save(path)
+    assert path.stat().st_mode & 0o777 == mode
+    assert not load_layout(path).lookup([1]).any()
+
+
+def test_a_private_file_is_private_while_it_is_written(tmp_path, monkeypatch):
+    path, modes = tmp_path / "table", []
+    ONES.save(path)
+    path.chmod(0o600)
+
+    def note(handle):
+        modes.append(os.fstat(handle).st_mode & 0o077)
+
+    monkeypatch.setattr(files, "flush_to_disk", note)
+    ONES.save(path)
+    assert modes[0] == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_link_stays_and_what_it_names_is_replaced(depth, tmp_path):
+    (tmp_path / "folder").mkdir()
+    path = target = tmp_path / "folder" / "table"
+    ONES.save(target)
+    for step in range(depth):
+        (tmp_path / f"link{step}").symlink_to(path)
+        path = tmp_path / f"link{step}"
+    DenseLayout(np.zeros((3, 2), np.float32)).save(path)
+    assert path.is_symlink() and not target.is_symlink()
+    assert not load_layout(target).lookup([1]).any()
+    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["table"]
+
+
+def test_a_link_to_nothing_is_filled(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "table")
+    ONES.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert load_layout(tmp_path / "table").num_embeddings == 3
+
+
+def make_socket(path):
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+def make_link_to_device(path):
+    path.symlink_to(os.devnull)
+
+
+SPECIAL = {
+    "folder": lambda path: path.mkdir(),
+    "pipe": os.mkfifo,
+    "socket": make_socket,
+    "device": make_link_to_device,
+}
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_what_is_no_file_is_neither_replaced_nor_read(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    path = Path("table")
+    SPECIAL[kind](path)
+    before = path.lstat()
+    with pytest.raises(ValueError, match=f"a {kind} stands there") as error:
+        ONES.save(path)
+    assert isinstance(error.value, OSError)
+    with pytest.raises(ValueError, match=f"a {kind}, not a file"):
+        load_layout(path)
+    assert os.path.samestat(path.lstat(), before)
+    assert [file.name for file in Path().iterdir()] == ["table"]
+
+
+def test_a_read_only_file_is_kept_also_from_root(tmp_path):
+    path = tmp_path / "table"
+    ONES.save(path)
+    path.chmod(0o444)
+    before = path.read_bytes()
+    with pytest.raises(PermissionError, match="read-only"):
+        DenseLayout(np.zeros((3, 2), np.float32)).save(path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_link_to_itself_is_an_error(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "link")
+    with pytest.raises(OSError):
+        ONES.save(tmp_path / "link")
+    with pytest.raises(OSError):
+        load_layout(tmp_path / "link")
+
+
+KILLED = """
+import os, signal
+import numpy as np
+from survey_code.layouts import DenseLayout, files
+
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+files.flush_to_disk = die
+DenseLayout(np.zeros((3, 2), np.float32)).save("table")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no SIGKILL")
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
+    ONES.save(tmp_path / "table")
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    assert done.returncode < 0 and len(list(tmp_path.glob(".survey_code-*.part"))) == 1
+    assert load_layout(tmp_path / "table").lookup([1]).all()
+    (tmp_path / ".survey_code-notes").touch()  # another's
+    ONES.save(tmp_path / "table")
+    left = {file.name for file in tmp_path.iterdir()}
+    assert left == {"table", ".survey_code-notes"}
+
+
+def test_a_part_that_is_being_written_is_left_alone(tmp_path):
+    beside, handle = files.open_part(tmp_path, 0o666)
+    ONES.save(tmp_path / "table")
+    assert beside.exists()
+    os.close(handle)
+    ONES.save(tmp_path / "table")
+    assert not beside.exists()
+
+
+def test_a_part_removed_before_it_was_locked_is_made_anew(tmp_path, monkeypatch):
+    """Between making and locking it, another process may take it for a stale one."""
+    lock, seen = files.lock_file, []
+
+    def lock_late(handle, wait):
+        if not seen:
+            seen.extend(tmp_path.glob("*.part"))
+            seen[0].unlink()
+        return lock(handle, wait)
+
+    monkeypatch.setattr(files, "lock_file", lock_late)
+    beside, handle = files.open_part(tmp_path, 0o666)
+    os.close(handle)
+    assert beside.exists() and beside not in seen
+
+
+def test_many_save_to_one_path_at_once(tmp_path):
+    def save(number):
+        for _ in range(10):
+            DenseLayout(np.full((3, 2), number, np.float32)).save(tmp_path / "table")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(save, range(1, 5)))
+    assert load_layout(tmp_path / "table").lookup([1])[0, 0] in range(1, 5)
+    assert [file.name for file in tmp_path.iterdir()] == ["table"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_flush_is_no_failure(number, tmp_path, monkeypatch):
+    def refuse(handle):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.os, "fsync", refuse)
+    ONES.save(tmp_path / "table")
+    assert load_layout(tmp_path / "table").num_embeddings == 3
+
+
+# -- memory ------------------------------------------------------------------------
+
+
+def traced_peak(work, *arguments):
+    """Bytes that a call allocates at most."""
+    tracemalloc.start()
+    work(*arguments)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_a_file_is_in_memory_once_when_read_and_not_when_written(tmp_path):
+    path = tmp_path / "table"
+    layout = DenseLayout(np.ones((2**17, 16), np.float32))
+    layout.save(tmp_path / "other")  # imports are no part of it
+    load_layout(tmp_path / "other")
+    assert traced_peak(layout.save, path) < layout.nbytes / 4
+    assert traced_peak(load_layout, path) < 1.25 * layout.nbytes
+    assert traced_peak(files.inspect_arrays, path) < layout.nbytes / 2
+    turned = DenseLayout(np.asfortranarray(layout.values))
+    assert traced_peak(turned.save, path) < layout.nbytes / 2
+    assert path.read_bytes() == (tmp_path / "other").read_bytes()
+
+
+def test_a_header_is_the_one_that_safetensors_writes(layout, tmp_path):
+    layout.save(tmp_path / "table")
+    with safetensors.safe_open(tmp_path / "table", "numpy") as file:
+        metadata = file.metadata()
+    arrays = {n: np.ascontiguousarray(a) for n, a in layout.arrays().items()}
+    assert (tmp_path / "table").read_bytes() == save(arrays, metadata)
+
+
+def test_inspecting_says_what_loading_finds(layout, tmp_path):
+    layout.save(tmp_path / "table")
+    said, arrays = files.inspect_arrays(tmp_path / "table")
+    assert said == layout.blueprint()
+    assert [(it.name, it.kind, it.shape, it.nbytes) for it in arrays] == [
+        (name, array.dtype, array.shape, array.nbytes)
+        for name, array in sorted(layout.arrays().items())
+    ]
+    whole = bytearray((tmp_path / "table").read_bytes())
+    whole[-1] ^= 1
+    (tmp_path / "table").write_bytes(whole)
+    with pytest.raises(ValueError, match="damaged"):
+        files.inspect_arrays(tmp_path / "table")
 
 
 def test_names_as_long_as_the_disk_allows(tmp_path):
@@ -291,7 +522,7 @@ def stated(layout, shape, parts=None, version=2):
 VALUES = np.ones((2, 2), np.float32)
 SHAPE = {"num_embeddings": 2, "embedding_dim": 2}
 HASHED = {**SHAPE, "combine_code": 0, "open_ids": 0, "shared": 0}
-INDEX = np.array([[3, 5, 1, 2]])
+INDEX = np.array([[3, 5, 7, 1, 2]])
 BYTES = VALUES.view(np.uint8)
 # Blueprint, arrays, and what the error says.
 IMPOSSIBLE = {
@@ -326,7 +557,7 @@ IMPOSSIBLE = {
     ),
     "truth for a number": (
         stated("flat", {**SHAPE, "block_len": True, "open_ids": 0}),
-        {"values": VALUES[0], "multipliers": np.array([3, 5])}, "description",
+        {"values": VALUES[0], "multipliers": np.array([3, 5, 7])}, "description",
     ),
     "more than 64 bits": (
         stated("hashed", {**HASHED, "num_embeddings": 2**63}),
@@ -358,7 +589,7 @@ IMPOSSIBLE = {
         "index needs a table",
     ),
     "divisor 0": (
-        stated("hashed", HASHED), {"values": VALUES, "index": INDEX * [1, 1, 0, 1]},
+        stated("hashed", HASHED), {"values": VALUES, "index": INDEX * [1, 1, 1, 0, 1]},
         "from 1 up",
     ),
     "more rows than stored": (
@@ -367,8 +598,17 @@ IMPOSSIBLE = {
     ),
     "sum of moduli wraps around": (
         stated("hashed", HASHED),
-        {"values": VALUES, "index": np.array([[3, 5, 1, 2**62]] * 4 + [[3, 5, 1, 2]])},
+        {"values": VALUES, "index": np.repeat(INDEX, 5, 0) * [1, 1, 1, 1, 2**61]},
         "values must be",
+    ),
+    "hashes without an addend": (
+        stated("hashed", HASHED), {"values": VALUES, "index": np.array([[3, 5, 1, 2]])},
+        "an addend, a divisor and a modulus",
+    ),
+    "places without an addend": (
+        stated("flat", {**SHAPE, "block_len": 1, "open_ids": 0}),
+        {"values": VALUES[0], "multipliers": np.array([3, 5])},
+        "multipliers must be two multipliers and an addend",
     ),
     "unknown combination": (
         stated("hashed", {**HASHED, "combine_code": 4}),

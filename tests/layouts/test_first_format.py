@@ -11,7 +11,12 @@ from survey_code import load_layout
 from survey_code.hashes import as_signs, mix_ids, mix_many
 from survey_code.layouts import DenseLayout
 from survey_code.layouts.files import DEEPEST
-from survey_code.layouts.first_format import REBUILT, convert_file, rebuild_first
+from survey_code.layouts.first_format import (
+    HASHES,
+    REBUILT,
+    convert_file,
+    rebuild_first,
+)
 from survey_code.layouts.generator import BUCKETS
 
 ROWS = 70  # marks of two words
@@ -61,7 +66,7 @@ def digits(index):
     """What an index table says of all ids: the digits, from 0."""
     found = []
     for first, second, divisor, modulus in index.tolist():
-        mixed = mix_ids(IDS, first, second) if first else IDS
+        mixed = mix_ids(IDS, first, second, 0) if first else IDS
         found.append(mixed // divisor % modulus)
     return found
 
@@ -175,7 +180,9 @@ def anchors():
 def flat():
     values, pair, signs = table(1, 40)[0], np.array([37, 55]), np.array([21, 9])
     rows = np.empty((ROWS, 7), np.float32)
-    drawn = zip(mix_many(IDS, pair, 3), mix_many(IDS, signs, 3))
+    drawn = zip(
+        mix_many(IDS, np.array([37, 55, 0]), 3), mix_many(IDS, np.array([21, 9, 0]), 3)
+    )
     for block, (mixed, other) in enumerate(drawn):
         for at in range(3 * block, min(3 * block + 3, 7)):
             entry = values[mixed % (40 - 3 + 1) + at - 3 * block]
@@ -187,7 +194,9 @@ def flat():
 def generator():
     first, bias, second, shift = table(4, 6), table(6, 1), table(6, 3), table(3, 1)
     pair = np.array([37, 55])
-    codes = np.stack([mixed % BUCKETS for mixed in mix_many(IDS, pair, 4)], axis=1)
+    codes = np.stack(
+        [mixed % BUCKETS for mixed in mix_many(IDS, np.array([37, 55, 0]), 4)], axis=1
+    )
     signals = (codes * (2 / (BUCKETS - 1)) - 1).astype(np.float32)
     rows = np.maximum(signals @ first + bias[:, 0], 0) @ second + shift[:, 0]
     parts = [first, bias, second, shift]
@@ -249,7 +258,7 @@ def hashed(combine, index, dim=4, **options):
     arrays = {"values": np.concatenate(tables), "index": index}
     if signs is not None:
         arrays["signs"] = np.array(signs)
-        rows = rows * as_signs(mix_ids(IDS, *signs))[:, None].astype(np.float32)
+        rows = rows * as_signs(mix_ids(IDS, *signs, 0))[:, None].astype(np.float32)
     if keys is not None:
         own = table(len(keys), dim, 8)
         rows[keys] = own
@@ -447,7 +456,13 @@ def test_rows_are_what_they_were(example, tmp_path):
             np.testing.assert_allclose(got, rows[ids], rtol=1e-5, atol=1e-6)
         else:
             np.testing.assert_array_equal(got, rows[ids])
-    bytes_before = sum(array.nbytes for array in arrays.values())
+    # Each hash had two numbers, where it has three now.
+    hashes = sum(
+        len(array) if "index" in key else 1
+        for key, array in arrays.items()
+        if key in HASHES and array.dtype == np.int64
+    )
+    bytes_before = sum(array.nbytes for array in arrays.values()) + 8 * hashes
     assert (layout.nbytes > bytes_before) == (example in LARGER)
     assert layout.open_ids == shape.get("open_ids", 0)
 
@@ -484,7 +499,8 @@ def test_ids_that_were_never_seen_are_read_as_before(tmp_path):
     layout = rebuild_first(name, shape, arrays)
     ids = np.array([ROWS, 2**31 + 13, 2**32, 2**62])
     first, second = (
-        mix_ids(ids, *pair) % modulus for *pair, _, modulus in arrays["index"].tolist()
+        mix_ids(ids, *pair, 0) % modulus
+        for *pair, _, modulus in arrays["index"].tolist()
     )
     wanted = arrays["values"][first] + arrays["values"][9 + second]
     np.testing.assert_array_equal(layout.lookup(ids), wanted)

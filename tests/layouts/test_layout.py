@@ -2,6 +2,7 @@
 
 import copy
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +13,16 @@ from torch.nn.functional import embedding_bag
 
 from survey_code import FrozenEmbedding, compress
 from survey_code.embedding import decode_layout
-from survey_code.layouts import LAYOUTS, DenseLayout, Layout
+from survey_code.layouts import (
+    LAYOUTS,
+    AddedLayout,
+    CodebookLayout,
+    DenseLayout,
+    GroupedLayout,
+    Layout,
+    RowwiseLayout,
+    rebuild,
+)
 from survey_code.layouts.layout import as_finite_table
 
 fuzz = settings(deadline=None, max_examples=150, derandomize=True, database=None)
@@ -284,6 +294,183 @@ def test_any_bags_are_torchs(examples_once, lengths, mode, weighted, seed):
         close(found, torch_bag(table, ids, offsets, mode, weights))
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float64, torch.bfloat16])
+def test_weights_of_other_types_are_those_of_float32(layout, kind):
+    numbers = np.array([0.5, -2.0, 0.25])  # that all types hold
+    weights = (
+        torch.from_numpy(numbers).to(kind) if kind == torch.bfloat16
+        else numbers.astype(kind)
+    )  # fmt: skip
+    np.testing.assert_array_equal(
+        layout.bag([1, 2, 3], [0, 2], weights),
+        layout.bag([1, 2, 3], [0, 2], numbers.astype(np.float32)),
+    )
+
+
+def test_tensors_come_out_where_tensors_go_in(layout):
+    ids = torch.tensor([1, 2, 3])
+    rows, pooled = layout.lookup(ids), layout.bag(ids, torch.tensor([0, 2]))
+    assert rows.dtype == pooled.dtype == torch.float32
+    np.testing.assert_array_equal(rows.numpy(), layout.lookup([1, 2, 3]))
+    np.testing.assert_array_equal(pooled.numpy(), layout.bag([1, 2, 3], [0, 2]))
+
+
+def test_bags_hold_no_more_than_a_few_chunks_of_rows(layout):
+    """Beside what is returned, and some integers for each id."""
+    rng = np.random.default_rng(0)
+    for lengths in ([100] * 2000, [200_000]):
+        ids = rng.integers(layout.num_embeddings, size=sum(lengths))
+        offsets = np.cumsum(lengths) - lengths
+        tracemalloc.start()
+        pooled = layout.bag(ids, offsets)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < pooled.nbytes + 3 * ids.nbytes + 2**24
+
+
+# -- numbers that cannot be --------------------------------------------------
+
+FLOAT_MOST = np.finfo(np.float32).max
+
+
+def changed(layout, name, value, place=-1):
+    """The layout anew, one number of an array changed."""
+    arrays = {key: array.copy() for key, array in layout.arrays().items()}
+    flat = arrays[name].reshape(-1)
+    flat[place] = value
+    return rebuild(layout.blueprint(), arrays)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_number_that_is_not_finite_is_named(layout, value):
+    for name, array in layout.arrays().items():
+        if array.dtype.kind == "f" and array.size:
+            for place in (0, -1):
+                with pytest.raises(ValueError, match="NaN or infinite") as error:
+                    changed(layout, name, value, place)
+                at = np.unravel_index(place % array.size, array.shape)
+                own = name.rpartition("/")[2]
+                assert f"{own}{[int(i) for i in at]}" in str(error.value)
+
+
+@pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC0, 0x7F81])
+def test_bit_patterns_of_no_finite_bfloat16_are_refused(bits):
+    values = np.full((3, 4), 0x3F80, np.uint16)
+    values[2, 1] = bits
+    with pytest.raises(ValueError, match=r"values\[2, 1\] is NaN or infinite"):
+        DenseLayout(values)
+
+
+def test_a_large_table_is_looked_at_in_chunks():
+    values = np.ones((2**15, 64), np.float32)
+    for stored in (values, np.asfortranarray(values), values[::-1]):
+        DenseLayout(stored)
+        tracemalloc.start()
+        DenseLayout(stored)
+        assert tracemalloc.get_traced_memory()[1] < 2**21
+        tracemalloc.stop()
+    for order in "CF":
+        values = np.ones((2**15, 64), np.float32, order)
+        values[20_000, 63] = np.nan
+        with pytest.raises(ValueError, match=r"values\[20000, 63\]"):
+            DenseLayout(values)
+
+
+@pytest.mark.parametrize("value", [FLOAT_MOST, -FLOAT_MOST])
+def test_the_largest_numbers_are_kept_where_rows_are_stored(value):
+    layout = DenseLayout(np.full((2, 2), value, np.float32))
+    assert layout.largest == FLOAT_MOST
+    assert (layout.lookup([0, 1]) == value).all()
+    zeros = np.zeros((2, 2), np.float32)
+    assert AddedLayout([DenseLayout(zeros), DenseLayout(zeros + 7)]).largest >= 7
+    with pytest.raises(ValueError, match="can leave float32"):
+        AddedLayout([layout, layout])
+
+
+def test_rows_of_large_numbers_are_finite_or_refused(layout):
+    """However large its numbers, a layout's rows are within its bound."""
+    ids = np.arange(layout.num_embeddings)
+    for name, array in layout.arrays().items():
+        if array.dtype.kind != "f":
+            continue
+        most = np.finfo(array.dtype).max
+        for factor in (1.0, -1.0, 0.4, 1e-3, 1e-19):
+            arrays = layout.arrays() | {name: np.full_like(array, most * factor)}
+            try:
+                made = rebuild(layout.blueprint(), arrays)
+            except ValueError as error:
+                assert "can leave float32" in str(error)
+                continue
+            with np.errstate(over="raise", invalid="raise"):
+                rows = made.lookup(ids)
+            assert np.abs(rows).max() <= made.largest <= FLOAT_MOST
+    assert np.abs(layout.lookup(ids)).max() <= layout.largest
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf, 3e38])
+def test_scales_of_rows_are_finite_and_so_are_their_products(scale):
+    codes = np.full((3, 4), 255, np.uint8)
+    scales = np.array([1, scale, 1], np.float32)
+    for bias in (0, -3e38):
+        with pytest.raises(
+            ValueError, match=r"finite, but those of row 1|leave float32"
+        ):
+            RowwiseLayout.from_codes(codes, scales, np.full(3, bias, np.float32), 8)
+    # Codes that do not reach so far are no fault.
+    if np.isfinite(scale):
+        codes[1] = 1
+        made = RowwiseLayout.from_codes(codes, scales, np.zeros(3, np.float32), 8)
+        assert np.isfinite(made.lookup([0, 1, 2])).all()
+
+
+# -- rows longer than what is stored -----------------------------------------
+
+
+def many_books(width, depth):
+    """Codewords of codewords: a row of ``width ** depth`` numbers."""
+    words = np.ones((1, 1), np.float32)
+    for level in range(1, depth + 1):
+        codes = np.zeros((1, width), np.uint8)
+        words = CodebookLayout.from_codes(
+            codes, words, np.zeros((1, width), np.int32), width**level, 1
+        )
+    return words
+
+
+def many_sums(width, depth):
+    """Sums of sums: ``width ** depth`` numbers are added for one."""
+    words = np.ones((1, 1), np.float32)
+    for _ in range(depth):
+        codes = np.zeros((1, width), np.uint8)
+        words = CodebookLayout.from_codes(
+            codes, words, np.zeros((1, width), np.int32), 1, 1, "sum"
+        )
+    return words
+
+
+def zeros_of(dim):
+    """Rows of zeros, of which nothing is stored."""
+    return GroupedLayout([np.zeros((5, 0), np.float32)], dim)
+
+
+def test_small_files_have_no_long_rows():
+    assert many_books(40, 2).lookup([0]).shape == (1, 1600)
+    assert zeros_of(65_536).lookup([4]).shape == (1, 65_536)
+    for make in (lambda: many_books(40, 4), lambda: zeros_of(65_537)):
+        with pytest.raises(ValueError, match="may have 65,536 columns"):
+            make()
+    wide = DenseLayout(np.ones((1, 70_000), np.float32))  # all of it stored
+    assert wide.lookup([0]).shape == (1, 70_000)
+
+
+def test_small_files_have_no_rows_of_much_work():
+    assert many_sums(40, 3).lookup([0]).tolist() == [[64_000]]
+    with pytest.raises(ValueError, match="may have 131,072 steps a row"):
+        many_sums(40, 4)
+    ones = DenseLayout(np.ones((1, 1), np.float32))
+    assert ones.row_work == 1
+
+
 # -- tables that cannot be ---------------------------------------------------
 
 WRONG_TABLES = {
@@ -321,7 +508,7 @@ def test_what_is_not_a_finite_table_is_a_value_error(weight):
     "weight",
     [
         [[1, 2]],
-        np.array([[1, 2]], dtype=np.uint8),
+        np.array([[1, 2]], dtype=np.int64),
         np.array([[1, 2]], dtype=">f8"),
         np.asfortranarray(np.array([[1.0, 2.0]])),
         torch.tensor([[1.0, 2.0]], dtype=torch.bfloat16),

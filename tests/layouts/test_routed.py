@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from survey_code import compress
 from survey_code.bits import mark_ids
@@ -223,3 +224,95 @@ def test_queries_that_are_no_numbers_are_value_errors():
         queries[0, 0] = wrong
         with pytest.raises(ValueError, match="finite"):
             layout.topk(queries, 3)
+
+
+# -- searches ----------------------------------------------------------------
+
+
+def searched():
+    rng = np.random.default_rng(3)
+    parts = [DenseLayout(rng.normal(size=(n, 4)).astype(np.float32)) for n in (3, 9)]
+    return RoutedLayout.from_ids(parts, [np.array([1, 5, 6])], 12)
+
+
+ONE = np.ones((1, 4), np.float32)
+WRONG_SEARCHES = {
+    "k of 0": ({"k": 0}, "k must be from 1 to 12, got 0"),
+    "k below 0": ({"k": -1}, "k must be from 1 to 12"),
+    "k beyond": ({"k": 13}, "k must be from 1 to 12"),
+    "k beyond the candidates": (
+        {"k": 3, "candidates": (4, 6)},
+        "k must be from 1 to 2",
+    ),
+    "k of truth": ({"k": True}, "k must be"),
+    "k of a fraction": ({"k": 2.0}, "k must be"),
+    "k of nothing": ({"k": None}, "k must be"),
+    "chunk of 0": ({"chunk": 0}, "chunk must be an integer from 1 up, got 0"),
+    "chunk below 0": ({"chunk": -1}, "chunk must be an integer from 1 up"),
+    "chunk of a fraction": ({"chunk": 1.5}, "chunk must be an integer"),
+    "chunk of truth": ({"chunk": True}, "chunk must be an integer"),
+    "no candidates": ({"candidates": (4, 4)}, "candidates must be a range"),
+    "candidates back": ({"candidates": (6, 4)}, "candidates must be a range"),
+    "candidates beyond": ({"candidates": (0, 13)}, "candidates must be a range"),
+    "candidates before": ({"candidates": (-1, 3)}, "candidates must be a range"),
+    "candidates of fractions": (
+        {"candidates": (0.0, 3.0)},
+        "candidates must be a range",
+    ),
+    "candidates without end": (
+        {"candidates": (0, np.inf)},
+        "candidates must be a range",
+    ),
+    "candidates of nothing": ({"candidates": (None, 3)}, "candidates must be a range"),
+    "candidates of text": ({"candidates": ("0", "3")}, "candidates must be a range"),
+    "candidates of truth": (
+        {"candidates": (False, True)},
+        "candidates must be a range",
+    ),
+    "one candidate": ({"candidates": 3}, "candidates must be a range"),
+    "three candidates": ({"candidates": (0, 1, 2)}, "candidates must be a range"),
+    "one axis": ({"queries": ONE[0]}, r"queries must be vectors of shape \(m, 4\)"),
+    "three axes": ({"queries": ONE[None]}, "queries must be vectors"),
+    "one column": ({"queries": ONE[:, :1]}, "queries must be vectors"),
+    "columns of rows": ({"queries": ONE.T}, "queries must be vectors"),
+    "integers": ({"queries": ONE.astype(int)}, "queries must be vectors"),
+    "complex": ({"queries": ONE + 0j}, "queries must be vectors"),
+    "truth values": ({"queries": ONE > 0}, "queries must be vectors"),
+    "text": ({"queries": np.array([["a"] * 4])}, "queries must be vectors"),
+    "NaN": ({"queries": ONE * np.nan}, "queries must be finite"),
+    "infinity": ({"queries": -ONE * np.inf}, "queries must be finite"),
+    "beyond float32": (
+        {"queries": ONE.astype(float) * 1e300},
+        "queries must be finite",
+    ),
+    "products beyond float32": (
+        {"queries": ONE * np.float32(3e38)},
+        "queries are too large",
+    ),
+    "masked": ({"queries": np.ma.masked_array(ONE)}, "queries must not be a masked"),
+}
+
+
+@pytest.mark.parametrize("search", WRONG_SEARCHES.values(), ids=WRONG_SEARCHES)
+def test_a_search_that_cannot_be_is_one_value_error(search):
+    arguments, words = search
+    queries = arguments.get("queries", ONE)
+    with pytest.raises(ValueError, match=words), np.errstate(all="ignore"):
+        searched().topk(**{"queries": queries, "k": 1, **arguments})
+    if not {"k", "chunk"} & set(arguments):
+        with pytest.raises(ValueError, match=words), np.errstate(all="ignore"):
+            searched().scores(queries, arguments.get("candidates"))
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64, "tensor", "gradient"])
+def test_queries_of_any_floats_find_the_same(kind):
+    layout, rng = searched(), np.random.default_rng(4)
+    queries = rng.integers(-3, 4, size=(5, 4)).astype(np.float32)
+    if isinstance(kind, str):
+        given = torch.from_numpy(queries).requires_grad_(kind == "gradient")
+    else:
+        given = queries.astype(kind)
+    wanted = layout.topk(queries, 3, candidates=(1, 11))
+    np.testing.assert_array_equal(layout.topk(given, 3, (1, 11), chunk=2), wanted)
+    assert layout.topk(queries[:0], 2).shape == (0, 2)
+    assert layout.topk(queries, np.int32(12)).shape == (5, 12)

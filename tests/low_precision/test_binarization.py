@@ -1,6 +1,8 @@
 """Binarisation: what one bit per weight must obey, and that each method learns."""
 
+import dataclasses
 import math
+import tracemalloc
 from functools import cache
 
 import numpy as np
@@ -13,19 +15,21 @@ from torch.nn.functional import softplus
 import survey_code
 from survey_code import TableSpec, compress
 from survey_code.catalog import get_method
+from survey_code.data import load
 from survey_code.data.synthetic import make_clicks
 from survey_code.data.tasks import InteractionData
 from survey_code.embedding import Fitted, History, decode_layout
-from survey_code.lab import Trial
+from survey_code.lab import Trial, default_trial
 from survey_code.lab.task import make_task
 from survey_code.layouts import BinaryLayout
 from survey_code.low_precision.binarization import (
+    BCCF,
     CIGAR,
     DCF,
     BiGeaR,
     HashGNN,
     ScaledSign,
-    center_at_median,
+    bccf,
     decorrelate,
     descend_bit,
     draw_unobserved,
@@ -33,6 +37,7 @@ from survey_code.low_precision.binarization import (
     learn_rotation,
     rerank,
     sign_through,
+    split_at_medians,
     split_magnitudes,
     take_signs,
 )
@@ -90,6 +95,21 @@ def ranked(pairs):
         return survey_code.run(key, pairs, 4, trial=TRIAL, seed=1, **options)
 
     return run_method
+
+
+@cache
+def planted():
+    """The book's rankings, all pairs, for as many epochs as `run` trains."""
+    world = load("synthetic-interactions")
+    task = make_task(world, default_trial(world), 1)
+    return task.for_testing(History(best=task.trial.settings.epochs - 1))
+
+
+def judge_codes(task, key, **options):
+    """Test Recall@20 of a method on a task, without a hold-out first."""
+    method = get_method(key)
+    learnt = task.learn(method, method.plan(task.spec, 25, **options))
+    return task.test(learnt.fitted.network, learnt.layout)["recall@20"]
 
 
 def small_spec(pairs, dim=6, init_std=0.01):
@@ -166,11 +186,98 @@ def test_median_codes_are_scikit_learns_two_quantile_bins():
     np.testing.assert_array_equal(found, 2 * bins.fit_transform(table) - 1)
 
 
-def test_centering_moves_each_fields_median_to_zero():
-    table = normal(30, 4) + 3
-    centered = center_at_median(table, np.array([0, 11, 30]))
-    for part in (centered[:11], centered[11:]):
-        np.testing.assert_allclose(np.median(part, axis=0), 0, atol=1e-6)
+@pytest.mark.parametrize("rows", [1, 2, 9, 10, 101])
+@pytest.mark.parametrize("kind", ["whole numbers", "constant", "one zero", "huge"])
+def test_bits_are_balanced_also_where_ids_tie(rows, kind):
+    """Half of each field is 1, and none is 1 that is below one that is 0."""
+    table = np.round(normal(2 * rows, 6))
+    if kind == "constant":
+        table[:] = -0.0
+    if kind == "one zero":
+        table = np.where(normal(2 * rows, 6, 1) > 0, 0, table)
+    if kind == "huge":
+        table = np.where(table > 0, 3.4e38, 3.3e38).astype(np.float32)
+    upper = split_at_medians(table, np.array([0, rows, 2 * rows]))
+    for part in (slice(0, rows), slice(rows, 2 * rows)):
+        assert (upper[part].sum(axis=0) == (rows + 1) // 2).all()
+        ones = np.where(upper[part], table[part], np.inf).min(axis=0)
+        zeros = np.where(upper[part], -np.inf, table[part]).max(axis=0)
+        assert (ones >= zeros).all()
+    again = split_at_medians(table, np.array([0, rows, 2 * rows]))
+    np.testing.assert_array_equal(upper, again)
+
+
+def test_ties_at_the_median_favour_no_id_and_no_column():
+    upper = split_at_medians(np.zeros((400, 64), np.float32), np.array([0, 400]))
+    share = upper.mean(axis=1)
+    assert 0.2 < share.min() and share.max() < 0.8
+    assert abs(share[:200].mean() - share[200:].mean()) < 0.05
+    assert len(np.unique(upper, axis=1).T) == 64
+
+
+@pytest.mark.parametrize("rule", ["median", "sign", "pph", "itq"])
+def test_cutting_a_table_takes_less_memory_than_the_table(rule, monkeypatch):
+    monkeypatch.setattr(bccf, "CHUNK", 2**14)
+    monkeypatch.setattr(bccf.learn_rotation, "__defaults__", (3,))
+    table = normal(40_000, 32)
+    tracemalloc.start()
+    compress(table, "bccf", rule=rule)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 0.9 * table.nbytes
+
+
+def test_chunks_change_no_code(monkeypatch):
+    table = normal(90, 6)
+    rules = ("median", "sign", "pph", "itq")
+    whole = [decode_layout(compress(table, "bccf", rule=rule)) for rule in rules]
+    monkeypatch.setattr(bccf, "CHUNK", 50)
+    for rule, wanted in zip(rules, whole):
+        found = decode_layout(compress(table, "bccf", rule=rule))
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_the_balance_penalty_is_the_squared_length_of_each_fields_mean(pairs):
+    spec = small_spec(pairs, init_std=1.0)
+    table = BCCF.prepare(spec, get_method("bccf").plan(spec, 20), 3)
+    weight = table.weight.detach().numpy()
+    means = weight[:300].mean(0), weight[300:].mean(0)
+    wanted = 10 * sum(np.square(mean).sum() for mean in means)
+    assert table.penalty().item() == pytest.approx(wanted, rel=1e-4)
+    plain = survey_code.FullEmbedding(spec, seed=3)
+    assert torch.equal(table.weight, plain.weight)
+
+
+@pytest.mark.parametrize(
+    ("options", "balance"),
+    [({}, 10), ({"balance": 0.5}, 0.5), ({"balance": 0}, None),
+     ({"rule": "sign"}, None), ({"rule": "pph"}, None), ({"rule": "itq"}, None),
+     ({"rule": "sign", "balance": 2}, 2)],
+    ids=repr,
+)  # fmt: skip
+def test_the_table_is_balanced_that_is_cut_at_medians(options, balance, pairs):
+    spec = small_spec(pairs)
+    table = BCCF.prepare(spec, get_method("bccf").plan(spec, 8, **options), 0)
+    assert (None if table is None else table.balance) == balance
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "rowwise_adagrad"])
+def test_the_penalty_balances_the_table(optimizer, pairs):
+    """Also rows that the optimiser's batches do not read."""
+    settings = TRIAL.settings.replace(
+        optimizer=optimizer, epochs=4, patience=0, table_learning_rate=0.1
+    )
+    task = make_task(pairs, dataclasses.replace(TRIAL, settings=settings), 0)
+    method = get_method("bccf")
+    off = {}
+    # A step of SGD is as small as the gradient, which a row shares with its field.
+    strong = 300 if optimizer == "sgd" else 10
+    for balance in (0, strong):
+        options = method.plan(task.spec, 8, balance=balance)
+        weight = task.learn(method, options).table.weight.detach()
+        means = torch.stack([part.mean(0) for part in weight.split([300, 200])])
+        off[balance] = float(means.square().sum() / weight.square().sum(1).mean())
+    assert off[strong] < 0.2 * off[0]
 
 
 def itq_loss(table, rotation):
@@ -478,6 +585,36 @@ def test_beta_grows_from_1_to_its_end_as_a_root():
             CIGAR.make(TableSpec.of_shape(4, 4), beta=beta)
 
 
+def test_small_weights_are_cigars_own_l2():
+    """Half the factor times the mean squared length of the rows read."""
+    table = CIGAR.make(TableSpec.of_shape(9, 4), l2=0.6).train()
+    table(torch.tensor([[2, 2], [7, 0]]))
+    rows = table.weight.detach()[[2, 2, 7, 0]]
+    assert table.penalty().item() == pytest.approx(0.3 * float((rows**2).sum(1).mean()))
+    assert float(table.penalty()) == 0  # no new step, nothing to weigh
+    table.eval()(torch.tensor([1]))
+    assert float(table.penalty()) == 0
+    without = CIGAR.make(TableSpec.of_shape(9, 4), l2=0).train()
+    without(torch.tensor([1]))
+    assert float(without.penalty()) == 0
+    with pytest.raises(ValueError, match="l2 must be"):
+        CIGAR.make(TableSpec.of_shape(9, 4), l2=-0.1)
+
+
+def test_cigar_starts_where_the_tanh_is_straight():
+    """Whatever the table's first spread is, and for the steps of many batches."""
+    for init_std in (0.01, 0.1):
+        spec = TableSpec(50, 8, [0, 50], [1] * 50, init_std=init_std)
+        table = CIGAR.make(spec).train()
+        bent = table(torch.arange(50)) / table.scale
+        np.testing.assert_allclose(bent.detach(), table.weight.detach(), atol=0.03)
+
+
+def test_cigars_defaults_learn():
+    """A beta of 10 as such hardens no weight at once."""
+    assert judge_codes(planted(), "cigar") > 0.28
+
+
 def test_more_candidates_never_find_less():
     """The c nearest codes are among the c + 1 nearest."""
     layout = BinaryLayout.from_signs(normal(70, 16))
@@ -574,6 +711,44 @@ def test_bigear_takes_as_many_layers_as_fit(pairs):
         method.plan(spec, 10, layers=2)
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_no_scale_is_stored_that_a_cosine_divides_by_again(half, pairs):
+    spec = dataclasses.replace(small_spec(pairs, 16), cosine=True)
+    method = get_method("bigear")
+    options = method.plan(spec, 32, half=half)
+    assert options.layers == 0
+    table = method.build(spec, options, 4).eval()
+    layout = table.freeze()
+    assert layout.scales is None and layout.nbytes == 500 * 2
+    found = decode_layout(layout)
+    np.testing.assert_array_equal(found, signs(table.weight.detach().numpy()))
+    np.testing.assert_array_equal(table(torch.arange(500)).detach(), found)
+    # With scales, the same directions.
+    twin = method.build(small_spec(pairs, 16), {"layers": 0, "half": half}, 4).eval()
+    stored = twin.freeze()
+    assert stored.scales.shape == (500, 1)
+    rows = decode_layout(stored)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(rows / lengths * 4, found, rtol=1e-5)
+    # Between two layers scales do say something.
+    for layers in (1, 2):
+        built = method.build(spec, {"layers": layers, "half": half}).freeze()
+        assert built.scales.shape == (500, layers + 1)
+        exact = spec.full_bytes / built.nbytes
+        assert method.plan(spec, exact, half=half).layers == layers
+        with pytest.raises(ValueError, match="highest ratio"):
+            method.plan(spec, exact * 1.001, half=half, layers=layers)
+
+
+@pytest.mark.parametrize(
+    ("model", "normalize", "cosine"),
+    [("mf", True, True), ("mf", False, False), ("lightgcn", True, False)],
+)
+def test_a_task_says_whether_lengths_count(model, normalize, cosine, pairs):
+    trial = dataclasses.replace(TRIAL, model=model, layers={"normalize": normalize})
+    assert make_task(pairs, trial, 0).spec.cosine is cosine
+
+
 def test_the_teachers_lists_are_its_best_items_layer_by_layer(pairs):
     table = BiGeaR.make(small_spec(pairs), layers=1, listed=9)
     lists = table.list_items(chunk=70)
@@ -658,6 +833,59 @@ def test_bad_options_of_bigear_are_value_errors(pairs, options):
         BiGeaR.make(small_spec(pairs), **options)
 
 
+# -- numbers that are none --------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("key", "given"),
+    [
+        ("cigar", {}),
+        ("hashgnn", {"layers": 0}),
+        ("hashgnn", {"layers": 1}),
+        ("bigear", {"layers": 0}),
+        ("bigear", {"layers": 1, "half": True}),
+    ],
+    ids=repr,
+)
+def test_signs_of_nan_and_infinity_are_refused(key, given, wrong, pairs):
+    spec = dataclasses.replace(small_spec(pairs), cosine=True)
+    table = get_method(key).build(spec, given).eval()
+    table.freeze()
+    table.weight.data[7, 2] = wrong
+    with pytest.raises(ValueError, match=r"weight .* must be finite"):
+        table.freeze()
+
+
+@pytest.mark.parametrize("key", ["cigar", "hashgnn", "dcf"])
+def test_scales_that_are_no_numbers_are_refused(key, pairs):
+    method, spec = get_method(key), small_spec(pairs)
+    table = method.build(spec, method.plan(spec, 8)).eval()
+    table.scale.data[:] = np.nan
+    with pytest.raises(ValueError, match=r"scale.* must be finite"):
+        table.freeze()
+
+
+@pytest.mark.parametrize("rule", ["median", "sign", "pph", "itq"])
+def test_thresholds_of_nan_are_refused(rule):
+    table, method = normal(9, 4), get_method("bccf")
+    table[5, 1] = np.nan
+    options = method.ask({"rule": rule}).settled()
+    for call in (
+        lambda: compress(table, "bccf", rule=rule),
+        lambda: BCCF.compress(table, TableSpec.of_shape(9, 4), options),
+    ):
+        with pytest.raises(ValueError, match=r"weight must be finite .* row 5"):
+            call()
+
+
+@pytest.mark.parametrize("rule", ["median", "sign", "pph", "itq"])
+def test_finite_tables_have_finite_codes(rule):
+    table = normal(9, 40) * np.float32(8e37)
+    found = decode_layout(compress(table, "bccf", rule=rule))
+    assert np.isfinite(found).all() and np.abs(found).max() > 1e37
+
+
 # -- graphs --------------------------------------------------------------------
 
 
@@ -728,6 +956,21 @@ def test_the_layout_itself_ranks_as_the_network_does(pairs, ranked):
     scores = result.layout.scores(np.arange(300), candidates=(300, 500))
     found = rank_all(pairs, scores.astype(np.float64), np.eye(200))
     assert found["recall@20"] == pytest.approx(result.test["recall@20"], abs=0.01)
+
+
+def test_bccfs_penalty_makes_medians_as_good_as_signs():
+    """Without it the bits are those of another table, shifted by the medians."""
+    task, method = planted(), get_method("bccf")
+    learnt = task.learn(method, method.plan(task.spec, 25))
+    signed = method.compress(learnt.table.weight, {"rule": "sign"}, task.spec)
+    balanced, same = (
+        task.test(learnt.fitted.network, layout)["recall@20"]
+        for layout in (learnt.layout, signed)
+    )
+    assert balanced > same - 0.01
+    assert balanced > judge_codes(task, "bccf", balance=0) + 0.04
+    # A table that may lean towards popular items still has something more to say.
+    assert balanced > judge_codes(task, "bccf", rule="sign") - 0.02
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,21 @@
 """Row-wise quantisation: PyTorch's bytes, and what rounding must obey."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 
-from survey_code import compress
+from survey_code import compress, load_layout
 from survey_code.bits import pack_codes, unpack_codes
 from survey_code.catalog import get_method
 from survey_code.layouts import RowwiseLayout
 from survey_code.layouts.rowwise import code_bytes, parameter_type, row_bytes
 from survey_code.low_precision.quantization import (
+    half,
     quantize_rows,
     quantize_table,
+    rowwise,
     search_range,
 )
 from survey_code.spec import TableSpec
@@ -58,6 +62,10 @@ KINDS = {
     "tiny": lambda dim: normal(20, dim) * np.float32(1e-4),
     "below float16": lambda dim: normal(20, dim) * np.float32(1e-8),
     "large": lambda dim: np.clip(normal(20, dim) * 2e4, -65504, 65504),
+    "beyond float16": lambda dim: np.clip(normal(20, dim) * 5e4, -65504, 120_000),
+    "0 to 100,000": lambda dim: (
+        np.abs(normal(20, dim)) % 1 * 1e5 * (np.arange(dim) > 0)
+    ),
     "positive": lambda dim: np.abs(normal(20, dim)) + np.float32(0.01),
     "negative": lambda dim: -np.abs(normal(20, dim)) - np.float32(0.01),
     "far from zero": lambda dim: normal(20, dim) * np.float32(1e-3) + np.float32(7.7),
@@ -166,15 +174,68 @@ def test_constant_rows_come_back(bits):
 
 
 @pytest.mark.parametrize("bits", (4, 2))
-@pytest.mark.parametrize("value", [65505.0, -65505.0, 1e30])
-def test_values_beyond_float16_are_a_value_error(bits, value):
-    with pytest.raises(ValueError, match="65504"):
-        compress([[value, 0.0, 1.0, 2.0]], "rowwise", bits=bits)
+@pytest.mark.parametrize("key", ["rowwise", "greedy"])
+def test_what_must_fit_float16_are_scale_and_bias(key, bits):
+    """Not the values: PyTorch packs them too."""
+    most = (2**bits - 1) * 65504.0
+    for row in ([0.0, 100_000, 40_000, 7], [0.0, most, 1, 2], [-65504.0, 9, 99_999, 3]):
+        layout = compress([row], key, bits=bits)
+        if key == "rowwise":
+            wanted = torch_op(bits, "prepack")(torch.tensor([row])).numpy()
+            np.testing.assert_array_equal(layout.rows, wanted)
+        error = np.abs(layout.lookup([0]) - row)[0]
+        span = max(row) - min(row)
+        assert error.max() <= 0.16 * span + span / (2**bits - 1) / 2
+    for row in (
+        [0.0, most * 1.001, 1, 2],
+        [-65520.0, 0, 1, 2],
+        [65520.0, 7e4, 7e4, 7e4],
+    ):
+        with pytest.raises(ValueError, match="float16, which holds values up to 65504"):
+            compress([row], key, bits=bits)
+    with pytest.raises(ValueError, match="float16, which holds values up to 65504"):
+        limit = 65520.0 if bits == 2 else 57_400.0
+        compress([[limit, 0.0, 1.0, 2.0]], "rowwise", bits=bits, symmetric=True)
+
+
+FAR = (1e38, 1.6e38, 2e38, 3e38, 3.4028234e38)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [
+        ("rowwise", {}),
+        ("rowwise", {"symmetric": True}),
+        ("rowwise", {"per": "table"}),
+        ("rowwise", {"per": "table", "symmetric": True}),
+        ("greedy", {}),
+        ("greedy", {"rule": "pytorch"}),
+    ],
+)
+def test_finite_tables_are_read_as_finite_rows_or_refused(key, options, bits):
+    made = 0
+    for size in (*FAR, 1e30, 1e-30, 1e-38, 1e-45):
+        rows = [[size, -size, 0, 0.4 * size], [size, 0, 0, 0], [size] * 4, [-size] * 4]
+        for row in rows:
+            try:
+                layout = compress([row], key, bits=bits, **options)
+            except ValueError as error:
+                assert "float" in str(error) and size > 1
+                continue
+            made += 1
+            found = layout.lookup([0])
+            assert np.isfinite(found).all()
+            # Steps of float16, and the constant in PyTorch's rule at 8 bits.
+            assert np.abs(found - row).max() <= 1.7 * size / (2 ** (bits - 1)) + 1e-7
+    assert made >= 12
 
 
 def test_a_range_beyond_float32_is_a_value_error():
     with pytest.raises(ValueError, match="overflows float32"):
         compress([[3e38, -3e38]], "rowwise", bits=8)
+    with pytest.raises(ValueError, match="overflows float32"):
+        compress([[2e38, 0]], "rowwise", bits=8, symmetric=True)
 
 
 @pytest.mark.parametrize("bits", [0, 1, 3, 16, -8, 4.0, "4", True, [4]])
@@ -441,6 +502,122 @@ def test_groups_that_cannot_be_are_value_errors(starts):
         RowwiseLayout.from_groups(codes, scale, scale, 8, starts)
 
 
+# -- centred rows: a scale and no bias -------------------------------------------------
+
+
+def centred(bits, dim, rows=30, shared=False):
+    """A centred layout, and what it stands for."""
+    rng = np.random.default_rng(dim)
+    codes = rng.integers(2**bits, size=(rows, dim)).astype(np.uint8)
+    scale = rng.normal(size=1 if shared else rows).astype(np.float32)
+    kind = np.float32 if shared else parameter_type(bits)
+    steps = scale.astype(kind).astype(np.float32)[:, None]
+    make = RowwiseLayout.from_groups if shared else RowwiseLayout.from_codes
+    wanted = (codes - np.float32((2**bits - 1) / 2)) * steps
+    return make(codes, scale, None, bits), wanted
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("bits", BITS)
+def test_centred_rows_have_no_bias_and_as_many_codes_on_both_sides(
+    bits, shared, tmp_path
+):
+    for dim in (1, 3, 16, 33):
+        layout, wanted = centred(bits, dim, shared=shared)
+        tail = 4 if shared else 30 * parameter_type(bits).itemsize
+        assert layout.centred and layout.nbytes == 30 * code_bytes(dim, bits) + tail
+        np.testing.assert_array_equal(layout.lookup(range(30)), wanted)
+        ids, offsets = np.arange(60) % 30, np.array([0, 7, 7, 20])
+        bags = np.stack([part.sum(0) for part in np.split(wanted[ids], offsets[1:])])
+        np.testing.assert_allclose(
+            layout.bag(ids, offsets), bags, rtol=1e-5, atol=1e-5 * np.abs(bags).max()
+        )
+        layout.save(tmp_path / "centred")
+        again = load_layout(tmp_path / "centred")
+        assert again.centred and again.nbytes == layout.nbytes
+        np.testing.assert_array_equal(again.lookup(range(30)), wanted)
+
+
+@pytest.mark.parametrize(("bits", "ratio"), [(8, 3.2), (4, 6.4), (2, 32 / 3)])
+def test_centred_rows_take_half_the_parameters(bits, ratio):
+    layout, _ = centred(bits, 16)
+    assert 30 * 16 * 4 / layout.nbytes == pytest.approx(ratio)
+
+
+def test_groups_of_centred_rows_read_their_own_scale():
+    codes = np.arange(12, dtype=np.uint8).reshape(6, 2)
+    scale = np.array([1, 10, 100], np.float32)
+    layout = RowwiseLayout.from_groups(codes, scale, None, 4, np.array([0, 1, 4]))
+    wanted = np.array([1, 10, 10, 10, 100, 100])[:, None] * (codes - 7.5)
+    np.testing.assert_array_equal(layout.lookup(range(6)), wanted)
+    assert layout.nbytes == 6 + 3 * (4 + 8)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_centred_scales_that_are_not_finite_are_value_errors(bits, wrong):
+    codes, scale = np.zeros((3, 4), np.uint8), np.array([1, wrong, 1], np.float32)
+    with pytest.raises(ValueError, match="row 1 are NaN or infinite"):
+        RowwiseLayout.from_codes(codes, scale, None, bits)
+    with pytest.raises(ValueError, match="finite"):
+        RowwiseLayout.from_groups(codes, scale[1:2], None, bits)
+
+
+# -- memory ----------------------------------------------------------------------------
+
+MEMORY = [
+    ("rowwise", {"bits": 8}),
+    ("rowwise", {"bits": 4, "symmetric": True}),
+    ("rowwise", {"bits": 2, "per": "table"}),
+    ("half", {}),
+    ("half", {"dtype": "bfloat16"}),
+    ("greedy", {"bits": 4}),
+]
+
+
+@pytest.fixture(scope="module")
+def mapped_table(tmp_path_factory):
+    """16 MiB of rows in a file."""
+    path = tmp_path_factory.mktemp("mapped") / "table.npy"
+    np.save(path, np.random.default_rng(0).random((65_536, 64), dtype=np.float32))
+    return np.load(path, mmap_mode="r")
+
+
+@pytest.mark.parametrize(("key", "options"), MEMORY)
+def test_memory_grows_by_the_layout_and_little_more(mapped_table, key, options):
+    """Work is done some rows at a time; whole temporary arrays would be 16 MiB."""
+    table = mapped_table[:2048] if key == "greedy" else mapped_table
+    compress(table[:9], key, **options)
+    tracemalloc.start()
+    try:
+        layout = compress(table, key, **options)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # A few arrays of 2**18 numbers.
+    assert peak - layout.nbytes < (8 * 2**20 if key != "greedy" else 2**20)
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_pieces_of_rows_change_no_bit(dtype, rounding, monkeypatch):
+    table, options = normal(50, 7), {"dtype": dtype, "rounding": rounding}
+    wanted = {
+        "half": compress(table, "half", **options),
+        "rows": compress(table, "rowwise", bits=4),
+        "shared": compress(table, "rowwise", bits=2, per="table"),
+    }
+    monkeypatch.setattr("survey_code.layouts.dense.TOGETHER", 30)
+    monkeypatch.setattr(half, "TOGETHER", 30)
+    monkeypatch.setattr(rowwise, "ROUNDED_TOGETHER", 30)
+    found = compress(table, "half", **options)
+    np.testing.assert_array_equal(found.values, wanted["half"].values)
+    found = compress(table, "rowwise", bits=4)
+    np.testing.assert_array_equal(found.rows, wanted["rows"].rows)
+    found = compress(table, "rowwise", bits=2, per="table")
+    np.testing.assert_array_equal(found.rows, wanted["shared"].rows)
+
+
 # -- greedy range search -------------------------------------------------------
 
 
@@ -517,6 +694,35 @@ def test_chunks_of_rows_change_nothing(monkeypatch):
         "survey_code.low_precision.quantization.greedy.SEARCHED_TOGETHER", 7
     )
     np.testing.assert_array_equal(compress(table, "greedy", bits=4).rows, whole.rows)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("rule", ["best", "pytorch"])
+def test_the_search_ends_where_float32_cannot_take_its_steps(rule, bits):
+    """A step below half a unit in the last place moves nothing, for ever."""
+    tiny = np.float32(1e-45)  # the smallest number there is
+    rows = [[0, 0, 0, tiny], [0, -tiny, tiny, 0], [tiny] * 4, [1e-38, 0, 0, -tiny]]
+    for size in (1, 1e-30, 4096, 1e6 if bits < 8 else 1e30):
+        for spread in (3e-7, 1e-6, 3e-6, 1e-5, 2.4e-5, 5e-5):
+            low = size if size < 1e5 else -60_000.0 if bits < 8 else size
+            rows += [[low, low * (1 + spread), low, low * (1 + spread / 3)]]
+            rows += [[-x for x in rows[-1]]] if bits == 8 or size < 1e5 else []
+    table = np.array(rows, dtype=np.float32)
+    layout = compress(table, "greedy", bits=bits, rule=rule)
+    plain = row_errors(table, "rowwise", bits=bits)
+    assert (row_errors(table, "greedy", bits=bits, rule=rule) <= plain * 1.0001).all()
+    np.testing.assert_array_equal(
+        layout.rows[:1], compress(table[:1], "greedy", bits=bits, rule=rule).rows
+    )
+
+
+def test_the_search_does_not_depend_on_the_tables_size():
+    """Losses are compared in a unit near each row's own: no square overflows."""
+    table = normal(20, 16)
+    near = row_errors(table, "greedy", bits=8)
+    for factor in (2.0**100, 2.0**60):
+        far = row_errors(table * np.float32(factor), "greedy", bits=8)
+        np.testing.assert_allclose(far, near * factor, rtol=1e-3)
 
 
 def test_unknown_rules_are_a_value_error():

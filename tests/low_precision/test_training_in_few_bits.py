@@ -449,12 +449,12 @@ def test_to_the_nearest_lpt_stalls_below_half_a_step_by_chance_it_moves():
     moved = {}
     for rounding in ("nearest", "stochastic"):
         table = LPT.make(spec_of(1, 4000), rounding=rounding, per="table").train()
-        table.codes.fill_(128)
+        table.codes.fill_(128)  # half a step
         step = table.step.item()
         for _ in range(50):
             take_step(table, push(table, torch.tensor([0])), learning_rate=0.3 * step)
-        moved[rounding] = -table.eval()(torch.tensor([0])).mean().item() / step
-    assert moved["nearest"] == 0
+        moved[rounding] = 0.5 - table.eval()(torch.tensor([0])).mean().item() / step
+    assert abs(moved["nearest"]) < 1e-6
     # 50 roundings of 4000 entries: a spread of sqrt(50 * 0.21 / 4000).
     assert moved["stochastic"] == pytest.approx(50 * 0.3, abs=5 * 0.052)
 
@@ -463,10 +463,11 @@ def test_to_the_nearest_lpt_stalls_below_half_a_step_by_chance_it_moves():
 def test_one_step_of_lpt_is_sgd_on_average(bits):
     """E w' = w - lr g while nothing is clipped."""
     table = LPT.make(spec_of(1, 30_000), bits=bits, per="table").train()
-    table.codes.copy_(pack_codes(torch.full((1, 30_000), table.middle).byte(), bits))
+    middle = torch.full((1, 30_000), 2 ** (bits - 1), dtype=torch.uint8)
+    table.codes.copy_(pack_codes(middle, bits))
     step = table.step.item()
     take_step(table, push(table, torch.tensor([0])), learning_rate=0.4 * step)
-    moved = table.eval()(torch.tensor([0])) / step
+    moved = table.eval()(torch.tensor([0])) / step - 0.5
     assert set(moved.round().unique().tolist()) == {-1.0, 0.0}
     spread = np.sqrt(0.4 * 0.6 / 30_000)
     assert moved.mean().item() == pytest.approx(-0.4, abs=5 * spread)
@@ -483,6 +484,36 @@ def test_a_row_that_outgrows_its_step_gets_a_larger_one(bits):
     assert (rows - 3).abs().max() <= 1.01 * table.step[2]
 
 
+@pytest.mark.parametrize("key", ["lpt", "alpt"])
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_every_code_is_used_and_lies_half_a_step_beside(bits, key):
+    """2 bits are four levels, -3/2, -1/2, 1/2 and 3/2 steps."""
+    table = get_method(key).build(spec_of(400, 16), {"bits": bits})
+    layout = table.freeze()
+    codes = unpack_codes(layout.rows[:, : 2 * bits], 16, bits)
+    reach = (2**bits - 1) / 2
+    if key == "lpt":  # whose rows reach the end of their range, below 0 as above
+        assert bits == 8 or np.bincount(codes.ravel(), minlength=2**bits).min() > 50
+        assert codes.min() == 0 and codes.max() == 2 * reach
+        assert 0.4 < (codes == 0).sum() / (abs(codes - reach) == reach).sum() < 0.6
+    levels = layout.lookup(range(400)) / table.read_steps(slice(None)).numpy()
+    np.testing.assert_allclose(levels, codes - reach, rtol=1e-6)
+
+
+@pytest.mark.parametrize("key", ["lpt", "alpt"])
+@pytest.mark.parametrize(("bits", "ratio"), [(8, 3.2), (4, 6.4), (2, 32 / 3)])
+def test_a_row_stores_codes_and_a_step_and_nothing_else(bits, ratio, key):
+    """At d = 16: 64 bytes become 20, 10 and 6."""
+    spec, method = spec_of(100, 16), get_method(key)
+    table = method.build(spec, {"bits": bits})
+    assert spec.full_bytes / table.freeze().nbytes == pytest.approx(ratio)
+    assert method.plan(spec, ratio * 0.999).bits == bits
+    layout = LPT.make(spec, bits=bits, per="table").freeze()
+    assert layout.nbytes == 100 * 2 * bits + 4
+    ids = torch.arange(100)
+    np.testing.assert_array_equal(table.eval()(ids), decode_layout(table.freeze()))
+
+
 def test_one_step_for_the_table_never_changes_and_clips():
     table = LPT.make(spec_of(6, 16), per="table").train()
     before = table.step.clone()
@@ -495,7 +526,10 @@ def test_one_step_for_the_table_never_changes_and_clips():
 
 
 def test_alpts_step_gradient_is_lsqs_over_the_root_of_n_q():
-    """g sum_j c_j (round(v_j) - v_j) inside, codes' ends outside; g = 1/sqrt(N q)."""
+    """g sum_j c_j (level(v_j) - v_j) inside, codes' ends outside; g = 1/sqrt(N q).
+
+    Levels are 1/2, 3/2, ... and their negatives, the largest is q = 127.5.
+    """
     table = ALPT.make(spec_of(5, 6), bits=8).train()
     table.step.fill_(0.01)
     ids = torch.tensor([1, 4])
@@ -508,9 +542,9 @@ def test_alpts_step_gradient_is_lsqs_over_the_root_of_n_q():
     found = table.step_gradient(ids, rows, step_of(loss))
     factors = torch.stack([weights[1], weights[0] + weights[2]])
     scaled = rows / 0.01
-    inside = scaled.round() - scaled
-    by_step = inside.where(scaled.abs() < 127, scaled.clamp(-128, 127))
-    wanted = (factors * by_step).sum(1, keepdim=True) / np.sqrt(12 * 127)
+    inside = scaled.floor() + 0.5 - scaled
+    by_step = inside.where(scaled.abs() < 127.5, scaled.clamp(-127.5, 127.5))
+    wanted = (factors * by_step).sum(1, keepdim=True) / np.sqrt(12 * 127.5)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     assert table.trial is None
 
@@ -556,15 +590,34 @@ def test_alpts_step_at_most_halves(optimizer):
 
 
 @pytest.mark.parametrize("key", ["lpt", "alpt"])
-def test_rows_beyond_float16_are_clipped_at_its_end(key):
+def test_steps_beyond_float16_are_clipped_at_its_end(key):
+    """The step is what float16 must hold, not the rows."""
     table = get_method(key).build(spec_of(4, 16), {"bits": 4}).train()
     for _ in range(3):
         loss = pull(table, torch.tensor([2]), 1e6)
         take_step(table, loss, learning_rate=1.0)
         table.step[2] = 1e6
     rows = table.eval()(torch.arange(4))
-    assert rows.isfinite().all() and 1000 < rows.max() <= 65504
+    assert rows.isfinite().all() and rows.max() == 7.5 * 65504
     np.testing.assert_array_equal(rows, decode_layout(table.freeze()))
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("std", [0.1, 1e-4])
+def test_alpts_step_has_a_floor(std, bits, monkeypatch):
+    """Halved for ever, a step is 0 one day, in float16 after 20 steps."""
+    table = ALPT.make(spec_of(4, 16, std=std), bits=bits).train()
+    ids = torch.tensor([2])
+    grow = torch.full((1, 1), 1e9)  # whatever the step, it is too long
+    with monkeypatch.context() as patch:
+        patch.setattr(table, "step_gradient", lambda *_: grow)
+        for _ in range(200):
+            take_step(table, pull(table, ids, 0.0), learning_rate=0.1)
+    steps = table.read_steps(ids)
+    assert 0 < steps.item() < 2e-3 * std or steps.item() == 2.0**-24
+    assert table.step[2].item() == pytest.approx(table.least_step)
+    take_step(table, pull(table, ids, 1.0), learning_rate=0.1)
+    assert np.isfinite(decode_layout(table.freeze())).all()
 
 
 def test_alpt_with_a_rate_of_0_keeps_its_steps():
@@ -752,6 +805,91 @@ def test_lru_goes_on_where_a_state_dict_left_off():
     for table in tables:
         take_step(table, push(table, last), learning_rate=0.0)
     assert torch.equal(*[table.keys for table in tables])
+
+
+# -- finite in, finite out -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["half", "lsq", "lpt", "alpt", "mixed_precision_cache"])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_step_that_diverges_cannot_be_frozen(key, wrong):
+    """NaN has no code: what it is rounded to is a row like any other."""
+    options = {**some_options(key)}
+    if key in ("half", "lpt", "alpt"):
+        options["rounding"] = "nearest"
+    table = get_method(key).build(spec_of(), options).train()
+    ids = torch.tensor([1, 7, 7])
+    if key == "lsq":
+        with torch.no_grad():
+            table.weight[7, 2] = wrong
+    else:
+        take_step(table, lambda: (table(ids) * wrong).sum())
+        take_step(table, pull(table, torch.tensor([1]), 1.0))
+    with pytest.raises(ValueError, match="NaN or inf"):
+        table.eval().freeze()
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("lsq", "weight"),
+        ("lsq", "step"),
+        ("lpt", "step"),
+        ("alpt", "step"),
+        ("mixed_precision_cache", "lines"),
+        ("half", "values"),
+    ],
+)
+@pytest.mark.parametrize("bits", [8, 4])
+def test_tables_that_hold_nan_cannot_be_frozen(key, name, bits):
+    options = (
+        some_options(key) if key == "half" else {**some_options(key), "bits": bits}
+    )
+    table = get_method(key).build(spec_of(), options)
+    with torch.no_grad():
+        getattr(table, name)[0, 0] = np.nan
+    with pytest.raises(ValueError, match="NaN or inf"):
+        table.freeze()
+
+
+@pytest.mark.parametrize("key", ["lpt", "alpt", "lsq", "half", "mixed_precision_cache"])
+def test_far_rows_are_frozen_as_finite_ones(key):
+    """Of three rows pulled far out: finite, or one clear error."""
+    for target in (1e5, 1e30, 1e38, 3e38):
+        table = get_method(key).build(spec_of(), some_options(key)).train()
+        if key == "lsq":
+            with torch.no_grad():
+                table.weight[3] = target
+        else:
+            take_step(table, pull(table, torch.tensor([3, 9]), target), 1.0)
+        try:
+            layout = table.eval().freeze()
+        except ValueError as error:
+            assert "float32" in str(error) or "inf" in str(error)
+            assert target >= 1e38
+            continue
+        assert np.isfinite(decode_layout(layout)).all()
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("float16", 65520.0), ("bfloat16", 3.4e38)]
+)
+def test_numbers_beyond_16_bits_are_one_clear_error(dtype, value, rounding):
+    options = {"dtype": dtype, "rounding": rounding}
+    largest = torch.finfo(getattr(torch, dtype)).max
+    layout = survey_code.compress([[largest, 1, -largest]], "half", **options)
+    np.testing.assert_array_equal(layout.lookup([0]), [[largest, 1, -largest]])
+    with pytest.raises(ValueError, match=f"{dtype} holds values up to"):
+        survey_code.compress([[1, -value, 0]], "half", **options)
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+def test_evicted_rows_may_exceed_float16_where_scale_and_bias_do_not(bits):
+    rows = torch.tensor([[0.0, 100_000, 40_000, 9], [-65504.0, 9e4, 0, 1]])
+    decoded = decode_packed(pack_by_chance(rows, bits, generator()), 4, bits)
+    assert decoded.max() > 9e4
+    assert (decoded - rows).abs().max() < 1.01 * 155_504 / (2**bits - 1)
 
 
 # -- options -----------------------------------------------------------------------

@@ -12,13 +12,17 @@ from small_world import TRIAL, zipf_spec
 
 from survey_code import TableSpec
 from survey_code.catalog import DURING, get_method, methods
-from survey_code.data.synthetic import make_stream
+from survey_code.data.synthetic import make_interactions, make_stream
 from survey_code.embedding import TrainingStep, decode_layout
 from survey_code.lab import compare_search_cost, run, run_stream
 from survey_code.lab.task import make_task
 from survey_code.mixed_dimension.architecture_search import (
+    BET,
     ESAPN,
+    NIS,
+    AutoDim,
     AutoDimOptions,
+    AutoEmb,
     AutoEmbOptions,
     AutoSrh,
     AutoSrhOptions,
@@ -33,6 +37,7 @@ from survey_code.mixed_dimension.architecture_search import (
     choose_within,
     cut_by_frequency,
     draw_profile,
+    draw_profiles,
     estimate_slope,
     evolve,
     prefix_bytes,
@@ -49,6 +54,7 @@ from survey_code.mixed_dimension.architecture_search.nis import (
 from survey_code.mixed_dimension.architecture_search.optembed import scale_lengths
 from survey_code.mixed_dimension.prefix import cut_to_budget, smallest_prefix
 from survey_code.mixed_dimension.search import widen_within
+from survey_code.training import Jury
 
 FAMILY = [m.key for m in methods() if m.family == "architecture search"]
 
@@ -93,6 +99,15 @@ def test_a_hundredfold_is_in_reach_where_rows_can_be_dropped(key):
         ("optembed", {"population": 1}, "population must be an integer from 2"),
         ("optembed", {"pull": np.nan}, "pull must be a number above 0, got nan"),
         ("bet", {"draws": 0}, "draws must be an integer from 1 to 10000, got 0"),
+        ("bet", {"finalists": 0}, "finalists must be an integer from 1 to 10000"),
+        ("bet", {"apart": "yes"}, "apart must be"),
+        ("nis", {"draws": 0}, "draws must be an integer from 1 to 10000, got 0"),
+        ("autosrh", {"l1": -1}, "l1 must be a number from 0 up, got -1"),
+        ("autodim", {"floor": 2}, "floor must be a number from 0 to 1, got 2"),
+        ("autoemb", {"floor": -1}, "floor must be a number from 0 to 1, got -1"),
+        ("optembed", {"floor": np.nan}, "floor must be a number from 0 to 1"),
+        ("esapn", {"floor": 1.5}, "floor must be a number from 0 to 1, got 1.5"),
+        ("esapn", {"grown": 0}, "grown must be a number above 0 to 1, got 0"),
     ],
 )
 def test_wrong_options_are_value_errors(key, wrong, message):
@@ -111,6 +126,65 @@ def test_what_a_search_did_not_find_is_a_value_error(key):
     for options in ({}, method.plan(spec, 2)):
         with pytest.raises(ValueError, match=r"(lengths|assignment|widths) is not set"):
             method.build(spec, options)
+
+
+@pytest.mark.parametrize("key", FAMILY)
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_table_that_is_not_finite_is_not_frozen(key, wrong, task):
+    method = get_method(key)
+    found = task.search(method, method.plan(task.spec, 4))
+    table = method.build(task.spec, found, 1)
+    held = table.weight if key == "esapn" else table.tables[0]
+    with torch.no_grad():
+        held[0, 0] = wrong
+    with pytest.raises(ValueError, match="finite"):
+        table.eval().freeze()
+
+
+# -- floors --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("floor", "least"), [(0.0, 1), (0.5, 4), (1.0, 4)])
+def test_no_field_is_left_too_narrow_to_rank(floor, least):
+    """A search that wants wide users and items of one column."""
+    spec = TableSpec(3000, 64, [0, 1000, 3000], np.ones(3000, np.int64))
+    options = get_method("autodim").plan(spec, 10, floor=floor)
+    table = FieldWidths(spec, options, 0)
+    with torch.no_grad():
+        table.logits.copy_(torch.arange(7.0) * torch.tensor([[3.0], [-3.0]]))
+    widths = AutoDim.settle(table, None, spec, options)["widths"]
+    assert widths.tolist() == [16 if least == 1 else 8, least]
+    layout = AutoDim(spec, options.replace(widths=widths)).freeze()
+    assert layout.nbytes <= options.budget
+    assert np.linalg.matrix_rank(decode_layout(layout)[1000:]) == least
+
+
+@pytest.mark.parametrize(("floor", "least"), [(0.0, 1), (0.5, 3), (1.0, 6)])
+def test_evolved_widths_have_a_floor(floor, least):
+    spec = TableSpec(3000, 64, [0, 1500, 3000], np.ones(3000, np.int64))
+    margins, budget = np.ones(3000), spec.budget(10)
+    widths = np.array([64, 1])
+    lengths = scale_lengths(widths, margins, spec, budget, floor)
+    assert lengths.min() == lengths[-1] == least and lengths[0] > least - 1
+    assert 0.7 * budget < prefix_bytes(lengths, 64) <= budget
+
+
+@pytest.mark.parametrize(("floor", "least"), [(0.0, 1), (0.5, 4), (1.0, 4)])
+def test_ids_are_never_narrower_than_the_floor(floor, least):
+    """AutoEmb, whose controller wants popular ids alone wide; and ESAPN's start."""
+    spec = zipf_spec(30_000, 64)
+    options = get_method("autoemb").plan(spec, 10, floor=floor)
+    table = PopularityWidths(spec, options, 0)
+    table.counts.copy_(torch.from_numpy(spec.train_counts))
+    with torch.no_grad():
+        table.controller[2].weight[-1] = 5.0
+    found = AutoEmb.settle(table, None, spec, options)
+    assert found["widths"].min() == least
+    layout = AutoEmb(spec, options.replace(**found)).freeze()
+    assert layout.nbytes <= options.budget
+    grown = ESAPN(spec, get_method("esapn").plan(spec, 10, floor=floor))
+    assert (torch.tensor(grown.widths)[grown.sizes.long()] == least).all()
+    assert grown.freeze().nbytes <= spec.budget(10)
 
 
 # -- choices inside a budget ---------------------------------------------------
@@ -238,28 +312,92 @@ def test_every_drawn_profile_fits_the_budget(ratio):
     """Invariant 58: bytes of the sampled sizes <= budget, for every draw."""
     spec, rng = zipf_spec(20_000), np.random.default_rng(0)
     budget, order = spec.budget(ratio), rank_by_frequency(spec)
-    sizes = []
-    for _ in range(40):
-        lengths = draw_profile(spec, budget, rng)
+    users = order[order < spec.field_starts[1]]
+    items = order[order >= spec.field_starts[1]]
+    sizes, curves = [], []
+    for apart in [True, False] * 20:
+        lengths = draw_profile(spec, budget, rng, apart)
         sizes.append(prefix_bytes(lengths, 16))
-        assert (np.diff(lengths[order]) <= 0).all()
+        for ids in (users, items) if apart else (order,):
+            assert (np.diff(lengths[ids]) <= 0).all()
+        if apart:
+            curves.append((lengths[users] > 0).mean() / (lengths[items] > 0).mean())
     assert max(sizes) <= budget
     assert ratio == 1 or np.median(sizes) > 0.95 * budget
+    assert ratio == 1 or min(curves) < 0.5 < 2 < max(curves)
 
 
-def test_the_profile_of_the_lowest_loss_is_kept(task):
-    """Each profile is judged once, with the table read through it."""
-    options = get_method("bet").plan(task.spec, 4, draws=6)
-    table, tried = searching("bet", task.spec, 4, draws=6), []
+@pytest.mark.parametrize("ratio", [1, 3, 10, 30, 400])
+def test_the_first_profile_is_flat(ratio):
+    """At 30x not all rows have a column: the most frequent have."""
+    spec = zipf_spec(20_000)
+    options = get_method("bet").plan(spec, ratio, draws=1)
+    (flat,) = draw_profiles(spec, options, np.random.default_rng(0))
+    assert prefix_bytes(flat, 16) <= options.budget
+    assert (np.diff(flat[rank_by_frequency(spec)]) <= 0).all()
+    assert len(np.unique(flat)) == (1 if ratio < 15 else 2)
 
-    def loss():
+
+def test_users_and_items_are_drawn_apart_unless_asked_otherwise():
+    plan = get_method("bet").plan
+    assert plan(zipf_spec(), 4).apart is True
+    assert plan(zipf_spec(), 4, apart=False).apart is False
+    clicks = TableSpec(90, 4, [0, 30, 60, 90], np.ones(90, np.int64))
+    assert plan(clicks, 4).apart is False
+    assert plan(clicks, 4, apart=True).apart is True
+
+
+def test_the_best_few_profiles_are_trained_on_and_judged_again(task):
+    """All profiles are judged once; the winner is the best after its own training."""
+    options = get_method("bet").plan(task.spec, 4, draws=6, finalists=3)
+    table = BET.searching(task.spec, options, 0)
+    first, second = iter([0.1, 0.6, 0.5, 0.2, 0.9, 0.3]), iter([0.7, 0.6, 0.8])
+    tried = []
+
+    def judge_by(marks):
         tried.append(table.lengths.numpy().copy())
-        return abs(len(tried) - 4)
+        table.advance(0.5)  # of a training; it must not draw another profile
+        np.testing.assert_array_equal(table.lengths, tried[-1])
+        return next(marks)
 
-    judge = SimpleNamespace(loss=loss)
-    found = get_method("bet").load().settle(table, judge, task.spec, options)
-    np.testing.assert_array_equal(tried, table.profiles)
-    np.testing.assert_array_equal(found["lengths"], table.profiles[3])
+    judge = SimpleNamespace(
+        metric=lambda: judge_by(first), metric_after_training=lambda: judge_by(second)
+    )
+    found = BET.settle(table, judge, task.spec, options)
+    wanted = [*range(6), 4, 1, 2]
+    np.testing.assert_array_equal(tried, [table.profiles[k] for k in wanted])
+    np.testing.assert_array_equal(found["lengths"], table.profiles[2])
+
+
+def test_what_is_trained_on_comes_back(task):
+    """The metric after training is another one, and the network as it was."""
+    table = searching("bet", task.spec, 4)
+    network = task.train(table).network
+    settings = TRIAL.settings
+    judge = Jury(network, task.build_objective(settings), settings, seed=1)
+    table.settle_on(table.profiles[0])
+    before, weights = judge.metric(), copy.deepcopy(network.state_dict())
+    after = judge.metric_after_training()
+    assert after != before and judge.metric() == before
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, weights[name])
+    assert judge.metric_after_training() == after
+
+
+def test_rankings_are_searched_by_their_metric():
+    """No seed ends far behind fewer columns; all did when the sampled loss judged."""
+    pairs = make_interactions(num_users=600, num_items=400, per_user=(20, 40))
+    asked = {"uniform": {}, "bet": {"draws": 12, "finalists": 3}}
+    recall = {
+        key: [
+            run(
+                key, pairs, 10, seed, measure=False, settings={"epochs": 4}, **options
+            ).test["recall@20"]
+            for seed in (1, 2, 3)
+        ]
+        for key, options in asked.items()
+    }
+    assert min(recall["bet"]) > 0.6 * np.mean(recall["uniform"])
 
 
 # -- two levels ------------------------------------------------------------------
@@ -488,6 +626,24 @@ def test_masks_wait_for_the_table(task):
     assert (table.mask[:, 1:] < 1).all()
 
 
+@pytest.mark.parametrize("l1", [0.0, 0.5, 2.0])
+def test_masks_feel_their_sum(l1, task):
+    """An entry whose gradient is 1 rises against an L1 of 2 only: -1 + l1."""
+    table = searching("autosrh", task.spec, 4, l1=l1)
+    with torch.no_grad():
+        table.mask.fill_(0.5)
+    step = TrainingStep(
+        loss=lambda: torch.zeros(()),
+        validation_loss=lambda: -table.mask.sum(),
+        network=SimpleNamespace(parameters=lambda: []),
+        learning_rate=0.1,
+        progress=0.5,
+    )
+    table.validation_step(step)
+    wanted = 0.5 + 0.01 * np.sign(1 - l1)
+    torch.testing.assert_close(table.mask, torch.full_like(table.mask, wanted))
+
+
 def test_rarer_groups_end_with_smaller_columns(data):
     """Search on Zipf data: masked magnitudes fall from frequent to rare."""
     settings = dataclasses.replace(TRIAL.settings, table_learning_rate=0.05)
@@ -577,6 +733,31 @@ def test_the_policy_learns_what_pays(task):
     over = np.mean([table.overspent(table.draw()) for _ in range(50)])
     fresh = BlockSupernet(task.spec, options, 0)
     assert over < 0.2 * np.mean([fresh.overspent(fresh.draw()) for _ in range(50)])
+
+
+def test_proposals_fit_and_lead_from_the_policy_to_chance(task):
+    options = get_method("nis").plan(task.spec, 5, draws=12)
+    table = BlockSupernet(task.spec, options, 0)
+    with torch.no_grad():
+        table.logits[:, 0] = 20.0  # certain of nothing
+    picks = table.propose(12)
+    assert 3 < len(picks) <= 12
+    places = np.arange(len(table.costs))
+    assert max(table.costs[places, pick].sum() for pick in picks) <= table.room
+    scores = table.logits.detach().log_softmax(1).numpy()
+    likely = choose_within(scores, table.costs, table.room)
+    np.testing.assert_array_equal(picks[0], likely)
+
+
+@pytest.mark.parametrize("best", [0, 2])
+def test_the_metric_chooses_among_proposals(best, task):
+    options = get_method("nis").plan(task.spec, 5)
+    table, twin = (BlockSupernet(task.spec, options, 0) for _ in range(2))
+    marks = iter(np.arange(24) == best)
+    judge = SimpleNamespace(metric=lambda: float(next(marks)))
+    found = NIS.settle(table, judge, task.spec, options)["lengths"]
+    twin.keep(twin.propose(24)[best])
+    np.testing.assert_array_equal(found, twin.kept.sum(1)[twin.block])
 
 
 # -- OptEmbed -----------------------------------------------------------------------
@@ -735,6 +916,36 @@ def test_the_policy_learns_whom_growing_helps(task):
     assert odds[0] > odds[1] + 1
 
 
+def test_a_wish_that_was_denied_teaches_nothing(task):
+    """Without room no policy moves, whatever the losses are; with room it does."""
+    for room, moves in ((0, False), (10**9, True)):
+        table = growing(task.spec, 2, floor=0.0, eager=0.9).train()
+        table.room = 4 * task.spec.num_embeddings + room
+        table.advance(1.0)
+        before = copy.deepcopy(table.policy.state_dict())
+        rng = np.random.default_rng(0)
+        ids = torch.arange(40)[:, None]
+        for _ in range(6):
+            table.last_ids = ids
+            losses = torch.from_numpy(rng.random(40)).float()
+            # Whoever did not wish to grow has had its merit: only wishes count here.
+            kept = table.past[:, 2] == 0
+            table.past[kept, 0] = -1
+            step = SimpleNamespace(row_losses=lambda losses=losses: losses)
+            table.validation_step(step)
+        same = all(
+            torch.equal(v, before[k]) for k, v in table.policy.named_parameters()
+        )
+        assert same != moves
+        assert moves or not table.sizes.any()
+
+
+def test_growth_ends_and_then_training_may_stop_early():
+    spec = zipf_spec()
+    assert growing(spec).schedule_end == pytest.approx(1 / 3, abs=0.01)
+    assert growing(spec, grown=0.8).schedule_end == 0.8
+
+
 def test_a_budget_below_the_narrowest_rows_is_a_value_error():
     with pytest.raises(ValueError, match="budget must be at least"):
         ESAPN.make(zipf_spec(), budget=100)
@@ -742,7 +953,7 @@ def test_a_budget_below_the_narrowest_rows_is_a_value_error():
 
 def test_unused_numbers_have_gradients_and_no_effect(task):
     """Adam's averages are warm when a row grows."""
-    table = growing(task.spec).train()
+    table = growing(task.spec, floor=0.0).train()
     ids = torch.tensor([5, 950])
     spoiled = copy.deepcopy(table)
     with torch.no_grad():

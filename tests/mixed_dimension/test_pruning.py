@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,17 +12,21 @@ from small_world import TRIAL, zipf_spec
 from survey_code import TableSpec, compress
 from survey_code.catalog import get_method, methods
 from survey_code.data.synthetic import make_clicks
-from survey_code.embedding import TrainingStep, decode_layout
+from survey_code.embedding import Regime, TrainingStep, decode_layout
 from survey_code.lab import run
 from survey_code.lab.task import make_task
+from survey_code.layouts import SparseLayout, sparse
 from survey_code.layouts.sparse import default_block, sparse_bytes
 from survey_code.mixed_dimension.grouped import field_costs
+from survey_code.mixed_dimension.prefix import cut_to_budget
 from survey_code.mixed_dimension.pruning import (
+    AMTL,
     PEP,
     AMTLOptions,
     DeepLight,
     GatedColumns,
     GatedRows,
+    OptFS,
     OptFSOptions,
     PEPOptions,
     PrefixTicket,
@@ -29,11 +34,12 @@ from survey_code.mixed_dimension.pruning import (
     ThresholdTable,
     TicketEmbedding,
     TwinMasks,
-    choose_hard,
     column_saliencies,
+    count_numbers,
     draw_original,
     keep_largest,
     keep_likeliest,
+    magnitude,
     open_gates,
     plan_entries,
     prefix_of,
@@ -43,6 +49,7 @@ from survey_code.mixed_dimension.pruning import (
     widths_within,
 )
 from survey_code.mixed_dimension.pruning.pep import GRANULARITIES
+from survey_code.mixed_dimension.widths import floor_within
 from survey_code.training import Jury
 
 FAMILY = [m.key for m in methods() if m.family == "pruning"]
@@ -71,6 +78,11 @@ def test_what_is_found_fits_the_budget_and_nearly_fills_it(key, ratio, data):
     ("key", "wrong"),
     [
         ("magnitude", {"format": "int8"}),
+        ("magnitude", {"decay": 1}),
+        ("magnitude", {"retrain": "no"}),
+        ("deeplight", {"constant": 0}),
+        ("sseds", {"floor": 1.5}),
+        ("optfs", {"rewind_epoch": -1}),
         ("deeplight", {"format": "int8"}),
         ("deeplight", {"every": 0}),
         ("deeplight", {"decay": 1}),
@@ -148,6 +160,114 @@ def test_halves_keep_more_entries_for_the_same_bytes():
     assert plan_entries(spec, 10, "float16") > 1.6 * plan_entries(spec, 10)
 
 
+@pytest.mark.parametrize("chunk", [2000, 2**20])
+@pytest.mark.parametrize("dim", [1, 5, 64, 300])
+def test_a_table_cut_in_parts_is_cut_as_a_whole(dim, chunk, monkeypatch):
+    """With many equal entries, zeros among them, and rows that count for more."""
+    monkeypatch.setattr(magnitude, "CHUNK", chunk)
+    monkeypatch.setattr(sparse, "CHUNK", chunk)
+    rng = np.random.default_rng(dim)
+    weight = rng.normal(size=(203, dim)).astype(np.float32).round(1)
+    counts = rng.integers(0, 4, 203)
+    for keep in (0, 1, 77, weight.size // 2, weight.size):
+        for reads in (False, True):
+            asked = {"counts": counts, "by_reads": True} if reads else {}
+            layout = compress(weight, "magnitude", keep=min(keep, weight.size), **asked)
+            sizes = np.abs(weight)
+            if reads:
+                sizes *= np.sqrt(counts / counts.max()).astype(np.float32)[:, None]
+            kept = keep_largest(torch.from_numpy(sizes), keep).numpy()
+            found = decode_layout(layout)
+            np.testing.assert_array_equal(found, np.where(kept, weight, 0))
+            offsets = SparseLayout.from_dense(found).offsets
+            np.testing.assert_array_equal(layout.offsets, offsets)
+
+
+def test_cutting_a_table_takes_little_more_than_the_table():
+    weight = np.random.default_rng(0).normal(size=(150_000, 16)).astype(np.float32)
+    compress(weight[:100], "magnitude")
+    tracemalloc.start()
+    layout = compress(weight, "magnitude")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    passing = 64 * magnitude.CHUNK  # of one part, whatever the table's size
+    assert peak < 3 * layout.nbytes + passing
+
+
+def test_what_is_read_is_nearest_where_rows_are_weighted_by_reads():
+    """min sum of reads * (w - w')**2 over all W' with k entries."""
+    weight = np.random.default_rng(3).normal(size=(3, 2)).astype(np.float32)
+    counts = np.array([1, 50, 7])
+    layout = compress(weight, "magnitude", keep=3, by_reads=True, counts=counts)
+    lost = counts[:, None] * np.square(decode_layout(layout) - weight)
+    each = np.sort((counts[:, None] * np.square(weight)).ravel())
+    assert lost.sum() == pytest.approx(each[:3].sum(), rel=1e-5)
+    with pytest.raises(ValueError, match="by_reads needs the counts"):
+        compress(weight, "magnitude", keep=3, by_reads=True)
+
+
+@pytest.mark.parametrize("by_reads", [False, True])
+def test_magnitude_trains_the_largest_entries_again(by_reads, task):
+    """The mask is the search's; its entries begin as they were left, or drawn."""
+    method, budget = get_method("magnitude"), task.spec.budget(5)
+    for rewind in (False, True):
+        asked = method.plan(task.spec, 5, rewind=rewind, by_reads=by_reads)
+        found = task.search(method, asked)
+        assert found.mask.sum() == plan_entries(task.spec, 5) == asked.keep
+        table = method.build(task.spec, found, 1)
+        rows = table(torch.arange(task.spec.num_embeddings)).detach().numpy()
+        begin = draw_original(task.spec, 1).numpy() if rewind else found.learnt
+        np.testing.assert_array_equal(rows, np.where(found.mask, begin, 0))
+        assert (found.learnt is None) == rewind
+        assert table.parameter_groups(0.1)[0]["weight_decay"] == 0
+        layout = table.eval().freeze()
+        assert layout.nbytes <= budget
+        np.testing.assert_array_equal(decode_layout(layout), rows)
+
+
+def test_magnitude_without_retraining_is_a_cut_at_the_end(task):
+    method = get_method("magnitude")
+    asked = method.plan(task.spec, 5, retrain=False, decay=1e-4)
+    assert task.search(method, asked) is asked
+    learnt = task.learn(method, asked)
+    weight = learnt.table.weight.detach().float().numpy()
+    cut = compress(weight, "magnitude", keep=asked.keep)
+    np.testing.assert_array_equal(decode_layout(cut), decode_layout(learnt.layout))
+
+
+def test_decay_makes_the_rows_of_rare_ids_small(task):
+    method = get_method("magnitude")
+    seldom = np.argsort(task.spec.train_counts, kind="stable")[:100]
+    sizes = []
+    for decay in (0.0, 1e-2):
+        asked = method.plan(task.spec, 2, retrain=False, decay=decay)
+        sizes.append(task.learn(method, asked).table.weight.detach()[seldom].abs())
+    assert sizes[1].mean() < 0.95 * sizes[0].mean()
+
+
+def test_entries_that_are_nan_are_not_chosen_from():
+    scores = torch.tensor([[1.0, float("nan")], [2.0, 3.0]])
+    for keep in (0, 2, 4):
+        with pytest.raises(ValueError, match="NaN"):
+            keep_largest(scores, keep)
+    with pytest.raises(ValueError, match="NaN"):
+        cut_to_budget(np.full(2, 4), np.array([1.0, np.nan]), 100, 4)
+
+
+@pytest.mark.parametrize("key", ["pep", "amtl", "optfs", "magnitude", "sseds"])
+def test_a_search_that_found_nan_is_a_value_error(key, task):
+    method = get_method(key)
+    asked = method.plan(task.spec, 5)
+    table = method.load().searching(task.spec, asked, 0)
+    for parameter in table.parameters():
+        parameter.data.fill_(np.nan)
+    network = task.build_network(table)
+    objective = task.build_objective(TRIAL.settings)
+    judge = Jury(network, objective, TRIAL.settings, seed=1)
+    with pytest.raises(ValueError, match=r"NaN|finite"):
+        method.load().settle(table, judge, task.spec, asked)
+
+
 @pytest.mark.parametrize("keep", [-1, 1.5, 33])
 def test_a_wrong_number_to_keep_is_a_value_error(keep):
     with pytest.raises(ValueError, match="keep"):
@@ -182,6 +302,19 @@ def test_the_table_is_as_sparse_as_the_schedule_says():
         zeros = int((table.weight == 0).sum())
         assert zeros / total == pytest.approx(target, abs=1e-4)
     assert total - zeros == 4800 == len(table.freeze().values)
+
+
+def test_the_published_time_constant_leaves_most_to_the_last_cut():
+    table = DeepLight.make(zipf_spec(), keep=4800, every=1, constant=100.0)
+    table.begin(Regime(steps=1000))
+    for progress in (0.3, 1.0):
+        table.advance(progress)
+        table.after_step(a_step(progress))
+        zeros = int((table.weight == 0).sum())
+        steps = 1000 * (progress - 0.1)
+        wanted = scheduled_sparsity(steps, 0.9) * 3000 * 16
+        assert zeros == pytest.approx(wanted, abs=2) and zeros < 0.1 * 3000 * 16
+    assert len(table.freeze().values) == 4800
 
 
 def test_a_zeroed_entry_may_grow_back():
@@ -384,6 +517,20 @@ def test_no_field_is_left_without_columns_while_the_budget_admits_one_of_each(ra
     assert widths_within(saliency, spec, spec.budget(30))[0] == 0
 
 
+@pytest.mark.parametrize("ratio", [4, 8])
+@pytest.mark.parametrize("floor", [0.0, 0.5, 1.0])
+def test_the_floor_keeps_the_best_columns_of_every_field(ratio, floor):
+    """Of a ranking whose users alone are salient."""
+    spec = TableSpec(5000, 64, [0, 2000, 5000], np.zeros(5000, np.int64))
+    saliency = np.ones((2, 64))
+    saliency[1] = 1e-9
+    widths = widths_within(saliency, spec, spec.budget(ratio), floor)
+    least = floor_within(spec, floor, spec.budget(ratio))
+    assert least == {0.0: 0, 0.5: 32 // ratio, 1.0: 64 // ratio - 1}[floor]
+    assert widths.min() == least and widths[0] > least
+    assert field_costs(spec, tuple(widths.tolist())).trace() <= spec.budget(ratio)
+
+
 @pytest.mark.parametrize(
     ("saliency", "budget", "name"),
     [
@@ -402,25 +549,43 @@ def test_wrong_saliencies_and_budgets_are_value_errors(saliency, budget, name):
 
 
 def test_masks_are_prefixes_and_the_gradient_is_the_soft_one():
-    table = TwinMasks(zipf_spec(), AMTLOptions(hidden=8), 0)
+    table = TwinMasks(zipf_spec(), AMTLOptions(hidden=8, budget=60_000), 0)
     table.last.data = torch.randn(
         table.last.shape, generator=torch.Generator().manual_seed(0)
     )
-    masks = table.masks().detach()
-    hard = masks.round()
-    assert torch.allclose(masks, hard, atol=1e-6)
-    assert (hard[:, 1:] <= hard[:, :-1]).all()
-    lengths = table.logits().argmax(1)
-    assert torch.equal(hard.sum(1).long(), lengths) and len(lengths.unique()) > 1
-    logits = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(5, 3, dtype=torch.float64)
-    (ours,) = torch.autograd.grad(
-        (prefix_of(choose_hard(logits)) * weight).sum(), logits
+    table.advance(1.0)
+    masks = table.masks()
+    hard = masks.detach().round()
+    assert torch.allclose(masks.detach(), hard, atol=1e-6)
+    assert (hard[:, 1:] <= hard[:, :-1]).all() and len(hard.sum(1).unique()) > 1
+    weight = torch.randn(hard.shape, generator=torch.Generator().manual_seed(1))
+    soft = prefix_of((table.logits() / table.temperature).softmax(-1))
+    wanted = torch.autograd.grad((soft * weight).sum(), [table.last, table.first])
+    found = torch.autograd.grad((masks * weight).sum(), [table.last, table.first])
+    for ours, exact in zip(found, wanted):
+        torch.testing.assert_close(ours, exact)
+
+
+@pytest.mark.parametrize("ratio", [2, 5, 20])
+def test_the_search_reads_what_it_will_keep(ratio):
+    """At the end the masks let through what the budget pays for, up to one level."""
+    spec = zipf_spec()
+    options = get_method("amtl").plan(spec, ratio)
+    table = TwinMasks(spec, options, 0)
+    table.last.data = torch.randn(
+        table.last.shape, generator=torch.Generator().manual_seed(0)
     )
-    (soft,) = torch.autograd.grad(
-        (prefix_of(logits.softmax(-1)) * weight).sum(), logits
-    )
-    assert torch.allclose(ours, soft)
+    read = []
+    for progress in (0.0, 0.25, 0.5, 0.75, 1.0):
+        table.advance(progress)
+        lengths = table.masks().detach().round().sum(1)[table.level]
+        read.append(int(lengths.sum()))
+    assert read[0] == read[1] == 3000 * 16 and read[1] > read[2] > read[3] == read[4]
+    kept = AMTL.settle(table, None, spec, options)["lengths"]
+    fewest = lengths.numpy().astype(int)
+    assert kept.sum() == count_numbers(spec, options.budget) >= read[-1]
+    assert ((kept == fewest) | (kept == fewest + 1)).all()
+    assert len(np.unique(table.level[kept > fewest])) <= 1
 
 
 def test_prefix_of_is_a_product_with_a_triangle():
@@ -443,8 +608,9 @@ def test_lengths_spend_the_numbers_and_no_more(seed):
 
 def test_ids_of_one_level_share_their_scores():
     rng = np.random.default_rng(0)
-    spec, level = zipf_spec(500, 6), np.r_[np.arange(9), rng.integers(9, size=491)]
-    scores = np.log(rng.dirichlet(np.ones(7), size=9))
+    spec = zipf_spec(500, 6)
+    level = np.unique(spec.train_counts, return_inverse=True)[1]
+    scores = np.log(rng.dirichlet(np.ones(7), size=level.max() + 1))
     for numbers in (0, 1, 77, 1500, 2999, 3000):
         np.testing.assert_array_equal(
             keep_likeliest(scores, spec, numbers, level),
@@ -482,7 +648,7 @@ def test_lengths_keep_the_largest_soft_masks():
 def test_masks_that_have_learnt_nothing_drop_no_row(numbers):
     """Of the most probable lengths that fit, most would be 0 or all."""
     spec = zipf_spec(500, 8)
-    table = TwinMasks(spec, AMTLOptions(), seed=0)
+    table = TwinMasks(spec, AMTLOptions(budget=9999), seed=0)
     scores = table.logits().detach().double().numpy()
     lengths = keep_likeliest(scores, spec, numbers, table.level.numpy())
     assert lengths.sum() == numbers and np.ptp(lengths) <= 1
@@ -525,6 +691,44 @@ def test_the_ticket_reads_rows_or_zeros():
     for progress, tau in ((0, 1.0), (0.5, 10.0), (1, 100.0)):
         table.advance(progress)
         assert table.tau == pytest.approx(tau)
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2, 9])
+def test_rows_begin_again_as_they_stood_after_an_epoch(epoch, task, monkeypatch):
+    """Behind an open gate; an epoch that never came is the last."""
+    method, seen, searching = get_method("optfs"), [], OptFS.searching
+    asked = method.plan(task.spec, 5, rewind_epoch=epoch, search_epochs=3)
+
+    def watched(*given):
+        table = searching(*given)
+        seen.append(table.weight.detach().clone())
+        own = table.after_step
+
+        def after_step(step):
+            own(step)
+            seen.append(table.weight.detach().clone())
+
+        table.after_step = after_step
+        return table
+
+    monkeypatch.setattr(OptFS, "searching", watched)
+    found = task.search(method, asked)
+    steps = (len(seen) - 1) // 3
+    wanted = seen[min(epoch, 3) * steps].numpy() / torch.sigmoid(torch.tensor(0.5))
+    np.testing.assert_allclose(found.kept, wanted, rtol=1e-5)
+    monkeypatch.undo()
+    rows = decode_layout(method.build(task.spec, found, 1).freeze())
+    kept = found.lengths == 8
+    np.testing.assert_array_equal(rows[kept], found.kept[kept])
+    asked = method.plan(task.spec, 5, rewind=False, search_epochs=1)
+    assert task.search(method, asked).kept is None
+
+
+def test_rows_to_begin_with_of_another_shape_are_a_value_error():
+    spec, lengths = zipf_spec(50, 4), np.full(50, 2)
+    for kept in (np.zeros((50, 3)), np.zeros((50, 4), np.int64)):
+        with pytest.raises(ValueError, match="rows to begin with must be floats"):
+            PrefixTicket(spec, lengths, kept=kept)
 
 
 def test_rows_without_a_gate_that_opens_are_exactly_zero(task):

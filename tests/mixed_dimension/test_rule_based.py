@@ -24,11 +24,12 @@ from survey_code.mixed_dimension.rule_based import (
     block_log_softmax,
     block_logits,
     cut_by_share,
+    cut_evenly,
     power_law_widths,
     thumb_widths,
 )
 from survey_code.mixed_dimension.search import rank_by_frequency
-from survey_code.mixed_dimension.widths import bisect_path, settle_widths
+from survey_code.mixed_dimension.widths import bisect_path, floor_within, settle_widths
 
 KEYS = ("mde_field", "mde_popularity", "cprec", "dimension_rules")
 FIELDS = np.array([6000, 4000, 1500, 500, 100, 30, 10, 4])
@@ -144,9 +145,9 @@ def test_bisection_finds_the_first_point_inside_the_budget(steps, data):
 @pytest.mark.parametrize("alpha", [None, 0.0, 0.3, 1.0])
 @pytest.mark.parametrize("key", ["mde_field", "mde_popularity"])
 def test_no_wider_step_would_fit(key, alpha, power_of_two):
-    """The budget is kept from below as close as whole columns allow."""
+    """Filled up, the budget is kept from below as close as whole columns allow."""
     for ratio in (2, 3.3, 4, 6, 10):
-        options = {"alpha": alpha, "power_of_two": power_of_two}
+        options = {"alpha": alpha, "power_of_two": power_of_two, "fill": True}
         planned = get_method(key).plan(SPEC, ratio, **options)
         # From the widest to the narrowest: small fields and frequent blocks first.
         fields = key == "mde_field"
@@ -163,6 +164,72 @@ def test_no_wider_step_would_fit(key, alpha, power_of_two):
                 tried = settle_widths(tried, rows, 16)
                 assert grouped_bytes(rows, tried, 16, fields) > budget
             limit = widths[g]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0, 4.0])
+@pytest.mark.parametrize("key", ["mde_field", "mde_popularity"])
+def test_widths_are_those_of_the_law_with_the_largest_factor_that_fits(key, alpha):
+    """min(d, max(1, round(b p**alpha))) for one b, and no larger b fits."""
+    fields = key == "mde_field"
+    factors = 16 * np.exp(np.arange(np.log(1 / 64), 40, 0.05))
+    for ratio in (2, 4, 7):
+        planned = get_method(key).plan(SPEC, ratio, alpha=alpha)
+        sizes = FIELDS if fields else np.array(planned.sizes)
+        popularity = 1 / FIELDS if fields else cut_evenly(SPEC.train_counts, 8)[1]
+        power = (popularity / popularity.max()) ** alpha
+        found = grouped_bytes(sizes, planned.widths, 16, fields)
+        assert found <= SPEC.budget(ratio)
+        for factor in factors:
+            widths = power_law_widths(popularity, alpha, factor).clip(max=16)
+            cost = grouped_bytes(sizes, settle_widths(widths, sizes, 16), 16, fields)
+            assert cost <= found or cost > SPEC.budget(ratio)
+        # From which width on a group has full rows, and so which factors it admits.
+        full = np.array(
+            [
+                next(w for w in range(1, 17) if settle_widths([w], [n], 16)[0] == 16)
+                for n in sizes
+            ]
+        )
+        widths = np.array(planned.widths)
+        least = np.where(widths == 16, full, widths)
+        low = np.where(least == 1, 0, (least - 0.5) / power)
+        high = np.where(widths == 16, np.inf, (widths + 0.5) / power)
+        assert low.max() <= high.min() * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("alpha", [4, 8, 16, 64])
+@pytest.mark.parametrize("rows", [[6000, 4], [1_000_000, 4], [10**6, 10**3, 1]])
+def test_a_steep_law_has_widths_too(alpha, rows):
+    """Powers of ten that no integer and no float holds: the smallest field is wide."""
+    widths = power_law_widths(1 / np.array(rows), alpha, 16 * max(rows) ** float(4))
+    assert widths.min() >= 1
+    for key in ("mde_field", "mde_popularity"):
+        # Popularities of which the largest is a billion times the smallest.
+        counts = np.zeros(sum(rows), np.int64)
+        counts[: len(rows)] = 10**9
+        spec = TableSpec(sum(rows), 16, np.cumsum([0, *rows]), counts)
+        for ratio in (1, 2, 6):
+            planned = get_method(key).plan(spec, ratio, alpha=alpha)
+            assert min(planned.widths) >= 1 and max(planned.widths) == 16
+            sizes = rows if key == "mde_field" else planned.sizes
+            assert grouped_bytes(sizes, planned.widths, 16, key == "mde_field") <= (
+                spec.budget(ratio)
+            )
+
+
+def test_thumb_widths_of_any_factor_are_positive():
+    for rule in ("root4", "fastai"):
+        assert thumb_widths([4, 10**9], rule, 1e300).min() >= 16
+
+
+@pytest.mark.parametrize("dim", [6, 16, 64])
+@pytest.mark.parametrize("quotient", [2, 3, 2**16])
+def test_cprec_has_widths_with_any_quotient_and_blocks(dim, quotient):
+    spec = make_spec([300, 200], dim)
+    for blocks in (2, 40, 256):
+        planned = get_method("cprec").plan(spec, 1.01, quotient=quotient, blocks=blocks)
+        assert min(planned.widths) >= 1 and max(planned.widths) == dim
+        assert sum(planned.sizes) == 500 and min(planned.sizes) >= 0
 
 
 @pytest.mark.parametrize("ratio", [2, 4, 7, 10])
@@ -207,11 +274,39 @@ def test_cprec_widths_are_powers_of_the_quotient():
         ("cprec", {"quotient": 1}, "quotient must be an integer from 2"),
         ("cprec", {"blocks": 2.0}, "blocks must be an integer from 1"),
         ("dimension_rules", {"rule": "magic"}, "rule must be one of"),
+        ("dimension_rules", {"fill": 1}, "fill must be True or False"),
     ],
 )
 def test_bad_options_are_value_errors(key, options, message):
     with pytest.raises(ValueError, match=f"{key}: {message}"):
         get_method(key).plan(SPEC, 4, **options)
+
+
+# -- floors -----------------------------------------------------------------------
+
+
+@fuzz
+@given(
+    rows=st.lists(st.integers(1, 2000), min_size=1, max_size=6),
+    dim=st.integers(1, 32),
+    share=st.floats(0, 1),
+    ratio=st.floats(1, 60),
+    powers=st.booleans(),
+)
+def test_a_floor_is_paid_for_in_all_fields(rows, dim, share, ratio, powers):
+    spec = TableSpec.of_table(sum(rows), dim, field_starts=np.cumsum([0, *rows]))
+    widths = [w for w in (0, 1, 2, 4, 8, 16, 32) if w <= dim] if powers else None
+    budget = spec.budget(ratio)
+    found = floor_within(spec, share, budget, widths)
+    assert found in (widths or range(dim + 1))
+
+    def cost(width):
+        return sum(grouped_bytes([n], [width], dim) for n in rows)
+
+    assert found == 0 or cost(found) <= budget
+    even = max((w for w in range(1, dim + 1) if cost(w) <= budget), default=0)
+    assert found <= even and (found >= share * even or powers or cost(even) > budget)
+    assert share > 0 or found == 0
 
 
 # -- blocks of popularity ---------------------------------------------------------

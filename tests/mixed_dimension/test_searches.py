@@ -20,7 +20,9 @@ SEARCHED = [m.key for m in methods() if m.family in FAMILIES and SEARCH in m.sta
 
 def check_spread(key, rows):
     """Rows that are kept start at the spread of the full table."""
-    if key == "pep":  # the largest entries are kept, and were larger when drawn
+    # The largest entries are kept, which were larger when drawn, or rows begin again as
+    # the search has left them.
+    if key in ("pep", "magnitude", "optfs"):
         return
     kept = rows[rows != 0]
     assert np.sqrt((kept**2).mean()) == pytest.approx(0.2, rel=0.25)

@@ -62,6 +62,26 @@ def test_truncation_error_is_the_tail_of_singular_values():
         assert error == pytest.approx((values[rank:] ** 2).sum(), rel=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-40, 1e-20, 1e15, 1e36])
+@pytest.mark.parametrize("rows, dim", [(50, 12), (8, 30)])
+def test_any_scale_is_truncated_alike(rows, dim, scale):
+    table = (draw(rows, dim) * np.float64(scale)).astype(np.float32)
+    left, right = truncate(table, 4)
+    values = np.linalg.svd(table.astype(np.float64), compute_uv=False)
+    error = ((table - left.astype(np.float64) @ right) ** 2).sum()
+    assert error == pytest.approx((values[4:] ** 2).sum(), rel=1e-5)
+    cores, lost = decompose(table, train_shapes(rows, dim, 2))
+    assert all(np.isfinite(core).all() for core in cores)
+    assert 0 < sum(lost) < (table.astype(np.float64) ** 2).sum()
+
+
+def test_a_rank_beyond_the_tables_own_adds_nothing():
+    table = draw(50, 3) @ draw(3, 12)
+    left, right = truncate(table, 12)
+    np.testing.assert_allclose(left @ right, table, rtol=1e-4, atol=1e-5)
+    assert (truncate(np.zeros((5, 4), np.float32), 2)[0] == 0).all()
+
+
 def test_truncation_is_scikit_learns():
     table = draw(50, 12)
     layout = survey_code.compress(table, "low_rank", rank=4)
@@ -303,6 +323,47 @@ def test_the_plan_is_the_largest_train_inside_the_budget(ratio):
         assert size <= spec.budget(ratio)
         larger = kind(spec, options.replace(rank=options.rank + 1)).freeze().nbytes
         assert larger > spec.budget(ratio) or larger == size
+
+
+def test_a_share_of_the_budget_keeps_rows_in_full():
+    spec = TableSpec.of_shape(3000, 16)
+    slots = [
+        TTRec.plan(spec, 8, TTRec.options(slot_share=share))["slots"]
+        for share in (0.0, 0.25, 0.5)
+    ]
+    assert slots[0] == 0 < slots[1] < slots[2]
+    assert slots[2] <= 0.5 * spec.budget(8) / 64
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"slots": 5}, "slots are the most frequent ids: counts must be given"),
+        ({"init": "nonsense"}, "init must be one of"),
+        ({"init": "published"}, "after training it is 'exact', got 'published'"),
+    ],
+)
+def test_what_has_no_meaning_after_training_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        survey_code.compress(draw(60, 8), "tt_rec", **options)
+
+
+def test_rows_are_read_few_at_a_time(monkeypatch):
+    layout, _ = exact_train((3, 4))
+    ids = RNG.integers(60, size=100)
+    whole = layout.lookup(ids)
+    sizes = []
+    read = TensorTrainLayout._read_some
+    monkeypatch.setattr(
+        TensorTrainLayout,
+        "_read_some",
+        lambda self, some: sizes.append(len(some)) or read(self, some),
+    )
+    monkeypatch.setattr(
+        "survey_code.layouts.tensor_train.READ_NUMBERS", 7 * layout._most
+    )
+    np.testing.assert_array_equal(layout.lookup(ids), whole)
+    assert max(sizes) == 7 and sum(sizes) == 100
 
 
 # -- semi-tensor product ---------------------------------------------------

@@ -15,7 +15,12 @@ from survey_code.catalog import get_method
 from survey_code.embedding import decode_layout
 from survey_code.hashes import as_signs, draw_multipliers, hash_steps, mix_ids, mix_many
 from survey_code.layouts import HashedLayout
-from survey_code.layouts.hashed import choose_signs, mixed_index, take_digits
+from survey_code.layouts.hashed import (
+    choose_signs,
+    mixed_index,
+    plain_index,
+    take_digits,
+)
 from survey_code.weight_sharing.hashing import HashingTrick, QuotientRemainder
 
 # Ids as they come: in a row, in steps, beyond float32, beyond 32 bits.
@@ -108,7 +113,7 @@ def test_signed_hashing_keeps_inner_products_on_average():
     n, m, seeds = 40, 16, 4000
     x, y = np.random.default_rng(3).normal(size=(2, n))
     y += x / 2
-    ids = np.arange(1, n + 1)
+    ids = np.arange(n)
     found = []
     for seed in range(seeds):
         multipliers = draw_multipliers(np.random.default_rng(seed), 2)
@@ -127,7 +132,7 @@ def test_unsigned_hashing_is_biased():
     n, m = 40, 16
     x = np.ones(n)
     found = [
-        np.square(np.bincount(hash_ids(np.arange(1, n + 1), s, m), x)).sum()
+        np.square(np.bincount(hash_ids(np.arange(n), s, m), x)).sum()
         for s in range(500)
     ]
     assert np.mean(found) == pytest.approx(n + n * (n - 1) / m, rel=0.03)
@@ -135,7 +140,7 @@ def test_unsigned_hashing_is_biased():
 
 def test_signs_are_balanced_and_independent_of_the_row():
     multipliers = draw_multipliers(np.random.default_rng(0), 2)
-    ids = np.arange(1, 40001)
+    ids = np.arange(40000)
     signs = choose_signs(ids, multipliers[1])
     assert set(signs) == {-1, 1}
     rows = take_digits(ids, np.array([[*multipliers[0], 1, 8]]))[0]
@@ -169,7 +174,7 @@ def test_digits_of_large_ids_are_exact(base):
     """Trap: a quotient in float32 is wrong beyond 2**24."""
     modulus = 1009
     ids = base + np.arange(5000)
-    index = np.array([[0, 0, modulus, 2**62], [0, 0, 1, modulus]])
+    index = plain_index([(modulus, 2**62), (1, modulus)])
     wanted = [[int(i) // modulus for i in ids], [int(i) % modulus for i in ids]]
     np.testing.assert_array_equal(take_digits(ids, index), wanted)
     found = take_digits(torch.from_numpy(ids), index)
@@ -277,9 +282,10 @@ def test_every_process_draws_the_same_tables(capsys):
 # -- the hash itself ---------------------------------------------------------
 
 
-def mix_exactly(value, first, second):
+def mix_exactly(value, first, second, addend):
     """`mix_ids` in Python's integers, which never overflow."""
-    value = value * first % 2**64
+    first, second, addend = (number % 2**64 for number in (first, second, addend))
+    value = (value * first + addend) % 2**64
     value ^= value >> 32
     value = value * second % 2**64
     value ^= (value >> 29) & 0x7FFFFFFFF
@@ -289,18 +295,16 @@ def mix_exactly(value, first, second):
 @pytest.mark.parametrize("seed", range(4))
 def test_torch_and_numpy_hash_alike_and_exactly(seed):
     rng = np.random.default_rng(seed)
-    first, second = draw_multipliers(rng, 1)[0].tolist()
-    assert first % 2 == 1 and second % 2 == 1
+    numbers = draw_multipliers(rng, 1)[0].tolist()
+    assert numbers[0] % 2 == 1 and numbers[1] % 2 == 1
     ids = np.concatenate(
         [np.arange(50), 2**24 + np.arange(50), rng.integers(2**62, size=300), [2**62]]
     )
-    found = mix_ids(ids, first, second)
+    found = mix_ids(ids, *numbers)
     assert (found >= 0).all()
+    np.testing.assert_array_equal(found, [mix_exactly(int(i), *numbers) for i in ids])
     np.testing.assert_array_equal(
-        found, [mix_exactly(int(i), first % 2**64, second % 2**64) for i in ids]
-    )
-    np.testing.assert_array_equal(
-        mix_ids(torch.from_numpy(ids), first, second).numpy(), found
+        mix_ids(torch.from_numpy(ids), *numbers).numpy(), found
     )
     signs = draw_multipliers(rng, 1)[0]
     np.testing.assert_array_equal(
@@ -312,18 +316,31 @@ def test_torch_and_numpy_hash_alike_and_exactly(seed):
 
 
 def test_each_further_hash_adds_the_golden_constant_once_more():
-    pair = draw_multipliers(np.random.default_rng(9), 1)[0]
+    numbers = draw_multipliers(np.random.default_rng(9), 1)[0]
     ids = np.array([0, 1, 499, 2**31, 2**62, 2**63 - 1])
-    first, second = (int(m) % 2**64 for m in pair)
+    exact = numbers.tolist()
     wanted = [
-        [mix_exactly(int(i) + j * 0x9E3779B97F4A7C15, first, second) for i in ids]
+        [mix_exactly(int(i) + j * 0x9E3779B97F4A7C15, *exact) for i in ids]
         for j in range(40)
     ]
-    np.testing.assert_array_equal(list(mix_many(ids, pair, 40)), wanted)
-    found = list(mix_many(torch.from_numpy(ids), pair, 40))
+    np.testing.assert_array_equal(list(mix_many(ids, numbers, 40)), wanted)
+    found = list(mix_many(torch.from_numpy(ids), numbers, 40))
     np.testing.assert_array_equal(torch.stack(found).numpy(), wanted)
-    every = mix_ids(ids[:, None] + hash_steps(40), *pair.tolist())
+    every = mix_ids(ids[:, None] + hash_steps(40), *exact)
     np.testing.assert_array_equal(every.T, wanted)
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 7, 2**32, 2**62])
+def test_a_single_id_falls_into_all_buckets_over_the_seeds(wanted):
+    """Without an addend, id 0 was hashed to 0 by every seed."""
+    seeds, buckets = 4000, 16
+    numbers = draw_multipliers(np.random.default_rng(5), seeds)
+    ids = np.array([wanted])
+    mixed = np.array([mix_ids(ids, *one)[0] for one in numbers.tolist()])
+    counts = np.bincount(mixed % buckets, minlength=buckets)
+    # Chi-square of 15 degrees of freedom: 45 is passed by one draw in 12,000.
+    assert (np.square(counts - seeds / buckets) / (seeds / buckets)).sum() < 45
+    assert abs(as_signs(mixed).sum()) < 4 * math.sqrt(seeds)
 
 
 # -- open ids, state, bytes --------------------------------------------------
@@ -366,10 +383,10 @@ def test_a_state_dict_carries_the_hash(make, options, others):
 
 def test_hash_parameters_are_counted():
     spec = TableSpec.of_shape(100, 4)
-    for signed, parameters in ((False, 32), (True, 48)):
+    for signed, parameters in ((False, 40), (True, 64)):
         layout = HashingTrick.make(spec, rows=10, signed=signed).freeze()
         assert layout.nbytes == 10 * 4 * 4 + parameters
-    assert qr(100, 10).freeze().nbytes == 20 * 4 * 4 + 64
+    assert qr(100, 10).freeze().nbytes == 20 * 4 * 4 + 80
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 37, 100, 101, 1000])
@@ -378,7 +395,7 @@ def test_quotient_remainder_plan_is_the_best_of_all_moduli(n, combine):
     spec = TableSpec.of_shape(n, 8)
     method = get_method("quotient_remainder")
     width = 8 if combine == "sum" else 4
-    sizes = {m: 4 * width * (m + -(-n // m)) + 64 for m in range(1, n + 1)}
+    sizes = {m: 4 * width * (m + -(-n // m)) + 80 for m in range(1, n + 1)}
     for ratio in (1, 1.5, 2, 4, 10, 30):
         fitting = [size for size in sizes.values() if size <= spec.budget(ratio)]
         if not fitting:
@@ -414,20 +431,20 @@ ROWS = np.ones((2, 5), np.float32)
         (lambda spec: qr(10, 3, 5, combine="mean"), "combine must be one of"),
         (lambda spec: qr(10, 3, 5, combine="concat"), "multiple of 2, got 5"),
         (lambda spec: HashedLayout(ROWS, [[1, 1, 1]], 10, 5), "index must be"),
-        (lambda spec: HashedLayout(ROWS, [[1, 1, 1, 0]], 10, 5), "moduli from 1 up"),
+        (lambda spec: HashedLayout(ROWS, [[1, 1, 1, 1, 0]], 10, 5), "moduli from 1 up"),
         (
-            lambda spec: HashedLayout(ROWS.astype(float), [[1, 1, 1, 2]], 10, 5),
+            lambda spec: HashedLayout(ROWS.astype(float), [[1, 1, 1, 1, 2]], 10, 5),
             "values must be float32",
         ),
         (
             lambda spec: HashedLayout(
-                np.ones((3, 5), np.float32), [[1, 1, 1, 2]], 10, 5
+                np.ones((3, 5), np.float32), [[1, 1, 1, 1, 2]], 10, 5
             ),
             r"values must be float32 or float16 of shape \(2, 5\)",
         ),
         (
-            lambda spec: HashedLayout(ROWS, [[1, 1, 1, 2]], 10, 5, signs=[3]),
-            "signs must be int64",
+            lambda spec: HashedLayout(ROWS, [[1, 1, 1, 1, 2]], 10, 5, signs=[3]),
+            "signs must be two multipliers and an addend",
         ),
     ],
 )

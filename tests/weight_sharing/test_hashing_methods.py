@@ -11,6 +11,8 @@ from survey_code import TableSpec
 from survey_code.catalog import get_method
 from survey_code.data.synthetic import make_clicks
 from survey_code.embedding import TrainingStep, decode_layout
+from survey_code.hashes import as_signs, mix_many
+from survey_code.lab.memory import measure_training
 from survey_code.lab.task import make_task
 from survey_code.lab.trial import TRIALS
 from survey_code.layouts import (
@@ -19,12 +21,14 @@ from survey_code.layouts import (
     GeneratorLayout,
     HashedLayout,
     RoutedLayout,
+    flat,
     load_layout,
 )
 from survey_code.layouts.flat import locate_blocks
 from survey_code.layouts.generator import BUCKETS, count_weights, hash_many
 from survey_code.layouts.hashed import mixed_index, take_digits
 from survey_code.order import largest_first
+from survey_code.training import TrainingSettings
 from survey_code.weight_sharing.hashing import (
     CAFE,
     DHE,
@@ -130,7 +134,7 @@ def test_keys_are_counted_and_the_share_is_kept():
         rows, frequent = planned.rows, planned.frequent
         # An id takes 4 bytes, or all ids together a bit each and 16 counts of 4.
         apart = 32 * frequent + min(4 * frequent, 16 * (8 + 4))
-        assert layout.nbytes == 32 * 2 * rows + apart + 64
+        assert layout.nbytes == 32 * 2 * rows + apart + 80
         assert apart == pytest.approx(share * 4000, abs=160)
         assert isinstance(layout, RoutedLayout) == (share > 0)
 
@@ -252,10 +256,10 @@ def test_memcom_never_compresses_beyond_the_dimension():
 
 def test_weights_are_counted():
     layout = HashEmbeddings.make(SPEC, rows=9, entries=500).freeze()
-    assert layout.nbytes == 4 * (9 * 6 + 500 * 2) + 2 * 32
+    assert layout.nbytes == 4 * (9 * 6 + 500 * 2) + 2 * 40
     layout = HashEmbeddings.make(SPEC, rows=9, entries=70).freeze()
-    assert layout.nbytes == 4 * (9 * 6 + 70 * 2) + 3 * 32
-    assert MEmCom.make(SPEC, rows=9).freeze().nbytes == 4 * (9 * 6 + 500) + 32
+    assert layout.nbytes == 4 * (9 * 6 + 70 * 2) + 3 * 40
+    assert MEmCom.make(SPEC, rows=9).freeze().nbytes == 4 * (9 * 6 + 500) + 40
 
 
 # -- complementary partitions --------------------------------------------------
@@ -268,7 +272,7 @@ def index_of(n, **options):
 
 def are_unique(n, index):
     digits = np.stack(take_digits(np.arange(n), index), axis=1)
-    assert (digits.max(0) < index[:, 3]).all()
+    assert (digits.max(0) < index[:, -1]).all()
     return len(np.unique(digits, axis=0)) == n
 
 
@@ -324,7 +328,7 @@ def test_a_path_is_a_small_network_of_the_remainder():
     np.testing.assert_allclose(
         decode_layout(layout), every_row(table), rtol=1e-4, atol=1e-7
     )
-    assert layout.nbytes == 4 * (8 * 6 + 7 * 45) + 64
+    assert layout.nbytes == 4 * (8 * 6 + 7 * 45) + 80
 
 
 @pytest.mark.parametrize(
@@ -366,7 +370,7 @@ def test_bit_blocks_are_unique_and_at_most_ceil_t_over_l_tables_of_2_to_the_l(n)
         index = bit_blocks(n, bits)
         assert are_unique(n, index)
         assert len(index) == -(-t // bits)
-        assert index[:, 3].sum() <= -(-t // bits) * 2**bits
+        assert index[:, -1].sum() <= -(-t // bits) * 2**bits
 
 
 def test_a_binary_code_is_a_mixed_radix_with_powers_of_two():
@@ -428,8 +432,8 @@ def test_robe_ids_rarely_share_all_blocks():
 
 
 def test_robe_bytes():
-    assert ROBE.make(SPEC, size=97).freeze().nbytes == 4 * 97 + 16
-    assert ROBE.make(SPEC, size=97, signed=True).freeze().nbytes == 4 * 97 + 32
+    assert ROBE.make(SPEC, size=97).freeze().nbytes == 4 * 97 + 24
+    assert ROBE.make(SPEC, size=97, signed=True).freeze().nbytes == 4 * 97 + 48
 
 
 # -- DHE -----------------------------------------------------------------------
@@ -437,9 +441,9 @@ def test_robe_bytes():
 
 def test_dhe_codes_are_uniform_and_distinct():
     """C(n, 2) / m**k pairs of ids agree in k codes: with k = 2, none expected."""
-    pair = DHE.make(SPEC, width=2, codes=2).multipliers
+    numbers = DHE.make(SPEC, width=2, codes=2).multipliers
     n = 50_000
-    first, second = hash_many(np.arange(n), pair, 2)
+    first, second = hash_many(np.arange(n), numbers, 2)
     assert len(np.unique(first * BUCKETS + second)) == n
     # One code alone: the birthday.
     distinct = BUCKETS * (1 - (1 - 1 / BUCKETS) ** n)
@@ -489,7 +493,7 @@ def test_dhe_is_the_network_that_torch_builds(activation, layers):
     np.testing.assert_allclose(decode_layout(layout), wanted, rtol=1e-4, atol=1e-7)
     weights = count_weights(10, 9, layers, 6)
     assert weights == 10 * 9 + 9 + (layers - 1) * 90 + 9 * 6 + 6
-    assert layout.nbytes == 4 * weights + 16
+    assert layout.nbytes == 4 * weights + 24
 
 
 def test_dhe_moves_all_rows_at_once():
@@ -530,13 +534,92 @@ def test_open_tables_serve_large_ids_exactly(kind, options):
         kind.make(SPEC, **options)(torch.tensor([500]))
 
 
+# -- fields apart --------------------------------------------------------------
+
+FIELDS = TableSpec.of_table(1000, 6, field_starts=[0, 30, 32, 532, 1000])
+
+
+@pytest.mark.parametrize("combine", ["sum", "product", "concat"])
+def test_fields_apart_are_tables_of_their_own(combine):
+    """As DLRM: quotient and remainder within a field; small fields have full rows."""
+    options = {"fields": "apart", "field_moduli": [0, 0, 100, 40], "combine": combine}
+    table, width = QuotientRemainder.make(FIELDS, seed=4, **options), 6
+    values = table.values.detach().numpy()
+    join = {"sum": np.add, "product": np.multiply}.get(
+        combine, lambda one, other: np.concatenate([one, other])
+    )
+    width = 3 if combine == "concat" else 6
+    full = values[5 + 100 + 12 + 40 :].reshape(-1, 6)
+    # Rows: 5 quotients and 100 remainders, 12 quotients and 40 remainders, then full.
+    wanted = list(full)
+    wanted += [join(values[i // 100], values[5 + i % 100]) for i in range(500)]
+    wanted += [join(values[105 + i // 40], values[117 + i % 40]) for i in range(468)]
+    np.testing.assert_allclose(every_row(table), wanted, rtol=1e-6)
+    layout = table.freeze()
+    np.testing.assert_allclose(decode_layout(layout), wanted, rtol=1e-6)
+    assert layout.nbytes == 4 * (width * 157 + 32 * 6) + 4 * 40 + 8 * 4
+    other = QuotientRemainder.make(FIELDS, seed=5, **options)
+    other.load_state_dict(table.state_dict())
+    np.testing.assert_array_equal(every_row(other), every_row(table))
+
+
+def test_full_rows_start_with_the_spread_of_a_table():
+    options = {"fields": "apart", "field_moduli": [0, 0, 100, 40]}
+    found = [
+        every_row(QuotientRemainder.make(FIELDS, seed, **options)) for seed in range(9)
+    ]
+    assert np.std([rows[:32] for rows in found]) == pytest.approx(0.01, rel=0.1)
+    assert np.std([rows[32:] for rows in found]) == pytest.approx(0.01, rel=0.1)
+
+
+@pytest.mark.parametrize("key", ["quotient_remainder", "hashing"])
+@pytest.mark.parametrize("ratio", [1, 2, 3.5, 5])
+def test_plans_of_fields_apart_use_their_budget(key, ratio):
+    method = get_method(key)
+    options = method.plan(FIELDS, ratio, fields="apart")
+    layout = method.build(FIELDS, options, seed=0).freeze()
+    budget = FIELDS.budget(ratio)
+    # Four remainders of each large field at most are left, or one row.
+    assert budget - 2 * 2 * 24 < layout.nbytes <= budget
+
+
+def test_who_is_full_follows_the_threshold():
+    plan = get_method("quotient_remainder").plan
+    assert plan(FIELDS, 2).field_moduli[:2] == [0, 0]
+    assert plan(FIELDS, 2).threshold == 200
+    few = plan(FIELDS, 2, threshold=29)
+    assert few.field_moduli[0] > 0 and few.field_moduli[1] == 0  # a pair takes more
+    tight = plan(FIELDS, 9)  # rows of 30 ids would take over half of it
+    assert tight.fields == "together" or tight.threshold < 30
+    assert plan(FIELDS, 12).fields == "together"
+    with pytest.raises(ValueError, match="highest ratio it can reach"):
+        plan(FIELDS, 12, fields="apart")
+    with pytest.raises(ValueError, match="two digits without a path"):
+        plan(FIELDS, 2, fields="apart", parts=3)
+    assert plan(FIELDS, 2, parts=3).fields == "together"
+    assert plan(TableSpec.of_shape(500, 6), 2).fields == "together"
+
+
+def test_hashing_apart_never_shares_a_row_between_fields():
+    table = HashingTrick.make(FIELDS, rows=40, fields="apart", signed=True)
+    rows = np.abs(every_row(table))
+    cuts = np.split(rows, [30, 32, 532])
+    seen = [{row.tobytes() for row in own} for own in cuts]
+    assert sum(map(len, seen)) == len(set().union(*seen)) <= 40
+    # Two full rows; of the other 38, one each, and 35 in proportion to 30, 500, 468.
+    assert [len(own) for own in seen] == [2, 2, 18, 18]
+    more = HashingTrick.make(FIELDS, rows=70, fields="apart")
+    assert len({row.tobytes() for row in every_row(more)[:32]}) == 32
+    np.testing.assert_array_equal(decode_layout(table.freeze()), every_row(table))
+
+
 # -- CAFE ----------------------------------------------------------------------
 
 
 def make_sketch(buckets):
     ids = torch.full((buckets, 4), NOBODY, dtype=torch.int32)
     scores, inherited = torch.zeros(2, buckets, 4)
-    return HotSketch(ids, scores, inherited, np.array([2**40 + 1, 2**33 + 3]))
+    return HotSketch(ids, scores, inherited, np.array([2**40 + 1, 2**33 + 3, 0]))
 
 
 def test_the_sketch_is_space_saving_bucket_by_bucket():
@@ -620,7 +703,7 @@ def test_who_receives_large_gradients_gets_a_row_and_may_lose_it():
     layout = table.freeze()
     np.testing.assert_array_equal(decode_layout(layout), every_row(table))
     assert layout.keys.tolist() == sorted(table.hot_ids.tolist())
-    assert layout.nbytes == 4 * (10 + 4) * 6 + 4 * 4 + 32
+    assert layout.nbytes == 4 * (10 + 4) * 6 + 4 * 4 + 40
     for _ in range(12):  # others now: 9 falls behind and reads its shared row
         cafe_step(table, [30, 31, 32, 33], [10.0] * 4)
     assert {30, 31, 32, 33} == set(table.hot_ids.tolist())
@@ -654,14 +737,27 @@ def test_own_rows_keep_their_owners_where_ids_are_about_equally_frequent():
     assert (table.hot_ids < 12).sum() >= 6
 
 
-def test_cafe_counts_the_length_of_the_summed_gradient():
+def test_cafe_counts_the_length_of_each_occurrences_gradient():
+    """Gradients that cancel out in a batch count all the same."""
     table = CAFE.make(SPEC, rows=10, hot=8, period=100)
     cafe_step(table, [5, 5, 6], [3.0, -1.0, 1.0])
     scores = dict(
         zip(table.sketch_ids.flatten().tolist(), table.scores.flatten().tolist())
     )
-    assert scores[5] == pytest.approx(2 * math.sqrt(6))
+    assert scores[5] == pytest.approx(4 * math.sqrt(6))
     assert scores[6] == pytest.approx(math.sqrt(6))
+
+
+def test_the_sketch_is_counted_in_the_memory_of_training():
+    settings, ids = TrainingSettings(), torch.arange(20)
+    with_sketch = CAFE.make(SPEC, rows=10, hot=8, slots=8)
+    persistent = measure_training(with_sketch, ids, settings)["persistent"]
+    rows = sum(value.nbytes for value in with_sketch.parameters())
+    without = CAFE.make(SPEC, rows=18, hot=0)
+    least = measure_training(without, ids, settings)["persistent"]
+    bucket = 4 * 12  # four slots: an id, a score and what it inherited
+    assert rows == sum(value.nbytes for value in without.parameters())
+    assert persistent - least == (8 * 8 // 4 - 1) * bucket + 8 * (4 + 4)
 
 
 def test_cafe_without_own_rows_is_the_hashing_trick():
@@ -696,8 +792,8 @@ def test_cafe_finds_the_frequent_ids_and_its_layout_agrees_after_training():
 # -- bad input -----------------------------------------------------------------
 
 ONES = np.ones((3, 5), np.float32)
-INDEX = np.array([[1, 1, 1, 3]])
-PAIR = np.ones(2, np.int64)
+INDEX = np.array([[1, 1, 1, 1, 3]])
+HASH = np.ones(3, np.int64)
 
 
 def route(ids, kind=np.int32):
@@ -720,7 +816,38 @@ def route(ids, kind=np.int32):
         (QuotientRemainder, "either modulus", {"modulus": 2, "moduli": [2, 5]}),
         (QuotientRemainder, "too few", {"moduli": [3, 3]}),
         (QuotientRemainder, "two or more sizes", {"moduli": [10]}),
-        (QuotientRemainder, "two or more sizes", {"moduli": [0, 10]}),
+        (QuotientRemainder, r"moduli\[0\] must be", {"moduli": [0, 10]}),
+        (QuotientRemainder, r"moduli\[1\] must be .* '5'", {"moduli": [2, "5"]}),
+        (QuotientRemainder, r"moduli\[0\] must be .* 2.0", {"moduli": [2.0, 5.0]}),
+        (QuotientRemainder, r"moduli\[0\] must be .* True", {"moduli": [True, 10]}),
+        (QuotientRemainder, "moduli must be a list of integers", {"moduli": "25"}),
+        (QuotientRemainder, "moduli must be a list of integers", {"moduli": 25}),
+        (QuotientRemainder, "moduli must be a list of int", {"moduli": {2: 5}}),
+        (
+            QuotientRemainder,
+            "moduli belong to fields='together'",
+            {"modulus": 3, "fields": "apart"},
+        ),
+        (
+            QuotientRemainder,
+            "a field that shares rows",
+            {"field_moduli": [0], "fields": "apart"},
+        ),
+        (
+            QuotientRemainder,
+            "a modulus for each of 1 fields",
+            {"field_moduli": [2, 2], "fields": "apart"},
+        ),
+        (
+            QuotientRemainder,
+            "field_moduli belong to fields='apart'",
+            {"modulus": 3, "field_moduli": [2]},
+        ),
+        (
+            HashingTrick,
+            "open_ids=False",
+            {"rows": 3, "fields": "apart", "open_ids": True},
+        ),
         (QuotientRemainder, "partition must", {"moduli": [2, 5], "partition": "magic"}),
         (
             QuotientRemainder,
@@ -797,21 +924,35 @@ def test_a_plan_that_cannot_be_is_a_value_error(key, words, options):
             lambda: HashedLayout(DenseLayout(ONES[:, :4]), INDEX, 10, 5),
             r"values must be .* of shape \(3, 5\), or a layout of it",
         ),
-        (lambda: FlatLayout(ONES[0], np.ones(2), 10, 5, 5), "multipliers must be"),
-        (lambda: FlatLayout(ONES[0], PAIR, 10, 6, 6), "does not fit into 5 values"),
+        (lambda: FlatLayout(ONES[0], np.ones(3), 10, 5, 5), "multipliers must be"),
+        (lambda: FlatLayout(ONES[0], HASH[:2], 10, 5, 5), "and an addend"),
         (
-            lambda: GeneratorLayout(ONES[0], PAIR, 10, 5, codes=2, width=2, layers=1),
+            lambda: FlatLayout(ONES[0], HASH, 10, 5, 5, HASH[:2]),
+            "signs must be two multipliers and an addend",
+        ),
+        (lambda: HashedLayout(ONES, INDEX[:, 1:], 10, 5), "an addend"),
+        (lambda: FlatLayout(ONES[0], HASH, 10, 5, 5, open_ids=2), "open_ids must be"),
+        (lambda: HashedLayout(ONES, INDEX, 10, 5, open_ids="no"), "open_ids must be"),
+        (lambda: HashedLayout(ONES, INDEX, 10, 5, shared=-1), "shared must be"),
+        (lambda: HashedLayout(ONES, INDEX, 2**63, 5), "num_embeddings must be"),
+        (
+            lambda: HashedLayout(ONES, INDEX, 10, 5, signs=HASH[:2]),
+            "signs must be two multipliers and an addend",
+        ),
+        (lambda: FlatLayout(ONES[0], HASH, 10, 6, 6), "does not fit into 5 values"),
+        (
+            lambda: GeneratorLayout(ONES[0], HASH, 10, 5, codes=2, width=2, layers=1),
             "values must be float32 of shape",
         ),
         (
             lambda: GeneratorLayout(
-                ONES[0], PAIR, 10, 5, codes=3, width=2, layers=1,
+                ONES[0], HASH, 10, 5, codes=3, width=2, layers=1,
                 distribution="gaussian",
             ),
             "come in pairs",
         ),
         (
-            lambda: GeneratorLayout(ONES[0], PAIR, 10, 5, codes=0, width=2, layers=1),
+            lambda: GeneratorLayout(ONES[0], HASH, 10, 5, codes=0, width=2, layers=1),
             "codes must be an integer from 1 to 65536",
         ),
     ],
@@ -819,3 +960,24 @@ def test_a_plan_that_cannot_be_is_a_value_error(key, words, options):
 def test_a_layout_that_cannot_be_is_a_value_error(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_row_of_very_many_blocks_is_read_at_once(signed, monkeypatch):
+    """As block after block; a small file of it must not take minutes."""
+    monkeypatch.setattr(flat, "AT_ONCE", 1000)
+    values = np.random.default_rng(0).normal(size=90).astype(np.float32)
+    numbers, other = np.array([3, 5, 7]), np.array([21, 9, 4])
+    signs = other if signed else None
+    layout = FlatLayout(values, numbers, 2**62, 1001, 2, signs)
+    ids = np.array([0, 9, 2**40])
+    row = np.empty((3, 1002), np.float32)
+    mixed = zip(mix_many(ids, numbers, 501), mix_many(ids, other, 501))
+    for block, (one, sign) in enumerate(mixed):
+        entries = values[(one % 89)[:, None] + np.arange(2)]
+        factors = as_signs(sign)[:, None] if signed else 1
+        row[:, 2 * block : 2 * block + 2] = entries * factors
+    np.testing.assert_array_equal(layout.lookup(ids), row[:, :-1])
+    assert layout.lookup(np.zeros(0, np.int64)).shape == (0, 1001)
+    with pytest.raises(ValueError, match="columns"):
+        FlatLayout(values, numbers, 10, 2**20, 2)

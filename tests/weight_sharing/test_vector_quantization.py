@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 
 from survey_code import TableSpec, compress, data
 from survey_code.catalog import get_method
-from survey_code.embedding import decode_layout
+from survey_code.embedding import Regime, TrainingStep, decode_layout
 from survey_code.spec import OutOfReach
 from survey_code.weight_sharing.vector_quantization import (
     CCE,
@@ -21,6 +21,7 @@ from survey_code.weight_sharing.vector_quantization import (
     RecJPQ,
     cluster_rows,
     count_perplexity,
+    lloyd,
     nearest_rows,
     quantize_product,
     quantize_residuals,
@@ -86,6 +87,88 @@ def test_weights_count_like_repeated_rows():
     assert weighted == pytest.approx(nearest_rows(repeated, first)[1].sum())
 
 
+@pytest.mark.parametrize("dim", [1, 3, 64])
+@pytest.mark.parametrize("offset, spread", [(0, 1), (1e4, 1), (0, 1e-22), (0, 1e30)])
+def test_roundings_choose_no_centroid(dim, offset, spread):
+    # Compared in float32, and anew in float64 where that could have erred.
+    rng = np.random.default_rng(dim)
+    points, centroids = (
+        (offset + spread * rng.normal(size=(size, dim))).astype(kind)
+        for size, kind in ((3000, np.float32), (50, np.float64))
+    )
+    gaps = ((points[:, None] - centroids) ** 2).sum(2)
+    codes, errors = nearest_rows(points, centroids)
+    np.testing.assert_array_equal(codes, gaps.argmin(1))
+    np.testing.assert_allclose(errors, gaps.min(1), rtol=1e-12)
+    nearest, sure = lloyd.compare_rounded(points, centroids)
+    np.testing.assert_array_equal(nearest[sure], gaps.argmin(1)[sure])
+    assert sure.mean() > 0.95
+
+
+def test_of_equally_near_centroids_the_first_is_named():
+    points = np.random.default_rng(0).integers(3, size=(500, 4)).astype(np.float32)
+    centroids = np.random.default_rng(1).integers(3, size=(30, 4)) / 2.0
+    gaps = ((points[:, None] - centroids) ** 2).sum(2)  # without rounding
+    assert (np.sort(gaps)[:, 0] == np.sort(gaps)[:, 1]).any()
+    np.testing.assert_array_equal(nearest_rows(points, centroids)[0], gaps.argmin(1))
+
+
+def test_a_sample_stands_for_all_rows():
+    rng = np.random.default_rng(0)
+    weights = rng.zipf(1.8, size=5000).clip(max=10**4).astype(np.float64)
+    some, counts = lloyd.sample_rows(5000, weights, 800, rng)
+    assert len(some) <= 800 and (np.diff(some) > 0).all()
+    assert counts.sum() == pytest.approx(weights.sum())
+    heavy = weights > weights.sum() / 800
+    assert heavy.any() and set(np.flatnonzero(heavy)) <= set(some.tolist())
+    np.testing.assert_array_equal(counts[np.isin(some, np.flatnonzero(heavy))],
+                                  weights[heavy])  # fmt: skip
+    drawn = np.zeros(5000)
+    for seed in range(200):
+        some, counts = lloyd.sample_rows(
+            5000, weights, 800, np.random.default_rng(seed)
+        )
+        drawn[some] += counts / 200
+    light = weights == 1
+    assert drawn[light].mean() == pytest.approx(1, rel=0.05)
+
+
+@pytest.mark.parametrize("dim", [2, 8, 32])
+def test_a_sample_finds_clusters_as_good_as_all_rows(dim):
+    points = np.random.default_rng(3).standard_t(5, size=(12_000, dim))
+    points = points.astype(np.float32)
+    whole, part = [], []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        whole.append(cluster_rows(points, 20, rng).losses[-1])
+        found = cluster_rows(points, 20, rng, sample=256)
+        codes, errors = nearest_rows(points, found.centroids)
+        np.testing.assert_array_equal(found.codes, codes)
+        assert found.losses[-1] == pytest.approx(errors.sum(), rel=0.1)
+        part.append(errors.sum())
+    assert np.mean(part) < 1.03 * np.mean(whole)
+
+
+def test_a_sample_of_few_different_rows_leaves_no_nan():
+    points = np.repeat(np.eye(3, dtype=np.float32), 2000, axis=0)
+    found = cluster_rows(points, 8, fresh(), sample=64)
+    assert np.isfinite(found.centroids).all()
+    assert (found.centroids[found.codes] == points).all()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_rows_to_cluster_are_finite(wrong):
+    points = NORMAL.copy()
+    points[77, 3] = wrong
+    for cluster in (
+        lambda: cluster_rows(points, 4, fresh()),
+        lambda: quantize_product(points, 4, 4, fresh()),
+        lambda: quantize_residuals(points, 2, 4, fresh()),
+    ):
+        with pytest.raises(ValueError, match="rows to cluster must be finite"):
+            cluster()
+
+
 @pytest.mark.parametrize("clusters", [0, 41, 2.5])
 def test_wrong_numbers_of_clusters_are_value_errors(clusters):
     with pytest.raises(ValueError, match="clusters must be an integer from 1 to 40"):
@@ -110,6 +193,41 @@ def test_no_code_beats_shannons_bound():
         found = quantize_product(NORMAL, books, 1 << bits, fresh())
         rate = books * bits / 16
         assert found.losses[-1] / NORMAL.size > 0.99 * 2 ** (-2 * rate)
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+def test_products_of_a_sample_are_as_good_as_faisss(rotate):
+    table = MANY if rotate else np.concatenate([MANY, -MANY])
+    index = faiss.ProductQuantizer(16, 4, 4)
+    index.train(table)
+    theirs = ((table - index.decode(index.compute_codes(table))) ** 2).sum()
+    found = quantize_product(table, 4, 16, fresh(), sample=64, rotate=rotate)
+    assert ((table - found.decode()) ** 2).sum() < 1.05 * theirs
+
+
+def test_heads_are_asked_for_with_counts():
+    weight = MANY[:400]
+    with pytest.raises(ValueError, match="heads are the most frequent ids: counts"):
+        compress(weight, "clustering", heads=5)
+    plan = get_method("clustering").plan(TableSpec.of_shape(400, 16), 8)
+    assert plan.heads == 0  # nobody knows which
+
+
+@pytest.mark.parametrize("key", ["pq", "dpq", "mgqe"])
+def test_codewords_are_as_long_as_asked(key):
+    spec, method = TableSpec.of_shape(4000, 16), get_method(key)
+    assert 16 // method.plan(spec, 8).books < 4
+    assert 16 // method.plan(spec, 8, width=4).books >= 4
+    with pytest.raises(ValueError, match=f"{key}: width must be .* 1 to 16, got 17"):
+        method.plan(spec, 8, width=17)
+    with pytest.raises(ValueError, match=f"{key}: width must be .* 1 to 2, got 4"):
+        method.plan(spec, 8, width=4, books=8)
+
+
+def test_recjpq_tries_longer_codewords_too(pairs):
+    method = get_method("recjpq")
+    assert method.load().options.grid() == {"width": (1, 4)}
+    assert 32 // method.plan(pairs, 16, width=4).books >= 4
 
 
 def test_the_error_is_the_sum_over_the_books():
@@ -196,7 +314,7 @@ def product(kind="vq", **options):
 
 
 def test_dpqs_forward_is_the_nearest_codeword():
-    table = product()
+    table = product(normalize=False)
     queries = table.queries.detach().numpy().reshape(400, 2, 4)
     words = table.values.detach().numpy()
     parts = [words[j][nearest_rows(queries[:, j], words[j])[0]] for j in range(2)]
@@ -270,8 +388,26 @@ def test_tails_use_the_first_codewords_only():
     codes = table.all_codes()
     assert codes[:300].max() < 4 <= codes[300:].max() < 32
     whole = MGQE.make(spec, books=2, bits=5, tail_bits=5)
-    plain = DPQ.make(spec, books=2, bits=5)
+    plain = DPQ.make(spec, books=2, bits=5, normalize=False)
     np.testing.assert_array_equal(whole.all_codes(), plain.all_codes())
+
+
+def test_one_row_is_a_head_without_a_tail():
+    table = MGQE.make(TableSpec.of_shape(1, 8), books=2, bits=2, tail_bits=1)
+    row = table.eval()(torch.tensor([0])).detach().numpy()
+    np.testing.assert_array_equal(table.freeze().lookup([0]), row)
+
+
+def test_a_query_that_is_not_finite_has_no_code():
+    for table in (
+        product(),
+        MGQE.make(SPEC, books=2, bits=3, tail_bits=2),
+        LightRec.make(SPEC, books=2, bits=3),
+    ):
+        with torch.no_grad():
+            table.queries[5, 3] = torch.nan
+        with pytest.raises(ValueError, match="queries"):
+            table.freeze()
 
 
 def test_lightrec_starts_as_a_table_and_ends_as_sums():
@@ -355,6 +491,24 @@ def test_clustering_draws_every_hash_once_and_divides_by_no_empty_bucket():
     assert all(not torch.equal(a, b) for a, b in itertools.pairwise(seen))
 
 
+@pytest.mark.parametrize(
+    "epochs, rounds, expected",
+    [(6, None, [1, 2, 3, 4]), (2, None, [1]), (1, None, [0.7]), (4, 2, [1.4, 2.8])],
+)
+def test_cce_clusters_after_each_epoch(epochs, rounds, expected):
+    table = CCE.make(SPEC, books=2, bits=3, rounds=rounds)
+    table.regime = Regime(epochs=epochs)
+    seen = []
+    for progress in np.arange(0, 1.001, 0.01):
+        before = int(table.done)
+        table.after_step(
+            TrainingStep(lambda: None, lambda: None, table, 0.1, float(progress))
+        )
+        if int(table.done) > before:
+            seen.append(float(progress) * epochs)
+    assert seen == pytest.approx(expected, abs=0.01 * epochs)
+
+
 def test_cce_trains_far_less_than_a_table():
     table = CCE.make(TableSpec.of_shape(10_000, 16), books=2, bits=6)
     assert sum(p.numel() for p in table.parameters()) == 2 * 2 * 64 * 8
@@ -423,6 +577,6 @@ def test_a_round_keeps_the_number_of_helpers():
     table = CCE.make(SPEC, books=2, bits=3, helpers=21, seed=1)
     table.cluster()
     assert table.values.shape == (2 * (8 + 21), 4)
-    assert (table.index[:, 3] == 21).all()
+    assert (table.index[:, -1] == 21).all()
     rows = table(IDS).detach().numpy()
     np.testing.assert_allclose(table.freeze().lookup(IDS.numpy()), rows, rtol=1e-6)

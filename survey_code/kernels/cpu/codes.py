@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from survey_code.kernels.cpu.rows import BLOCK_NUMBERS
+from survey_code.kernels.cpu.rows import BLOCK_NUMBERS, cut_rows
 
 
 def unpack_rows(packed: np.ndarray, dim: int, bits: int) -> np.ndarray:
@@ -39,9 +39,15 @@ def unpack_rows(packed: np.ndarray, dim: int, bits: int) -> np.ndarray:
 
 
 def decode_rows(
-    packed: np.ndarray, dim: int, bits: int, scale: np.ndarray, bias: np.ndarray
+    packed: np.ndarray,
+    dim: int,
+    bits: int,
+    scale: np.ndarray,
+    bias: np.ndarray | None,
 ) -> np.ndarray:
     """Numbers that packed rows stand for: code times scale, plus bias.
+
+    Without a bias they are centred: code minus half the largest code, times scale.
 
     Parameters
     ----------
@@ -54,21 +60,23 @@ def decode_rows(
     Returns
     -------
     ndarray of float32, shape (m, dim)
-        Rounded after the product and after the sum.
+        Rounded after the product and after the sum; centred numbers once.
     """
     rows = np.empty((len(packed), dim), dtype=np.float32)
-    step = max(BLOCK_NUMBERS // dim, 1)
-    for start in range(0, len(packed), step):
-        part = slice(start, start + step)
-        block = rows[part]
-        own = (scale, bias) if len(scale) == 1 else (scale[part], bias[part])
+    centre = np.float32((2**bits - 1) / 2)
+    for part in cut_rows(len(packed), dim, BLOCK_NUMBERS):
+        block, whole = rows[part], slice(None) if len(scale) == 1 else part
         if bits < 4:
             codes = look_up_codes(packed[part], dim, bits)
         else:
             block[:] = unpack_rows(packed[part], dim, bits)
             codes = block
-        np.multiply(codes, own[0], out=block)
-        block += own[1]
+        if bias is None:
+            np.subtract(codes, centre, out=block)
+            block *= scale[whole]
+        else:
+            np.multiply(codes, scale[whole], out=block)
+            block += bias[whole]
     return rows
 
 
@@ -105,12 +113,13 @@ def take_codes(words: np.ndarray, places: np.ndarray, bits: int) -> np.ndarray:
 
 def split_tail(
     packed: np.ndarray, width: int, kind: npt.DTypeLike
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Scale and bias that stand behind the codes of each row.
 
     Parameters
     ----------
     packed : ndarray of uint8, shape (m, width + 2 * itemsize)
+        Or one number shorter, where there is no bias.
     width : int
         Bytes of codes.
     kind : dtype
@@ -120,8 +129,8 @@ def split_tail(
     -------
     scale, bias : ndarray of float32, shape (m, 1)
     """
-    tail = packed[:, width:].view(kind)
-    return tail[:, :1].astype(np.float32), tail[:, 1:].astype(np.float32)
+    tail = packed[:, width:].view(kind).astype(np.float32)
+    return tail[:, :1], tail[:, 1:] if tail.shape[1] > 1 else None
 
 
 def spread_halves(packed: np.ndarray) -> np.ndarray:

@@ -153,6 +153,35 @@ def split_bags(counts: np.ndarray, chunk: int) -> Iterator[Places]:
         first, done = last, int(ends[last - 1])
 
 
+def cut_bags(
+    starts: np.ndarray, ids: int, bags: int
+) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """Stretches of bags, with so many ids and bags at most; a longer bag in pieces.
+
+    Parameters
+    ----------
+    starts : ndarray of int64, shape (all bags + 1,)
+    ids, bags : int
+
+    Yields
+    ------
+    slice, slice, ndarray of int64
+        The bags, their ids, and where each bag starts among these and the last ends.
+        Sums over the pieces of a bag have to be added.
+    """
+    first, count = 0, len(starts) - 1
+    while first < count:
+        begin = int(starts[first])
+        last = int(starts.searchsorted(begin + ids, side="right")) - 1
+        last = min(max(last, first + 1), first + bags, count)
+        end = int(starts[last])
+        for place in range(begin, max(end, begin + 1), ids):
+            stop = min(place + ids, end)
+            inside = starts[first : last + 1].clip(place, stop) - place
+            yield slice(first, last), slice(place, stop), inside
+        first = last
+
+
 def pool_short(
     fetch: Callable[[Places], np.ndarray],
     begin: np.ndarray,

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
 
 # Numbers that are widened together: their indices, 8 bytes each, stay in a cache.
 BLOCK_NUMBERS = 2**16
+
+
+def cut_rows(rows: int, dim: int, numbers: int) -> Iterator[slice]:
+    """Stretches of so many rows, of about so many numbers each."""
+    step = max(numbers // dim, 1)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
 
 
 def take_rows(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -58,11 +66,10 @@ def widen_bfloat16(patterns: np.ndarray) -> np.ndarray:
 def widen_float16(rows: np.ndarray) -> np.ndarray:
     """float16 (m, dim) as float32, looked up: twice as fast as `astype`."""
     wide = np.empty(rows.shape, dtype=np.float32)
-    step = max(BLOCK_NUMBERS // rows.shape[1], 1)
-    for start in range(0, len(rows), step):
-        places = rows[start : start + step].view(np.uint16).astype(np.intp)
+    for part in cut_rows(*rows.shape, BLOCK_NUMBERS):
+        places = rows[part].view(np.uint16).astype(np.intp)
         # No place is out of range, and "clip" is the mode that writes into `out`.
-        list_float16().take(places, out=wide[start : start + step], mode="clip")
+        list_float16().take(places, out=wide[part], mode="clip")
     return wide
 
 

@@ -7,7 +7,7 @@
 // A digit of an id; see survey_code.layouts.hashed.take_digits.
 __device__ __forceinline__ long long take_digit(const Digit& how, long long id) {
   unsigned long long value = id;
-  if (how.first) value = mix(value, how.first, how.second);
+  if (how.first) value = mix(value, how.first, how.second, how.addend);
   if (how.divisor != 1) value = divide(value, how.divisor, how.divisor_inverse);
   return value - divide(value, how.modulus, how.modulus_inverse) * how.modulus;
 }

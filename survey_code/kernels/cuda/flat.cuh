@@ -17,13 +17,15 @@ struct Blocks {
 
   __device__ __forceinline__ long long start(long long id, int block) const {
     const unsigned long long mixed =
-        mix(shift(id, block), f.mixing[0], f.mixing[1]);
+        mix(shift(id, block), f.mixing[0], f.mixing[1], f.mixing[2]);
     return mixed - divide(mixed, f.places, f.inverse) * f.places;
   }
 
   __device__ __forceinline__ float sign(long long id, int block) const {
     if (!f.sign[0]) return 1.0f;
-    return mix(shift(id, block), f.sign[0], f.sign[1]) >> 31 & 1 ? -1.0f : 1.0f;
+    const bool negative =
+        mix(shift(id, block), f.sign[0], f.sign[1], f.sign[2]) >> 31 & 1;
+    return negative ? -1.0f : 1.0f;
   }
 };
 

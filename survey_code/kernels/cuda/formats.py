@@ -53,7 +53,7 @@ class Told:
 
 
 Number = Annotated[int, Told()]
-Pair = Annotated[Sequence[int], Told(count="2")]
+HashNumbers = Annotated[Sequence[int], Told(count="3")]
 Address = Annotated[Shaped, Told()]
 AddressOrNull = Annotated[Shaped | None, Told()]
 Inner = Annotated["Format", Told("format")]
@@ -119,6 +119,7 @@ class Digit:
 
     first: Number
     second: Number
+    addend: Number
     divisor: Number
     divisor_inverse: Number
     modulus: Number
@@ -127,14 +128,16 @@ class Digit:
 
     @classmethod
     def of(cls, row: Sequence[int], start: int = 0) -> Digit:
-        """From a row of an index table: multipliers, divisor and modulus."""
-        first, second, divisor, modulus = row
+        """From a row of an index table: a hash's numbers, divisor and modulus."""
+        first, second, addend, divisor, modulus = row
+        inverses = invert(divisor), invert(modulus)
         return cls(
-            first, second, divisor, invert(divisor), modulus, invert(modulus), start
+            first, second, addend, divisor, inverses[0], modulus, inverses[1], start
         )
 
 
-NO_DIGIT = Digit(0, 0, 1, 0, 0, 0, 0)
+NO_HASH = 0, 0, 0
+NO_DIGIT = Digit(*NO_HASH, 1, 0, 0, 0, 0)
 
 
 @dataclass(eq=False)
@@ -303,25 +306,36 @@ class DenseFormat(PieceFormat):
 
 @dataclass(eq=False)
 class RowwiseFormat(PieceFormat):
-    """Codes of 8, 4, 2 or 1 bits, and each row's scale and bias behind them."""
+    """Codes of 8, 4, 2 or 1 bits, and each row's scale and bias behind them.
+
+    Centred rows have no bias.
+    """
 
     header = "rowwise.cuh"
     tail: Number
     bits: int
     half: bool
+    centred: bool
     extra: int = 0
 
     @classmethod
-    def of(cls, rows: Shaped, dim: int, bits: int, half: bool) -> RowwiseFormat:
-        """Padded rows, uint8 (n, bytes): codes, then scale and bias."""
+    def of(
+        cls, rows: Shaped, dim: int, bits: int, half: bool, centred: bool
+    ) -> RowwiseFormat:
+        """Padded rows, uint8 (n, bytes): codes, then scale and, unless they are
+        centred, bias.
+        """
         tail = -(-dim * bits // 8)
-        return cls(rows.shape[0], dim, rows, row_stride(rows), tail, bits, half)
+        stride = row_stride(rows)
+        return cls(rows.shape[0], dim, rows, stride, tail, bits, half, centred)
 
     @classmethod
     def beside(cls, codes: Shaped, tail: Shaped, dim: int, bits: int) -> RowwiseFormat:
-        """Codes, uint8 (n, bytes), and float32 scales and biases (n, 2)."""
+        """Codes, uint8 (n, bytes), and float32 scales and biases (n, 2), or scales
+        alone (n, 1).
+        """
         table = pack_beside(codes, tail)
-        found = cls.of(table, dim, bits, half=False)
+        found = cls.of(table, dim, bits, half=False, centred=tail.shape[1] == 1)
         found.extra = found.rows * found.stride
         return found
 
@@ -342,8 +356,8 @@ class RowwiseFormat(PieceFormat):
 
     def piece(self, entries: int, ahead: int) -> str:
         """As for `PieceFormat`."""
-        aligned = self.tail % (4 if self.half else 8) == 0
-        flags = f"{write(self.half)}, {write(aligned)}"
+        aligned = self.tail % ((2 if self.half else 4) * (2 - self.centred)) == 0
+        flags = f"{write(self.half)}, {write(aligned)}, {write(self.centred)}"
         return f"Rowwise<{entries}, {self.bits}, {flags}, {ahead}>"
 
 
@@ -418,7 +432,7 @@ class HashedFormat(Format):
     values: Inner
     weights: InnerOrNothing
     columns: Number
-    sign: Pair
+    sign: HashNumbers
     weight_digit: Annotated[Digit, Told("Digit")]
     digits: Annotated[Sequence[Digit], Told("Digit", "TABLES")]
     combine: str
@@ -439,11 +453,11 @@ class HashedFormat(Format):
         """Rows of `values`, as an index table and the tables' first rows say."""
         digits = [Digit.of(row, start) for row, start in zip(index, starts)]
         if combine == "concat" and len(digits) > FEW_TABLES:
-            return SideBySideFormat.of(shape, values, signs or (0, 0), digits)
+            return SideBySideFormat.of(shape, values, signs or NO_HASH, digits)
         by = NO_DIGIT if weight_index is None else Digit.of(weight_index)
         columns = 0 if weights is None else weights.dim
         return cls(
-            *shape, values, weights, columns, signs or (0, 0), by, digits, combine
+            *shape, values, weights, columns, signs or NO_HASH, by, digits, combine
         )
 
     def inner(self) -> list[Format]:
@@ -467,7 +481,7 @@ class SideBySideFormat(Format):
 
     header = "hashed.cuh"
     values: Inner
-    sign: Pair
+    sign: HashNumbers
     digits: Address
     tables: int
 
@@ -551,8 +565,8 @@ class FlatFormat(Format):
     places: Number
     inverse: Number
     length: Number
-    mixing: Pair
-    sign: Pair
+    mixing: HashNumbers
+    sign: HashNumbers
 
     @classmethod
     def of(
@@ -567,7 +581,13 @@ class FlatFormat(Format):
         length = min(block_len, shape[1])
         places = values.size - length + 1
         return cls(
-            *shape, values, places, invert(places), length, multipliers, signs or (0, 0)
+            *shape,
+            values,
+            places,
+            invert(places),
+            length,
+            multipliers,
+            signs or NO_HASH,
         )
 
     def unit(self) -> int:
@@ -896,7 +916,7 @@ class GeneratorFormat(Format):
     ----------
     codes : int
         Hashes of an id.
-    multipliers : two integers
+    multipliers : three integers
         Of the hashes.
     normal : bool
         Whether hashes become normal numbers, or uniform ones.

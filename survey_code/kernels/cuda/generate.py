@@ -45,11 +45,11 @@ def encode_ids(format: GeneratorFormat, ids: GpuArray, flag: GpuArray) -> GpuArr
     form = f"{str(format.normal).lower()}, {ID_TYPES[str(ids.dtype)]}"
     kernel = load_kernel("generator.cu", f"make_codes<{form}>")
     threads = signals.size // (2 if format.normal else 1)
-    first, second = (np.uint64(m % 2**64) for m in format.multipliers)
+    numbers = [np.uint64(number % 2**64) for number in format.multipliers]
     kernel(
         (-(-threads // THREADS),), (THREADS,),
         (
-            ids, np.int64(ids.size), np.int64(format.rows), first, second,
+            ids, np.int64(ids.size), np.int64(format.rows), *numbers,
             np.int32(format.codes), signals, flag,
         ),
     )  # fmt: skip

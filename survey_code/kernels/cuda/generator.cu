@@ -8,8 +8,9 @@ constexpr unsigned long long BUCKETS = 1000000;
 
 // Hash j of an id, from 0 to BUCKETS - 1.
 __device__ __forceinline__ double draw(long long id, int j, unsigned long long first,
-                                       unsigned long long second) {
-  return mix(id + j * 0x9E3779B97F4A7C15ull, first, second) % BUCKETS;
+                                       unsigned long long second,
+                                       unsigned long long addend) {
+  return mix(id + j * 0x9E3779B97F4A7C15ull, first, second, addend) % BUCKETS;
 }
 
 // Input of the network, one thread for each number, or for each pair of normal ones:
@@ -17,7 +18,8 @@ __device__ __forceinline__ double draw(long long id, int j, unsigned long long f
 template <bool NORMAL, typename Id>
 __global__ void make_codes(const Id* __restrict__ ids, long long count, long long rows,
                            unsigned long long first, unsigned long long second,
-                           int codes, float* __restrict__ signals, unsigned* flag) {
+                           unsigned long long addend, int codes,
+                           float* __restrict__ signals, unsigned* flag) {
   const int width = NORMAL ? codes / 2 : codes;
   const long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   if (at >= count * width) return;
@@ -30,13 +32,13 @@ __global__ void make_codes(const Id* __restrict__ ids, long long count, long lon
     if (NORMAL) own[width] = 0.0f;
     return;
   }
-  const double one = draw(id, j, first, second);
+  const double one = draw(id, j, first, second, addend);
   if (!NORMAL) {
     own[0] = one * (2.0 / (BUCKETS - 1)) - 1.0;
     return;
   }
   // Box and Muller: two uniform numbers make two normal ones.
-  const double other = draw(id, width + j, first, second);
+  const double other = draw(id, width + j, first, second, addend);
   const double radius = sqrt(-2.0 * log((one + 0.5) / BUCKETS));
   const double angle = 6.283185307179586 * ((other + 0.5) / BUCKETS);
   own[0] = radius * cos(angle);

@@ -49,7 +49,7 @@ template <int E, class Values, class Weights, int TABLES, int COMBINE> struct Ha
 
   __device__ __forceinline__ float find_sign(long long id) const {
     if (!f.sign[0]) return 1.0f;
-    return mix(id, f.sign[0], f.sign[1]) >> 31 & 1 ? -1.0f : 1.0f;
+    return mix(id, f.sign[0], f.sign[1], f.sign[2]) >> 31 & 1 ? -1.0f : 1.0f;
   }
 
   __device__ __forceinline__ void read(const Place& found, int first,
@@ -103,7 +103,8 @@ template <int E, class Values, int TABLES> struct SideBySide {
     values.read(values.find(take_digit(how, id) + how.start), first - part * width,
                 entries);
     if (!f.sign[0]) return;
-    const float sign = mix(id, f.sign[0], f.sign[1]) >> 31 & 1 ? -1.0f : 1.0f;
+    const bool negative = mix(id, f.sign[0], f.sign[1], f.sign[2]) >> 31 & 1;
+    const float sign = negative ? -1.0f : 1.0f;
 #pragma unroll
     for (int j = 0; j < E; ++j) entries[j] *= sign;
   }

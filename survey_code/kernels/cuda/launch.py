@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from survey_code.kernels.cuda.place import place_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+N = TypeVar("N", np.ndarray, "GpuArray")
 
 SHARING = 64  # threads of a block that share rows
 ENOUGH_GROUPS = 8192  # of threads that share rows
@@ -65,19 +68,32 @@ def pool(
     weights: GpuArray | None = None,
     mode: str = "sum",
     check: bool = True,
+    padding: int | None = None,
+    include_last_offset: bool = False,
 ) -> GpuArray:
     """One pooled row per bag; see `survey_code.layouts.Layout.bag`."""
     cupy = load_cupy()
     ids = as_ids(ids)
     with current_stream():
-        starts = as_offsets(ids, offsets)
+        starts = as_offsets(ids, offsets, cupy, include_last_offset)
+        bags = starts.size - include_last_offset
+        if padding is not None:
+            if check:  # before places among other ids are made of them
+                check_order(starts, ids.size, cupy)
+            ids, weights = ids.ravel(), None if weights is None else weights.ravel()
+            if not include_last_offset:
+                end = cupy.full(1, ids.size, dtype=np.int64)
+                starts = cupy.concatenate([starts, end])
+            ids, starts, weights = put_padding_last(ids, starts, weights, padding, cupy)
+        if starts.size > bags:
+            starts = cut_rest(starts, ids.size, cupy)
         out = cupy.empty((starts.size, format.dim), dtype=np.float32)
         flag = cupy.zeros(1, dtype=np.uint32)
         if starts.size:
             start_pool(format, Call(ids, out, flag, starts, weights, mode))
         if check:
             raise_if(flag, ids, format.rows)
-    return out
+    return out[:bags]
 
 
 def raise_if(flag: GpuArray, ids: GpuArray, rows: int) -> None:
@@ -284,28 +300,108 @@ def as_ids(ids: GpuArray) -> GpuArray:
     return cupy.ascontiguousarray(ids)
 
 
+# -- bags, on either side ------------------------------------------------------
+
+
+def refuse_masked(name: str, given: object) -> None:
+    """Raise ValueError for an array of NumPy with a mask, which would be dropped."""
+    if isinstance(given, np.ma.MaskedArray):
+        raise ValueError(
+            f"{name} must not be a masked array: its mask would have no effect"
+        )
+
+
 def as_offsets(
-    ids: GpuArray, offsets: Shaped | Tensor | Sequence[int] | None
-) -> GpuArray:
-    """Where each bag starts, as int64; the kernel checks their order."""
-    cupy = load_cupy()
+    ids: N,
+    offsets: Shaped | Tensor | Sequence[int] | None,
+    xp: ModuleType,
+    include_last_offset: bool = False,
+) -> N:
+    """Where each bag starts, as int64, their order unchecked.
+
+    Parameters
+    ----------
+    ids : array of integers, one axis, or (bags, length) without offsets
+    offsets : array of integers, shape (bags,), or (bags + 1,)
+    xp : module
+        NumPy or CuPy.
+    include_last_offset : bool, default False
+        Whether the end of the last bag follows; there is one more then.
+    """
     if offsets is None:
         if ids.ndim != 2:
             raise ValueError(
                 f"without offsets, ids must have shape (bags, length), got {ids.shape}"
             )
-        return cupy.arange(ids.shape[0], dtype=np.int64) * ids.shape[1]
+        if include_last_offset:
+            raise ValueError("include_last_offset=True needs offsets")
+        return xp.arange(ids.shape[0], dtype=np.int64) * ids.shape[1]
     if ids.ndim != 1:
         raise ValueError(f"with offsets, ids must have one axis, got shape {ids.shape}")
-    starts = cupy.asarray(offsets)
+    refuse_masked("offsets", offsets)
+    starts = xp.asarray(offsets)
     if starts.ndim != 1 or (starts.size and starts.dtype.kind not in "iu"):
         raise ValueError(
             f"offsets must be integers of shape (bags,), got dtype {starts.dtype} "
             f"and shape {starts.shape}"
         )
+    if not starts.size and include_last_offset:
+        raise ValueError("include_last_offset=True needs one offset or more, got none")
     if not starts.size and ids.size:
         raise ValueError(f"{ids.size} ids, but no bag to put them in")
-    return cupy.ascontiguousarray(starts.astype(np.int64, copy=False))
+    return xp.ascontiguousarray(starts.astype(np.int64, copy=False))
+
+
+def check_order(starts: N, size: int, xp: ModuleType) -> None:
+    """Raise ValueError unless offsets start at 0, never fall, and end by `size`."""
+    if not starts.size:
+        return
+    falls = bool((xp.diff(starts) < 0).any())
+    if falls or int(starts[0]) != 0 or int(starts[-1]) > size:
+        raise ValueError(
+            "offsets must start at 0, never fall, and not exceed the number of "
+            f"ids ({size}), got {starts[:8]}"
+        )
+
+
+def put_padding_last(
+    ids: N, borders: N, weights: N | None, padding: int, xp: ModuleType
+) -> tuple[N, N, N | None]:
+    """Ids that are not padding, in their order, and behind them the others.
+
+    Nothing here waits for a GPU.
+
+    Parameters
+    ----------
+    ids : array of integers, shape (m,)
+    borders : array of int64, shape (bags + 1,)
+        Where each bag starts, and where the last one ends.
+    weights : array of float32, shape (m,), or None
+    padding : int
+        The id to be left out.
+    xp : module
+
+    Returns
+    -------
+    ids, borders, weights
+        The last border is the number of ids that are left in bags.
+    """
+    padded: Any = ids == padding
+    order = padded.astype(np.uint8).argsort(kind="stable")
+    below = xp.zeros(ids.size + 1, dtype=np.int64)
+    below[1:] = xp.cumsum(~padded, dtype=np.int64)
+    return ids[order], below[borders], None if weights is None else weights[order]
+
+
+def cut_rest(borders: GpuArray, size: int, xp: ModuleType) -> GpuArray:
+    """More bags, for the ids behind the last: a kernel gives each id to a bag.
+
+    There are so many that no group of threads reads all of them.
+    """
+    pieces = size // SHARING + 1
+    end = borders[-1:]
+    rest = end + (size - end) * xp.arange(1, pieces, dtype=np.int64) // pieces
+    return xp.concatenate([borders, rest])
 
 
 def gather_ceiling(table: GpuArray, ids: GpuArray) -> None:

@@ -54,7 +54,7 @@ def place_rows(rows: Shaped) -> Any:
         # Bags are read 32 bytes at a time: no piece may reach beyond its row.
         stride = round_up(used, 16 if used <= 16 else SECTOR)
     if stride == used:
-        return cupy.ascontiguousarray(rows)
+        return cupy.ascontiguousarray(cupy.asarray(rows))
     table = cupy.zeros((rows.shape[0], stride // rows.itemsize), dtype=rows.dtype)
     table[:, : rows.shape[1]] = cupy.asarray(rows)
     return table[:, : rows.shape[1]]
@@ -66,11 +66,11 @@ def pack_beside(codes: Shaped, tail: Shaped) -> GpuArray:
     Parameters
     ----------
     codes : CuPy array of uint8, shape (n, bytes)
-    tail : CuPy array of float32, shape (n, 2)
+    tail : CuPy array of float32, shape (n, numbers)
 
     Returns
     -------
-    CuPy array of uint8, shape (n, bytes + 8)
+    CuPy array of uint8, shape (n, bytes + 4 * numbers)
         A view of padded rows.
     """
     cupy = load_cupy()

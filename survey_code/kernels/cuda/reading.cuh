@@ -118,11 +118,12 @@ __device__ __forceinline__ long long search(const Number* numbers, long long low
   return low;
 }
 
-// The hash of survey_code.layouts.hashed.mix_ids.
+// The hash of survey_code.hashes.mix_ids.
 __device__ __forceinline__ unsigned long long mix(unsigned long long id,
                                                   unsigned long long first,
-                                                  unsigned long long second) {
-  unsigned long long mixed = id * first;
+                                                  unsigned long long second,
+                                                  unsigned long long addend) {
+  unsigned long long mixed = id * first + addend;
   mixed ^= mixed >> 32;
   mixed *= second;
   mixed ^= mixed >> 29;

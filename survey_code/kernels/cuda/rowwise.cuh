@@ -1,4 +1,5 @@
 // Rows of 8, 4, 2 or 1 bit codes q with a scale and a bias: entry = scale * q + bias.
+// Centred rows have no bias, and entry = scale * (q - half the largest code).
 //
 // On the GPU a row lies as   codes | scale, bias | padding   to whole 32-byte sectors:
 // memory is fetched in sectors, so a row that straddles one more costs as much as a
@@ -9,8 +10,10 @@
 #include "reading.cuh"
 
 // ALIGNED: scale and bias begin at a multiple of their bytes.
-template <int E, int BITS, bool HALF, bool ALIGNED, int ROWS_AHEAD = 4> struct Rowwise {
+template <int E, int BITS, bool HALF, bool ALIGNED, bool CENTRED, int ROWS_AHEAD = 4>
+struct Rowwise {
   static constexpr int ENTRIES = E, AHEAD = ROWS_AHEAD;
+  static constexpr float CENTRE = ((1 << BITS) - 1) * 0.5f;
   static constexpr int BYTES = E * BITS < 8 ? 1 : E * BITS / 8;
   using Fields = RowwiseFields;
   using Place = unsigned;
@@ -32,8 +35,10 @@ template <int E, int BITS, bool HALF, bool ALIGNED, int ROWS_AHEAD = 4> struct R
       const unsigned q = (codes.part[j / HELD] >> (j % HELD * BITS)) & MASK;
       return __uint_as_float(0x4B000000u | q) - 8388608.0f;
     }
-    // Rounded twice, as NumPy does: a look-up gives the same bits everywhere.
+    // Rounded twice, as NumPy does: a look-up gives the same bits everywhere. Centred
+    // entries are rounded once, as the difference is exact.
     __device__ __forceinline__ float value(int j) const {
+      if constexpr (CENTRED) return __fmul_rn(code(j) - CENTRE, scale);
       return __fadd_rn(__fmul_rn(code(j), scale), bias);
     }
   };
@@ -88,7 +93,11 @@ template <int E, int BITS, bool HALF, bool ALIGNED, int ROWS_AHEAD = 4> struct R
   __device__ __forceinline__ Piece piece(const unsigned char* row, int number) const {
     Piece found;
     found.codes = Word<BYTES>::read(row + number * BYTES);
-    if (HALF) {
+    if constexpr (CENTRED) {
+      if constexpr (HALF) found.scale = __half2float(parameters<__half>(row));
+      else found.scale = parameters<float>(row);
+      found.bias = -CENTRE * found.scale;    // for sums
+    } else if (HALF) {
       const __half2 both = parameters<__half2>(row);
       found.scale = __low2float(both);
       found.bias = __high2float(both);

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from survey_code.kernels.cuda import GpuArray, current_stream, load_cupy
+from survey_code.kernels.cuda.formats import NO_HASH
 from survey_code.kernels.cuda.load import ID_TYPES, load_kernel
 
 NUMBER_TYPES = {"float32": "float", "float64": "double"}
@@ -33,9 +34,9 @@ def gather_blocks(
     values : CuPy array of float32 or float64, shape (size,)
     dim, block_len : int
         Numbers of a row, and of a block.
-    multipliers : two integers
+    multipliers : three integers
         Of the hash of id and block.
-    signs : two integers, optional
+    signs : three integers, optional
         Of the hash that says by +1 or -1 what a block is multiplied with.
 
     Returns
@@ -131,7 +132,7 @@ def run_blocks(
             load_cupy().ascontiguousarray(ids), np.int64(len(ids)), np.int32(dim),
             np.int32(length), np.uint64(places),
             np.uint64(min(2**64 // places, 2**64 - 1)),  # by which a kernel divides
-            *(np.int64(number) for number in (*multipliers, *(signs or (0, 0)))),
+            *(np.int64(number) for number in (*multipliers, *(signs or NO_HASH))),
             given, found,
         ),
     )  # fmt: skip

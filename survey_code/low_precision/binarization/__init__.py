@@ -7,10 +7,11 @@ or pretended sign (`CIGAR`, `HashGNN`, `BiGeaR`).
 
 from survey_code.low_precision.binarization.bccf import (
     BCCF as BCCF,
+    BalancedEmbedding as BalancedEmbedding,
     BCCFOptions as BCCFOptions,
-    center_at_median as center_at_median,
     fit_scales as fit_scales,
     learn_rotation as learn_rotation,
+    split_at_medians as split_at_medians,
     split_magnitudes as split_magnitudes,
 )
 from survey_code.low_precision.binarization.bigear import (

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
 
+from survey_code.baselines import FullEmbedding
 from survey_code.bits import pack_codes
+from survey_code.checks import check_finite
 from survey_code.layouts import BinaryLayout
 from survey_code.layouts.binary import pack_signs
 from survey_code.low_precision.binarization.signs import as_half, sign_bytes
 from survey_code.method import AfterTraining, Found
-from survey_code.options import Options, option
+from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
 
+# The penalty's factor for the median rule, in units of a mean loss.
+BALANCE = 10.0
+# Numbers that are worked on at a time.
+CHUNK = 2**17
 
-def center_at_median(table: np.ndarray, field_starts: np.ndarray) -> np.ndarray:
-    """Subtract from each column its median, field by field.
 
-    The signs of what is left split each column in half: every bit is 1 for as
-    many ids as it is 0, and so says as much as a bit can.
+def split_at_medians(table: np.ndarray, field_starts: np.ndarray) -> np.ndarray:
+    """True for the upper half of each column, field by field.
+
+    Every bit is then 1 for as many ids as it is 0, and so says as much as a bit can.
+    Of an odd number of ids, the one in the middle counts as upper.  Ids that tie at
+    the middle are told apart by a permutation that is always the same, another one
+    in each column: a column whose entries are all equal is split too.
 
     Parameters
     ----------
@@ -28,17 +41,28 @@ def center_at_median(table: np.ndarray, field_starts: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    ndarray of float32, shape (rows, dim)
+    ndarray of bool, shape (rows, dim)
 
     Notes
     -----
-    Zhou and Zha, "Learning Binary Codes for Collaborative Filtering" (KDD 2012).
+    Zhou and Zha, "Learning Binary Codes for Collaborative Filtering" (KDD 2012),
+    who do not say what becomes of ties.
     """
-    centered = np.empty_like(table)
+    upper = np.empty(table.shape, dtype=bool)
     for first, stop in itertools.pairwise(field_starts.tolist()):
-        field = table[first:stop]
-        centered[first:stop] = field - np.median(field, axis=0)
-    return centered
+        half = (stop - first + 1) // 2
+        for column in range(table.shape[1]):
+            values = np.array(table[first:stop, column])
+            middle = np.partition(values, -half)[-half]  # no mean, which rounds
+            chosen = values > middle
+            tied = np.flatnonzero(values == middle)
+            room = half - int(chosen.sum())
+            if room < len(tied):
+                rng = np.random.default_rng([len(values), column])
+                tied = rng.permutation(tied)[:room]
+            chosen[tied] = True
+            upper[first:stop, column] = chosen
+    return upper
 
 
 def learn_rotation(table: np.ndarray, iterations: int = 50) -> np.ndarray:
@@ -68,17 +92,49 @@ def learn_rotation(table: np.ndarray, iterations: int = 50) -> np.ndarray:
     start = np.random.default_rng(0).normal(size=(dim, dim))
     rotation = np.linalg.qr(start).Q
     for _ in range(iterations):
-        codes = np.where(table @ rotation >= 0, 1.0, -1.0)  # (rows, dim)
-        left, _, right = np.linalg.svd(table.T @ codes)
+        products = np.zeros((dim, dim))
+        for _, rows in split_rows(table):
+            products += rows.T @ np.where(rows @ rotation >= 0, 1.0, -1.0)
+        left, _, right = np.linalg.svd(products)
         rotation = left @ right
     return rotation
 
 
-def fit_scales(table: np.ndarray, codes: np.ndarray, scale: str) -> np.ndarray | None:
-    """The scales that bring codes of +1 and -1 closest to a table.
+def split_rows(
+    table: np.ndarray, turn: np.ndarray | None = None
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """A table in float64, turned or not, a few megabytes of rows at a time."""
+    step = max(1, CHUNK // table.shape[1])
+    for start in range(0, len(table), step):
+        part = slice(start, start + step)
+        rows = table[part].astype(np.float64)
+        yield part, rows if turn is None else rows @ turn
+
+
+def take_bits(table: np.ndarray, turn: np.ndarray | None = None) -> np.ndarray:
+    """True where a table, turned or not, is not negative: bool of its shape."""
+    bits = np.empty(table.shape, dtype=bool)
+    for part, rows in split_rows(table, turn):
+        bits[part] = rows >= 0
+    return bits
+
+
+def fit_scales(
+    table: np.ndarray, codes: np.ndarray, scale: str, turn: np.ndarray | None = None
+) -> np.ndarray | None:
+    """The scales that bring codes of +1 and -1 closest to a table, turned or not.
 
     For one row the error ``|w - a b|^2`` is least at ``a = mean(w * b)``, which is
     ``mean(|w|)`` where b is the sign of w; for the table at the mean over it.
+
+    Parameters
+    ----------
+    table : ndarray of float32, shape (rows, dim)
+    codes : ndarray, shape (rows, dim)
+        +1 and -1, or True and False.
+    scale : {"none", "table", "row"}
+    turn : ndarray of float64, shape (dim, dim), optional
+        A matrix that rows are multiplied by first.
 
     Returns
     -------
@@ -86,10 +142,13 @@ def fit_scales(table: np.ndarray, codes: np.ndarray, scale: str) -> np.ndarray |
     """
     if scale == "none":
         return None
-    products = table.astype(np.float64) * codes
-    axis = {"table": None, "row": 1}[scale]
-    scales: np.ndarray = products.mean(axis=axis, keepdims=True).astype(np.float32)
-    return scales
+    means = np.empty((len(table), 1))
+    for part, rows in split_rows(table, turn):
+        signed = np.where(codes[part] > 0, rows, -rows)
+        means[part] = signed.mean(axis=1, keepdims=True)
+    if scale == "table":
+        means = means.mean(keepdims=True)
+    return means.astype(np.float32)
 
 
 def split_magnitudes(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -99,16 +158,46 @@ def split_magnitudes(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Parameters
     ----------
-    lengths : ndarray of float32, shape (rows,)
+    lengths : ndarray of float, shape (rows,)
 
     Returns
     -------
     packed : ndarray of uint8, shape (ceil(rows / 4),)
     levels : ndarray of float32, shape (4,)
     """
-    levels = np.quantile(lengths, np.arange(1, 8, 2) / 8).astype(np.float32)
+    levels = np.quantile(lengths, np.arange(1, 8, 2) / 8)
     codes = np.abs(lengths[:, None] - levels).argmin(axis=1).astype(np.uint8)
-    return pack_codes(codes[None], 2)[0], levels
+    return pack_codes(codes[None], 2)[0], levels.astype(np.float32)
+
+
+class BalancedEmbedding(FullEmbedding):
+    r"""A full table whose fields are drawn towards a mean of 0 while they learn.
+
+    The penalty is :math:`\lambda \sum_f \|m_f\|^2` with the mean row :math:`m_f` of
+    field f.  BCCF's has the sum of users and that of items in its place, beside a loss
+    that is a sum too.
+
+    Parameters
+    ----------
+    spec : TableSpec
+    balance : float
+        The factor lambda.
+    seed : int, default 0
+    """
+
+    def __init__(self, spec: TableSpec, balance: float, seed: int = 0) -> None:
+        super().__init__(spec, seed=seed)
+        self.balance = balance
+        self.sizes: list[int] = np.diff(spec.field_starts).tolist()
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """One row per id, with gradients that are dense: the penalty moves all rows."""
+        return functional.embedding(ids, self.weight)
+
+    def penalty(self) -> Tensor:
+        """The squared length of each field's mean, weighted."""
+        means = [field.mean(0) for field in self.weight.split(self.sizes)]
+        return self.balance * torch.stack(means).square().sum()
 
 
 class BCCFOptions(Options):
@@ -126,53 +215,75 @@ class BCCFOptions(Options):
         choices=("none", "table", "row"),
     )
     half: bool = option(False, "store scales as float16")
+    balance: float | None = planned(
+        "factor of the squared length of each field's mean, added to the loss while "
+        f"the table learns; unless asked, {BALANCE:g} for the median rule and 0 else",
+        otherwise=0.0, low=0,
+    )  # fmt: skip
 
 
 class BCCF(AfterTraining[BCCFOptions]):
     """Two stages: a trained table, then one bit per entry (key ``bccf``).
 
     ``rule="median"`` (BCCF) thresholds each column at its median, field by field.
+    The bits of a table whose columns have a median far from 0 would be those of
+    another table; so a penalty draws the mean of each field to 0 while it learns.
+    `compress` takes a table as it is.
     ``rule="sign"`` thresholds at 0, which keeps what all rows of a field share:
     the mean of all users points at the popular items, and the median forgets it.
     ``rule="itq"`` rotates the table first and takes signs; rows read are those of
     the rotated table, so this is for networks that compare vectors.
     ``rule="pph"`` takes signs, the direction of a row, and two more bits for its
-    magnitude.
+    magnitude, which say nothing where only directions are compared (nor do scales
+    of rows).
 
     Notes
     -----
     Zhou and Zha (KDD 2012); Gong and Lazebnik (CVPR 2011); Zhang et al.,
     "Preference Preserving Hashing for Efficient Recommendation" (SIGIR 2014).
-    BCCF's balance penalty and PPH's constant norm act in training; here the table
-    is the one that the usual loop trains, compared by cosine on top-N data, which
-    is PPH's constant norm.
+    BCCF learns from ratings by their squared error; here the table learns by the
+    task's own loss beside the penalty.  PPH's constant norm acts in training; here
+    tables are compared by cosine on top-N data, which is such a norm.
     """
 
     @classmethod
     def plan(cls, spec: TableSpec, ratio: float, options: BCCFOptions) -> Found:
-        """The one size: a bit per entry, and the scales."""
+        """The one size, a bit per entry and the scales; and the penalty of a rule."""
         extra = scale_bytes(spec.num_embeddings, options)
         spec.require(ratio, smallest=sign_bytes(spec) + extra)
-        return {}
+        if options.balance is not None:
+            return {}
+        return {"balance": BALANCE if options.rule == "median" else 0.0}
+
+    @classmethod
+    def prepare(
+        cls, spec: TableSpec, options: BCCFOptions, seed: int
+    ) -> BalancedEmbedding | None:
+        """A table that learns under the penalty, or the usual one where it is 0."""
+        balance = options.balance
+        return BalancedEmbedding(spec, balance, seed) if balance else None
 
     @classmethod
     def compress(
         cls, weight: np.ndarray, spec: TableSpec, options: BCCFOptions
     ) -> BinaryLayout:
         """Binarise an (n, d) table."""
+        check_finite("weight", weight)
         if options.rule == "pph":
-            magnitudes, levels = split_magnitudes(np.abs(weight).mean(axis=1))
+            lengths = fit_scales(weight, take_bits(weight), "row")
+            assert lengths is not None
+            magnitudes, levels = split_magnitudes(lengths[:, 0])
             packed = pack_signs(weight)
             return BinaryLayout(packed, weight.shape[1], None, magnitudes, levels)
-        if options.rule == "itq":
-            weight = (weight @ learn_rotation(weight)).astype(np.float32)
-        values = weight
+        turn = learn_rotation(weight) if options.rule == "itq" else None
         if options.rule == "median":
-            values = center_at_median(weight, spec.field_starts)
-        scales = fit_scales(weight, np.where(values >= 0, 1.0, -1.0), options.scale)
+            bits = split_at_medians(weight, spec.field_starts)
+        else:
+            bits = take_bits(weight, turn)
+        scales = fit_scales(weight, bits, options.scale, turn)
         if options.half and scales is not None:
             scales = as_half(scales)
-        return BinaryLayout.from_signs(values, scales)
+        return BinaryLayout.from_signs(bits, scales)
 
 
 def scale_bytes(rows: int, options: BCCFOptions) -> int:

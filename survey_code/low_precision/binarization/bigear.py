@@ -77,6 +77,10 @@ class BiGeaR(PropagatedEmbedding, Trained[BiGeaROptions]):
     that is the teacher, from whose weights the codes start, and whose best
     items of each layer they must score high.
 
+    Scales are stored where they say something.  A network that compares rows by
+    cosine divides by the scale of a single block again: without layers there is then
+    none, and entries are +1 and -1.
+
     Notes
     -----
     Chen et al., "Learning Binarized Graph Representations with Multi-faceted
@@ -91,6 +95,7 @@ class BiGeaR(PropagatedEmbedding, Trained[BiGeaROptions]):
         super().__init__(spec, choose_layers(spec, options.layers, default=2), seed)
         self.block = spec.embedding_dim
         self.embedding_dim = (self.layers + 1) * self.block
+        self.scaled = bool(layer_scale_bytes(spec, self.layers, options.half))
         self.half_scales, self.distillation = options.half, options.distillation
         self.listed = options.listed
         self.sharpness, self.factor = options.sharpness, options.factor
@@ -108,11 +113,15 @@ class BiGeaR(PropagatedEmbedding, Trained[BiGeaROptions]):
     @classmethod
     def plan(cls, spec: TableSpec, ratio: float, options: BiGeaROptions) -> Found:
         """As many layers, up to 2, as the budget holds: each has its own codes."""
-        block = sign_bytes(spec) + spec.num_embeddings * (2 if options.half else 4)
         most = choose_layers(spec, options.layers, default=2)
         fewest = 0 if options.layers is None else most
-        budget = spec.require(ratio, smallest=(fewest + 1) * block)
-        return {"layers": min(most, budget // block - 1)}
+        sizes = {
+            layers: (layers + 1) * sign_bytes(spec)
+            + layer_scale_bytes(spec, layers, options.half)
+            for layers in range(fewest, most + 1)
+        }
+        budget = spec.require(ratio, smallest=sizes[fewest])
+        return {"layers": max(n for n, size in sizes.items() if size <= budget)}
 
     def fit(self, task: Task) -> Fitted:
         """Train without signs, note each layer's best items, train with signs."""
@@ -138,7 +147,9 @@ class BiGeaR(PropagatedEmbedding, Trained[BiGeaROptions]):
         return take_signs(rows) * self.measure_scales(rows, layer)
 
     def measure_scales(self, rows: Tensor, layer: int) -> Tensor:
-        """What is stored beside one layer's codes: (..., dim) -> (..., 1)."""
+        """What one layer's codes are read with: (..., dim) -> (..., 1)."""
+        if not self.scaled:
+            return torch.ones_like(rows[..., :1])
         weight = (layer + 1) / (self.layers + 1)
         scales = weight * rows.abs().mean(-1, keepdim=True)
         return scales.half().float() if self.half_scales else scales
@@ -186,8 +197,16 @@ class BiGeaR(PropagatedEmbedding, Trained[BiGeaROptions]):
 
     @torch.no_grad()
     def freeze(self) -> BinaryLayout:
-        """The signs of every layer, and their scales."""
+        """The signs of every layer, and their scales.
+
+        Raises
+        ------
+        ValueError
+            If the weights are NaN or infinite.
+        """
         tables = self.spread()
+        if not self.scaled:
+            return BinaryLayout.from_signs(tables[0].cpu().numpy())
         scales = [self.measure_scales(t, k) for k, t in enumerate(tables)]
         stored = torch.cat(scales, dim=1).cpu().numpy()
         return BinaryLayout.from_signs(
@@ -195,3 +214,10 @@ class BiGeaR(PropagatedEmbedding, Trained[BiGeaROptions]):
             as_half(stored) if self.half_scales else stored.copy(),
             blocks=len(tables),
         )
+
+
+def layer_scale_bytes(spec: TableSpec, layers: int, half: bool) -> int:
+    """Bytes of all scales: one for each layer of a row, if any say something."""
+    if spec.cosine and not layers:
+        return 0
+    return spec.num_embeddings * (layers + 1) * (2 if half else 4)

@@ -18,13 +18,25 @@ from survey_code.spec import TableSpec
 class CIGAROptions(Options):
     """Options of `CIGAR`."""
 
-    # Steepness starts at 1, with weights in units of three times their first spread,
-    # and grows as the root of progress, as in HashNet.
-    beta: float = option(10.0, "steepness of the tanh at the end", low=1, high=1e6)
+    # From 1 it grows as the root of progress, as the authors' does: theirs comes to
+    # sqrt(91) after 10 epochs, to 31 after 100.
+    beta: float = option(
+        10.0,
+        "steepness of the tanh at the end",
+        low=1, high=1e6, tune=(3.0, 10.0, 30.0),
+    )  # fmt: skip
+    l2: float = option(
+        0.2,
+        "factor of half the mean squared length of the rows read, before the tanh",
+        low=0, tune=(0.0, 0.2, 0.5),
+    )  # fmt: skip
 
 
 class CIGAR(SignedEmbedding, Trained[CIGAROptions]):
     r"""CIGAR: codes :math:`\tanh(\beta w)` that harden to signs (key ``cigar``).
+
+    Weights are kept small: an entry for which :math:`\beta |w|` is far above 1 is a
+    sign already, and has no gradient left to change it.
 
     The codes find candidates by Hamming distance (`BinaryLayout.topk`); `rerank`
     orders these by a real-valued model, whose table comes on top of the bytes
@@ -34,17 +46,23 @@ class CIGAR(SignedEmbedding, Trained[CIGAROptions]):
     -----
     Kang and McAuley, "Candidate Generation with Binary Codes for Large-Scale
     Top-N Recommendation" (CIKM 2019).  We implement the codes as
-    :math:`h = \tanh(\beta w)`, :math:`\beta = \sqrt{1 + (\beta_1^2 - 1) t}`, under
-    the task's loss; their sampling of candidates for the second model is left out.
+    :math:`h = \tanh(\beta w)`, :math:`\beta = \sqrt{1 + (\beta_1^2 - 1) t}` with
+    :math:`\beta_1` at the end of training, t = 1, under the task's loss.  Theirs is
+    :math:`\sqrt{1 + 10 (n - 1)}` in epoch n of any number, and steps from epoch to
+    epoch.  The L2 is that of their example too, .1 for the user and the item of a pair.
+    Their sampling of candidates for the second model is left out.
     """
 
     schedule_end = 1.0
 
     def __init__(self, spec: TableSpec, options: CIGAROptions, seed: int = 0) -> None:
         super().__init__(spec, layers=0, seed=seed)
-        self.unit = 3 * spec.init_std
-        self.last_beta = options.beta
+        # Steps of the optimiser are thus small beside 1, where the tanh bends: at a
+        # unit of the first spread a step or two would take an entry to its end.
+        self.unit = 1.0
+        self.last_beta, self.l2 = options.beta, options.l2
         self.beta = 1.0
+        self._squares: Tensor | None = None
 
     @classmethod
     def plan(cls, spec: TableSpec, ratio: float, options: CIGAROptions) -> Found:
@@ -58,7 +76,15 @@ class CIGAR(SignedEmbedding, Trained[CIGAROptions]):
 
     def relax(self, latent: Tensor) -> Tensor:
         """tanh, as steep as it is by now."""
-        return torch.tanh(self.beta * latent / self.unit)
+        values = latent / self.unit
+        if self.training and self.l2:
+            self._squares = values.square().sum(-1).mean()  # `penalty` reads it
+        return torch.tanh(self.beta * values)
+
+    def penalty(self) -> Tensor:
+        """Half the mean squared length of the rows that this step read, weighted."""
+        squares, self._squares = self._squares, None
+        return super().penalty() if squares is None else self.l2 / 2 * squares
 
 
 def rerank(

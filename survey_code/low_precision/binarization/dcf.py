@@ -163,9 +163,11 @@ class DCF(Trained[DCFOptions]):
 
     Notes
     -----
-    Zhang et al., "Discrete Collaborative Filtering" (SIGIR 2016).  Their start is
-    a real-valued solution of the same problem; here it is a spectral one.  The
-    objective falls within a round, and changes with the drawn pairs between two.
+    Zhang et al., "Discrete Collaborative Filtering" (SIGIR 2016).  They learn from
+    ratings, scaled to -r to r, and draw no pairs; each side has a factor alpha of its
+    own, and there are up to 50 rounds of 5 sweeps.  Their start is a real-valued
+    solution of the same problem; here it is a spectral one.  The objective falls
+    within a round, and changes with the drawn pairs between two.
     """
 
     def __init__(self, spec: TableSpec, options: DCFOptions, seed: int = 0) -> None:

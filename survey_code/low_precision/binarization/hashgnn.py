@@ -44,7 +44,8 @@ class HashGNN(SignedEmbedding, Trained[HashGNNOptions]):
     Tan et al., "Learning to Hash with Graph Neural Networks for Recommender
     Systems" (WWW 2020), with LightGCN's propagation and the task's own loss.
     Their last linear map is left out: it commutes with the propagation, and a
-    table times a matrix is again a table.
+    table times a matrix is again a table.  A coin is tossed for each entry of each
+    vector read; their public code tosses one for a whole vector.
     """
 
     schedule_end = 1.0

@@ -134,7 +134,13 @@ class SignedEmbedding(PropagatedEmbedding):
 
     @torch.no_grad()
     def freeze(self) -> BinaryLayout:
-        """The signs, taken after propagation, and the scale."""
+        """The signs, taken after propagation, and the scale.
+
+        Raises
+        ------
+        ValueError
+            If the weights or the scale are NaN or infinite.
+        """
         return BinaryLayout.from_signs(
             self.latent().cpu().numpy(), self.scale.cpu().numpy().copy()
         )

@@ -31,8 +31,9 @@ class ALPTOptions(IntegerOptions):
 
     # Times the optimiser's `STEP_SHARES`: under Adam, over a fiftieth of it.
     step_rate: float = option(
-        1.0, "learning rate of the steps over that of the weights", low=0
-    )
+        1.0, "learning rate of the steps over that of the weights",
+        low=0, tune=(1.0, 5.0, 0.2),
+    )  # fmt: skip
 
 
 class ALPT(IntegerEmbedding, Trained[ALPTOptions]):
@@ -45,7 +46,8 @@ class ALPT(IntegerEmbedding, Trained[ALPTOptions]):
     Notes
     -----
     Li et al., "Adaptive Low-Precision Training for Embeddings in Click-Through
-    Rate Prediction" (AAAI 2023), algorithm 1.
+    Rate Prediction" (AAAI 2023), algorithm 1; its levels are whole steps, ours lie
+    half a step beside, and no step falls below a floor.
     """
 
     def __init__(self, spec: TableSpec, options: ALPTOptions, seed: int = 0) -> None:
@@ -57,7 +59,7 @@ class ALPT(IntegerEmbedding, Trained[ALPTOptions]):
     @classmethod
     def plan(cls, spec: TableSpec, ratio: float, options: ALPTOptions) -> Found:
         """The most bits whose rows fit into the budget."""
-        size = partial(table_bytes, spec)
+        size = partial(table_bytes, spec, centred=True)
         return {"bits": plan_bits(spec, ratio, options.bits, size)}
 
     def first_steps(self, start: Tensor, std: float) -> Tensor:
@@ -69,7 +71,7 @@ class ALPT(IntegerEmbedding, Trained[ALPTOptions]):
         if self.trial is None:
             return super().embed(ids)
         distinct, rows, steps = self.trial
-        rounded = quantize_through(rows, steps, -self.middle, self.middle - 1)
+        rounded = quantize_through(rows, steps, -self.reach, self.reach, shift=0.5)
         return functional.embedding(torch.searchsorted(distinct, ids), rounded)
 
     def refine(self, ids: Tensor, rows: Tensor, step: TrainingStep) -> None:
@@ -78,8 +80,8 @@ class ALPT(IntegerEmbedding, Trained[ALPTOptions]):
         steps = self.step[ids]
         rate = step.learning_rate * self.step_rate * STEP_SHARES[self.regime.optimizer]
         moved = steps - rate * self.step_direction(ids, grads)
-        # No step turns negative: it at most halves.
-        self.step[ids] = torch.maximum(moved, steps / 2)
+        # No step turns negative: it at most halves, and not below the floor.
+        self.step[ids] = torch.maximum(moved, (steps / 2).clamp(min=self.least_step))
 
     def step_gradient(self, ids: Tensor, rows: Tensor, step: TrainingStep) -> Tensor:
         """Scaled gradient of the loss by the steps of rows, shape (m, 1).
@@ -92,7 +94,7 @@ class ALPT(IntegerEmbedding, Trained[ALPTOptions]):
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(step.loss(), steps)
         self.trial = None
-        return gradient / math.sqrt(rows.numel() * (self.middle - 1))
+        return gradient / math.sqrt(rows.numel() * self.reach)
 
     def step_direction(self, ids: Tensor, grads: Tensor) -> Tensor:
         """The optimiser's rule; Adagrad's divisor is that of the row itself."""

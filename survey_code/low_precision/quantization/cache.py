@@ -230,6 +230,7 @@ class MixedPrecisionCache(WriteBackEmbedding, Trained[CacheOptions]):
 
     def freeze(self) -> Layout:
         """Cached rows in float32, the others in few bits."""
+        self.refuse_unsound()
         order = self.keys.argsort(stable=True).cpu()
         cached = self.keys.cpu()[order].long().numpy()
         others = np.setdiff1d(np.arange(self.num_embeddings), cached)
@@ -285,10 +286,11 @@ def measure_ends(rows: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
         Scale and lower end, as they stand behind the codes.
     """
     kind, top = TAILS[bits], 2**bits - 1
-    if bits != 8:
-        rows = rows.clamp(-LARGEST_HALF, LARGEST_HALF)
-    bias = rows.amin(1, keepdim=True).to(kind)
-    scale = ((rows.amax(1, keepdim=True) - bias.float()) / top).to(kind)
+    # What float16 must hold are scale and bias; entries beyond are clipped.
+    most = LARGEST_HALF if bits != 8 else torch.finfo(kind).max
+    bias = rows.amin(1, keepdim=True).clamp(-most, most).to(kind)
+    span = rows.amax(1, keepdim=True) - bias.float()
+    scale = (span / top).clamp(-most, most).to(kind)
     scale[scale == 0] = 1  # a constant row: any step will do
     tail = torch.cat([scale, bias], dim=1).view(torch.uint8)
     return rows - bias.float(), scale.float(), tail

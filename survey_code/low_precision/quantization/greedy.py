@@ -10,6 +10,8 @@ from survey_code.layouts import RowwiseLayout
 from survey_code.layouts.layout import as_finite_table
 from survey_code.layouts.rowwise import BITS, parameter_type
 from survey_code.low_precision.quantization.rowwise import (
+    Rounded,
+    compress_rows,
     plan_bits,
     quantize_rows,
     table_bytes,
@@ -22,13 +24,28 @@ from survey_code.spec import TableSpec
 STEPS = 200
 LEFT = int(STEPS * (1 - np.float32(0.16)))
 
-# Rows that are searched together, so that memory stays small.
-SEARCHED_TOGETHER = 16384
+# Rows that are searched together: their numbers stay in a cache.
+SEARCHED_TOGETHER = 512
+
+
+def find_parameters(
+    low: np.ndarray, high: np.ndarray, bits: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and bias, as they are stored, of rows with given ends; shape (rows,).
+
+    Float16 cannot hold all of them: some are infinite.
+    """
+    kind, top = parameter_type(bits), np.float32(2**bits - 1)
+    bias = low.astype(kind)
+    scale = ((high - bias.astype(np.float32)) / top).astype(kind)
+    # Any step will do for a row without range, or with less than the type holds.
+    scale[np.abs(scale.astype(np.float32)) < 1e-38] = 1
+    return scale, bias
 
 
 def round_between(
     table: np.ndarray, low: np.ndarray, high: np.ndarray, bits: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Rounded:
     """Codes, scale and bias of rows for given ends; what lies outside is clipped.
 
     Parameters
@@ -40,31 +57,57 @@ def round_between(
 
     Returns
     -------
-    codes : ndarray of float32, shape (rows, dim)
-        Whole numbers from 0 to 2**bits - 1.
+    codes : ndarray of uint8, shape (rows, dim)
     scale, bias : ndarray of float32 (8 bits) or float16 (4, 2), shape (rows,)
     """
-    kind, top = parameter_type(bits), np.float32(2**bits - 1)
-    bias = low.astype(kind)
-    origin = bias.astype(np.float32)
-    scale = ((high - origin) / top).astype(kind)
-    # Any step will do for a row without range, or with less than the type holds.
-    scale[np.abs(scale.astype(np.float32)) < 1e-38] = 1
+    scale, bias = find_parameters(low, high, bits)
     inverse = np.float32(1) / scale.astype(np.float32)
-    codes = np.rint((table - origin[:, None]) * inverse[:, None])
-    return np.clip(codes, 0, top), scale, bias
+    codes = np.rint((table - bias.astype(np.float32)[:, None]) * inverse[:, None])
+    return codes.clip(0, 2**bits - 1).astype(np.uint8), scale, bias
 
 
 def measure_loss(
-    table: np.ndarray, low: np.ndarray, high: np.ndarray, bits: int
+    columns: np.ndarray, unit: np.ndarray, low: np.ndarray, high: np.ndarray, bits: int
 ) -> np.ndarray:
-    """Euclidean distance of each row from its rounded self, shape (rows,)."""
-    codes, scale, bias = round_between(table, low, high, bits)
-    decoded = codes * scale.astype(np.float32)[:, None]
-    decoded += bias.astype(np.float32)[:, None]
-    # Added up column after column: PyTorch's order, and so PyTorch's last bit.
-    squares = np.ascontiguousarray(np.square(table - decoded).T)
-    return np.sqrt(squares.sum(axis=0))
+    """Euclidean distance of each row from its rounded self, in its unit.
+
+    Parameters
+    ----------
+    columns : ndarray of float32, shape (dim, rows)
+        The table turned over.  Squares are added up column after column: PyTorch's
+        order, and so PyTorch's last bit.
+    unit : ndarray of float32, shape (rows,)
+    low, high, bits
+        As for `round_between`.
+
+    Returns
+    -------
+    ndarray of float32, shape (rows,)
+        Infinite where the type of scale and bias cannot hold them.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale, bias = (a.astype(np.float32) for a in find_parameters(low, high, bits))
+        decoded = columns - bias
+        decoded *= np.float32(1) / scale
+        np.rint(decoded, out=decoded)
+        np.clip(decoded, 0, np.float32(2**bits - 1), out=decoded)
+        decoded *= scale
+        decoded += bias
+        np.subtract(columns, decoded, out=decoded)
+        decoded *= unit
+        np.square(decoded, out=decoded)
+        loss = np.sqrt(decoded.sum(axis=0))
+    loss[~np.isfinite(loss)] = np.inf
+    return loss
+
+
+def choose_units(table: np.ndarray) -> np.ndarray:
+    """Powers of two that bring rows to about 1, so that no square overflows.
+
+    They change no comparison of losses, for their products are exact.
+    """
+    exponent = np.frexp(np.abs(table).max(axis=1))[1]
+    return np.ldexp(np.float32(1), -exponent.clip(-100, 100))
 
 
 def search_range(
@@ -73,7 +116,7 @@ def search_range(
     r"""Move one end of each row inwards, step by step, whichever hurts less.
 
     A step is a 200th of the row's range, and the search ends when 84 % of the
-    range is left.
+    range is left, or where a step is too small to move the end in float32.
 
     Parameters
     ----------
@@ -93,22 +136,29 @@ def search_range(
     -----
     Guan et al., "Post-Training 4-bit Quantization on Embedding Tables" (2019).
     """
+    measure = partial(
+        measure_loss, np.ascontiguousarray(table.T), choose_units(table), bits=bits
+    )
     low, high = table.min(axis=1), table.max(axis=1)
     step = (high - low) / np.float32(STEPS)
-    loss = measure_loss(table, low, high, bits)
+    loss = measure(low, high)
     best: tuple[np.ndarray, ...] = (loss, low, high)
-    while (going := low + LEFT * step < high).any():
-        left = measure_loss(table, low + step, high, bits)
-        right = measure_loss(table, low, high - step, bits)
+    going = low + LEFT * step < high
+    while going.any():
+        left, right = measure(low + step, high), measure(low, high - step)
         if rule == "pytorch":
             found = going & (loss < left) & (loss < right) & (loss < best[0])
             best = choose(found, (loss, low, high), best)
         raise_low = going & (left < right)
-        low = np.where(raise_low, low + step, low)
-        high = np.where(going & ~raise_low, high - step, high)
+        moved = np.where(raise_low, low + step, low)
+        lowered = np.where(going & ~raise_low, high - step, high)
+        # A step below half a unit in the last place would be taken for ever.
+        going &= (moved != low) | (lowered != high)
+        low, high = moved, lowered
         loss = np.where(going, np.minimum(left, right), loss)
         if rule == "best":
             best = choose(loss < best[0], (loss, low, high), best)
+        going &= low + LEFT * step < high
     return best[1], best[2]
 
 
@@ -124,7 +174,7 @@ def choose(
 
 def quantize_greedily(
     table: np.ndarray, bits: int = 4, rule: str = "best"
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Rounded:
     """Codes, scale and bias of each row after the greedy range search.
 
     Parameters
@@ -151,8 +201,7 @@ def quantize_greedily(
     # Rows that the search left alone stay PyTorch's, byte for byte: at 8 bits
     # its plain rule rounds a little differently.
     kept = (low == table.min(axis=1)) & (high == table.max(axis=1))
-    found = (codes.astype(np.uint8), scale, bias)
-    codes, scale, bias = choose(kept, plain, found)
+    codes, scale, bias = choose(kept, plain, (codes, scale, bias))
     return codes, scale, bias
 
 
@@ -183,12 +232,6 @@ class GreedyQuantization(AfterTraining[GreedyOptions]):
     def compress(
         cls, weight: np.ndarray, spec: TableSpec, options: GreedyOptions
     ) -> RowwiseLayout:
-        """Search and quantise an (n, d) table, some thousand rows at a time."""
-        parts = [
-            quantize_greedily(
-                weight[start : start + SEARCHED_TOGETHER], options.bits, options.rule
-            )
-            for start in range(0, len(weight), SEARCHED_TOGETHER)
-        ]
-        codes, scale, bias = (np.concatenate(part) for part in zip(*parts))
-        return RowwiseLayout.from_codes(codes, scale, bias, options.bits)
+        """Search and quantise an (n, d) table, some hundred rows at a time."""
+        search = partial(quantize_greedily, bits=options.bits, rule=options.rule)
+        return compress_rows(weight, options.bits, search, SEARCHED_TOGETHER)

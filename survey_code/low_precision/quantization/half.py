@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from survey_code.embedding import draw_normal
+from survey_code.kernels.cpu.rows import cut_rows
 from survey_code.layouts import DenseLayout
+from survey_code.layouts.dense import TOGETHER, refuse_beyond
 from survey_code.low_precision.quantization.rounding import ROUNDINGS, round_to_whole
 from survey_code.low_precision.quantization.writeback import WriteBackEmbedding
 from survey_code.method import AfterTraining, Found, Trained
@@ -18,6 +20,9 @@ from survey_code.spec import TableSpec
 # share one unit.  (bfloat16 would go on to -126; no embedding is that small, and
 # the unit itself must stay a normal float32.)
 HALF_FORMATS = {"float16": (10, -14), "bfloat16": (7, -100)}
+
+# NumPy's type for the bits of a format.
+BITS_OF = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(np.uint16)}
 
 
 def round_to_format(
@@ -90,12 +95,22 @@ class HalfPrecision(
     def compress(
         cls, weight: np.ndarray, spec: TableSpec, options: HalfOptions
     ) -> DenseLayout:
-        """A trained table in 16 bits; rounding by chance, it is always the same."""
+        """A trained table in 16 bits; rounding by chance, it is always the same.
+
+        Numbers beyond the format are a ValueError: they cannot be rounded up or down
+        by chance.
+        """
         if options.rounding != "stochastic":
             return DenseLayout.from_weight(weight, options.dtype)
-        rng, rows = np.random.default_rng(0), torch.from_numpy(weight)
-        rounded = round_to_format(rows, options.dtype, options.rounding, rng)
-        return DenseLayout.from_weight(rounded, options.dtype)
+        rng, dtype = np.random.default_rng(0), options.dtype
+        largest = torch.finfo(getattr(torch, dtype)).max
+        values = np.empty(weight.shape, dtype=BITS_OF[dtype])
+        for part in cut_rows(*weight.shape, TOGETHER):
+            rows = torch.from_numpy(weight[part].copy())
+            refuse_beyond(dtype, largest, float(rows.abs().max()))
+            rounded = round_to_format(rows, dtype, "stochastic", rng)
+            values[part] = rounded.view(torch.int16).numpy().view(values.dtype)
+        return DenseLayout(values)
 
     def load_rows(self, ids: Tensor) -> Tensor:
         """Widen rows to float32."""
@@ -107,4 +122,5 @@ class HalfPrecision(
 
     def freeze(self) -> DenseLayout:
         """The table as it is."""
+        self.refuse_unsound()
         return DenseLayout.from_weight(self.values, self.dtype)

@@ -55,7 +55,12 @@ def scale_gradient(values: Tensor, factor: float) -> Tensor:
 
 
 def quantize_through(
-    weight: Tensor, step: Tensor, low: int, high: int, factor: float = 1.0
+    weight: Tensor,
+    step: Tensor,
+    low: float,
+    high: float,
+    factor: float = 1.0,
+    shift: float = 0.0,
 ) -> Tensor:
     r"""Round weights to multiples of a step, with gradients for both.
 
@@ -69,11 +74,13 @@ def quantize_through(
     weight : Tensor of float32
     step : Tensor of float32, broadcast against `weight`
         Positive.
-    low, high : int
-        Smallest and largest code.
+    low, high : float
+        Smallest and largest code: whole numbers, plus the shift.
     factor : float, default 1
         1 / sqrt(N high) for N weights that share a step, so that the step moves
         in proportion to the weights.
+    shift : float, default 0
+        By which codes lie beside whole numbers; with 1/2 none is 0.
 
     Returns
     -------
@@ -84,5 +91,5 @@ def quantize_through(
     Esser et al., "Learned Step Size Quantization" (ICLR 2020), equations 1-5.
     """
     step = scale_gradient(step, factor)
-    codes = round_through((weight / step).clamp(low, high))
+    codes = round_through((weight / step).clamp(low, high) - shift) + shift
     return codes * step

@@ -7,9 +7,17 @@ from functools import partial
 
 import numpy as np
 
+from survey_code.bits import pack_codes
+from survey_code.kernels.cpu.rows import cut_rows
 from survey_code.layouts import RowwiseLayout
 from survey_code.layouts.layout import as_finite_table
-from survey_code.layouts.rowwise import BITS, code_bytes, parameter_type, row_bytes
+from survey_code.layouts.rowwise import (
+    BITS,
+    code_bytes,
+    pack_rows,
+    parameter_type,
+    row_bytes,
+)
 from survey_code.method import AfterTraining, Found
 from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
@@ -17,10 +25,14 @@ from survey_code.spec import TableSpec
 # float16, which holds scale and bias at 4 and 2 bits, ends here.
 LARGEST_HALF = 65504.0
 
+# Numbers of a table that are rounded together, so that memory stays small.
+ROUNDED_TOGETHER = 2**18
 
-def quantize_rows(
-    table: np.ndarray, bits: int = 8
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+# Codes (rows, dim), scales (rows,) and biases (rows,).
+Rounded = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def quantize_rows(table: np.ndarray, bits: int = 8) -> Rounded:
     r"""Round each row to integers between its own minimum and maximum.
 
     Row :math:`e` becomes codes :math:`q = \mathrm{round}((e - b) / s)` with bias
@@ -42,8 +54,8 @@ def quantize_rows(
     Raises
     ------
     ValueError
-        If `table` is not 2-D or not finite, `bits` is another number, or a row
-        leaves the range of float16 at 4 or 2 bits.
+        If `table` is not 2-D or not finite, `bits` is another number, a row's scale
+        or bias leaves float16 at 4 or 2 bits, or what is read leaves float32 at 8.
 
     Notes
     -----
@@ -58,27 +70,26 @@ def quantize_rows(
     low = np.take_along_axis(table, first, axis=1)[:, 0]
     high = table.max(axis=1)
     if kind == np.float16:
-        check_half(np.maximum(-low, high), kind, bits)
         return round_to_half(table, low, high, bits)
     with np.errstate(over="ignore"):
         span = high - low
-    if not np.isfinite(span).all():
-        raise ValueError("a row's range (max - min) overflows float32")
+        scale = span / np.float32(255)
+        check_read(scale * np.float32(255) + low)
     # The small constant keeps a constant row from dividing by zero.
     inverse = np.float32(255) / (span + np.float32(1e-8))
     codes = np.rint((table - low[:, None]) * inverse[:, None])
-    return codes.astype(np.uint8), span / np.float32(255), low
+    return codes.astype(np.uint8), scale, low
 
 
 def round_to_half(
     table: np.ndarray, low: np.ndarray, high: np.ndarray, bits: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Rounded:
     """Codes, scale and bias at 4 or 2 bits, with float16 scale and bias."""
     top = np.float32(2**bits - 1)
-    bias = low.astype(np.float16)
+    bias = round_parameter("biases", low, bits)
     origin = bias.astype(np.float32)
-    span = high - origin
-    scale = (span / top).astype(np.float16)
+    with np.errstate(over="ignore"):
+        scale = round_parameter("scales", (high - origin) / top, bits)
     # A range that underflows float16 leaves scale 0: PyTorch then uses 1.
     scale[scale == 0] = 1
     inverse = np.float32(1) / scale.astype(np.float32)
@@ -86,47 +97,54 @@ def round_to_half(
     return np.clip(codes, 0, top).astype(np.uint8), scale, bias
 
 
-def quantize_symmetric(
-    table: np.ndarray, bits: int = 8
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def quantize_symmetric(table: np.ndarray, bits: int = 8) -> Rounded:
     r"""Round each row to integers between -P and P with P = 2**(bits - 1) - 1.
 
     The step is :math:`s = \max|e| / P`, so that 0 is a code of its own.  Stored
     codes are :math:`\mathrm{round}(e / s) + 2^{k-1}` and the bias is
     :math:`-2^{k-1} s`, which float16 holds exactly where it holds s; the code 0
-    is never used.
+    is never used.  The bias says nothing that the scale does not: it is the price of
+    rows that PyTorch's operators read.
 
     Parameters, returns and errors are those of `quantize_rows`.
     """
     table = as_finite_table(table, "table")
-    kind = parameter_type(bits)
+    parameter_type(bits)
     middle = np.float32(2 ** (bits - 1))
-    largest = np.abs(table).max(axis=1)
-    with np.errstate(over="ignore"):
-        check_half(largest / (middle - 1) * middle, kind, bits)
-    scale = (largest / (middle - 1)).astype(kind)
+    scale = round_parameter("scales", np.abs(table).max(axis=1) / (middle - 1), bits)
     # Rows of zeros, or too small for float16: any step gives zeros.
     scale[scale == 0] = 1
     step = scale.astype(np.float32)
+    with np.errstate(over="ignore"):
+        check_read(step * (2 * middle - 1))
+    bias = round_parameter("biases", -middle * step, bits)
     codes = np.rint(table / step[:, None])
     codes = np.clip(codes, 1 - middle, middle - 1) + middle
-    return codes.astype(np.uint8), scale, (-middle * step).astype(kind)
+    return codes.astype(np.uint8), scale, bias
 
 
-def check_half(largest: np.ndarray, kind: np.dtype, bits: int) -> None:
-    """Raise ValueError where scale or bias would have to exceed their type."""
-    if kind == np.float32 and not np.isfinite(largest).all():
-        raise ValueError("a row's range overflows float32")
-    if kind == np.float16 and largest.max() > LARGEST_HALF:
+def round_parameter(name: str, values: np.ndarray, bits: int) -> np.ndarray:
+    """Scales or biases in their type; raise ValueError where that cannot hold them."""
+    with np.errstate(over="ignore"):
+        rounded = values.astype(parameter_type(bits))
+    if not np.isfinite(rounded).all():
         raise ValueError(
-            f"at {bits} bits scale and bias are float16, which holds values up to "
-            f"{LARGEST_HALF:g}; the table reaches {largest.max():.6g}"
+            f"at {bits} bits {name} are stored as {rounded.dtype}, which holds values "
+            f"up to {np.finfo(rounded.dtype).max:g}; the table needs "
+            f"{np.abs(values).max():.6g}"
         )
+    return rounded
+
+
+def check_read(largest: np.ndarray) -> None:
+    """Raise ValueError where what rows are read as would overflow."""
+    if not np.isfinite(largest).all():
+        raise ValueError("a row's range overflows float32")
 
 
 def quantize_table(
     table: np.ndarray, bits: int = 8, symmetric: bool = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Rounded:
     """Round a whole table with one step, stored once in float32.
 
     The rule is that of `quantize_rows` at 8 bits, or of `quantize_symmetric`.
@@ -137,22 +155,68 @@ def quantize_table(
     scale, bias : ndarray of float32, shape (1,)
     """
     table = as_finite_table(table, "table")
+    scale, bias = measure_table(table, bits, symmetric)
+    codes = round_to_table(table, scale, bias, bits, symmetric)
+    return codes, np.array([scale]), np.array([bias])
+
+
+def measure_table(
+    table: np.ndarray, bits: int, symmetric: bool
+) -> tuple[np.float32, np.float32]:
+    """Scale and bias that a whole table shares."""
     parameter_type(bits)
-    middle = np.float32(2 ** (bits - 1))
-    top = np.float32(2**bits - 1)
-    with np.errstate(over="ignore"):
+    middle, top = np.float32(2 ** (bits - 1)), np.float32(2**bits - 1)
+    low, high = table.min(), table.max()
+    with np.errstate(over="ignore", invalid="ignore"):
         if symmetric:
-            scale = np.abs(table).max() / (middle - 1)
+            scale = np.maximum(-low, high) / (middle - 1)
             bias = -middle * scale
         else:
-            bias = table.min()
-            scale = (table.max() - bias) / top
-        if not np.isfinite(scale * top):
+            bias, scale = low, (high - low) / top
+        if not np.isfinite(scale * top + bias):
             raise ValueError("the table's range (max - min) overflows float32")
-    origin = np.float32(0) if symmetric else bias
-    codes = np.rint((table - origin) / max(scale, np.float32(1e-38)))
-    codes = np.clip(codes + middle, 1, top) if symmetric else np.clip(codes, 0, top)
-    return codes.astype(np.uint8), np.array([scale]), np.array([bias])
+    return scale, bias
+
+
+def round_to_table(
+    rows: np.ndarray, scale: np.float32, bias: np.float32, bits: int, symmetric: bool
+) -> np.ndarray:
+    """Codes of rows, uint8 of their shape, by the table's scale and bias."""
+    middle, top = np.float32(2 ** (bits - 1)), np.float32(2**bits - 1)
+    step = max(scale, np.float32(1e-38))
+    if symmetric:
+        codes = np.clip(np.rint(rows / step) + middle, 1, top)
+    else:
+        codes = np.clip(np.rint((rows - bias) / step), 0, top)
+    return codes.astype(np.uint8)
+
+
+def compress_rows(
+    weight: np.ndarray,
+    bits: int,
+    quantize: Callable[[np.ndarray], Rounded],
+    together: int,
+) -> RowwiseLayout:
+    """A layout of rounded rows, so many of them at a time.
+
+    Memory grows by little more than the layout: `weight` may be a mapped file.
+    """
+    count, dim = weight.shape
+    rows = np.empty((count, row_bytes(dim, bits)), dtype=np.uint8)
+    for part in cut_rows(count, 1, max(together, 1)):
+        rows[part] = pack_rows(*quantize(weight[part]), bits)
+    return RowwiseLayout(rows, dim, bits)
+
+
+def compress_table(weight: np.ndarray, bits: int, symmetric: bool) -> RowwiseLayout:
+    """A layout of rows that share one scale and bias, some rows at a time."""
+    count, dim = weight.shape
+    shared = measure_table(weight, bits, symmetric)
+    rows = np.empty((count, code_bytes(dim, bits)), dtype=np.uint8)
+    for part in cut_rows(count, dim, ROUNDED_TOGETHER):
+        codes = round_to_table(weight[part], *shared, bits, symmetric)
+        rows[part] = pack_codes(codes, bits)
+    return RowwiseLayout(rows, dim, bits, np.array([shared], dtype=np.float32))
 
 
 class RowwiseOptions(Options):
@@ -183,11 +247,12 @@ class RowwiseQuantization(AfterTraining[RowwiseOptions]):
     ) -> RowwiseLayout:
         """Quantise an (n, d) table into a row-wise layout."""
         if options.per == "table":
-            return RowwiseLayout.from_groups(
-                *quantize_table(weight, options.bits, options.symmetric), options.bits
-            )
+            return compress_table(weight, options.bits, options.symmetric)
         quantize = quantize_symmetric if options.symmetric else quantize_rows
-        return RowwiseLayout.from_codes(*quantize(weight, options.bits), options.bits)
+        together = ROUNDED_TOGETHER // spec.embedding_dim
+        return compress_rows(
+            weight, options.bits, partial(quantize, bits=options.bits), together
+        )
 
 
 def plan_bits(
@@ -209,11 +274,16 @@ def plan_bits(
     return max(b for b in choices if sizes[b] <= budget)
 
 
-def table_bytes(spec: TableSpec, bits: int, per: str = "row") -> int:
-    """Bytes of a row-wise layout with a scale and a bias per row, field or table."""
+def table_bytes(
+    spec: TableSpec, bits: int, per: str = "row", centred: bool = False
+) -> int:
+    """Bytes of a row-wise layout with a scale and a bias per row, field or table.
+
+    Centred, there is no bias.
+    """
     if per == "row":
-        return spec.num_embeddings * row_bytes(spec.embedding_dim, bits)
+        return spec.num_embeddings * row_bytes(spec.embedding_dim, bits, centred)
     groups = len(spec.field_starts) - 1 if per == "field" else 1
     # Several groups also store where they start.
-    parameters = groups * (16 if groups > 1 else 8)
+    parameters = groups * ((16 if groups > 1 else 8) - 4 * centred)
     return spec.num_embeddings * code_bytes(spec.embedding_dim, bits) + parameters

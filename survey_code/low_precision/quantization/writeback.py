@@ -52,6 +52,9 @@ class WriteBackEmbedding(CompressedEmbedding):
         # Ids and decoded rows of each look-up since the last step.
         self.batch: list[tuple[Tensor, Tensor]] = []
         self.steps_done = 0
+        # Whether all rows that were stored so far were finite: codes cannot show it.
+        # No buffer, as it is no part of the table; and it waits for no GPU.
+        self.sound: Tensor | None = None
 
     def load_rows(self, ids: Tensor) -> Tensor:
         """Decode rows: int64 (m,) -> float32 (m, dim)."""
@@ -83,8 +86,21 @@ class WriteBackEmbedding(CompressedEmbedding):
             return
         self.steps_done += 1
         rows = rows - step.learning_rate * self.direction("rows", ids, grads)
+        finite = rows.isfinite().all()
+        self.sound = finite if self.sound is None else self.sound & finite
         self.refine(ids, rows, step)
         self.store_rows(ids, rows)
+
+    def refuse_unsound(self) -> None:
+        """Raise ValueError if a step has made rows NaN or infinite.
+
+        Rounding turned these into rows like any other.
+        """
+        if self.sound is not None and not self.sound:
+            raise ValueError(
+                "a step of training made rows NaN or infinite, and the table cannot "
+                "be frozen: it must be finite; did its training diverge?"
+            )
 
     def write_codes(
         self,

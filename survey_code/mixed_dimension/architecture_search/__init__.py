@@ -26,6 +26,7 @@ from survey_code.mixed_dimension.architecture_search.bet import (
     ProfileSupernet as ProfileSupernet,
     draw_curve as draw_curve,
     draw_profile as draw_profile,
+    draw_profiles as draw_profiles,
 )
 from survey_code.mixed_dimension.architecture_search.bilevel import (
     ChoiceStep as ChoiceStep,

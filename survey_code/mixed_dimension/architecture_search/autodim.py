@@ -12,6 +12,7 @@ from survey_code.mixed_dimension.architecture_search.bilevel import ChoiceStep
 from survey_code.mixed_dimension.architecture_search.mixed import MixedWidths
 from survey_code.mixed_dimension.grouped import FieldDimensions, field_costs
 from survey_code.mixed_dimension.search import choose_within, powers_up_to
+from survey_code.mixed_dimension.widths import FLOOR, floor_within
 from survey_code.options import SearchOptions, found, option
 from survey_code.spec import TableSpec
 
@@ -27,6 +28,10 @@ class AutoDimOptions(SearchOptions):
         above=0, tune=(0.02, 0.05),
     )  # fmt: skip
     order: int = option(1, "of the gradient on two levels", low=1, high=2, tune=(1, 2))
+    floor: float = option(
+        FLOOR, "least width of a field, as a share of what all could have alike",
+        low=0, high=1,
+    )  # fmt: skip
     widths: np.ndarray = found("width of each field")
 
 
@@ -68,7 +73,8 @@ class AutoDim(FieldDimensions, Searched[AutoDimOptions, FieldWidths]):
     -----
     Zhao et al., "AutoDim: Field-aware Embedding Dimension Search in Recommender
     Systems" (WWW 2021).  The paper takes each field's most probable width; here the
-    most probable widths *that fit the budget together*.
+    most probable widths that fit the budget together, and no field is narrower than
+    half of what all could have alike.
     """
 
     def __init__(self, spec: TableSpec, options: AutoDimOptions, seed: int = 0) -> None:
@@ -84,8 +90,11 @@ class AutoDim(FieldDimensions, Searched[AutoDimOptions, FieldWidths]):
     def settle(
         cls, table: FieldWidths, judge: Judge, spec: TableSpec, options: AutoDimOptions
     ) -> Found:
-        """The most probable widths that fit the budget."""
+        """The most probable widths that fit the budget, none below the floor."""
         scores = table.logits.detach().log_softmax(1).cpu().numpy()
-        costs = field_costs(spec, table.widths)
-        chosen = choose_within(scores, costs, options.budget)
-        return {"widths": np.array(table.widths)[chosen]}
+        least = floor_within(spec, options.floor, options.budget, table.widths)
+        first = table.widths.index(least)
+        widths = table.widths[first:]
+        costs = field_costs(spec, widths)
+        chosen = choose_within(scores[:, first:], costs, options.budget)
+        return {"widths": np.array(widths)[chosen]}

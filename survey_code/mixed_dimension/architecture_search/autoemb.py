@@ -12,11 +12,13 @@ from survey_code.method import Found, Judge, Searched
 from survey_code.mixed_dimension.architecture_search.bilevel import ChoiceStep
 from survey_code.mixed_dimension.architecture_search.mixed import (
     MixedWidths,
+    floor_place,
     mix_overhead,
     require_narrowest,
 )
 from survey_code.mixed_dimension.grouped import GroupedEmbedding
 from survey_code.mixed_dimension.search import WARM_UP, cut_by_frequency, widen_within
+from survey_code.mixed_dimension.widths import FLOOR
 from survey_code.options import SearchOptions, found, option
 from survey_code.spec import TableSpec
 
@@ -34,6 +36,10 @@ class AutoEmbOptions(SearchOptions):
     groups: int = option(
         16, "groups of equally popular ids", low=1, high=MAX_GROUPS, tune=(16, 8)
     )
+    floor: float = option(
+        FLOOR, "least width of a group, as a share of what all could have alike",
+        low=0, high=1,
+    )  # fmt: skip
     assignment: np.ndarray = found("group of each id")
     widths: np.ndarray = found("width of each group")
 
@@ -122,9 +128,10 @@ class AutoEmb(GroupedEmbedding, Searched[AutoEmbOptions, PopularityWidths]):
         """Widths of popularity groups, as wide as the controller's weights ask."""
         group = cut_by_frequency(spec, options.groups)
         scores = group_scores(table, group)
-        rows, widths = np.bincount(group), np.array(table.widths)
         room = options.budget - mix_overhead(spec)
-        chosen = widen_within(scores, 4 * rows[:, None] * widths, room)
+        first = floor_place(spec, options.floor, room)
+        rows, widths = np.bincount(group), np.array(table.widths[first:])
+        chosen = widen_within(scores[:, first:], 4 * rows[:, None] * widths, room)
         # Groups of one width share a matrix.
         used, merged = np.unique(-widths[chosen], return_inverse=True)
         return {"assignment": merged[group], "widths": -used}

@@ -30,6 +30,10 @@ class AutoSrhOptions(SearchOptions):
     decay: float = option(
         1e-5, "weight decay of the searching table", low=0, tune=(1e-5, 0.0, 1e-4)
     )
+    l1: float = option(
+        1e-5, "factor of the sum of all entries of the masks", low=0,
+        tune=(1e-5, 0.0, 1e-4),
+    )  # fmt: skip
     mask_rate: float = option(
         0.01, "by how much an entry of a mask moves in one step, on average",
         above=0, tune=(0.01, 0.03),
@@ -51,6 +55,7 @@ class ColumnMasks(CompressedEmbedding):
         self.mask = nn.Parameter(torch.ones(int(group.max()) + 1, spec.embedding_dim))
         self.register_buffer("group", torch.from_numpy(group), persistent=False)
         self.rate, self.decay = options.mask_rate, options.decay
+        self.l1 = options.l1
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The table; the masks learn from validation rows."""
@@ -63,15 +68,17 @@ class ColumnMasks(CompressedEmbedding):
         return rows * functional.embedding(self.group[ids], self.mask)
 
     def validation_step(self, step: TrainingStep) -> None:
-        """After the warm-up, each mask moves along its gradient, divided by its
-        mean size.
+        """After the warm-up, each mask moves along its gradient, that of its sum
+        included, divided by its mean size.
         """
         if step.progress < WARM_UP:
             return
         found = choice_gradient([self.mask], [], step.loss, step.validation_loss, 0.0)
-        size = found[0].abs().mean(1, keepdim=True).clamp(min=1e-30)
+        # No entry is negative: the derivative of its absolute value is 1.
+        slope = found[0] + self.l1
+        size = slope.abs().mean(1, keepdim=True).clamp(min=1e-30)
         with torch.no_grad():
-            self.mask.sub_(self.rate * found[0] / size).clamp_(0, 1)
+            self.mask.sub_(self.rate * slope / size).clamp_(0, 1)
 
     @torch.no_grad()
     def magnitudes(self) -> np.ndarray:
@@ -102,7 +109,7 @@ class AutoSrh(GroupedEmbedding, Searched[AutoSrhOptions, ColumnMasks]):
     Systems" (2020); Kong et al., "AutoSrh: An Embedding Dimensionality Search
     Framework for Tabular Data Prediction" (2023).  The papers prune single entries
     of the masked table; here whole columns of a group, so that no entry needs an
-    index.
+    index, and the table is drawn anew.
     """
 
     def __init__(self, spec: TableSpec, options: AutoSrhOptions, seed: int = 0) -> None:

@@ -14,12 +14,14 @@ from survey_code.layouts import GroupedLayout
 from survey_code.method import Found, Trained
 from survey_code.mixed_dimension.architecture_search.bilevel import step_once
 from survey_code.mixed_dimension.architecture_search.mixed import (
+    floor_place,
     mix_overhead,
     require_narrowest,
     sort_by,
 )
 from survey_code.mixed_dimension.grouped import GroupedEmbedding
 from survey_code.mixed_dimension.search import powers_up_to
+from survey_code.mixed_dimension.widths import FLOOR
 from survey_code.options import Options, found, option
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec
@@ -30,11 +32,11 @@ HIDDEN = 16
 # Largest log-odds: a policy that is certain tries nothing else, and learns no more.
 SUREST = 3.0
 
+# In place of a wish that the budget did not grant.
+DENIED = -2.0
+
 # An id's usual loss is a running mean over about this many reads.
 MEMORY = 5
-
-# Progress of the training at which the whole budget may be in use.
-GROWN = 0.8
 
 
 class ESAPNOptions(Options):
@@ -47,6 +49,15 @@ class ESAPNOptions(Options):
     policy_rate: float = option(
         0.01, "learning rate of the policy, which Adam moves",
         above=0, tune=(0.01, 0.03),
+    )  # fmt: skip
+    # A third of the epochs, as searches have; early stopping may then end the rest.
+    grown: float = option(
+        0.33, "progress of the training at which the whole budget may be in use",
+        above=0, high=1, tune=(0.33, 0.8),
+    )  # fmt: skip
+    floor: float = option(
+        FLOOR, "width to begin with, as a share of what all ids could have alike",
+        low=0, high=1,
     )  # fmt: skip
     budget: int = found("bytes that the frozen table may take")
 
@@ -71,12 +82,12 @@ class ESAPN(Trained[ESAPNOptions]):
     -----
     Liu et al., "Automated Embedding Size Search in Deep Recommender Systems" (SIGIR
     2020).  The paper has no budget; here wishes are granted, the most popular ids
-    first, as room grows with the progress of the training.  Batch normalisation and
+    first, as room grows with the progress of the training, and a wish that was not
+    granted teaches the policy nothing.  Batch normalisation and
     tanh behind the chain are left out, so that what is stored is a matrix; and the
     rows stand in a table of full size while they grow.
     """
 
-    schedule_end = 1.0
     sizes: Tensor
     counts: Tensor
     usual: Tensor
@@ -101,8 +112,12 @@ class ESAPN(Trained[ESAPNOptions]):
         self.policy = make_policy(len(self.widths), options.eager, [seed, 2])
         rate = options.policy_rate
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=rate)
+        # Afterwards no room is added: what follows is a training like any other.
+        self.grown = self.schedule_end = options.grown
         # Place of each id's width in `widths`; how often it was read; its loss.
-        self.register_buffer("sizes", torch.zeros(n, dtype=torch.uint8))
+        self.first = floor_place(spec, options.floor, self.room)
+        sizes = torch.full((n,), self.first, dtype=torch.uint8)
+        self.register_buffer("sizes", sizes)
         self.register_buffer("counts", torch.zeros(n))
         self.register_buffer("usual", torch.zeros(n))
         # The last decision about each id: count (-1: none yet), size, wish, its
@@ -201,7 +216,7 @@ class ESAPN(Trained[ESAPNOptions]):
 
     def learn(self, ids: Tensor) -> None:
         """One step of REINFORCE: by how much each id's usual loss fell."""
-        ids = ids[self.past[ids, 0] >= 0]
+        ids = ids[(self.past[ids, 0] >= 0) & (self.past[ids, 2] != DENIED)]
         if len(ids) < 2:
             return
         counts, sizes, wish, chance, before = self.past[ids].unbind(1)
@@ -233,10 +248,12 @@ class ESAPN(Trained[ESAPNOptions]):
         now = widths[self.sizes[asking].long()]
         price = 4 * (widths[self.sizes[asking].long() + 1] - now)
         spent = 4 * int(widths[self.sizes.long()].sum())
-        allowed = 4 * self.num_embeddings + min(self.progress / GROWN, 1.0) * (
-            self.room - 4 * self.num_embeddings
-        )
-        granted = asking[price.cumsum(0) <= allowed - spent]
+        least = 4 * self.num_embeddings * self.widths[self.first]
+        share = min(self.progress / self.grown, 1.0)
+        fits = price.cumsum(0) <= least + share * (self.room - least) - spent
+        granted, denied = asking[fits], asking[~fits]
+        # What was not done has no merit.
+        self.past[denied, 2] = DENIED
         before = self.sizes[granted]
         for size, link in enumerate(self.chain):
             own, (low, high) = granted[before == size], link.shape

@@ -115,3 +115,19 @@ def mix_overhead(spec: TableSpec) -> int:
     counts = [rows, *[0] * (len(widths) - 1)]
     total = grouped_bytes(counts, widths, spec.embedding_dim, ranges=False)
     return total - 4 * rows * widths[0]
+
+
+def floor_place(spec: TableSpec, share: float, room: int) -> int:
+    """Place, among the powers of two, of the least width that an id may have.
+
+    Parameters
+    ----------
+    spec : TableSpec
+    share : float
+        0 to 1, of the width that all ids could have alike.
+    room : int
+        Bytes for the numbers alone.
+    """
+    alike = room // (4 * spec.num_embeddings)
+    widths = [width for width in powers_up_to(spec.embedding_dim) if width <= alike]
+    return sum(width < share * alike for width in widths[:-1])

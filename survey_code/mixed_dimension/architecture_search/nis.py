@@ -42,6 +42,10 @@ class NISOptions(LengthOptions):
         above=0, tune=(0.3, 0.1),
     )  # fmt: skip
     columns: int = option(4, "column blocks", low=1, tune=(4, 16))
+    draws: int = option(
+        24, "architectures from the policy, of which the metric chooses in the end",
+        low=1, high=10_000,
+    )  # fmt: skip
 
 
 def cut_blocks(spec: TableSpec, columns: int) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -160,6 +164,21 @@ class BlockSupernet(CompressedEmbedding):
         if self.warm:
             self.keep(self.draw())
 
+    def propose(self, draws: int) -> list[np.ndarray]:
+        """Different choices that fit the budget, at most so many.
+
+        The first is the most probable one; more and more noise leads from there to
+        one of which the policy knows nothing.
+        """
+        scores = self.logits.detach().log_softmax(1).cpu().numpy()
+        found: dict[bytes, np.ndarray] = {}
+        for share in np.linspace(0, 1, draws):
+            noise = self.rng.gumbel(size=scores.shape)
+            mixed = (1 - share) * scores + share * noise
+            picks = choose_within(mixed, self.costs, self.room)
+            found.setdefault(picks.tobytes(), picks)
+        return list(found.values())
+
     @torch.no_grad()
     def validation_step(self, step: TrainingStep) -> None:
         """The policy learns from rewards on one validation batch."""
@@ -194,7 +213,9 @@ class NIS(PrefixEmbedding, Searched[NISOptions, BlockSupernet]):
     -----
     Joglekar et al., "Neural Input Search for Large Scale Recommendation Models" (KDD
     2020).  The paper projects each block to the full dimension; here a block fills
-    its own columns.
+    its own columns.  The paper rewards the policy with the metric; here it learns
+    from the validation loss, batch by batch, and the metric on all validation rows
+    chooses among architectures drawn from it.
     """
 
     def __init__(self, spec: TableSpec, options: NISOptions, seed: int = 0) -> None:
@@ -213,10 +234,17 @@ class NIS(PrefixEmbedding, Searched[NISOptions, BlockSupernet]):
     def settle(
         cls, table: BlockSupernet, judge: Judge, spec: TableSpec, options: NISOptions
     ) -> Found:
-        """The most probable architecture that fits the budget."""
-        scores = table.logits.detach().log_softmax(1).cpu().numpy()
-        table.keep(choose_within(scores, table.costs, table.room))
-        # The kept columns of a row can be any: which ones makes no difference.
+        """Of architectures that fit the budget, the one of the best metric."""
+        picks = table.propose(options.draws)
+        if len(picks) > 1:
+            marks = []
+            for pick in picks:
+                table.keep(pick)
+                marks.append(judge.metric())
+            picks = [picks[int(np.argmax(marks))]]
+        table.keep(picks[0])
+        # A row stores its kept columns as a prefix: the table is drawn anew, and the
+        # columns of a fresh table are alike.
         widths = table.kept.sum(1).cpu().numpy().astype(np.int64)
         return {"lengths": widths[table.block.cpu().numpy()]}
 

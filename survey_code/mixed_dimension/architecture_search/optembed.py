@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from survey_code.mixed_dimension.prefix import (
     smallest_prefix,
 )
 from survey_code.mixed_dimension.search import fields_of
+from survey_code.mixed_dimension.widths import FLOOR
 from survey_code.options import option
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec
@@ -76,6 +78,10 @@ class OptEmbedOptions(LengthOptions):
     threshold_rate: float = option(
         0.1, "learning rate of the thresholds, over that of the table", above=0
     )
+    floor: float = option(
+        FLOOR, "least width of a field, as a share of what all could have alike",
+        low=0, high=1,
+    )  # fmt: skip
 
 
 class MaskedSupernet(PrefixSupernet):
@@ -160,7 +166,7 @@ class OptEmbed(PrefixEmbedding, Searched[OptEmbedOptions, MaskedSupernet]):
         margins = table.all_margins()
 
         def lengths_of(widths: np.ndarray) -> np.ndarray:
-            return scale_lengths(widths, margins, spec, options.budget)
+            return scale_lengths(widths, margins, spec, options.budget, options.floor)
 
         def quality(widths: np.ndarray) -> float:
             table.set_lengths(lengths_of(widths))
@@ -178,7 +184,11 @@ class OptEmbed(PrefixEmbedding, Searched[OptEmbedOptions, MaskedSupernet]):
 
 
 def scale_lengths(
-    widths: np.ndarray, margins: np.ndarray, spec: TableSpec, budget: int
+    widths: np.ndarray,
+    margins: np.ndarray,
+    spec: TableSpec,
+    budget: int,
+    floor: float = FLOOR,
 ) -> np.ndarray:
     """Lengths of all rows: the widths in proportion, scaled until they fit.
 
@@ -194,6 +204,8 @@ def scale_lengths(
     spec : TableSpec
     budget : int
         In bytes.
+    floor : float
+        Least width of a field, as a share of what all could have alike.
 
     Returns
     -------
@@ -208,13 +220,16 @@ def scale_lengths(
     rows = np.bincount(field[alive], minlength=len(widths))
     if rows.sum() > numbers:
         return cut_to_budget(widths[field], margins, budget, dim)
-    return np.where(alive, scale_widths(widths, rows, numbers, dim)[field], 0)
+    alike = min(numbers // max(int(rows.sum()), 1), dim)
+    least = max(math.ceil(floor * alike), 1)
+    return np.where(alive, scale_widths(widths, rows, numbers, dim, least)[field], 0)
 
 
 def scale_widths(
-    widths: np.ndarray, rows: np.ndarray, numbers: int, dim: int
+    widths: np.ndarray, rows: np.ndarray, numbers: int, dim: int, least: int = 1
 ) -> np.ndarray:
-    """Widths in about the same proportion, such that so many numbers are in use.
+    """Widths in about the same proportion, such that so many numbers are in use, and
+    none below the least unless those do not fit.
 
     Examples
     --------
@@ -223,8 +238,8 @@ def scale_widths(
     """
     scaled = np.zeros_like(widths)
     field, step = np.divmod(np.arange(len(widths) * dim), dim)
-    # Every first column, then as a growing scale calls for them.
-    scale = np.where(step == 0, 0, (step + 1) / widths[field])
+    # The first columns of all, then as a growing scale calls for them.
+    scale = np.where(step < least, step / dim**2, 1 + (step + 1) / widths[field])
     for place in np.argsort(scale, kind="stable"):
         f = field[place]
         if scaled[f] == step[place] and rows[f] <= numbers:

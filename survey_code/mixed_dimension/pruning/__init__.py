@@ -1,8 +1,8 @@
 """Pruning: numbers that are not needed become zeros, and zeros are not stored.
 
-Once after training (magnitude), again and again while it runs (DeepLight), or found
-by a search and trained anew: single numbers (PEP), columns of a field (SSEDS), the
-tails of rows (AMTL), whole rows (OptFS).
+Again and again while training runs (DeepLight), or found by a first training and then
+trained anew: the largest numbers (magnitude, which cuts trained tables too), single
+numbers (PEP), columns of a field (SSEDS), the tails of rows (AMTL), whole rows (OptFS).
 """
 
 from survey_code.mixed_dimension.pruning.amtl import (
@@ -10,8 +10,10 @@ from survey_code.mixed_dimension.pruning.amtl import (
     AMTLOptions as AMTLOptions,
     TwinMasks as TwinMasks,
     choose_hard as choose_hard,
+    count_numbers as count_numbers,
     keep_likeliest as keep_likeliest,
     prefix_of as prefix_of,
+    share_out as share_out,
 )
 from survey_code.mixed_dimension.pruning.deeplight import (
     DeepLight as DeepLight,
@@ -22,6 +24,7 @@ from survey_code.mixed_dimension.pruning.deeplight import (
 from survey_code.mixed_dimension.pruning.magnitude import (
     MagnitudeOptions as MagnitudeOptions,
     MagnitudePruning as MagnitudePruning,
+    find_edge as find_edge,
 )
 from survey_code.mixed_dimension.pruning.optfs import (
     GatedRows as GatedRows,
@@ -44,6 +47,7 @@ from survey_code.mixed_dimension.pruning.sseds import (
     widths_within as widths_within,
 )
 from survey_code.mixed_dimension.pruning.tickets import (
+    LargestEntries as LargestEntries,
     PrefixTicket as PrefixTicket,
     TicketEmbedding as TicketEmbedding,
     draw_original as draw_original,

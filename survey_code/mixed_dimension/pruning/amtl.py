@@ -13,14 +13,19 @@ from survey_code.embedding import CompressedEmbedding, as_float32, draw_normal
 from survey_code.layouts import RaggedLayout
 from survey_code.layouts.ragged import ragged_bytes
 from survey_code.method import Found, Judge, Searched
+from survey_code.mixed_dimension.prefix import prefix_mask
 from survey_code.mixed_dimension.pruning.tickets import (
     PrefixTicket,
     TicketOptions,
     draw_original,
 )
+from survey_code.mixed_dimension.search import WARM_UP
 from survey_code.options import option
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec
+
+# Progress of the search from which on its masks let through what the budget pays for.
+SETTLED = 0.75
 
 
 class AMTLOptions(TicketOptions):
@@ -38,10 +43,15 @@ class AMTLOptions(TicketOptions):
 
 
 class TwinMasks(CompressedEmbedding):
-    """A full table behind prefix masks that two networks choose."""
+    """A full table behind prefix masks that two networks choose.
+
+    From `WARM_UP` to `SETTLED` of the search the numbers that all masks together let
+    through fall from all to what the budget pays for, so that the rows which are kept
+    in the end are those that the search has read.
+    """
 
     level: Tensor
-    share: Tensor
+    ids: Tensor
     frequency: Tensor
 
     def __init__(self, spec: TableSpec, options: AMTLOptions, seed: int) -> None:
@@ -49,16 +59,18 @@ class TwinMasks(CompressedEmbedding):
         self.weight = nn.Parameter(draw_original(spec, seed))
         self.rate, self.price = options.twin_rate, options.price
         self.temperature = 1.0
+        self.least = min(count_numbers(spec, options.budget), self.weight.numel())
+        self.numbers = self.weight.numel()
         # Ids of one count share a mask: the networks see nothing else.
-        counts, level, rows = np.unique(
+        counts, level, ids = np.unique(
             spec.train_counts, return_inverse=True, return_counts=True
         )
-        logs, share = np.log1p(counts), rows / rows.sum()
+        logs, share = np.log1p(counts), ids / ids.sum()
         middle = (share * logs).sum()
         spread = np.sqrt((share * (logs - middle) ** 2).sum()) or 1.0
         for name, value in (
             ("level", level),
-            ("share", share),
+            ("ids", ids),
             ("frequency", (logs - middle) / spread),
         ):
             self.register_buffer(name, torch.from_numpy(value), persistent=False)
@@ -76,8 +88,11 @@ class TwinMasks(CompressedEmbedding):
         ]
 
     def advance(self, progress: float) -> None:
-        """Cool down, from 1 to a tenth."""
+        """Cool down, from 1 to a tenth, and let fewer numbers through."""
         self.temperature = 1 - 0.9 * progress
+        done = min(max((progress - WARM_UP) / (SETTLED - WARM_UP), 0.0), 1.0)
+        full = self.weight.numel()
+        self.numbers = full - int(done * (full - self.least))
 
     def logits(self) -> Tensor:
         """Of every length, for every frequency: (levels, dim + 1)."""
@@ -91,7 +106,10 @@ class TwinMasks(CompressedEmbedding):
 
     def masks(self) -> Tensor:
         """The prefix mask of every frequency: (levels, dim)."""
-        return prefix_of(choose_hard(self.logits() / self.temperature))
+        logits = self.logits()
+        lengths, _ = share_out(logits.detach(), self.ids, self.numbers)
+        hard = prefix_mask(lengths, self.embedding_dim).to(logits.dtype)
+        return choose_hard(hard, prefix_of((logits / self.temperature).softmax(1)))
 
     def embed(self, ids: Tensor) -> Tensor:
         """Rows behind the masks of their frequencies."""
@@ -102,19 +120,20 @@ class TwinMasks(CompressedEmbedding):
         """The price of the mean length."""
         soft = self.logits().softmax(1)
         lengths = soft @ torch.arange(soft.shape[1], dtype=soft.dtype).to(soft.device)
-        return self.price * (self.share @ lengths.to(self.share)) / self.embedding_dim
+        share = (self.ids / self.ids.sum()).to(lengths)
+        return self.price * (share @ lengths) / self.embedding_dim
 
 
-def choose_hard(logits: Tensor) -> Tensor:
-    """One-hot of the largest logit, with the gradient of the softmax.
+def choose_hard(hard: Tensor, soft: Tensor) -> Tensor:
+    """The hard mask, with the gradient of the soft one.
 
     Examples
     --------
-    >>> choose_hard(torch.tensor([1.0, 3.0, 2.0])).tolist()
-    [0.0, 1.0, 0.0]
+    >>> soft = torch.tensor([0.9, 0.4], requires_grad=True)
+    >>> mask = choose_hard(torch.tensor([1.0, 0.0]), soft)
+    >>> mask.tolist(), torch.autograd.grad(mask.sum(), soft)[0].tolist()
+    ([1.0, 0.0], [1.0, 1.0])
     """
-    soft = logits.softmax(-1)
-    hard = functional.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
     return hard + (soft - soft.detach())
 
 
@@ -131,14 +150,46 @@ def prefix_of(choice: Tensor) -> Tensor:
     return choice.flip(-1).cumsum(-1).flip(-1)[..., 1:]
 
 
+def share_out(logits: Tensor, ids: Tensor, numbers: int) -> tuple[Tensor, int]:
+    r"""Lengths of the levels that keep the entries most likely to be kept.
+
+    The soft mask of entry j of a level is :math:`P(\text{length} > j)`, which falls
+    along the row: the entries of the largest soft masks in the whole table make
+    prefixes.  Of equal ones the first of a row comes first, then the last level.  The
+    most probable lengths of all whose sum fits would be another rule, and a bad one: as
+    long as two lengths, none and all, stand out of a flat distribution, it gives each
+    id one of these two.
+
+    Parameters
+    ----------
+    logits : Tensor, shape (levels, d + 1)
+        Log-probabilities, up to a constant of each level, of lengths 0 to d.
+    ids : Tensor of int64, shape (levels,)
+        Of each level: what an entry of its mask costs.
+    numbers : int
+        Largest sum of the lengths of all ids.
+
+    Returns
+    -------
+    lengths : Tensor of int64, shape (levels,)
+    next : int
+        The level whose next entry is next in the order; -1 if there is none.
+    """
+    # log P(length <= j), which tells apart what is almost surely kept.
+    below = logits.log_softmax(1).logcumsumexp(1)[:, :-1]  # (levels, d)
+    by_entry = below.flip(0).T.reshape(-1)
+    order = by_entry.argsort(stable=True)
+    level = len(ids) - 1 - order % len(ids)
+    # Costs are positive: what is paid for is the beginning of the order.
+    taken = int((ids[level].cumsum(0) <= numbers).sum())
+    lengths = torch.bincount(level[:taken], minlength=len(ids))
+    return lengths, int(level[taken]) if taken < len(level) else -1
+
+
 def keep_likeliest(
     scores: np.ndarray, spec: TableSpec, numbers: int, level: np.ndarray | None = None
 ) -> np.ndarray:
-    r"""Lengths that keep the entries most likely to be kept.
-
-    The soft mask of entry j of an id is :math:`P(\text{length} > j)`, which falls
-    along the row: the entries of the largest soft masks in the whole table make
-    prefixes.  Of equal ones the first of a row comes first, then the frequent ids'.
+    """Lengths of the ids by `share_out`; what is left goes to the next level's ids.
 
     Parameters
     ----------
@@ -148,7 +199,8 @@ def keep_likeliest(
     numbers : int
         Largest sum of the lengths.
     level : ndarray of integers, shape (n,), optional
-        Row of `scores` that each id reads; by default its own.
+        Row of `scores` that each id reads, rising with the ids' counts; by default its
+        own.
 
     Returns
     -------
@@ -165,42 +217,33 @@ def keep_likeliest(
     >>> keep_likeliest(np.log([[0.1, 0.2, 0.7], [0.5, 0.4, 0.1]]), spec, 3).tolist()
     [2, 1]
     """
-    row = np.arange(spec.num_embeddings) if level is None else level
-    order, dim = order_entries(scores, spec, row), spec.embedding_dim
     if numbers < 0:
         raise ValueError(f"numbers must be from 0 up, got {numbers}")
-    ids = np.bincount(row)
-    # Costs are positive: what is paid for is the beginning of the order.
-    taken = order[np.cumsum(ids[order // dim]) <= numbers]
-    lengths: np.ndarray = np.bincount(taken // dim, minlength=len(ids))[row]
-    if len(taken) < len(order):  # the next entry, for some ids of its level
-        some = np.flatnonzero(row == order[len(taken)] // dim)
-        some = some[largest_first(spec.train_counts[some])]
-        lengths[some[: numbers - lengths.sum()]] += 1
-    return lengths
-
-
-def order_entries(scores: np.ndarray, spec: TableSpec, row: np.ndarray) -> np.ndarray:
-    """Places of all entries, (levels * d,), those of the largest soft masks first.
-
-    The most probable lengths of all whose sum fits would be another rule, and a bad
-    one: as long as two lengths, none and all, stand out of a flat distribution, it
-    gives each id one of these two.
-    """
-    wanted = (int(row.max()) + 1, spec.embedding_dim + 1)
+    if level is None:  # each id a level, the most frequent last
+        by_count = largest_first(spec.train_counts)[::-1]
+        level = np.empty(len(by_count), dtype=np.int64)
+        level[by_count] = np.arange(len(by_count))
+        if scores.shape[:1] == level.shape:
+            scores = scores[by_count]
+    wanted = (int(level.max()) + 1, spec.embedding_dim + 1)
     if scores.shape != wanted or not np.isfinite(scores).all():
         raise ValueError(
             f"scores must be finite, of shape {wanted}, got {scores.dtype} of shape "
             f"{scores.shape}"
         )
-    # log P(length <= j), which tells apart what is almost surely kept.
-    below = np.logaddexp.accumulate(scores, axis=1)
-    below = below[:, :-1] - below[:, -1:]
-    counts = np.zeros(len(scores), np.int64)
-    np.maximum.at(counts, row, spec.train_counts)
-    entry, by_count = np.arange(spec.embedding_dim)[None], -counts[:, None]
-    keys = [np.broadcast_to(k, below.shape).ravel() for k in (by_count, entry, below)]
-    return np.lexsort(keys)
+    ids = torch.from_numpy(np.bincount(level))
+    shared, following = share_out(torch.from_numpy(scores), ids, numbers)
+    lengths: np.ndarray = shared.numpy()[level]
+    some = np.flatnonzero(level == following)
+    some = some[largest_first(spec.train_counts[some])]
+    lengths[some[: numbers - lengths.sum()]] += 1
+    return lengths
+
+
+def count_numbers(spec: TableSpec, budget: int) -> int:
+    """Numbers that a budget pays for, besides the lengths of the rows."""
+    overhead = ragged_bytes(0, spec.num_embeddings, spec.embedding_dim)
+    return max((budget - overhead) // 4, 0)
 
 
 class AMTL(PrefixTicket, Searched[AMTLOptions, TwinMasks]):
@@ -209,9 +252,10 @@ class AMTL(PrefixTicket, Searched[AMTLOptions, TwinMasks]):
     Notes
     -----
     Yan et al., "Learning Effective and Efficient Embedding via an Adaptively-Masked
-    Twins-based Layer" (CIKM 2021).  The paper trains once and takes each id's most
-    probable length; here, so that a budget is met, the entries of the whole table whose
-    soft masks are the largest, and a retraining.
+    Twins-based Layer" (CIKM 2021).  The paper trains once, reads every id through the
+    mask of its most probable length, and has no budget.  Here the search reads the
+    entries of the whole table whose soft masks are the largest, as many as a falling
+    number admits, which ends at the budget; then the rows are trained anew.
     """
 
     def __init__(self, spec: TableSpec, options: AMTLOptions, seed: int = 0) -> None:
@@ -229,10 +273,8 @@ class AMTL(PrefixTicket, Searched[AMTLOptions, TwinMasks]):
         cls, table: TwinMasks, judge: Judge, spec: TableSpec, options: AMTLOptions
     ) -> Found:
         """The lengths that keep the largest soft masks."""
-        scores = table.logits().log_softmax(1).double().cpu().numpy()
-        overhead = ragged_bytes(0, spec.num_embeddings, spec.embedding_dim)
-        numbers = (options.budget - overhead) // 4
-        level = table.level.cpu().numpy()
+        scores = table.logits().double().cpu().numpy()
+        numbers, level = count_numbers(spec, options.budget), table.level.cpu().numpy()
         return {"lengths": keep_likeliest(scores, spec, numbers, level)}
 
     def freeze(self) -> RaggedLayout:  # type: ignore[override]

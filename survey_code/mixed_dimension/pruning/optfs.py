@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding
+from survey_code.embedding import CompressedEmbedding, TrainingStep
 from survey_code.method import Found, Judge, Searched
 from survey_code.mixed_dimension.prefix import cut_to_budget, smallest_prefix
 from survey_code.mixed_dimension.pruning.tickets import (
@@ -17,7 +17,7 @@ from survey_code.mixed_dimension.pruning.tickets import (
     TicketOptions,
     draw_original,
 )
-from survey_code.options import option
+from survey_code.options import found, option
 from survey_code.spec import TableSpec
 
 
@@ -34,6 +34,13 @@ class OptFSOptions(TicketOptions):
     travel: float = option(
         2.0, "how far w may go in the search", above=0, tune=(2.0, 5.0)
     )
+    rewind_epoch: int = option(
+        1,
+        "epochs of the search after which the entries are kept, to begin again with; "
+        "0: those of its start",
+        low=0,
+    )
+    kept: np.ndarray | None = found("the entries to begin again with")
 
 
 class GatedRows(CompressedEmbedding):
@@ -46,6 +53,8 @@ class GatedRows(CompressedEmbedding):
         self.start, self.hardness = options.start, options.hardness
         self.travel, self.price = options.travel, options.price
         self.tau = 1.0
+        self.rewind, self.rewind_epoch = options.rewind, options.rewind_epoch
+        self.steps, self.kept = 0, self.weight.detach().clone()
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Table and gates; with Adam, w moves by up to one rate a step."""
@@ -57,6 +66,17 @@ class GatedRows(CompressedEmbedding):
     def advance(self, progress: float) -> None:
         """Harden."""
         self.tau = float(self.hardness**progress)
+
+    @torch.no_grad()
+    def after_step(self, step: TrainingStep) -> None:
+        """Keep the entries after the epoch that is rewound to, or the last one."""
+        self.steps += 1
+        epochs = min(self.rewind_epoch, self.regime.epochs)
+        if (
+            self.rewind
+            and self.steps == epochs * self.regime.steps // self.regime.epochs
+        ):
+            self.kept = self.weight.detach().clone()
 
     def embed(self, ids: Tensor) -> Tensor:
         """Gated rows; in eval mode the gates are steps."""
@@ -88,12 +108,14 @@ class OptFS(PrefixTicket, Searched[OptFSOptions, GatedRows]):
     Notes
     -----
     Lyu et al., "Optimizing Feature Set for Click-Through Rate Prediction" (WWW 2023).
-    The paper keeps the ids with w > 0, however many, and rewinds to an early epoch;
-    here the largest w that fit the budget, from the very start.
+    The paper keeps the ids with w > 0, however many; here those of the largest w that
+    fit the budget.  As there, the rows that are trained again begin as they stood after
+    an early epoch of the search (`rewind_epoch`), and as they are read behind an open
+    gate, divided by sigmoid(w_0).  The network begins afresh; theirs is rewound too.
     """
 
     def __init__(self, spec: TableSpec, options: OptFSOptions, seed: int = 0) -> None:
-        super().__init__(spec, options.lengths, options.rewind, seed)
+        super().__init__(spec, options.lengths, options.rewind, seed, options.kept)
 
     @classmethod
     def plan(cls, spec: TableSpec, ratio: float, options: OptFSOptions) -> Found:
@@ -106,8 +128,11 @@ class OptFS(PrefixTicket, Searched[OptFSOptions, GatedRows]):
     ) -> Found:
         """The largest gates that fit."""
         w, dim = table.gates.detach()[:, 0].cpu().numpy(), spec.embedding_dim
-        full = np.full(len(w), dim)
-        return {"lengths": cut_to_budget(full, w, options.budget, dim)}
+        lengths = cut_to_budget(np.full(len(w), dim), w, options.budget, dim)
+        if not options.rewind:
+            return {"lengths": lengths}
+        read = open_gates(torch.ones(()), None, options.start).to(table.kept)
+        return {"lengths": lengths, "kept": (table.kept * read).float().cpu().numpy()}
 
 
 def smallest_row(spec: TableSpec) -> int:

@@ -140,7 +140,8 @@ class PEP(TicketEmbedding, Searched[PEPOptions, ThresholdTable]):
     Liu et al., "Learnable Embedding Sizes for Recommender Systems" (ICLR 2021).  The
     paper stops when the entries that are left fit a budget, and so does this; if the
     budget is not reached in time, or overshot by the last step, the entries with the
-    largest margins fill it.
+    largest margins fill it.  The thresholds have a rate of their own, set by how far s
+    is to go (`travel`); in the paper all weights share one.
     """
 
     def __init__(self, spec: TableSpec, options: PEPOptions, seed: int = 0) -> None:

@@ -14,6 +14,7 @@ from survey_code.method import Found, Judge, Searched
 from survey_code.mixed_dimension.grouped import FieldDimensions, field_costs
 from survey_code.mixed_dimension.pruning.tickets import draw_original
 from survey_code.mixed_dimension.search import fields_of
+from survey_code.mixed_dimension.widths import FLOOR, floor_within
 from survey_code.options import SearchOptions, found, option
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec
@@ -25,6 +26,11 @@ class SSEDSOptions(SearchOptions):
     batches: int = option(
         8, "training batches whose gradients are averaged", low=1, high=10_000
     )
+    floor: float = option(
+        FLOOR,
+        "least width of a field, a share of what all could have alike; 0: none",
+        low=0, high=1,
+    )  # fmt: skip
     widths: np.ndarray = found("columns of each field")
 
 
@@ -87,12 +93,15 @@ def column_saliencies(table: GatedColumns, judge: Judge, batches: int) -> np.nda
     return np.asarray((size / size.sum().clamp(min=1e-300)).cpu())
 
 
-def widths_within(saliency: np.ndarray, spec: TableSpec, budget: int) -> np.ndarray:
+def widths_within(
+    saliency: np.ndarray, spec: TableSpec, budget: int, floor: float = FLOOR
+) -> np.ndarray:
     """Columns of each field: the most salient for the rows of their field that fit.
 
-    The best column of every field comes before all others, if the budget admits so
-    many: of a field without columns the network learns nothing.  A column that no
-    longer fits is passed over, and cheaper ones after it may fit.
+    The best columns of every field come before all others, as many as `floor_within`
+    says: of a field without columns the network learns nothing, and one column of the
+    items gives a ranking two orders.  A column that no longer fits is passed over, and
+    cheaper ones after it may fit.
 
     Parameters
     ----------
@@ -100,6 +109,8 @@ def widths_within(saliency: np.ndarray, spec: TableSpec, budget: int) -> np.ndar
     spec : TableSpec
     budget : int
         In bytes.
+    floor : float, default 0.5
+        Least width of a field, a share of what all could have alike.
 
     Returns
     -------
@@ -123,8 +134,8 @@ def widths_within(saliency: np.ndarray, spec: TableSpec, budget: int) -> np.ndar
     if budget < spent:
         raise ValueError(f"budget must be at least {spent} bytes, got {budget}")
     worth = saliency / np.diff(spec.field_starts)[:, None]
-    if costs[:, 1].sum() <= budget:
-        worth[np.arange(fields), worth.argmax(1)] = np.inf
+    least = floor_within(spec, floor, budget)
+    np.put_along_axis(worth, largest_first(worth)[:, :least], np.inf, axis=1)
     for place in largest_first(worth, axis=None).tolist():
         field = place // dim
         more = int(costs[field, widths[field] + 1] - costs[field, widths[field]])
@@ -141,9 +152,10 @@ class SSEDS(FieldDimensions, Searched[SSEDSOptions, GatedColumns]):
     -----
     Qu et al., "Single-Shot Embedding Dimension Search in Recommender System" (SIGIR
     2022).  We divide a column's saliency by the rows of its field, since a column of a
-    large field costs more, keep one column of every field before a second of any where
-    the budget admits it, and average the gradient of a few batches.  Only the number of
-    columns survives the search, not which: the slim fields are drawn anew.
+    large field costs more, leave every field half the width that all could have alike
+    (`floor`; the paper has no such bound), and average the gradient of a few batches.
+    Only the number of columns survives the search, not which: the slim fields are drawn
+    anew.
     """
 
     def __init__(self, spec: TableSpec, options: SSEDSOptions, seed: int = 0) -> None:
@@ -162,4 +174,5 @@ class SSEDS(FieldDimensions, Searched[SSEDSOptions, GatedColumns]):
     ) -> Found:
         """Ask once what the columns of the trained table are worth."""
         saliency = column_saliencies(table, judge, options.batches)
-        return {"widths": widths_within(saliency, spec, options.budget)}
+        floor = options.floor
+        return {"widths": widths_within(saliency, spec, options.budget, floor)}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from survey_code.checks import check_range
 from survey_code.embedding import CompressedEmbedding, draw_normal
 from survey_code.layouts import SparseLayout
 from survey_code.layouts.sparse import default_block, most_entries, sparse_bytes
@@ -56,11 +59,18 @@ def keep_largest(scores: Tensor, keep: int) -> Tensor:
     keep : int
         How many, 0 or more; all where there are fewer scores.
 
+    Raises
+    ------
+    ValueError
+        If a score is NaN.
+
     Examples
     --------
     >>> keep_largest(torch.tensor([2.0, 5.0, 2.0, 1.0]), 2).tolist()
     [True, True, False, False]
     """
+    if bool(torch.isnan(scores).any()):
+        raise ValueError("the entries to choose from hold NaN: training diverged")
     if keep >= scores.numel():
         return torch.ones_like(scores, dtype=torch.bool)
     if keep < 1:
@@ -71,6 +81,108 @@ def keep_largest(scores: Tensor, keep: int) -> Tensor:
     ties = flat == edge
     missing = keep - kept.sum()
     return (kept | (ties & (ties.cumsum(0) <= missing))).reshape(scores.shape)
+
+
+def check_mask(spec: TableSpec, mask: np.ndarray) -> np.ndarray:
+    """A copy of a mask of a table's entries, or one clear ValueError."""
+    kept = np.asarray(mask)
+    shape = (spec.num_embeddings, spec.embedding_dim)
+    if kept.dtype != bool or kept.shape != shape:
+        raise ValueError(
+            f"mask must be bool of shape {shape}, got {kept.dtype} of shape "
+            f"{kept.shape}"
+        )
+    return kept.copy()
+
+
+class CutOptions(Protocol):
+    """What `LargestEntries` reads of a method's options."""
+
+    @property
+    def keep(self) -> int | None: ...  # noqa: D102
+    @property
+    def decay(self) -> float: ...  # noqa: D102
+    @property
+    def format(self) -> str: ...  # noqa: D102
+
+
+def as_rows(spec: TableSpec, rows: np.ndarray) -> Tensor:
+    """A copy of rows to begin with, or one clear ValueError."""
+    given, shape = np.asarray(rows), (spec.num_embeddings, spec.embedding_dim)
+    if given.dtype.kind != "f" or given.shape != shape:
+        raise ValueError(
+            f"the rows to begin with must be floats of shape {shape}, got "
+            f"{given.dtype} of shape {given.shape}"
+        )
+    return torch.from_numpy(given.astype(np.float32))
+
+
+class LargestEntries(CompressedEmbedding):
+    """A full table that decays while it learns, and deploys its largest entries.
+
+    Parameters
+    ----------
+    spec : TableSpec
+    options : Options
+        With `keep`, `decay` and `format`, and `by_reads` where entries may be weighted.
+    seed : int, default 0
+
+    Attributes
+    ----------
+    mask : Tensor of bool, optional
+        The only entries that exist, once that is settled.
+    """
+
+    mask: Tensor | None
+
+    def __init__(self, spec: TableSpec, options: CutOptions, seed: int = 0) -> None:
+        super().__init__(spec.num_embeddings, spec.embedding_dim)
+        self.weight = nn.Parameter(draw_original(spec, seed))
+        self.register_buffer("mask", None)
+        full = self.weight.numel()
+        self.keep = full if options.keep is None else options.keep
+        check_range("keep", self.keep, 0, full)
+        self.decay, self.format = options.decay, options.format
+        reads = getattr(options, "by_reads", False)
+        roots = np.sqrt(spec.train_counts)[:, None] if reads else None
+        self.roots = None if roots is None else torch.from_numpy(roots)
+        self.deployed: tuple[tuple[int, int], Tensor] | None = None
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """The table, with its decay."""
+        table = [self.weight]
+        return [{"params": table, "lr": learning_rate, "weight_decay": self.decay}]
+
+    @torch.no_grad()
+    def largest(self, keep: int) -> Tensor:
+        """Where so many of the largest entries are, of equal ones the first."""
+        sizes = self.weight.abs()
+        if self.roots is not None:
+            sizes *= self.roots.to(sizes)
+        return keep_largest(sizes, keep)
+
+    def final_mask(self) -> Tensor:
+        """The entries that are deployed."""
+        return self.largest(self.keep) if self.mask is None else self.mask
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Rows as they are; in eval mode, what would be deployed now."""
+        rows = functional.embedding(ids, self.weight, sparse=self.regime.sparse)
+        if self.mask is not None:
+            return rows * self.mask[ids]
+        if self.training:
+            self.deployed = None
+            return rows
+        # The mask takes a pass over the table: once, until the weight changes.
+        version = (self.weight._version, self.weight.data_ptr())
+        if self.deployed is None or self.deployed[0] != version:
+            self.deployed = version, self.final_mask()
+        return rows * self.deployed[1][ids]
+
+    def freeze(self) -> SparseLayout:
+        """The entries that are deployed."""
+        weight = (self.weight * self.final_mask()).detach().float()
+        return SparseLayout.from_dense(weight, self.format)
 
 
 class TicketEmbedding(CompressedEmbedding):
@@ -105,19 +217,12 @@ class TicketEmbedding(CompressedEmbedding):
         seed: int = 0,
     ) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
-        kept = np.asarray(mask)
-        shape = (spec.num_embeddings, spec.embedding_dim)
-        if kept.dtype != bool or kept.shape != shape:
-            raise ValueError(
-                f"mask must be bool of shape {shape}, got {kept.dtype} of shape "
-                f"{kept.shape}"
-            )
         self.format = format
-        self.register_buffer("mask", torch.from_numpy(kept.copy()))
+        self.register_buffer("mask", torch.from_numpy(check_mask(spec, mask)))
         if rewind:
             weight = draw_original(spec, seed)
         else:
-            weight = draw_normal(shape, spec.init_std, [seed, 9])
+            weight = draw_normal(tuple(self.mask.shape), spec.init_std, [seed, 9])
         self.weight = nn.Parameter(weight * self.mask)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -149,14 +254,28 @@ class PrefixTicket(PrefixEmbedding):
         Begin with the entries of `draw_original`, as the search did; otherwise
         with others.
     seed : int, default 0
+    kept : ndarray of float32, shape (num_embeddings, embedding_dim), optional
+        Begin with these instead of `draw_original`, if at all.
+
+    Raises
+    ------
+    ValueError
+        If `kept` has another shape.
     """
 
     def __init__(
-        self, spec: TableSpec, lengths: np.ndarray, rewind: bool = True, seed: int = 0
+        self,
+        spec: TableSpec,
+        lengths: np.ndarray,
+        rewind: bool = True,
+        seed: int = 0,
+        kept: np.ndarray | None = None,
     ) -> None:
         super().__init__(spec, lengths, seed)
         if rewind:
             group, _ = self.locate(torch.arange(self.num_embeddings))
-            original = draw_original(spec, seed)
+            original = (
+                draw_original(spec, seed) if kept is None else as_rows(spec, kept)
+            )
             for g, table in enumerate(self.tables):
                 table.data = original[group == g, : table.shape[1]].clone()

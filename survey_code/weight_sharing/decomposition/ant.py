@@ -44,8 +44,9 @@ class ANT(Trained[ANTOptions]):
     -----
     Liang et al., "Anchor & Transform: Learning Sparse Embeddings for Large
     Vocabularies" (ICLR 2021).  Training keeps the dense mixture of n x anchors
-    numbers.  Their Bayesian choice of the number of anchors is left out; to hold a
-    byte budget we keep the largest weights.
+    numbers.  Their Bayesian choice of the number of anchors is left out, and so are
+    anchors that begin as frequent or clustered rows: here they begin at random.  To
+    hold a byte budget we keep the largest weights.
     """
 
     # Epochs before the weights are chosen cannot be the best one.

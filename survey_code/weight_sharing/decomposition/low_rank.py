@@ -12,7 +12,14 @@ from survey_code.layouts.tensor_train import core_shapes
 from survey_code.method import AfterTraining, Found, Trained
 from survey_code.options import Options, planned
 from survey_code.spec import TableSpec
-from survey_code.weight_sharing.decomposition.trains import TrainEmbedding, plan_rank
+from survey_code.weight_sharing.decomposition.trains import (
+    GRAM_NUMBERS,
+    TrainEmbedding,
+    invert_values,
+    leading_vectors,
+    plan_rank,
+    sum_gram,
+)
 
 
 def low_rank_shapes(rows: int, dim: int, rank: int) -> np.ndarray:
@@ -24,12 +31,14 @@ def truncate(table: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     r"""The best factors of a rank: :math:`U \sqrt\Sigma` and :math:`\sqrt\Sigma V^T`.
 
     No product of rank r is nearer to the table in the Frobenius norm; the squared
-    distance is the sum of the squared singular values left out.
+    distance is the sum of the squared singular values left out.  V and :math:`\Sigma`
+    come from the smaller of the two Gram matrices, summed some rows at a time.
 
     Parameters
     ----------
     table : ndarray of float32, shape (n, d)
     rank : int
+        1 to the smaller of n and d.
 
     Returns
     -------
@@ -39,14 +48,24 @@ def truncate(table: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     Notes
     -----
     Eckart and Young, "The approximation of one matrix by another of lower rank"
-    (Psychometrika 1936).
+    (Psychometrika 1936).  A Gram matrix has the squares of the singular values, so
+    that in float64 what lies below 1e-8 of the largest drowns in rounding and is left
+    out.  That matters for a table of columns whose sizes differ by more: the small
+    ones read 0, whatever the rank.
     """
-    left, values, right = np.linalg.svd(table.astype(np.float64), full_matrices=False)
-    root = np.sqrt(values[:rank])
-    return (
-        (left[:, :rank] * root).astype(np.float32),
-        (root[:, None] * right[:rank]).astype(np.float32),
+    if len(table) < table.shape[1]:
+        right, left = truncate(table.T, rank)
+        return np.ascontiguousarray(left.T), np.ascontiguousarray(right.T)
+    dim = table.shape[1]
+    step = max(GRAM_NUMBERS // dim, 1)
+    blocks = [table[start : start + step] for start in range(0, len(table), step)]
+    values, vectors, _ = leading_vectors(
+        sum_gram((block.T for block in blocks), dim), rank
     )
+    root = np.sqrt(values)
+    weights = vectors * invert_values(root)  # W V is U Sigma
+    left = np.concatenate([(block @ weights).astype(np.float32) for block in blocks])
+    return left, (root[:, None] * vectors.T).astype(np.float32)
 
 
 class LowRankOptions(Options):

@@ -40,7 +40,8 @@ class MLET(Trained[MLETOptions]):
     Notes
     -----
     Ghaemmaghami et al., "Training with Multi-Layer Embeddings for Model Reduction"
-    (arXiv 2006.05623).
+    (arXiv 2006.05623).  There each field has matrices of its own; here one outer
+    matrix serves all fields.
     """
 
     def __init__(self, spec: TableSpec, options: MLETOptions, seed: int = 0) -> None:

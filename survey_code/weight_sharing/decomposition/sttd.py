@@ -67,7 +67,8 @@ class STTD(TrainEmbedding, Trained[STTDOptions]):
     Notes
     -----
     Xia et al., "On-Device Next-Item Recommendation with Self-Supervised Knowledge
-    Distillation" (SIGIR 2022); their distillation is left out.
+    Distillation" (SIGIR 2022).  Their self-supervised distillation is left out, and
+    the train stands for any table, not for the items of a sequence model alone.
     """
 
     def __init__(self, spec: TableSpec, options: STTDOptions, seed: int = 0) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -19,6 +19,11 @@ from survey_code.spec import TableSpec
 CORE_BYTES = 40  # of a core's row in `TensorTrainLayout.shapes`
 
 MOST_RANK = 2**16
+
+# Numbers of a table that are taken in float64 together: 8 MB.
+GRAM_NUMBERS = 1 << 20
+# Singular values below this share of the largest are rounding, squared as they are.
+LEAST = 1e-8
 
 
 class TrainEmbedding(CompressedEmbedding):
@@ -196,3 +201,44 @@ def divide_columns(count: int, parts: int) -> list[int]:
     for prime in reversed(primes):
         sizes[sizes.index(min(sizes))] *= prime
     return sorted(sizes)
+
+
+# -- leading singular vectors, by way of a Gram matrix -----------------------------
+
+
+def sum_gram(blocks: Iterable[np.ndarray], size: int) -> np.ndarray:
+    """Sum of B B^T over blocks of columns, float64 (size, size)."""
+    total = np.zeros((size, size))
+    for block in blocks:
+        block = block.astype(np.float64)
+        total += block @ block.T
+    return total
+
+
+def leading_vectors(
+    gram: np.ndarray, rank: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """The singular values and vectors that a Gram matrix has, the largest first.
+
+    Returns
+    -------
+    values : ndarray of float64, shape (rank,)
+        Singular values; 0 for what is rounding.
+    vectors : ndarray of float64, shape (size, rank)
+        Of each, the largest entry is positive; 0 where the value is.
+    lost : float
+        Sum of the squares of the other singular values.
+    """
+    squares, vectors = np.linalg.eigh(gram)
+    squares, vectors = squares[::-1].clip(min=0), vectors[:, ::-1]
+    values, vectors = np.sqrt(squares[:rank]), vectors[:, :rank]
+    kept = values > LEAST * values[0]
+    largest = np.abs(vectors).argmax(axis=0)
+    signs = np.where(vectors[largest, np.arange(len(values))] < 0, -1.0, 1.0)
+    lost = float(squares[rank:].sum())
+    return np.where(kept, values, 0.0), vectors * signs * kept, lost
+
+
+def invert_values(values: np.ndarray) -> np.ndarray:
+    """1 over each value, and 0 for 0."""
+    return np.where(values > 0, 1 / np.where(values > 0, values, 1), 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.budget import largest_fitting
+from survey_code.budget import largest_fitting, require_counts
 from survey_code.checks import check_range
 from survey_code.embedding import TrainingStep
 from survey_code.layouts import Layout, TensorTrainLayout
@@ -20,9 +21,13 @@ from survey_code.options import Options, option, planned
 from survey_code.order import largest_first
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.decomposition.trains import (
+    GRAM_NUMBERS,
     MOST_RANK,
     TrainEmbedding,
+    invert_values,
+    leading_vectors,
     plan_rank,
+    sum_gram,
     train_bytes,
     train_shapes,
 )
@@ -51,30 +56,104 @@ def decompose(
 
     Notes
     -----
-    Oseledets, "Tensor-Train Decomposition" (SIAM J. Sci. Comput. 2011).
+    Oseledets, "Tensor-Train Decomposition" (SIAM J. Sci. Comput. 2011).  The singular
+    vectors of a cut come from its smaller Gram matrix, summed in float64 block by
+    block, as in `truncate`; what is left for the next cut is kept in float32.
     """
     rows, columns, left, right, steps = shapes.T.tolist()
     if set(steps) != {1}:
         raise ValueError(f"TT-SVD needs steps of 1, got {steps}")
-    padded = np.zeros((math.prod(rows), math.prod(columns)))
-    padded[: len(table)] = table
-    # (n_1, ..., n_k, d_1, ..., d_k) -> (n_1, d_1, n_2, d_2, ...)
-    count = len(rows)
-    order = [axis for k in range(count) for axis in (k, count + k)]
-    rest = padded.reshape(*rows, *columns).transpose(order).reshape(1, -1)
+    # Numbers near 1: a singular value must fit float32 where a table's largest does.
+    _, power = np.frexp(np.abs(table).max(initial=0))
+    shares = [int(power) // len(rows)] * len(rows)
+    shares[-1] += int(power) - sum(shares)
+    rest = pad_rows(table, math.prod(rows), -int(power))
     cores, lost = [], []
-    for n, d, before, after in zip(rows[:-1], columns, left, right):
-        unfolded = rest.reshape(before * n * d, -1)
-        u, values, v = np.linalg.svd(unfolded, full_matrices=False)
-        kept = min(after, len(values))
-        lost.append(float((values[kept:] ** 2).sum()))
-        core = np.zeros((before * n * d, after))
-        core[:, :kept] = u[:, :kept]
-        rest = np.zeros((after, v.shape[1]))
-        rest[:kept] = values[:kept, None] * v[:kept]
-        cores.append(core.reshape(before, n, d, after))
+    for n, d, after in zip(rows[:-1], columns, right):
+        core, rest, left_out = split_core(rest, n, d, after)
+        cores.append(core)
+        lost.append(math.ldexp(left_out, 2 * int(power)))
     cores.append(rest.reshape(left[-1], rows[-1], columns[-1], 1))
-    return [core.transpose(1, 0, 2, 3).astype(np.float32) for core in cores], lost
+    return [
+        np.ldexp(core.transpose(1, 0, 2, 3), share, dtype=np.float32)
+        for core, share in zip(cores, shares)
+    ], lost
+
+
+def pad_rows(table: np.ndarray, rows: int, power: int) -> np.ndarray:
+    """A table times a power of two, and zeros below it, float32 (1, rows, dim)."""
+    padded = np.zeros((1, rows, table.shape[1]), dtype=np.float32)
+    np.ldexp(table, power, out=padded[0, : len(table)], casting="same_kind")
+    return padded
+
+
+def split_core(
+    rest: np.ndarray, rows: int, columns: int, rank: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """The next core, and what is left for those after it.
+
+    Parameters
+    ----------
+    rest : ndarray of float32, shape (left, rows * more rows, columns * more columns)
+    rows, columns, rank : int
+        Of the core; fewer singular values than `rank` are filled up with zeros.
+
+    Returns
+    -------
+    core : ndarray of float32, shape (left, rows, columns, rank)
+        Its columns are singular vectors.
+    rest : ndarray of float32, shape (rank, more rows, more columns)
+    lost : float
+        Sum of the squared singular values left out.
+    """
+    left, many, wide = rest.shape
+    grid = rest.reshape(left * rows, many // rows, columns, wide // columns)
+    split = split_short if grid[:, 0, :, 0].size <= grid[0, :, 0].size else split_tall
+    core, after, lost = split(grid, rank)
+    return core.reshape(left, rows, columns, rank), after, lost
+
+
+def split_short(grid: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """`split_core` of fewer rows (the first and third axes) than columns."""
+    before, more, columns, thin = grid.shape
+    tall, kept = before * columns, min(rank, before * columns)
+    step = max(GRAM_NUMBERS // (tall * thin), 1)
+
+    def blocks() -> Iterator[np.ndarray]:
+        for start in range(0, more, step):
+            yield grid[:, start : start + step].swapaxes(1, 2).reshape(tall, -1)
+
+    _, vectors, lost = leading_vectors(sum_gram(blocks(), tall), kept)
+    core = np.zeros((tall, rank), dtype=np.float32)
+    core[:, :kept] = vectors
+    after = np.zeros((rank, more, thin), dtype=np.float32)
+    turned = core[:, :kept].T.copy()
+    for start, block in zip(range(0, more, step), blocks()):
+        found = (turned @ block).reshape(kept, -1, thin)
+        after[:kept, start : start + step] = found
+    return core, after, lost
+
+
+def split_tall(grid: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """`split_core` of more rows (the first and third axes) than columns."""
+    before, more, columns, thin = grid.shape
+    flat, kept = more * thin, min(rank, more * thin)
+    step = max(GRAM_NUMBERS // (columns * flat), 1)
+
+    def blocks() -> Iterator[np.ndarray]:
+        for start in range(0, before, step):
+            yield grid[start : start + step].swapaxes(1, 2).reshape(-1, flat)
+
+    gram = sum_gram((block.T for block in blocks()), flat)
+    values, vectors, lost = leading_vectors(gram, kept)
+    core = np.zeros((before * columns, rank), dtype=np.float32)
+    weights = (vectors * invert_values(values)).astype(np.float32)
+    for start, block in zip(range(0, before, step), blocks()):
+        first = start * columns
+        core[first : first + len(block), :kept] = block @ weights
+    after = np.zeros((rank, more, thin), dtype=np.float32)
+    after[:kept] = (values[:, None] * vectors.T).reshape(kept, more, thin)
+    return core, after, lost
 
 
 class TTRecOptions(Options):
@@ -85,6 +164,10 @@ class TTRecOptions(Options):
         low=1, high=MOST_RANK,
     )  # fmt: skip
     slots: int = planned("rows kept in full beside the train", otherwise=0, low=0)
+    slot_share: float = option(
+        0.25, "of the budget, for rows kept in full", low=0, below=1,
+        tune=(0.25, 0.5, 0.0),
+    )  # fmt: skip
     init: str = option(
         "exact",
         "composed entries spread as the full table's, or cores drawn as published",
@@ -140,11 +223,12 @@ class TTRec(TrainEmbedding, Trained[TTRecOptions], AfterTraining[TTRecOptions]):
 
     @classmethod
     def plan(cls, spec: TableSpec, ratio: float, options: TTRecOptions) -> Found:
-        """A quarter of the budget for cached rows, and the largest rank beside."""
+        """A share of the budget for cached rows, and the largest rank beside."""
         shapes = partial(train_shapes, spec.num_embeddings, spec.embedding_dim)
         slots = options.slots
         if slots is None:
-            slots = plan_slots(spec, ratio, train_bytes(shapes(options.rank or 1)))
+            cores = train_bytes(shapes(options.rank or 1))
+            slots = plan_slots(spec, ratio, cores, options.slot_share)
         check_range("slots", slots, 0, spec.num_embeddings)
         beside = apart_bytes(spec.num_embeddings, slots, 4 * spec.embedding_dim)
         rank = plan_rank(spec, ratio, options.rank, shapes, beside)
@@ -157,6 +241,13 @@ class TTRec(TrainEmbedding, Trained[TTRecOptions], AfterTraining[TTRecOptions]):
         """TT-SVD of an (n, d) table; `slots` of the most frequent rows in full."""
         rows, dim = weight.shape
         check_range("slots", options.slots, 0, rows)
+        if options.slots:
+            require_counts("slots", spec.train_counts)
+        if options.init != INITS[0]:
+            raise ValueError(
+                f"init is how training starts; after training it is {INITS[0]!r}, "
+                f"got {options.init!r}"
+            )
         shapes = train_shapes(rows, dim, options.rank or half_rank(spec))
         cores, _ = decompose(weight, shapes)
         train = TensorTrainLayout(
@@ -207,10 +298,10 @@ class TTRec(TrainEmbedding, Trained[TTRecOptions], AfterTraining[TTRecOptions]):
         return keep_apart(self.num_embeddings, ids, rows, train)
 
 
-def plan_slots(spec: TableSpec, ratio: float, cores: int) -> int:
-    """Rows that a quarter of the budget holds, if the cores' bytes leave as much."""
+def plan_slots(spec: TableSpec, ratio: float, cores: int, share: float) -> int:
+    """Rows that a share of the budget holds, if the cores' bytes leave as much."""
     budget = spec.require(ratio, smallest=cores)
-    most = min(budget // 4, budget - cores)
+    most = min(int(share * budget), budget - cores)
     return most_apart(spec.num_embeddings, 4 * spec.embedding_dim, most)
 
 

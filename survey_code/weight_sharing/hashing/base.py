@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,21 +12,26 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from survey_code.embedding import CompressedEmbedding, Seed, as_float32, draw_normal
-from survey_code.layouts import HashedLayout, Layout
+from survey_code.hashes import mix_ids
+from survey_code.layouts import GroupedLayout, HashedLayout, Layout
 from survey_code.layouts.hashed import (
     choose_signs,
     count_rows,
+    plain_index,
     table_starts,
     take_digits,
 )
 from survey_code.layouts.routed import apart_bytes, keep_apart, most_apart
 from survey_code.spec import TableSpec
 
-# Bytes that one row of an index table takes, and a pair of multipliers.
-INDEX_BYTES, PAIR_BYTES = 32, 16
+# Bytes that one row of an index table takes, and the numbers of a hash.
+INDEX_BYTES, HASH_BYTES = 40, 24
 
 # Largest number of rows: that of 31 bits.
 MOST_ROWS = 2**31 - 1
+
+# Fields of up to so many ids keep full rows where fields are apart, as in DLRM.
+THRESHOLD = 200
 
 # Hash functions, at most.
 MOST_HASHES = 64
@@ -63,13 +69,16 @@ class HashedEmbedding(HashingTable):
     Parameters
     ----------
     spec : TableSpec
-    index : ndarray of int64, shape (k, 4)
+    index : ndarray of int64, shape (k, 5)
     combine : {"sum", "product", "concat", "path"}
     seed : int or sequence of int
-    signs : ndarray of int64, shape (2,), optional
+    signs : ndarray of int64, shape (3,), optional
     open_ids : bool, default False
     shared : bool, default False
     keys : ndarray of int32, shape (own rows,), optional
+        Ids with rows of their own, rising.
+    parts : int, optional
+        Rows that an id reads, where these are not as many as `index` has.
 
     Raises
     ------
@@ -92,18 +101,20 @@ class HashedEmbedding(HashingTable):
         *,
         shared: bool = False,
         keys: np.ndarray | None = None,
+        parts: int | None = None,
     ) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
+        parts = len(index) if parts is None else parts
         self.combine = combine
         self.open_ids = open_ids
         self.shared = shared
         # Integers, not tensors: reading them must never wait for a GPU.
         self.index = index
         self.signs = signs
-        width = row_width(spec.embedding_dim, len(index), combine)
+        width = row_width(spec.embedding_dim, parts, combine)
         tables = index[:1] if combine == "path" else index
         self.shared_rows = count_rows(tables, shared)
-        std = factor_std(spec.init_std, len(index), combine)
+        std = factor_std(spec.init_std, parts, combine)
         values = draw_normal((self.shared_rows, width), std, seed)
         if keys is not None:
             own = (len(keys) * spec.embedding_dim // width, width)
@@ -189,6 +200,123 @@ class HashedEmbedding(HashingTable):
         return keep_apart(self.num_embeddings, self.own_ids(), rows, hashed)
 
 
+class FieldsEmbedding(HashedEmbedding):
+    """Shared tables for all fields together, or for each field apart.
+
+    Parameters
+    ----------
+    spec : TableSpec
+    index : ndarray of int64, shape (k, 5), or list of such and of None
+        As in `HashedEmbedding`; or the index of each field, which is read at ids
+        numbered from the field's first one, and None for a field of full rows.
+    combine, seed, signs, open_ids
+        As in `HashedEmbedding`.
+
+    Raises
+    ------
+    ValueError
+        If each field has tables of its own and any id is to be served, or no field
+        shares rows.
+    """
+
+    # Where fields are apart: index, first rows and first ids of each field.
+    hashes: Tensor | None
+    firsts: Tensor
+    field_starts: Tensor
+
+    def __init__(
+        self,
+        spec: TableSpec,
+        index: np.ndarray | list[np.ndarray | None],
+        combine: str,
+        seed: Seed,
+        signs: np.ndarray | None = None,
+        open_ids: bool = False,
+    ) -> None:
+        if isinstance(index, np.ndarray):
+            super().__init__(spec, index, combine, seed, signs, open_ids)
+            self.hashes = None
+            return
+        shared = [own for own in index if own is not None]
+        if open_ids or not shared:
+            raise ValueError(
+                "fields='apart' needs ids of a field, so open_ids=False, and a field "
+                "that shares rows"
+            )
+        parts = len(shared[0])
+        tables = np.concatenate(shared)
+        keys = full_ids(spec, [own is None for own in index])
+        super().__init__(spec, tables, combine, seed, signs, keys=keys, parts=parts)
+        # A user and an item cannot be given the same row.
+        self.shares_rows = False
+        # What a field of full rows reads besides is not used.
+        unused = plain_index([(1, 1)] * parts)
+        hashes = np.stack([unused if own is None else own for own in index])
+        starts = iter(np.reshape(table_starts(tables), (-1, parts)))
+        firsts = [[0] * parts if own is None else next(starts) for own in index]
+        self.register_buffer("hashes", torch.from_numpy(hashes))
+        self.register_buffer("firsts", torch.tensor(np.array(firsts)))
+        self.register_buffer("field_starts", torch.tensor(spec.field_starts))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """As without fields; else the tables of each id's field."""
+        if self.hashes is None:
+            return super().embed(ids)
+        wide = ids.long()
+        fields = torch.bucketize(wide, self.field_starts[1:], right=True)
+        own = wide - self.field_starts[fields]
+        rows = self.join(own, self.field_rows(own, fields))
+        if self.signs is not None:
+            rows = rows * choose_signs(own, self.signs)[..., None].to(rows.dtype)
+        return rows if self.keys is None else self.prefer_own(ids, rows)
+
+    def field_rows(self, own: Tensor, fields: Tensor) -> list[Tensor]:
+        """Rows of `values` that ids of fields read: k tensors of int64."""
+        assert self.hashes is not None
+        rows = []
+        for part in range(self.hashes.shape[1]):
+            first, second, addend, divisor, modulus = self.hashes[fields, part].unbind(
+                -1
+            )
+            mixed = torch.where(first != 0, mix_ids(own, first, second, addend), own)
+            rows.append(mixed // divisor % modulus + self.firsts[fields, part])
+        return rows
+
+    def read_parts(self, ids: Tensor, digits: list[Tensor]) -> list[Tensor]:
+        """One row of each table; where fields are apart, digits name rows."""
+        if self.hashes is None:
+            return super().read_parts(ids, digits)
+        sparse = self.regime.sparse
+        return [functional.embedding(row, self.values, sparse=sparse) for row in digits]
+
+    def freeze(self) -> Layout:
+        """As without fields; else a layout for each field."""
+        if self.hashes is None:
+            return super().freeze()
+        values, dim = as_float32(self.stored_values()), self.embedding_dim
+        shared, own = np.split(values, [self.shared_rows])
+        sizes = np.diff(self.field_starts.cpu().numpy()).tolist()
+        full = iter(own.reshape(-1, dim))
+        keys, starts = set(self.own_ids().tolist()), self.field_starts.tolist()
+        tables: list[np.ndarray | Layout] = []
+        for start, size, index, first in zip(
+            starts, sizes, self.hashes.cpu().numpy(), self.firsts[:, 0].tolist()
+        ):
+            if start in keys:
+                tables.append(np.stack([next(full) for _ in range(size)]))
+                continue
+            rows = shared[first : first + count_rows(index)].copy()
+            hashed = HashedLayout(rows, index, size, dim, self.combine, self.signs)
+            tables.append(hashed)
+        return GroupedLayout(tables, dim)
+
+
+def full_ids(spec: TableSpec, full: Sequence[bool]) -> np.ndarray | None:
+    """Ids of those fields that have full rows; None where no field has."""
+    members = np.repeat(full, np.diff(spec.field_starts))
+    return np.flatnonzero(members).astype(np.int32) if any(full) else None
+
+
 def row_width(dim: int, parts: int, combine: str) -> int:
     """Columns of the shared tables."""
     if combine != "concat":
@@ -256,6 +384,15 @@ def plan_apart(
     rows, own = spec.num_embeddings, 4 * spec.embedding_dim
     ids = most_apart(rows, own, min(int(share * budget), budget - row))
     return min((budget - apart_bytes(rows, ids, own)) // row, MOST_ROWS), ids
+
+
+def check_counted(name: str, value: float, spec: TableSpec) -> None:
+    """Raise ValueError where ids are to be chosen by counts that the spec has not."""
+    if value and not spec.train_counts.any():
+        raise ValueError(
+            f"{name}={value!r} chooses ids by how often they occur in training, but "
+            f"all train_counts are 0: give counts, or {name}=0"
+        )
 
 
 def factor_std(std: float, parts: int, combine: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from survey_code.layouts.hashed import plain_index
 from survey_code.method import Found, Trained
 from survey_code.options import Options, found, option
 from survey_code.spec import TableSpec
@@ -39,7 +40,9 @@ class BinaryCodeHash(HashedEmbedding, Trained[BinaryCodeOptions]):
     -----
     Yan et al., "Binary Code based Hash Embedding for Web-scale Applications"
     (CIKM 2021).  They hash features to a code first; ids that are numbered from
-    0 are their own shortest code.  Blocks are of consecutive bits.
+    0 are their own shortest code.  Blocks are of consecutive bits, each with a table of
+    its own; their other ways, blocks of bits that stand apart and one table that blocks
+    share, are left out.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ def block_sizes(spec: TableSpec, combine: str) -> dict[int, int]:
         if combine == "concat" and spec.embedding_dim % len(index):
             continue
         row = 4 * row_width(spec.embedding_dim, len(index), combine)
-        sizes[bits] = row * sum(index[:, 3].tolist()) + INDEX_BYTES * len(index)
+        sizes[bits] = row * sum(index[:, -1].tolist()) + INDEX_BYTES * len(index)
     return sizes
 
 
@@ -78,14 +81,14 @@ def bit_blocks(ids: int, bits: int) -> np.ndarray:
 
     Examples
     --------
-    >>> bit_blocks(600, 4)[:, 2:]  # divisor and modulus of each block
+    >>> bit_blocks(600, 4)[:, 3:]  # divisor and modulus of each block
     array([[  1,  16],
            [ 16,  16],
            [256,   3]])
     """
-    rows: list[list[int]] = []
+    digits: list[tuple[int, int]] = []
     divisor = 1
-    while divisor < ids or not rows:
-        rows.append([0, 0, divisor, min(1 << bits, -(-ids // divisor))])
+    while divisor < ids or not digits:
+        digits.append((divisor, min(1 << bits, -(-ids // divisor))))
         divisor <<= bits
-    return np.array(rows, dtype=np.int64)
+    return plain_index(digits)

@@ -35,7 +35,8 @@ class BloomEmbeddings(HashedEmbedding, Trained[BloomOptions]):
     -----
     Serrà and Karatzoglou, "Getting Deep Recommenders Fit: Bloom Embeddings for
     Sparse Binary Input/Output Networks" (RecSys 2017).  They also code the
-    output layer; here it is the table of the input that shrinks.
+    output layer, and score an item by the outputs at its k places; here only the table
+    of the input shrinks.
     """
 
     def __init__(self, spec: TableSpec, options: BloomOptions, seed: int = 0) -> None:

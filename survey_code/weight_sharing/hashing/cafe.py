@@ -41,7 +41,7 @@ class HotSketch:
     ids : Tensor of int32, shape (buckets, 4)
         `NOBODY` marks a free slot; changed in place, as are the others.
     scores, inherited : Tensor of float32, shape (buckets, 4)
-    multipliers : ndarray of int64, shape (2,)
+    multipliers : ndarray of int64, shape (3,)
     """
 
     def __init__(
@@ -52,8 +52,7 @@ class HotSketch:
 
     def buckets_of(self, ids: Tensor) -> Tensor:
         """The bucket of each id."""
-        first, second = self.multipliers.tolist()
-        return mix_ids(ids, first, second) % len(self.ids)
+        return mix_ids(ids, *self.multipliers.tolist()) % len(self.ids)
 
     def add(self, ids: Tensor, amounts: Tensor, holders: Tensor | None = None) -> None:
         """Count amounts, int64 and float of shape (m,); all ids are different.
@@ -128,21 +127,24 @@ class CAFEOptions(Options):
 class CAFE(HashedEmbedding, Trained[CAFEOptions]):
     """Hashed rows; own rows for what a sketch finds important (key ``cafe``).
 
-    Importance is the length of the gradient that an id receives, added up in a
-    sketch while training.  Every `period` steps the ids with the largest scores
-    are given own rows, which begin as copies of what they read before; ids that
+    Importance is the length of the gradient that an id receives each time it occurs,
+    added up in a sketch while training.  Every `period` steps the ids with the largest
+    scores are given own rows, which begin as copies of what they read before; ids that
     fall behind go back to the shared rows.
 
     Notes
     -----
     Zhang et al., "CAFE: Towards Compact, Adaptive, and Fast Embedding for
     Large-scale Recommendation Models" (SIGMOD 2024).  The paper promotes ids
-    beyond a threshold; here the threshold is the score that fills the own rows,
-    and the sketch never forgets who has one.
-    The sketch, 12 bytes per slot, is needed in training only.
+    beyond a threshold, to be set; here the threshold is the score that fills the own
+    rows, and the sketch never forgets who has one.  Their scores, as ours, are
+    multiplied by a number below 1 from time to time.  Ids of middling importance,
+    which they hash into a second table, are hashed as all others are.
+    The sketch, 12 bytes per slot, is needed in training only: it is counted in the
+    memory of training, and not in the bytes that are stored.
     """
 
-    hash_names = (*HashedEmbedding.hash_names, "pairs")
+    hash_names = (*HashedEmbedding.hash_names, "bucket_hash")
     sketch_ids: Tensor
     scores: Tensor
     inherited: Tensor
@@ -159,7 +161,7 @@ class CAFE(HashedEmbedding, Trained[CAFEOptions]):
         self.keys = None
         self.hot, self.period, self.decay = hot, options.period, options.decay
         self.steps_done = 0
-        self.pairs = draw_multipliers(np.random.default_rng([seed, 2]), 1)
+        self.bucket_hash = draw_multipliers(np.random.default_rng([seed, 2]), 1)[0]
         buckets = max(options.slots * hot // SLOTS, 1)
         nobody = torch.full((buckets, SLOTS), NOBODY, dtype=torch.int32)
         self.register_buffer("sketch_ids", nobody)
@@ -168,7 +170,7 @@ class CAFE(HashedEmbedding, Trained[CAFEOptions]):
         # Ids with own rows, rising and filled up with nobody, and their rows.
         self.register_buffer("hot_ids", torch.full((hot,), NOBODY, dtype=torch.int32))
         self.register_buffer("hot_rows", torch.arange(hot, dtype=torch.int32))
-        # Ids and gradients of each look-up since the last step.
+        # Ids and lengths of gradients of each look-up since the last step.
         self.batch: list[tuple[Tensor, Tensor]] = []
 
     @classmethod
@@ -181,7 +183,7 @@ class CAFE(HashedEmbedding, Trained[CAFEOptions]):
     @property
     def sketch(self) -> HotSketch:
         """The sketch, on the table's device."""
-        return HotSketch(self.sketch_ids, self.scores, self.inherited, self.pairs[0])
+        return HotSketch(self.sketch_ids, self.scores, self.inherited, self.bucket_hash)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Own rows where there are such; in training, gradients are noted."""
@@ -200,8 +202,8 @@ class CAFE(HashedEmbedding, Trained[CAFEOptions]):
         return self.hot_rows[places].long(), self.hot_ids[places] == ids
 
     def note(self, ids: Tensor, grad: Tensor) -> None:
-        """Keep the gradient of a look-up until the step is done."""
-        self.batch.append((ids, grad.detach().reshape(len(ids), -1)))
+        """Keep the lengths of a look-up's gradients until the step is done."""
+        self.batch.append((ids, grad.detach().reshape(len(ids), -1).norm(dim=1)))
 
     def advance(self, progress: float) -> None:
         """Forget look-ups that no step followed."""
@@ -213,12 +215,12 @@ class CAFE(HashedEmbedding, Trained[CAFEOptions]):
         if not self.batch or not self.hot:
             return
         ids = torch.cat([ids for ids, _ in self.batch])
-        grads = torch.cat([grad for _, grad in self.batch])
+        lengths = torch.cat([length for _, length in self.batch])
         self.batch.clear()
         distinct, places = torch.unique(ids, return_inverse=True)
-        sums = grads.new_zeros(len(distinct), grads.shape[1])
-        sums.index_add_(0, places, grads)
-        self.sketch.add(distinct, sums.norm(dim=1), self.hot_ids)
+        # Of each occurrence: gradients of a batch may cancel out where an id matters.
+        sums = lengths.new_zeros(len(distinct)).index_add_(0, places, lengths)
+        self.sketch.add(distinct, sums, self.hot_ids)
         self.steps_done += 1
         if self.steps_done % self.period == 0:
             self.assign(self.sketch.largest(self.hot, self.hot_ids))

@@ -27,7 +27,7 @@ from survey_code.layouts.generator import (
 from survey_code.method import Found, Trained
 from survey_code.options import Options, found, option, planned
 from survey_code.spec import TableSpec
-from survey_code.weight_sharing.hashing.base import PAIR_BYTES, HashingTable
+from survey_code.weight_sharing.hashing.base import HASH_BYTES, HashingTable
 
 # Ids on which the spread of fresh rows is measured.
 SAMPLE = 1000
@@ -76,7 +76,9 @@ class DHE(HashingTable, Trained[DHEOptions]):
     -----
     Kang et al., "Learning to Embed Categorical Features without Embedding Tables
     for Recommendation" (KDD 2021).  Without batch normalisation, whose averages
-    would depend on how often ids occur in a batch.
+    would depend on how often ids occur in a batch; with one hidden layer unless asked,
+    where theirs has several, and with fewer hashes than their 1,024 where the budget
+    is small: what a network of few units reads would else cost more than all the rest.
     """
 
     hash_names = ("multipliers",)
@@ -104,7 +106,7 @@ class DHE(HashingTable, Trained[DHEOptions]):
 
         def size(width: int) -> int:
             shape = options.shape_of(width)
-            return 4 * count_weights(**shape, dim=spec.embedding_dim) + PAIR_BYTES
+            return 4 * count_weights(**shape, dim=spec.embedding_dim) + HASH_BYTES
 
         budget = spec.require(ratio, smallest=size(1))
         width = largest_fitting(1, MOST_UNITS, lambda w: size(w) <= budget)
@@ -126,17 +128,17 @@ class DHE(HashingTable, Trained[DHEOptions]):
         """The network's input: (m,) -> (m, codes)."""
         codes = self.shape["codes"]
         steps = torch.from_numpy(hash_steps(codes)).to(ids.device)
-        first, second = self.multipliers.tolist()
+        numbers = self.multipliers.tolist()
         # In pieces that stay in the processor's cache; a GPU wants one.
         size = max(PIECE // codes, 1) if ids.device.type == "cpu" else max(len(ids), 1)
         hashes = torch.cat(
             [
-                mix_ids(piece[:, None] + steps, first, second) % BUCKETS
+                mix_ids(piece[:, None] + steps, *numbers) % BUCKETS
                 for piece in ids.split(size)
             ]
         )
-        numbers: Tensor = spread_hashes(hashes.double(), self.distribution, torch)
-        return numbers.to(self.weights[0].dtype)
+        spread: Tensor = spread_hashes(hashes.double(), self.distribution, torch)
+        return spread.to(self.weights[0].dtype)
 
     def generate(self, ids: Tensor) -> Tensor:
         """Rows of ids: (m,) -> (m, dim)."""

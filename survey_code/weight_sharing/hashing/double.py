@@ -14,6 +14,7 @@ from survey_code.weight_sharing.hashing.base import (
     INDEX_BYTES,
     MOST_ROWS,
     HashedEmbedding,
+    check_counted,
     plan_apart,
     row_width,
 )
@@ -57,6 +58,7 @@ class DoubleHashing(HashedEmbedding, Trained[DoubleHashingOptions]):
         self, spec: TableSpec, options: DoubleHashingOptions, seed: int = 0
     ) -> None:
         check_range("frequent", options.frequent, 0, spec.num_embeddings)
+        check_counted("frequent", options.frequent, spec)
         keys = most_frequent(spec.train_counts, options.frequent).astype(np.int32)
         index = mixed_index([seed, 1], [options.rows] * 2)
         super().__init__(
@@ -69,5 +71,6 @@ class DoubleHashing(HashedEmbedding, Trained[DoubleHashingOptions]):
     ) -> Found:
         """Own rows for a share of the budget, shared rows for the rest."""
         pair = 2 * 4 * row_width(spec.embedding_dim, 2, options.combine)
+        check_counted("share", options.share, spec)
         rows, frequent = plan_apart(spec, ratio, pair, 2 * INDEX_BYTES, options.share)
         return {"rows": rows, "frequent": frequent}

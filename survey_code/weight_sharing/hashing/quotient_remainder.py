@@ -12,17 +12,26 @@ from torch.nn import functional
 from survey_code.budget import largest_fitting
 from survey_code.checks import check_range
 from survey_code.embedding import as_float32, draw_normal
-from survey_code.layouts.hashed import COMBINE, path_parameters, split_paths
+from survey_code.layouts.hashed import (
+    COMBINE,
+    path_parameters,
+    plain_index,
+    split_paths,
+)
 from survey_code.method import Found, Trained
-from survey_code.options import Options, found, option
+from survey_code.options import Options, found, option, planned
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.hashing.base import (
     INDEX_BYTES,
     MOST_ROWS,
-    HashedEmbedding,
+    THRESHOLD,
+    FieldsEmbedding,
     plan_rows,
     row_width,
 )
+
+# Steps in which the share of the ids is chosen that remainders are.
+SHARES = 2**20
 
 
 class QuotientRemainderOptions(Options):
@@ -34,6 +43,9 @@ class QuotientRemainderOptions(Options):
 
     With ``combine="path"`` the quotient names a row, the remainder a small network
     that the row runs through.
+
+    With ``fields="apart"``, which two digits without a path allow, each field has a
+    pair of tables of its own, and fields of up to `threshold` ids keep full rows.
     """
 
     combine: str = option(
@@ -47,18 +59,31 @@ class QuotientRemainderOptions(Options):
         "digits", "what tables are read at", choices=("digits", "remainders")
     )
     hidden: int = option(4, "hidden units of a path's network", low=1, high=4096)
+    fields: str = planned(
+        "whether each field has tables of its own; without being asked, it has where "
+        "there are two digits, no path, several fields and room for them",
+        otherwise="together", choices=("apart", "together"),
+    )  # fmt: skip
+    threshold: int = planned(
+        "where fields are apart, those of no more ids keep full rows; without being "
+        "asked 200, or less where that takes over half of the budget",
+        otherwise=0, low=0,
+    )  # fmt: skip
     modulus: int | None = found(
         "rows of the remainder table; the quotient table has ceil(n / modulus)", low=1
     )
     moduli: list[int] | None = found("instead of a modulus: rows of each table")
+    field_moduli: list[int] | None = found(
+        "where fields are apart: the modulus of each, and 0 where rows are full"
+    )
 
 
-class QuotientRemainder(HashedEmbedding, Trained[QuotientRemainderOptions]):
+class QuotientRemainder(FieldsEmbedding, Trained[QuotientRemainderOptions]):
     """Small tables, read at the quotient and the remainder (``quotient_remainder``).
 
-    No two ids share both digits, so every id keeps a vector of its own.  The same
-    holds for more than two digits, and for the remainders of moduli that have no
-    common factor.
+    No two ids of a table share both digits, so every id keeps a vector of its own.
+    The same holds for more than two digits, and for the remainders of moduli that have
+    no common factor.
 
     Raises
     ------
@@ -68,18 +93,23 @@ class QuotientRemainder(HashedEmbedding, Trained[QuotientRemainderOptions]):
     Notes
     -----
     Shi et al., "Compositional Embeddings Using Complementary Partitions for
-    Memory-Efficient Recommendation Systems" (KDD 2020).
+    Memory-Efficient Recommendation Systems" (KDD 2020).  Their code, DLRM, keeps full
+    rows for fields of up to 200 ids, and divides all others by the same number of
+    collisions; here that number follows from the budget.  Factors of a product are
+    normal numbers here, and theirs positive uniform ones, so that some of our rows
+    begin near zero.
     """
 
     def __init__(
         self, spec: TableSpec, options: QuotientRemainderOptions, seed: int = 0
     ) -> None:
-        index = partition_index(spec.num_embeddings, options)
+        index = choose_index(spec, options)
         super().__init__(spec, index, options.combine, [seed, 0])
         if options.combine == "path":
+            assert isinstance(index, np.ndarray)  # fields apart have no paths
             if len(index) != 2:
                 raise ValueError(f"combine='path' needs two tables, got {len(index)}")
-            number, dim = int(index[1, 3]), spec.embedding_dim
+            number, dim = int(index[1, -1]), spec.embedding_dim
             self.paths = nn.Parameter(draw_paths(number, dim, options.hidden, seed))
 
     @classmethod
@@ -87,11 +117,16 @@ class QuotientRemainder(HashedEmbedding, Trained[QuotientRemainderOptions]):
         cls, spec: TableSpec, ratio: float, options: QuotientRemainderOptions
     ) -> Found:
         """The largest tables that fit; the smallest pair has about 2 sqrt(n) rows."""
+        if options.fields != "together":
+            apart = plan_fields(spec, ratio, options)
+            if apart:
+                return apart
+        shape: Found = {"fields": "together", "threshold": options.threshold or 0}
         if options.combine == "path":
-            return {"modulus": plan_path(spec, ratio, options)}
+            return shape | {"modulus": plan_path(spec, ratio, options)}
         if (options.parts, options.partition) == (2, "digits"):
-            return {"modulus": plan_modulus(spec, ratio, options.combine)}
-        return {"moduli": plan_moduli(spec, ratio, options)}
+            return shape | {"modulus": plan_modulus(spec, ratio, options.combine)}
+        return shape | {"moduli": plan_moduli(spec, ratio, options)}
 
     def join(self, ids: Tensor, digits: list[Tensor]) -> Tensor:
         """The rows that digits name, combined, or a row through a path."""
@@ -108,6 +143,81 @@ class QuotientRemainder(HashedEmbedding, Trained[QuotientRemainderOptions]):
     def stored(self) -> dict[str, np.ndarray]:
         """The paths, where there are any."""
         return {"paths": as_float32(self.paths)} if self.combine == "path" else {}
+
+
+def plan_fields(
+    spec: TableSpec, ratio: float, options: QuotientRemainderOptions
+) -> Found:
+    """Moduli of the fields: each field's ids over the same number, as small as fits.
+
+    Returns
+    -------
+    dict
+        Empty where nobody asked for fields apart, and they cannot be or do not fit.
+
+    Raises
+    ------
+    ValueError
+        If they were asked for, and there are more digits or paths.
+    OutOfReach
+        If they were asked for, and do not fit.
+    """
+    sizes = np.diff(spec.field_starts).tolist()
+    single = (options.parts, options.partition) != (2, "digits")
+    if options.fields is None and (
+        single or options.combine == "path" or len(sizes) == 1
+    ):
+        return {}
+    if single or options.combine == "path":
+        raise ValueError("fields='apart' is for two digits without a path")
+    row, part = (
+        4 * spec.embedding_dim,
+        4 * row_width(spec.embedding_dim, 2, options.combine),
+    )
+
+    def count(threshold: int, share: int) -> int:
+        moduli = field_moduli(sizes, threshold, share, row, part)
+        return 8 * len(sizes) + sum(
+            field_bytes(n, modulus, row, part) for n, modulus in zip(sizes, moduli)
+        )
+
+    budget, least = spec.budget(ratio), options.threshold or 0
+    if options.fields is None and count(least, 0) > budget:
+        return {}
+    budget = spec.require(ratio, smallest=count(least, 0))
+    threshold = options.threshold
+    if threshold is None:
+        threshold = largest_fitting(
+            0, THRESHOLD,
+            lambda t: count(t, 0) <= budget
+            and 2 * row * sum(n for n in sizes if n <= t) <= budget,
+        )  # fmt: skip
+    share = largest_fitting(0, SHARES, lambda k: count(threshold, k) <= budget)
+    moduli = field_moduli(sizes, threshold, share, row, part)
+    return {"fields": "apart", "threshold": threshold, "field_moduli": moduli}
+
+
+def field_moduli(
+    sizes: list[int], threshold: int, share: int, row: int, part: int
+) -> list[int]:
+    """Moduli of fields of so many ids: 0 for full rows, else `share` of `SHARES` of
+    the ids, and no less than their root.
+
+    Full are also those whose tables would take no fewer bytes.
+    """
+    moduli = []
+    for n in sizes:
+        least = math.isqrt(n - 1) + 1
+        shared = n > threshold and field_bytes(n, least, row, part) < row * n
+        moduli.append(max(least, n * share // SHARES) if shared else 0)
+    return moduli
+
+
+def field_bytes(ids: int, modulus: int, row: int, part: int) -> int:
+    """Bytes of a field: full rows of `row` bytes, or two tables of `part` each."""
+    if not modulus:
+        return row * ids
+    return part * (modulus + -(-ids // modulus)) + 2 * INDEX_BYTES
 
 
 def plan_path(spec: TableSpec, ratio: float, options: QuotientRemainderOptions) -> int:
@@ -147,6 +257,43 @@ def plan_moduli(
     return choose(n, parts, most)
 
 
+def choose_index(
+    spec: TableSpec, options: QuotientRemainderOptions
+) -> np.ndarray | list[np.ndarray | None]:
+    """Index table of all ids, or of each field, with None for full rows."""
+    if options.fields != "apart":
+        if options.field_moduli is not None:
+            raise ValueError("field_moduli belong to fields='apart'")
+        return partition_index(spec.num_embeddings, options)
+    if options.modulus is not None or options.moduli is not None:
+        raise ValueError("modulus and moduli belong to fields='together'")
+    sizes = np.diff(spec.field_starts).tolist()
+    moduli = check_sizes("field_moduli", options.field_moduli, 0)
+    if len(moduli) != len(sizes) or options.combine == "path":
+        raise ValueError(
+            f"field_moduli must be a modulus for each of {len(sizes)} fields, without "
+            f"paths, got {len(moduli)}, combine={options.combine!r}"
+        )
+    return [
+        quotient_index(check_range("field_moduli", modulus, 1, n), n)
+        if modulus
+        else None
+        for modulus, n in zip(moduli, sizes)
+    ]
+
+
+def check_sizes(name: str, given: object, low: int) -> list[int]:
+    """Integers as a list of Python's own, or one clear ValueError."""
+    if not isinstance(given, list | tuple | np.ndarray):
+        raise ValueError(f"{name} must be a list of integers, got {given!r}")
+    return [check_range(f"{name}[{j}]", size, low) for j, size in enumerate(given)]
+
+
+def quotient_index(modulus: int, ids: int) -> np.ndarray:
+    """Index table of quotients and remainders."""
+    return plain_index([(modulus, -(-ids // modulus)), (1, modulus)])
+
+
 def partition_index(ids: int, options: QuotientRemainderOptions) -> np.ndarray:
     """Index table of partitions that tell `ids` ids apart, or a ValueError."""
     modulus, moduli, partition = options.modulus, options.moduli, options.partition
@@ -156,11 +303,12 @@ def partition_index(ids: int, options: QuotientRemainderOptions) -> np.ndarray:
         if partition != "digits":
             raise ValueError(f"modulus belongs to 'digits', got {partition!r}")
         check_range("modulus", modulus, 1, ids)
-        quotients = -(-ids // modulus)
-        return np.array([[0, 0, modulus, quotients], [0, 0, 1, modulus]])
-    rows = [int(m) for m in moduli or ()]
-    if len(rows) < 2 or min(rows) < 1 or max(rows) > MOST_ROWS:
-        raise ValueError(f"moduli must be two or more sizes from 1 up, got {moduli!r}")
+        return quotient_index(modulus, ids)
+    rows = check_sizes("moduli", moduli, 1)
+    if len(rows) < 2 or max(rows) > MOST_ROWS:
+        raise ValueError(
+            f"moduli must be two or more sizes from 1 to {MOST_ROWS}, got {moduli!r}"
+        )
     if math.prod(rows) < ids:
         raise ValueError(
             f"moduli {rows} name {math.prod(rows)} combinations of rows, too few "
@@ -173,7 +321,7 @@ def partition_index(ids: int, options: QuotientRemainderOptions) -> np.ndarray:
         if math.lcm(*rows) != math.prod(rows):
             raise ValueError(f"moduli must be coprime in pairs, got {rows}")
         divisors = [1] * len(rows)
-    return np.array([[0, 0, *pair] for pair in zip(divisors, rows)], dtype=np.int64)
+    return plain_index(list(zip(divisors, rows)))
 
 
 def draw_paths(number: int, dim: int, hidden: int, seed: int) -> Tensor:

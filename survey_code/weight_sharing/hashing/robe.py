@@ -21,8 +21,8 @@ from survey_code.method import Found, Trained
 from survey_code.options import Options, found, option
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.hashing.base import (
+    HASH_BYTES,
     MOST_ROWS,
-    PAIR_BYTES,
     HashingTable,
     plan_rows,
 )
@@ -70,9 +70,9 @@ class ROBE(HashingTable, Trained[ROBEOptions]):
         self.block_len, self.open_ids = options.block_len, options.open_ids
         shortest = min(self.block_len, self.embedding_dim)
         check_range("size", options.size, shortest, MOST_ROWS)
-        pairs = draw_multipliers(np.random.default_rng([seed, 1]), 2)
-        self.multipliers = pairs[0]
-        self.signs = pairs[1] if options.signed else None
+        hashes = draw_multipliers(np.random.default_rng([seed, 1]), 2)
+        self.multipliers = hashes[0]
+        self.signs = hashes[1] if options.signed else None
         # One column, so that sparse gradients have rows to point at.
         drawn = draw_normal((options.size, 1), spec.init_std, [seed, 0])
         self.values = nn.Parameter(drawn)
@@ -80,7 +80,7 @@ class ROBE(HashingTable, Trained[ROBEOptions]):
     @classmethod
     def plan(cls, spec: TableSpec, ratio: float, options: ROBEOptions) -> Found:
         """As many numbers as the budget holds beside the hash's parameters."""
-        fixed = PAIR_BYTES * (1 + options.signed)
+        fixed = HASH_BYTES * (1 + options.signed)
         shortest = min(options.block_len, spec.embedding_dim)
         return {"size": plan_rows(spec, ratio, 4, fixed, least=shortest)}
 

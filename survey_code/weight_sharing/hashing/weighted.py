@@ -29,7 +29,7 @@ class WeightedEmbedding(HashedEmbedding):
     Parameters
     ----------
     spec : TableSpec
-    index : ndarray of int64, shape (k, 4)
+    index : ndarray of int64, shape (k, 5)
     entries : int
         Rows of the table of weights; below the number of ids, these are hashed
         to it as well.
@@ -107,7 +107,8 @@ class HashEmbeddings(WeightedEmbedding, Trained[HashEmbeddingsOptions]):
     -----
     Svenstrup, Hansen and Winther, "Hash Embeddings for Efficient Word
     Representations" (NIPS 2017).  Weights start at 1, so that the rows start with
-    the spread of the full table's.
+    the spread of the full table's; theirs are drawn near zero.  Their vectors may also
+    carry the weights as further columns, which is left out.
     """
 
     def __init__(

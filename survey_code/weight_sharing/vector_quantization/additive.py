@@ -126,7 +126,8 @@ class LightRec(QueryTable, Trained[LightRecOptions]):
     Lian et al., "LightRec: A Memory and Search-Efficient Recommender System"
     (WWW 2020).  The paper chooses codes by a learned similarity through a softmax
     and also distils a teacher's scores; here the nearest codeword is chosen, from
-    books that begin as residual quantisation.
+    books that begin as residual quantisation.  The paper codes items; here users are
+    coded alike.
     """
 
     begun: Tensor

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from survey_code.bits import MOST_BITS, stream_words
+from survey_code.checks import check_range
 from survey_code.layouts.codebook import codebook_bytes
 from survey_code.layouts.routed import routing_bytes
-from survey_code.options import Options, planned
+from survey_code.options import Options, option, planned
 from survey_code.order import most_frequent
 from survey_code.spec import TableSpec
 
@@ -25,6 +26,31 @@ class BookOptions(Options):
 
     books: int = planned("codes of a row", low=1)
     bits: int = planned("bits of a code", low=1, high=MOST_BITS)
+
+
+class PartOptions(BookOptions):
+    """What every table may be asked whose rows are cut into parts."""
+
+    width: int = option(
+        1, "numbers of a codeword at least; of 1, a code names a number alone", low=1
+    )
+
+
+def part_choices(
+    spec: TableSpec, books: int | None, width: int, most: int | None = None
+) -> list[int]:
+    """Numbers of parts, at most `most`, whose codewords have `width` numbers or more.
+
+    Raises
+    ------
+    ValueError
+        If rows are shorter, or `books` was asked for and leaves less.
+    """
+    dim = spec.embedding_dim
+    if books is not None:
+        check_books(books, dim)
+    check_range("width", width, 1, dim // (books or 1))
+    return [m for m in divisors(dim) if dim // m >= width and m <= (most or dim)]
 
 
 def divisors(dim: int) -> list[int]:

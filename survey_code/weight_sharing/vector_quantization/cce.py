@@ -26,16 +26,14 @@ from survey_code.weight_sharing.vector_quantization.books import (
     product_bytes,
 )
 from survey_code.weight_sharing.vector_quantization.lloyd import (
+    POINTS,
     assigning_on,
     average_rows,
     cluster_rows,
-    nearest_rows,
 )
 
 # Largest number of helpers of a book: that of 31 bits.
 MOST_HELPERS = 2**31 - 1
-# Points of k-means for each of its centroids; the other rows are only assigned.
-POINTS = 256
 
 
 class CCEOptions(BookOptions):
@@ -45,7 +43,10 @@ class CCEOptions(BookOptions):
         "helpers of a book; without a budget as many as codewords",
         low=1, high=MOST_HELPERS,
     )  # fmt: skip
-    rounds: int = option(2, "times to cluster", low=0, high=1000, tune=(2, 1))
+    rounds: int | None = option(
+        None, "times to cluster; None: after each epoch", low=0, high=1000,
+        tune=(None, 1),
+    )  # fmt: skip
     schedule_end: float = option(
         0.7, "share of the training after which no round follows",
         above=0, below=1, tune=(0.7, 0.4),
@@ -58,26 +59,29 @@ def composed_bytes(spec: TableSpec, helpers: int | None, books: int, bits: int) 
     Helpers, unlike codewords, come in any number.
     """
     rows = 4 * spec.embedding_dim * (helpers or 1 << bits)
-    return product_bytes(spec, books, bits, beside=rows + 32 * books)
+    return product_bytes(spec, books, bits, beside=rows + 40 * books)
 
 
 class CCE(Trained[CCEOptions]):
     r"""Compositional codes, clustered again while training (key ``cce``).
 
     Part j of row i is :math:`T_j[c_j(i)] + U_j[h_j(i)]`: a codeword by a stored code
-    and a helper by a hash.  The codes begin as hashes, too.  `rounds` times, evenly
-    over the first part of the training, k-means clusters the parts of all rows: the
-    codes become the clusters, the codewords their centroids, every hash is drawn
-    anew, and a helper begins as the mean of what its ids are from their centroids.
+    and a helper by a hash.  The codes begin as hashes, too.  After each epoch, or
+    `rounds` times evenly, up to `schedule_end` of the training, k-means clusters the
+    parts of all rows: the codes become the clusters, the codewords their centroids,
+    every hash is drawn anew, and a helper begins as the mean of what its ids are from
+    their centroids.
 
     Nothing of the size of the full table is trained.
 
     Notes
     -----
     Tsang and Ahle, "Clustering the Sketch: Dynamic Compression for Embedding
-    Tables" (NeurIPS 2023).  Of each round's hash there is one only, drawn before
-    its residuals are averaged; a centroid without rows moves to the row that is
-    farthest from its own; rows are weighted by how often they are read.
+    Tables" (NeurIPS 2023).  A training of one epoch has one round before its end.  The
+    authors count no bytes for codes; here they are stored and counted.  Of each
+    round's hash there is one only, drawn before its residuals are averaged; a centroid
+    without rows moves to the row that is farthest from its own; rows are weighted by
+    how often they are read.
     """
 
     shares_rows = True
@@ -146,11 +150,15 @@ class CCE(Trained[CCEOptions]):
     @torch.no_grad()
     def after_step(self, step: TrainingStep) -> None:
         """Cluster anew where the next round is due."""
-        done = int(self.done)
-        if done < self.rounds:
-            due = self.schedule_end * (done + 1) / self.rounds
-            if step.progress >= due:
-                self.cluster()
+        done, rounds = int(self.done), self.rounds
+        if rounds is None:
+            epochs = self.regime.epochs
+            rounds = max(int(self.schedule_end * epochs), 1)
+            due = min((done + 1) / epochs, self.schedule_end)
+        else:
+            due = self.schedule_end * (done + 1) / max(rounds, 1)
+        if done < rounds and step.progress >= due:
+            self.cluster()
 
     @torch.no_grad()
     def cluster(self) -> None:
@@ -185,14 +193,13 @@ class CCE(Trained[CCEOptions]):
 
         A table that is trained on a GPU has them found there.
         """
-        size = min(POINTS * self.clusters, len(rows))
-        some = np.sort(rng.choice(len(rows), size, replace=False))
         on_gpu = reaches_kernels(self.values)
         with assigning_on("cuda") if on_gpu else nullcontext():
             found = cluster_rows(
-                rows[some], min(self.clusters, size), rng, weights=self.counts[some]
-            )
-            return found.centroids, nearest_rows(rows, found.centroids)[0]
+                rows, min(self.clusters, len(rows)), rng, weights=self.counts,
+                sample=POINTS,
+            )  # fmt: skip
+        return found.centroids, found.codes
 
     # -- what is deployed ------------------------------------------------------
 

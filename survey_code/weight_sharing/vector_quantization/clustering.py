@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 
 from survey_code.bits import MOST_BITS, count_bits
-from survey_code.budget import largest_fitting
+from survey_code.budget import largest_fitting, require_counts
 from survey_code.checks import check_range
 from survey_code.layouts import CodebookLayout, DenseLayout, Layout
 from survey_code.layouts.codebook import codebook_bytes
@@ -17,6 +17,7 @@ from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.vector_quantization.books import as_numbers, pick_heads
 from survey_code.weight_sharing.vector_quantization.lloyd import (
+    POINTS,
     cluster_rows,
     count_reads,
 )
@@ -33,6 +34,7 @@ class SAECOptions(Options):
     head_share: float = option(0.25, "of the budget, for heads", low=0, below=1)
     weighted: bool = option(True, "rows count as often as they occur in training")
     half: bool = option(False, "store float16 numbers")
+    sample: int = option(POINTS, "rows seen for each cluster; 0: all rows", low=0)
 
 
 class SAEC(AfterTraining[SAECOptions]):
@@ -68,6 +70,8 @@ class SAEC(AfterTraining[SAECOptions]):
     ) -> Layout:
         """Cluster the rows of each field that are no heads."""
         check_range("heads", options.heads, 0, len(weight))
+        if options.heads:
+            require_counts("heads", spec.train_counts)
         heads = pick_heads(spec, options.heads)
         tail = np.ones(len(weight), dtype=bool)
         tail[heads] = False
@@ -110,8 +114,8 @@ def plan_heads(spec: TableSpec, ratio: float, options: SAECOptions) -> int:
         return clustered_bytes(spec, options.clusters or 1, heads, options.half)
 
     budget = spec.require(ratio, smallest=size(options.heads or 0))
-    if options.heads is not None:
-        return options.heads
+    if options.heads is not None or not spec.train_counts.any():
+        return options.heads or 0
     row = spec.embedding_dim * (2 if options.half else 4)
     heads = min(int(options.head_share * budget) // row, spec.num_embeddings // 2)
     while heads and size(heads) > budget:
@@ -172,7 +176,11 @@ def cluster_fields(
             continue
         most = options.clusters or min(256, -(-len(ids) // 4))
         own = None if weights is None else weights[ids]
-        found = cluster_rows(table[ids], min(most, len(ids)), rng, weights=own)
+        whole = len(ids) == stop - start  # then nothing is copied
+        found = cluster_rows(
+            table[start:stop] if whole else table[ids], min(most, len(ids)), rng,
+            weights=own, sample=options.sample,
+        )  # fmt: skip
         codes[ids] = found.codes
         words.append(found.centroids)
     every = np.concatenate(words) if words else np.zeros((1, table.shape[1]))

@@ -12,12 +12,13 @@ from torch.nn import functional
 from survey_code.embedding import CompressedEmbedding, draw_normal
 from survey_code.layouts import CodebookLayout
 from survey_code.method import Found, Trained
-from survey_code.options import option, planned
+from survey_code.options import option
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.vector_quantization.books import (
-    BookOptions,
+    PartOptions,
     check_books,
     copy_words,
+    part_choices,
     plan_books,
     product_bytes,
 )
@@ -267,23 +268,18 @@ class LearnedCodes(QueryTable):
         )
 
 
-class DPQOptions(BookOptions):
+class DPQOptions(PartOptions):
     """Options of `DPQ`."""
 
     kind: str = option("vq", "response by distance or by product", choices=RESPONSES)
     # A normalised distance no longer names the nearest.
-    normalize: bool | None = planned(
-        "batch normalisation of the responses; by default for sx only"
+    normalize: bool = option(
+        True, "batch normalisation of the responses", tune=(True, False)
     )
     commitment: float = option(
         0.0, "factor of what pulls queries to codewords", low=0, tune=(0.0, 0.25)
     )
     temperature: float = option(1.0, "of the softmax of kind sx", low=1e-6)
-
-    @property
-    def normalized(self) -> bool:
-        """Whether responses are normalised."""
-        return self.kind == "sx" if self.normalize is None else self.normalize
 
 
 class DPQ(LearnedCodes, Trained[DPQOptions]):
@@ -292,8 +288,9 @@ class DPQ(LearnedCodes, Trained[DPQOptions]):
     Notes
     -----
     Chen, Li and Sun, "Differentiable Product Quantization for End-to-End
-    Embedding Compression" (ICML 2020).  Statistics are those of the different
-    ids of a batch, each once.
+    Embedding Compression" (ICML 2020), with the batch normalisation of both kinds
+    that their code has.  Statistics are those of the different ids of a batch, each
+    once.
     """
 
     def __init__(self, spec: TableSpec, options: DPQOptions, seed: int = 0) -> None:
@@ -303,7 +300,7 @@ class DPQ(LearnedCodes, Trained[DPQOptions]):
             options.bits,
             seed,
             kind=options.kind,
-            normalize=options.normalized,
+            normalize=options.normalize,
             commitment=options.commitment,
             temperature=options.temperature,
         )
@@ -312,5 +309,8 @@ class DPQ(LearnedCodes, Trained[DPQOptions]):
     def plan(cls, spec: TableSpec, ratio: float, options: DPQOptions) -> Found:
         """The most bits per row that fit beside their codewords."""
         size = partial(product_bytes, spec)
-        books, bits = plan_books(spec, ratio, size, options.books, options.bits)
-        return {"books": books, "bits": bits, "normalize": options.normalized}
+        books, bits = plan_books(
+            spec, ratio, size, options.books, options.bits,
+            choices=part_choices(spec, options.books, options.width),
+        )  # fmt: skip
+        return {"books": books, "bits": bits}

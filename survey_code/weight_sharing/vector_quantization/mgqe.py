@@ -7,25 +7,25 @@ import torch
 from torch import Tensor
 
 from survey_code.bits import MOST_BITS
-from survey_code.layouts import CodebookLayout, PackedLayout
+from survey_code.layouts import CodebookLayout, Layout, PackedLayout
 from survey_code.layouts.routed import keep_apart
 from survey_code.method import Found, Trained
 from survey_code.options import option, planned
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.vector_quantization.books import (
-    BookOptions,
+    PartOptions,
     choose_among,
     choose_fitting,
     copy_words,
-    divisors,
     most_bits,
+    part_choices,
     pick_heads,
     product_bytes,
 )
 from survey_code.weight_sharing.vector_quantization.dpq import LearnedCodes
 
 
-class MGQEOptions(BookOptions):
+class MGQEOptions(PartOptions):
     """Options of `MGQE`; `books` and `bits` are those of the heads."""
 
     tail_bits: int = planned(
@@ -83,9 +83,10 @@ class MGQE(LearnedCodes, Trained[MGQEOptions]):
         """The most bits of codes, of all ids together, that fit beside codewords."""
         heads = count_heads(spec, options.head_share)
         tails = spec.num_embeddings - heads
+        choices = part_choices(spec, options.books, options.width)
         sizes = {
             (m, b, t): product_bytes(spec, m, t, heads=heads, head_bits=b)
-            for m in choose_among(options.books, divisors(spec.embedding_dim))
+            for m in choose_among(options.books, choices)
             for b, t in pair_lengths(spec, options)
         }
         found = choose_fitting(
@@ -104,15 +105,20 @@ class MGQE(LearnedCodes, Trained[MGQEOptions]):
         """Codes of two lengths, and the values of both."""
         codes = self.all_codes()
         tail = ~self.is_head.cpu().numpy()
-        packed = keep_apart(
+        packed: Layout = PackedLayout.from_integers(codes, self.bits)
+        if tail.any():  # a table of one row is all head
+            packed = self._pack_apart(codes, tail)
+        firsts = np.arange(self.books, dtype=np.int32)[None] * np.int32(self.clusters)
+        return CodebookLayout(
+            packed, copy_words(self.values), firsts, self.embedding_dim
+        )
+
+    def _pack_apart(self, codes: np.ndarray, tail: np.ndarray) -> Layout:
+        return keep_apart(
             self.num_embeddings,
             self.heads,
             PackedLayout.from_integers(codes[~tail], self.bits),
             PackedLayout.from_integers(codes[tail], self.tail_bits),
-        )
-        firsts = np.arange(self.books, dtype=np.int32)[None] * np.int32(self.clusters)
-        return CodebookLayout(
-            packed, copy_words(self.values), firsts, self.embedding_dim
         )
 
 

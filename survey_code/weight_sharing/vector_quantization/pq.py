@@ -15,17 +15,23 @@ from survey_code.spec import TableSpec
 from survey_code.weight_sharing.vector_quantization.books import (
     as_numbers,
     check_books,
-    divisors,
     most_bits,
+    part_choices,
     plan_books,
     product_bytes,
 )
 from survey_code.weight_sharing.vector_quantization.lloyd import (
+    POINTS,
+    as_points,
+    assign_rows,
     average_rows,
     cluster_rows,
     count_reads,
-    nearest_rows,
+    draw_points,
 )
+
+# Rows that are turned and coded together.
+ENCODED = 1 << 17
 
 
 @dataclass
@@ -37,7 +43,8 @@ class ProductCodes:
     codes : ndarray of int64, shape (rows, books)
     codewords : ndarray of float64, shape (books, K, dim / books)
     losses : list of float
-        Squared error of the whole table after each round; one without rotation.
+        Squared error after each round; one without rotation.  Where k-means ran on a
+        sample, it is the sample's, whose weights stand for all rows.
     rotation : ndarray of float64, shape (dim, dim), or None
         Decoded rows are multiplied by it.
     """
@@ -71,8 +78,9 @@ def quantize_product(
     weights: np.ndarray | None = None,
     rotate: bool = False,
     rounds: int = 20,
+    sample: int = 0,
 ) -> ProductCodes:
-    r"""Cut rows into parts and run k-means on each part alone.
+    """Cut rows into parts and run k-means on each part alone.
 
     Parameters
     ----------
@@ -80,41 +88,41 @@ def quantize_product(
     books : int
         Parts of a row, a divisor of dim.
     clusters : int
-        Codewords of each book, 1 to rows.
+        Codewords of each book.
     rng : numpy.random.Generator
     weights : ndarray, shape (rows,), optional
     rotate : bool, default False
-        Turn the rows first; `turn_books` improves codes and rotation in turn.
+        Turn the rows first, by `turn_books`.
     rounds : int, default 20
-        Improvements of the rotation.
-
-    Returns
-    -------
-    ProductCodes
+        Of `turn_books`.
+    sample : int, default 0
+        Rows seen for each codeword; 0: all.
 
     Notes
     -----
     Jegou et al., "Product Quantization for Nearest Neighbor Search" (2011); Ge et
-    al., "Optimized Product Quantization" (2014), their non-parametric solution
-    from the identity.
+    al., "Optimized Product Quantization" (2014).
     """
-    points = np.asarray(table, dtype=np.float64)
-    mass = np.ones(len(points)) if weights is None else weights
+    points = as_points(table)
+    mass = None if weights is None else weights.astype(np.float64)
+    seen, own = draw_points(points, mass, sample * clusters or len(points), rng)
     parts = [
-        cluster_rows(part, clusters, rng, weights=weights)
-        for part in split_books(points, books)
+        cluster_rows(part, clusters, rng, weights=own, sample=sample)
+        for part in split_books(seen, books)
     ]
-    found = ProductCodes(
-        np.stack([part.codes for part in parts], axis=1),
-        np.stack([part.centroids for part in parts]),
-        [sum(part.losses[-1] for part in parts)],
-    )
+    codes = np.stack([part.codes for part in parts], axis=1)
+    words = np.stack([part.centroids for part in parts])
+    found = ProductCodes(codes, words, [sum(part.losses[-1] for part in parts)])
     for _ in range(rounds if rotate else 0):
-        turn_books(found, points, mass)
+        turn_books(found, seen, own)
+    if len(seen) < len(points):
+        found.codes = encode_rows(points, found)
     return found
 
 
-def turn_books(found: ProductCodes, points: np.ndarray, mass: np.ndarray) -> None:
+def turn_books(
+    found: ProductCodes, points: np.ndarray, mass: np.ndarray | None
+) -> None:
     r"""One improvement of the rotation, then of codes and codewords.
 
     Rows x are quantised as z = x R^T with R orthogonal.  For fixed codes with decoded
@@ -122,23 +130,41 @@ def turn_books(found: ProductCodes, points: np.ndarray, mass: np.ndarray) -> Non
     the error.
     """
     found.rotation = None
-    left, _, right = np.linalg.svd((mass[:, None] * found.decode()).T @ points)
+    decoded = found.decode()
+    weighted = decoded if mass is None else mass[:, None] * decoded
+    left, _, right = np.linalg.svd(weighted.T @ points)
     found.rotation = left @ right
     turned = split_books(points @ found.rotation.T, len(found.codewords))
     for j, part in enumerate(turned):
         moved = improve_codewords(part, found.codes[:, j], found.codewords[j], mass)
         found.codewords[j], found.codes[:, j] = moved
-    left_over = points - found.decode()
-    found.losses.append(float(mass @ (left_over**2).sum(axis=1)))
+    errors = ((points - found.decode()) ** 2).sum(axis=1)
+    found.losses.append(float(errors.sum() if mass is None else mass @ errors))
 
 
 def improve_codewords(
-    points: np.ndarray, codes: np.ndarray, codewords: np.ndarray, mass: np.ndarray
+    points: np.ndarray,
+    codes: np.ndarray,
+    codewords: np.ndarray,
+    mass: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One step of Lloyd's algorithm from given codes; empty clusters stay."""
     means, weight = average_rows(points, codes, len(codewords), mass)
     centroids = np.where(weight[:, None] > 0, means, codewords)
-    return centroids, nearest_rows(points, centroids)[0]
+    return centroids, assign_rows(points, centroids)
+
+
+def encode_rows(points: np.ndarray, found: ProductCodes) -> np.ndarray:
+    """Codes of rows by codewords and rotation that were found, int64 (rows, books)."""
+    books = len(found.codewords)
+    codes = np.empty((len(points), books), dtype=np.int64)
+    for start in range(0, len(points), ENCODED):
+        rows = points[start : start + ENCODED]
+        if found.rotation is not None:
+            rows = rows @ found.rotation.T
+        for j, part in enumerate(split_books(rows, books)):
+            codes[start : start + ENCODED, j] = assign_rows(part, found.codewords[j])
+    return codes
 
 
 class PQOptions(Options):
@@ -152,13 +178,20 @@ class PQOptions(Options):
         "bits of a code; without a budget 8, fewer where four rows shared no codeword",
         low=1, high=MOST_BITS,
     )  # fmt: skip
+    width: int = option(
+        1, "numbers of a codeword at least; of 1, a code names a number alone", low=1
+    )
     rotate: bool = option(False, "turn the rows first (OPQ)")
     weighted: bool = option(True, "rows count as often as they occur in training")
     half: bool = option(False, "store float16 codewords")
+    sample: int = option(POINTS, "rows seen for each codeword; 0: all rows", low=0)
 
 
 class ProductQuantization(AfterTraining[PQOptions]):
     """Product quantisation of a trained table (key ``pq``).
+
+    A plan takes the most bits a row, which are mostly those of many short codewords;
+    codewords of one number are scalar quantisation, each column by levels of its own.
 
     Notes
     -----
@@ -171,7 +204,10 @@ class ProductQuantization(AfterTraining[PQOptions]):
         rotation = 4 * spec.embedding_dim**2 * options.rotate
         number = 2 if options.half else 4
         size = partial(product_bytes, spec, number=number, beside=rotation)
-        books, bits = plan_books(spec, ratio, size, options.books, options.bits)
+        books, bits = plan_books(
+            spec, ratio, size, options.books, options.bits,
+            choices=part_choices(spec, options.books, options.width),
+        )  # fmt: skip
         return {"books": books, "bits": bits}
 
     @classmethod
@@ -180,7 +216,8 @@ class ProductQuantization(AfterTraining[PQOptions]):
     ) -> Layout:
         """Quantise an (n, d) table."""
         rows, dim = weight.shape
-        halves = [m for m in divisors(dim) if 2 * m <= dim] or [1]
+        choices = part_choices(spec, options.books, options.width)
+        halves = [m for m in choices if 2 * m <= dim] or [1]
         books = options.books or halves[-1]
         bits = options.bits or most_bits(rows)
         found = quantize_product(
@@ -190,6 +227,7 @@ class ProductQuantization(AfterTraining[PQOptions]):
             np.random.default_rng(0),
             weights=count_reads(spec, options.weighted),
             rotate=options.rotate,
+            sample=options.sample,
         )
         return freeze_product(found, bits, options.half)
 

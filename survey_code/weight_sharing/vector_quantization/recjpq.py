@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from survey_code.embedding import draw_normal
 from survey_code.layouts import CodebookLayout
 from survey_code.method import Found, Trained
+from survey_code.options import option
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.vector_quantization.books import (
-    BookOptions,
+    PartOptions,
     as_codes,
     check_books,
     copy_words,
-    divisors,
+    part_choices,
     plan_books,
     product_bytes,
 )
@@ -117,8 +118,11 @@ def code_interactions(spec: TableSpec, books: int, bits: int, seed: int) -> np.n
     return np.concatenate(codes)
 
 
-class RecJPQOptions(BookOptions):
+class RecJPQOptions(PartOptions):
     """Options of `RecJPQ`."""
+
+    # Many narrow books store most bits; fewer, longer codewords may still learn more.
+    width: int = option(1, "numbers of a codeword at least", low=1, tune=(1, 4))
 
 
 class RecJPQ(Trained[RecJPQOptions]):
@@ -167,7 +171,7 @@ class RecJPQ(Trained[RecJPQOptions]):
         books, bits = plan_books(
             spec, ratio, partial(product_bytes, spec, groups=2),
             options.books, options.bits, rows=fewest,
-            choices=[m for m in divisors(spec.embedding_dim) if m <= fewest],
+            choices=part_choices(spec, options.books, options.width, fewest),
         )  # fmt: skip
         return {"books": books, "bits": bits}
 
