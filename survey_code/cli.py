@@ -434,7 +434,7 @@ def read_torch(path: Path, name: str | None) -> Any:
     return tensors[choose_tensor(path, name, shapes)]
 
 
-def list_tensors(held: Any, name: str) -> Iterator[tuple[str, Any]]:
+def list_tensors(held: object, name: str) -> Iterator[tuple[str, Any]]:
     """The tensors in nested dictionaries, by their names with dots between."""
     import torch
 

@@ -100,7 +100,7 @@ def refuse_diverged(freeze: Callable[[Any], Layout]) -> Callable[[Any], Layout]:
     """
 
     @functools.wraps(freeze)
-    def checked(table: Any) -> Layout:
+    def checked(table: nn.Module) -> Layout:
         for name, weight in table.named_parameters():
             if not weight.isfinite().all():
                 raise ValueError(

@@ -264,14 +264,11 @@ def evaluate_ranking(
     users, items = network.represent_all()
     if not all(vectors.isfinite().all() for vectors in (users, items)):
         raise ValueError("vectors of users or items are NaN or infinite")
-    cached = max(1, CACHED_SCORES // len(items))
-    usual = cached if users.device.type == "cpu" else 2048
-    chunk = usual if chunk is None else check_range("chunk", chunk, 1)
+    if chunk is None:
+        chunk = max(1, CACHED_SCORES // len(items)) if users.is_cpu else 2048
+    check_range("chunk", chunk, 1)
+    masked, wanted = list_pairs(seen, held_out, users, items)
     totals: dict[str, float] = {}
-    sizes = (len(users), len(items))
-    masked = PairLists(check_pairs("seen", seen, *sizes), len(users), users)
-    again = drop_repeats(check_pairs("held_out", held_out, *sizes))
-    wanted = PairLists(again, len(users), users)
     for start in range(0, len(users), chunk):
         span = (start, min(start + chunk, len(users)))
         for name, value in rank_some(users, items, span, masked, wanted, k).items():
@@ -282,7 +279,19 @@ def evaluate_ranking(
     return {name: value / found for name, value in totals.items()}
 
 
-def check_pairs(name: str, pairs: np.ndarray, users: int, items: int) -> np.ndarray:
+def list_pairs(
+    seen: np.ndarray, held_out: np.ndarray, users: Tensor, items: Tensor
+) -> tuple[PairLists, PairLists]:
+    """The two kinds of pairs of `evaluate_ranking`, checked, as lists of each user."""
+    sizes = (len(users), len(items))
+    again = drop_repeats(check_pairs_of("held_out", held_out, *sizes))
+    masked = PairLists(check_pairs_of("seen", seen, *sizes), len(users), users)
+    return masked, PairLists(again, len(users), users)
+
+
+def check_pairs_of(
+    name: str, pairs: np.ndarray, users: int, items: int
+) -> np.ndarray:
     """Pairs of a user and an item, as int64; or the errors of `evaluate_ranking`."""
     given = as_integers(pairs, name) if len(pairs) else np.zeros((0, 2), np.int64)
     if given.ndim != 2 or given.shape[1] != 2:

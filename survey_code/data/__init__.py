@@ -53,7 +53,7 @@ def load(name: str, **options: Any) -> ClickData | InteractionData | StreamData:
 
 
 @lru_cache(maxsize=8)
-def load_once(name: str, **options: Any) -> ClickData | InteractionData | StreamData:
+def load_once(name: str, **options: object) -> ClickData | InteractionData | StreamData:
     """`load`, of options that a cache can hold."""
     module, function, defaults = LOADERS[name]
     loader = getattr(importlib.import_module(f"survey_code.data.{module}"), function)
@@ -73,7 +73,7 @@ def load_once(name: str, **options: Any) -> ClickData | InteractionData | Stream
 load.__wrapped__ = load_once.__wrapped__  # type: ignore[attr-defined]
 
 
-def list_arrays(data: Any) -> list[np.ndarray]:
+def list_arrays(data: ClickData | InteractionData | StreamData) -> list[np.ndarray]:
     """The row arrays of a data set."""
     if isinstance(data, InteractionData):
         return [data.train, data.valid, data.test]

@@ -193,7 +193,7 @@ class DataTask:
     def learn(self, method: Method, options: Options) -> Learnt:
         """Train, or take the full table that was trained; then make the layout."""
         if method.stage == AFTER or method.key == "full":
-            fitted, train_seconds = self.train_source(method, options)
+            fitted, train_seconds = self._train_source(method, options)
             table, start = fitted.network.table, time.perf_counter()
             layout = method.compress(table.weight.detach().cpu(), options, self.spec)
         else:
@@ -206,7 +206,7 @@ class DataTask:
         seconds = {"train": train_seconds, "compress": time.perf_counter() - start}
         return Learnt(fitted, table, layout, seconds)
 
-    def train_source(self, method: Method, options: Options) -> tuple[Fitted, float]:
+    def _train_source(self, method: Method, options: Options) -> tuple[Fitted, float]:
         """The table that a method compresses after training, and how long it took."""
         own = method.load().prepare(self.spec, options, self.seed)
         if own is None:

@@ -73,7 +73,8 @@ class DenseLayout(Layout):
         shorten = round_to_bfloat16 if format == "bfloat16" else round_to_float16
         kind = np.uint16 if format == "bfloat16" else np.float16
         values = np.empty(table.shape, dtype=kind)
-        for part in cut_rows(*table.shape, TOGETHER):
+        rows, dim = table.shape
+        for part in cut_rows(rows, dim, TOGETHER):
             values[part] = shorten(table[part])
         return cls(values)
 

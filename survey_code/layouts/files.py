@@ -34,7 +34,7 @@ except ImportError:  # Windows
 METADATA_KEY = "survey_code"
 TABLE_SIZES = ("num_embeddings", "embedding_dim")
 # Parts of files that are being written: ``.survey_code-*.part``.
-PART = (".survey_code-", ".part")
+BESIDE = (".survey_code-", ".part")
 PIECE_BYTES = 2**20  # that are hashed or copied together
 # A pipe, or a file on a tape, is opened without waiting for anyone.
 NO_WAIT = getattr(os, "O_NONBLOCK", 0)
@@ -230,7 +230,7 @@ def name_kind(mode: int) -> str:
 def open_part(folder: Path, mode: int) -> tuple[Path, int]:
     """A new file beside the others, open to be written, and locked."""
     while True:
-        beside = folder / f"{PART[0]}{os.urandom(8).hex()}{PART[1]}"
+        beside = folder / f"{BESIDE[0]}{os.urandom(8).hex()}{BESIDE[1]}"
         try:
             # Opened like any other file, so that it gets the usual permissions.
             handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -271,11 +271,13 @@ def remove_stale_parts(folder: Path) -> None:
     """Remove the parts that killed processes left; nothing is lost where that fails."""
     try:
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.name.startswith(PART[0])]
+            names = [
+                entry.name for entry in entries if entry.name.startswith(BESIDE[0])
+            ]
     except OSError:  # a folder that may be written, but not listed
         return
     for name in names:
-        if not name.endswith(PART[1]):
+        if not name.endswith(BESIDE[1]):
             continue
         with contextlib.suppress(OSError):
             handle = os.open(folder / name, os.O_RDONLY | NO_WAIT)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from survey_code.kernels.cuda.formats import Format
 
 # Numbers that are read together.
-AT_ONCE = 2**18
+BLOCKS_AT_ONCE = 2**18
 
 
 def locate_blocks(
@@ -142,7 +142,7 @@ class FlatLayout(Layout):
         places, within = len(self.values) - length + 1, xp.arange(length)
         steps = xp.asarray(hash_steps(-(-dim // length)))
         # Many short blocks are located together, but not all where there are very many.
-        count = max(AT_ONCE // max(len(ids) * length, 1), 1)
+        count = max(BLOCKS_AT_ONCE // max(len(ids) * length, 1), 1)
         for first in range(0, len(steps), count):
             shifted = ids[:, None] + steps[first : first + count]  # (m, blocks)
             starts = mix_ids(shifted, *numbers) % places

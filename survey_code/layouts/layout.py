@@ -7,16 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    ClassVar,
-    Self,
-    TypeAlias,
-    TypeVar,
-    cast,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -473,10 +464,8 @@ class Layout(Stored):
 
         Raises
         ------
-        IndexError, TypeError
-            As for `lookup`.
-        ValueError
-            If ids, offsets and weights do not fit together, or are not such numbers.
+        IndexError, TypeError, ValueError
+            As for `lookup`; also if ids, offsets and weights do not fit together.
         """
         last = check_switch("include_last_offset", include_last_offset)
         limit = 2**63 if self.open_ids else self.num_embeddings
@@ -484,16 +473,16 @@ class Layout(Stored):
         if self.device is not None:
             moved = cuda.as_cupy(ids)
             factors = check_weights(moved, per_sample_weights, mode, cuda.load_cupy())
-            found: Any = launch.pool(
-                self.device, moved, offsets, factors, mode, check, padding, last
+            how = (mode, check, padding, last)
+            return as_given(
+                ids, launch.pool(self.device, moved, offsets, factors, *how)
             )
-            return as_given(ids, found)
         checked = self.check_ids(ids)
         xp = array_module(checked)
         borders = check_offsets(checked, offsets, xp, last)
         weights = check_weights(checked, per_sample_weights, mode, xp)
-        found = self._pool_checked(checked.ravel(), borders, weights, mode, padding)
-        return as_given(ids, found)
+        pooled = self._pool_checked(checked.ravel(), borders, weights, mode, padding)
+        return as_given(ids, pooled)
 
     def _pool_checked(
         self,
@@ -508,9 +497,7 @@ class Layout(Stored):
             weights = weights.ravel()
         if padding is not None:
             xp = array_module(ids)
-            kept: Any = launch.put_padding_last(
-                cast("np.ndarray", ids), borders, weights, padding, xp
-            )
+            kept: Any = launch.put_padding_last(ids, borders, weights, padding, xp)
             ids, borders, weights = kept
         end = int(borders[-1])
         if weights is not None:
@@ -694,10 +681,9 @@ def check_padding(padding_idx: object, rows: int, limit: int) -> int | None:
     """The id that bags leave out, or None; a negative one counts from the end."""
     if padding_idx is None:
         return None
-    whole = isinstance(padding_idx, int | np.integer)
-    if not whole or isinstance(padding_idx, bool):
+    if isinstance(padding_idx, bool) or not isinstance(padding_idx, int | np.integer):
         raise ValueError(f"padding_idx must be an integer, got {padding_idx!r}")
-    padding = int(cast("int", padding_idx))
+    padding = int(padding_idx)
     if not -rows <= padding < limit:
         raise ValueError(
             f"padding_idx must be from {-rows} to {limit - 1}, got {padding_idx}"
@@ -729,18 +715,18 @@ def check_weights(
         return xp.ascontiguousarray(given.astype(np.float32, copy=False))
 
 
-def widen_tensor(given: Any) -> Any:
+def widen_tensor(given: object) -> Any:
     """A tensor that an array can be made of; anything else as it is.
 
     One that wants a gradient is no array, nor is one of bfloat16.
     """
     if not hasattr(given, "detach"):
         return given
-    held = given.detach()
+    held: Any = given.detach()
     return held.float() if held.is_floating_point() and held.itemsize < 4 else held
 
 
-def as_given(ids: object, found: Any) -> Any:
+def as_given(ids: object, found: RowArray | GpuArray) -> Any:
     """What was read: a tensor where the ids are one, beside them."""
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(ids, torch.Tensor):

@@ -199,9 +199,10 @@ class RowwiseLayout(Layout):
         largest, step, near = 0.0, 2**16, LARGEST_FLOAT * (1 - 2.0**-20)
         for start in range(0, self.num_embeddings, step):
             ids = np.arange(start, min(start + step, self.num_embeddings))
-            scale, bias = self._parameters(self.rows[ids[0] : ids[-1] + 1], ids)
-            if bias is None:  # rounded, but `near` leaves more than that
-                bias = -centre_of(self.bits) * scale
+            scale, own = self._parameters(self.rows[ids[0] : ids[-1] + 1], ids)
+            bias = -centre_of(self.bits) * scale.astype(np.float64)
+            if own is not None:
+                bias = own.astype(np.float64)
             odd = ~np.isfinite(scale + 0 * bias)
             if odd.any():
                 raise ValueError(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("float32", "float16")
 # Entries that are looked at together.
-CHUNK = 2**20
+NUMBERS_JOINED = 2**20
 OFFSET_BYTES = 4
 
 
@@ -190,7 +190,7 @@ class SparseLayout(Layout):
         rows, dim = table.shape
         height = default_block(dim) if block_rows is None else check_block(block_rows)
         # Whole blocks at a time: their places take twice the bytes of their numbers.
-        step = height * max(CHUNK // (height * dim), 1)
+        step = height * max(NUMBERS_JOINED // (height * dim), 1)
         parts = [
             cls.from_part(table[start : start + step], format, height)
             for start in range(0, rows, step)
@@ -261,8 +261,8 @@ class SparseLayout(Layout):
                 f"{len(values)}"
             )
         xp, last = array_module(columns), -1
-        for start in range(0, len(values), CHUNK):
-            some = columns[start : start + CHUNK]
+        for start in range(0, len(values), NUMBERS_JOINED):
+            some = columns[start : start + NUMBERS_JOINED]
             order = xp.arange(start, start + len(some))
             block = xp.searchsorted(offsets, order, side="right") - 1
             place = block * width + some

@@ -238,7 +238,9 @@ def test_integers_are_written_back_as_numpy_rounds_them(
         steps = table.read_steps(ids).expand(len(ids), 1)[:, 0]
         own, rows, steps = as_arrays(ids, rows, steps)
         key = draw_key(7, table.steps_done)
-        wanted[own] = pack_codes(round_rows(rows, own, steps, bits, key), bits)
+        above = rows + np.float32((2**bits - 1) / 2) * steps[:, None]
+        codes = round_rows(above, own, steps, bits, key, 0)
+        wanted[own] = pack_codes(codes, bits)
 
     monkeypatch.setattr(table, "store_rows", note)
     before = wanted.copy()
@@ -253,7 +255,8 @@ def test_rows_are_still_rounded_to_the_nearest_where_that_is_asked(device):
     rows = torch.randn(len(ids), DIM, generator=torch.Generator().manual_seed(0))
     table.store_rows(ids, rows.to(device))
     steps, codes = as_arrays(table.read_steps(ids), table.codes[ids])
-    np.testing.assert_array_equal(codes, np.rint(rows.numpy() / steps) + 128)
+    wanted = np.rint(rows.numpy() / steps + np.float32(127.5))
+    np.testing.assert_array_equal(codes, wanted)
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])

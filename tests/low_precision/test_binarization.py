@@ -217,7 +217,7 @@ def test_ties_at_the_median_favour_no_id_and_no_column():
 
 @pytest.mark.parametrize("rule", ["median", "sign", "pph", "itq"])
 def test_cutting_a_table_takes_less_memory_than_the_table(rule, monkeypatch):
-    monkeypatch.setattr(bccf, "CHUNK", 2**14)
+    monkeypatch.setattr(bccf, "NUMBERS_SIGNED", 2**14)
     monkeypatch.setattr(bccf.learn_rotation, "__defaults__", (3,))
     table = normal(40_000, 32)
     tracemalloc.start()
@@ -231,7 +231,7 @@ def test_chunks_change_no_code(monkeypatch):
     table = normal(90, 6)
     rules = ("median", "sign", "pph", "itq")
     whole = [decode_layout(compress(table, "bccf", rule=rule)) for rule in rules]
-    monkeypatch.setattr(bccf, "CHUNK", 50)
+    monkeypatch.setattr(bccf, "NUMBERS_SIGNED", 50)
     for rule, wanted in zip(rules, whole):
         found = decode_layout(compress(table, "bccf", rule=rule))
         np.testing.assert_allclose(found, wanted, rtol=1e-6)

@@ -164,8 +164,8 @@ def test_halves_keep_more_entries_for_the_same_bytes():
 @pytest.mark.parametrize("dim", [1, 5, 64, 300])
 def test_a_table_cut_in_parts_is_cut_as_a_whole(dim, chunk, monkeypatch):
     """With many equal entries, zeros among them, and rows that count for more."""
-    monkeypatch.setattr(magnitude, "CHUNK", chunk)
-    monkeypatch.setattr(sparse, "CHUNK", chunk)
+    monkeypatch.setattr(magnitude, "NUMBERS_CUT", chunk)
+    monkeypatch.setattr(sparse, "NUMBERS_JOINED", chunk)
     rng = np.random.default_rng(dim)
     weight = rng.normal(size=(203, dim)).astype(np.float32).round(1)
     counts = rng.integers(0, 4, 203)
@@ -190,7 +190,7 @@ def test_cutting_a_table_takes_little_more_than_the_table():
     layout = compress(weight, "magnitude")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    passing = 64 * magnitude.CHUNK  # of one part, whatever the table's size
+    passing = 64 * magnitude.NUMBERS_CUT  # of one part, whatever the table's size
     assert peak < 3 * layout.nbytes + passing
 
 

@@ -965,7 +965,7 @@ def test_a_layout_that_cannot_be_is_a_value_error(make, words):
 @pytest.mark.parametrize("signed", [False, True])
 def test_a_row_of_very_many_blocks_is_read_at_once(signed, monkeypatch):
     """As block after block; a small file of it must not take minutes."""
-    monkeypatch.setattr(flat, "AT_ONCE", 1000)
+    monkeypatch.setattr(flat, "BLOCKS_AT_ONCE", 1000)
     values = np.random.default_rng(0).normal(size=90).astype(np.float32)
     numbers, other = np.array([3, 5, 7]), np.array([21, 9, 4])
     signs = other if signed else None

@@ -39,11 +39,7 @@ def unpack_rows(packed: np.ndarray, dim: int, bits: int) -> np.ndarray:
 
 
 def decode_rows(
-    packed: np.ndarray,
-    dim: int,
-    bits: int,
-    scale: np.ndarray,
-    bias: np.ndarray | None,
+    packed: np.ndarray, dim: int, bits: int, scale: np.ndarray, bias: np.ndarray | None
 ) -> np.ndarray:
     """Numbers that packed rows stand for: code times scale, plus bias.
 

@@ -66,7 +66,7 @@ def widen_bfloat16(patterns: np.ndarray) -> np.ndarray:
 def widen_float16(rows: np.ndarray) -> np.ndarray:
     """float16 (m, dim) as float32, looked up: twice as fast as `astype`."""
     wide = np.empty(rows.shape, dtype=np.float32)
-    for part in cut_rows(*rows.shape, BLOCK_NUMBERS):
+    for part in cut_rows(len(rows), rows.shape[1], BLOCK_NUMBERS):
         places = rows[part].view(np.uint16).astype(np.intp)
         # No place is out of range, and "clip" is the mode that writes into `out`.
         list_float16().take(places, out=wide[part], mode="clip")

@@ -23,7 +23,7 @@ from survey_code.spec import TableSpec
 # The penalty's factor for the median rule, in units of a mean loss.
 BALANCE = 10.0
 # Numbers that are worked on at a time.
-CHUNK = 2**17
+NUMBERS_SIGNED = 2**17
 
 
 def split_at_medians(table: np.ndarray, field_starts: np.ndarray) -> np.ndarray:
@@ -93,18 +93,18 @@ def learn_rotation(table: np.ndarray, iterations: int = 50) -> np.ndarray:
     rotation = np.linalg.qr(start).Q
     for _ in range(iterations):
         products = np.zeros((dim, dim))
-        for _, rows in split_rows(table):
+        for _, rows in read_in_parts(table):
             products += rows.T @ np.where(rows @ rotation >= 0, 1.0, -1.0)
         left, _, right = np.linalg.svd(products)
         rotation = left @ right
     return rotation
 
 
-def split_rows(
+def read_in_parts(
     table: np.ndarray, turn: np.ndarray | None = None
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """A table in float64, turned or not, a few megabytes of rows at a time."""
-    step = max(1, CHUNK // table.shape[1])
+    step = max(1, NUMBERS_SIGNED // table.shape[1])
     for start in range(0, len(table), step):
         part = slice(start, start + step)
         rows = table[part].astype(np.float64)
@@ -114,7 +114,7 @@ def split_rows(
 def take_bits(table: np.ndarray, turn: np.ndarray | None = None) -> np.ndarray:
     """True where a table, turned or not, is not negative: bool of its shape."""
     bits = np.empty(table.shape, dtype=bool)
-    for part, rows in split_rows(table, turn):
+    for part, rows in read_in_parts(table, turn):
         bits[part] = rows >= 0
     return bits
 
@@ -143,7 +143,7 @@ def fit_scales(
     if scale == "none":
         return None
     means = np.empty((len(table), 1))
-    for part, rows in split_rows(table, turn):
+    for part, rows in read_in_parts(table, turn):
         signed = np.where(codes[part] > 0, rows, -rows)
         means[part] = signed.mean(axis=1, keepdims=True)
     if scale == "table":

@@ -172,9 +172,7 @@ def choose(
     )
 
 
-def quantize_greedily(
-    table: np.ndarray, bits: int = 4, rule: str = "best"
-) -> Rounded:
+def quantize_greedily(table: np.ndarray, bits: int = 4, rule: str = "best") -> Rounded:
     """Codes, scale and bias of each row after the greedy range search.
 
     Parameters

@@ -105,7 +105,8 @@ class HalfPrecision(
         rng, dtype = np.random.default_rng(0), options.dtype
         largest = torch.finfo(getattr(torch, dtype)).max
         values = np.empty(weight.shape, dtype=BITS_OF[dtype])
-        for part in cut_rows(*weight.shape, TOGETHER):
+        count, dim = weight.shape
+        for part in cut_rows(count, dim, TOGETHER):
             rows = torch.from_numpy(weight[part].copy())
             refuse_beyond(dtype, largest, float(rows.abs().max()))
             rounded = round_to_format(rows, dtype, "stochastic", rng)

@@ -51,7 +51,10 @@ class LSQ(Trained[LSQOptions]):
     """A float table that is read as multiples of a learned step (key ``lsq``).
 
     The float weights stay until the end of training, so only what is deployed
-    becomes smaller.
+    becomes smaller.  Both variants are simplified: PACT clips activations, at 0 and
+    at its level, and here clips weights on both sides of 0; LSQ+ gives an offset to
+    activations alone, and starts from the weights' mean and deviation, while here
+    the weights have the offset, from 0, and LSQ's first step.
 
     Notes
     -----

@@ -208,7 +208,7 @@ def compress_rows(
     return RowwiseLayout(rows, dim, bits)
 
 
-def compress_table(weight: np.ndarray, bits: int, symmetric: bool) -> RowwiseLayout:
+def round_together(weight: np.ndarray, bits: int, symmetric: bool) -> RowwiseLayout:
     """A layout of rows that share one scale and bias, some rows at a time."""
     count, dim = weight.shape
     shared = measure_table(weight, bits, symmetric)
@@ -247,7 +247,7 @@ class RowwiseQuantization(AfterTraining[RowwiseOptions]):
     ) -> RowwiseLayout:
         """Quantise an (n, d) table into a row-wise layout."""
         if options.per == "table":
-            return compress_table(weight, options.bits, options.symmetric)
+            return round_together(weight, options.bits, options.symmetric)
         quantize = quantize_symmetric if options.symmetric else quantize_rows
         together = ROUNDED_TOGETHER // spec.embedding_dim
         return compress_rows(

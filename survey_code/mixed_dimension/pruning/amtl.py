@@ -225,12 +225,7 @@ def keep_likeliest(
         level[by_count] = np.arange(len(by_count))
         if scores.shape[:1] == level.shape:
             scores = scores[by_count]
-    wanted = (int(level.max()) + 1, spec.embedding_dim + 1)
-    if scores.shape != wanted or not np.isfinite(scores).all():
-        raise ValueError(
-            f"scores must be finite, of shape {wanted}, got {scores.dtype} of shape "
-            f"{scores.shape}"
-        )
+    check_log_chances(scores, (int(level.max()) + 1, spec.embedding_dim + 1))
     ids = torch.from_numpy(np.bincount(level))
     shared, following = share_out(torch.from_numpy(scores), ids, numbers)
     lengths: np.ndarray = shared.numpy()[level]
@@ -238,6 +233,15 @@ def keep_likeliest(
     some = some[largest_first(spec.train_counts[some])]
     lengths[some[: numbers - lengths.sum()]] += 1
     return lengths
+
+
+def check_log_chances(scores: np.ndarray, wanted: tuple[int, int]) -> None:
+    """Raise ValueError unless scores are finite and of this shape."""
+    if scores.shape != wanted or not np.isfinite(scores).all():
+        raise ValueError(
+            f"scores must be finite, of shape {wanted}, got {scores.dtype} of shape "
+            f"{scores.shape}"
+        )
 
 
 def count_numbers(spec: TableSpec, budget: int) -> int:

@@ -11,7 +11,7 @@ from survey_code.layouts.sparse import FORMATS, default_block
 from survey_code.method import AfterTraining, Found, Judge, Searched
 from survey_code.mixed_dimension.pruning.tickets import (
     LargestEntries,
-    as_rows,
+    start_rows,
     check_mask,
     plan_entries,
 )
@@ -21,7 +21,7 @@ from survey_code.spec import TableSpec
 # Share of the entries that is kept where there is no budget.
 SHARE = 0.25
 # Numbers of a given table that are looked at together.
-CHUNK = 2**20
+NUMBERS_CUT = 2**20
 # Bits of a float32 that are counted in one pass.
 HALF = 16
 
@@ -82,7 +82,7 @@ class MagnitudePruning(
         if options.mask is not None:
             self.mask = torch.from_numpy(check_mask(spec, options.mask))
             if options.learnt is not None:
-                self.weight.data = as_rows(spec, options.learnt)
+                self.weight.data = start_rows(spec, options.learnt)
             self.weight.data *= self.mask
             self.decay = 0.0
 
@@ -133,7 +133,7 @@ class MagnitudePruning(
             factors = read_factors(spec)
         # Whole blocks, so that the parts can be put one after another.
         block = default_block(dim)
-        step = block * max(CHUNK // (block * dim), 1)
+        step = block * max(NUMBERS_CUT // (block * dim), 1)
         edge, equal = find_edge(weight, keep, step, factors)
         parts = []
         for start in range(0, len(weight), step):

@@ -106,7 +106,7 @@ class CutOptions(Protocol):
     def format(self) -> str: ...  # noqa: D102
 
 
-def as_rows(spec: TableSpec, rows: np.ndarray) -> Tensor:
+def start_rows(spec: TableSpec, rows: np.ndarray) -> Tensor:
     """A copy of rows to begin with, or one clear ValueError."""
     given, shape = np.asarray(rows), (spec.num_embeddings, spec.embedding_dim)
     if given.dtype.kind != "f" or given.shape != shape:
@@ -275,7 +275,7 @@ class PrefixTicket(PrefixEmbedding):
         if rewind:
             group, _ = self.locate(torch.arange(self.num_embeddings))
             original = (
-                draw_original(spec, seed) if kept is None else as_rows(spec, kept)
+                draw_original(spec, seed) if kept is None else start_rows(spec, kept)
             )
             for g, table in enumerate(self.tables):
                 table.data = original[group == g, : table.shape[1]].clone()

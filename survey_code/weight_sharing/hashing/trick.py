@@ -51,7 +51,7 @@ class HashingTrick(FieldsEmbedding, Trained[HashingOptions]):
         signs = second[0, :3] if options.signed else None
         tables: np.ndarray | list[np.ndarray | None] = index
         if options.fields == "apart":
-            shares = split_rows(options.rows, np.diff(spec.field_starts).tolist())
+            shares = share_rows(options.rows, np.diff(spec.field_starts).tolist())
             hashes = mixed_index([seed, 1], [share or 1 for share in shares])
             tables = [row[None] if n else None for row, n in zip(hashes, shares)]
         super().__init__(spec, tables, "sum", [seed, 0], signs, options.open_ids)
@@ -66,11 +66,11 @@ class HashingTrick(FieldsEmbedding, Trained[HashingOptions]):
         # Every field has a size, and a hash unless its rows are full.
         fixed = len(sizes) * (8 + hashes)
         rows = plan_rows(spec, ratio, row, fixed, least=len(sizes))
-        full = split_rows(rows, sizes).count(0)
+        full = share_rows(rows, sizes).count(0)
         return {"rows": min(rows + full * hashes // row, spec.num_embeddings)}
 
 
-def split_rows(rows: int, sizes: list[int]) -> list[int]:
+def share_rows(rows: int, sizes: list[int]) -> list[int]:
     """Rows for fields of so many ids: the others in proportion, and one at least,
     where small fields have full rows, which 0 stands for.
 
@@ -79,7 +79,7 @@ def split_rows(rows: int, sizes: list[int]) -> list[int]:
 
     Examples
     --------
-    >>> split_rows(20, [100, 5, 300])
+    >>> share_rows(20, [100, 5, 300])
     [4, 0, 11]
     """
     if rows < len(sizes):
