@@ -72,7 +72,7 @@ def random_quotients(
 ) -> tuple[Layout, int]:
     """Quotient and remainder: two tables, a tenth of the rows together."""
     modulus = rows // 10
-    index = np.array([[0, 0, 1, modulus], [0, 0, modulus, 10]], dtype=np.int64)
+    index = np.array([[0, 0, 0, 1, modulus], [0, 0, 0, modulus, 10]], dtype=np.int64)
     values = rng.random((modulus + 10, dim), dtype=np.float32)
     return HashedLayout(values, index, rows, dim, "product"), 4 * dim
 
@@ -80,7 +80,7 @@ def random_quotients(
 def random_paths(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout, int]:
     """A row of a tenth of the rows, through one of ten networks of 16 units."""
     quotients = rows // 10
-    index = np.array([[0, 0, 10, quotients], [0, 0, 1, 10]], dtype=np.int64)
+    index = np.array([[0, 0, 0, 10, quotients], [0, 0, 0, 1, 10]], dtype=np.int64)
     values = rng.random((quotients, dim), dtype=np.float32)
     paths = rng.random((10, path_parameters(dim, 16)), dtype=np.float32)
     layout = HashedLayout(values, index, rows, dim, "path", paths=paths)

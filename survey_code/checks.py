@@ -25,7 +25,7 @@ def check_range(name: str, value: object, low: int, high: int | None = None) -> 
         Unless it is an integer of any type, and no truth value, from low to high.
     """
     whole = isinstance(value, Integral) and not isinstance(value, bool)
-    number = int(value) if whole else 0  # type: ignore[call-overload]
+    number = int(value) if isinstance(value, Integral) else 0
     if not whole or number < low or (high is not None and number > high):
         upto = "up" if high is None else f"to {high}"
         raise ValueError(f"{name} must be an integer from {low} {upto}, got {value!r}")
@@ -48,9 +48,8 @@ def check_number(
         Unless it is a number of any type, no truth value, neither NaN nor infinite,
         and inside the bounds that are given.
     """
-    real = isinstance(value, Real) and not isinstance(value, bool)
     try:
-        number = float(value) if real else math.nan  # type: ignore[arg-type]
+        number = float(value) if isinstance(value, Real) else math.nan
     except OverflowError:
         number = math.inf
     fits = (

@@ -101,7 +101,8 @@ def refuse_diverged(freeze: Callable[[Any], Layout]) -> Callable[[Any], Layout]:
 
     @functools.wraps(freeze)
     def checked(table: nn.Module) -> Layout:
-        for name, weight in table.named_parameters():
+        # Tables that move their rows themselves keep what they learn in buffers.
+        for name, weight in (*table.named_parameters(), *table.named_buffers()):
             if not weight.isfinite().all():
                 raise ValueError(
                     f"{name} holds NaN or infinity, and cannot be frozen: the table "

@@ -232,8 +232,7 @@ def evaluate_ranking(
 ) -> dict[str, float]:
     """Rank all items for every user, the seen ones left out.
 
-    Items of equal score come in a random order that is always the same; scores count
-    as equal where only rounding tells them apart.
+    Items whose scores differ by rounding alone come in one random order.
 
     Parameters
     ----------
@@ -242,8 +241,7 @@ def evaluate_ranking(
         Pairs to mask, and pairs to find again.
     k : int, default 20
     chunk : int, optional
-        Users per batch; by default as many as a processor's cache has room for
-        the scores of, on a GPU 2,048.
+        Users per batch; by default as the cache has room for, on a GPU 2,048.
 
     Returns
     -------
@@ -253,8 +251,8 @@ def evaluate_ranking(
     Raises
     ------
     ValueError
-        If no user has a held-out item, pairs are not integers of shape (pairs, 2), or
-        a vector is NaN or infinite: a diverged run must not look like a weak one.
+        If nobody has a held-out item, pairs are not such integers, or a vector is not
+        finite: a diverged run must not look like a weak one.
     IndexError
         If a pair's first id is no user's or its second no item's.
     """
@@ -262,8 +260,7 @@ def evaluate_ranking(
     was_training = network.training
     network.eval()
     users, items = network.represent_all()
-    if not all(vectors.isfinite().all() for vectors in (users, items)):
-        raise ValueError("vectors of users or items are NaN or infinite")
+    refuse_infinite(users, items)
     if chunk is None:
         chunk = max(1, CACHED_SCORES // len(items)) if users.is_cpu else 2048
     check_range("chunk", chunk, 1)
@@ -279,6 +276,12 @@ def evaluate_ranking(
     return {name: value / found for name, value in totals.items()}
 
 
+def refuse_infinite(users: Tensor, items: Tensor) -> None:
+    """Raise ValueError where a vector is NaN or infinite."""
+    if not all(vectors.isfinite().all() for vectors in (users, items)):
+        raise ValueError("vectors of users or items are NaN or infinite")
+
+
 def list_pairs(
     seen: np.ndarray, held_out: np.ndarray, users: Tensor, items: Tensor
 ) -> tuple[PairLists, PairLists]:
@@ -289,9 +292,7 @@ def list_pairs(
     return masked, PairLists(again, len(users), users)
 
 
-def check_pairs_of(
-    name: str, pairs: np.ndarray, users: int, items: int
-) -> np.ndarray:
+def check_pairs_of(name: str, pairs: np.ndarray, users: int, items: int) -> np.ndarray:
     """Pairs of a user and an item, as int64; or the errors of `evaluate_ranking`."""
     given = as_integers(pairs, name) if len(pairs) else np.zeros((0, 2), np.int64)
     if given.ndim != 2 or given.shape[1] != 2:

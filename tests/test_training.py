@@ -274,7 +274,7 @@ def test_adam_is_torch_s_own():
 def test_gradients_are_sparse_where_the_optimiser_moves_rows_alone(settings, sparse):
     table = FullEmbedding(SPEC)
     make_table_optimizer(table, TrainingSettings(**settings))
-    assert table.regime == Regime(settings["optimizer"], sparse, 1000)
+    assert table.regime == Regime(settings["optimizer"], sparse, 1000, 20)
 
 
 def test_clipping_bounds_the_gradient_s_length():

@@ -407,7 +407,7 @@ class GroupedLayout(VectorSearch):
             if last > first and rows_shape(table)[1]:
                 yield order[first:last], table, matrix, place
 
-    def widen(
+    def _widen(
         self, short: RowArray, matrix: np.ndarray | None, place: np.ndarray | None
     ) -> RowArray:
         """Short rows of one group -> full rows: (m, width) -> (m, embedding_dim).
@@ -436,7 +436,7 @@ class GroupedLayout(VectorSearch):
         full = xp.zeros((len(ids), self.embedding_dim), dtype=np.float32)
         groups, rows = self.locate(ids)
         for here, table, matrix, place in self._members(groups):
-            full[here] = self.widen(read_part(table, rows[here]), matrix, place)
+            full[here] = self._widen(read_part(table, rows[here]), matrix, place)
         return full
 
     def read_bags(
@@ -476,7 +476,7 @@ class GroupedLayout(VectorSearch):
                 short = short * weights[here][:, None]
             # Ids of this group before each border between bags.
             part = pool_rows(short, xp.searchsorted(here, starts), "sum")
-            pooled += self.widen(part, matrix, place)
+            pooled += self._widen(part, matrix, place)
         return pooled
 
     def read_scores(self, queries: N, first: int, stop: int) -> N:

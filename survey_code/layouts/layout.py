@@ -443,24 +443,20 @@ class Layout(Stored):
         ----------
         ids : integer array, shape (m,), or (bags, length) without offsets
         offsets : integer array, shape (bags,)
-            Where each bag starts; the first is 0.  An empty bag gives zeros.
+            Where each bag starts, 0 first.  An empty bag gives zeros.
         per_sample_weights : array of numbers, same shape as ids, optional
             Factor of each row; with ``mode="sum"`` only.
         mode : {"sum", "mean", "max"}
         padding_idx : int, optional
-            An id that is left out of all bags, as if it were not there; a negative
-            one counts from the end of the table.
+            An id that no bag reads; a negative one counts from the table's end.
         include_last_offset : bool, default False
-            The offsets have one more entry, (bags + 1,): where the last bag ends.
-            Ids from there on belong to no bag.
+            One more offset says where the last bag ends; ids from there are in none.
         check : bool, default True
-            As for `lookup`.
 
         Returns
         -------
-        array of float32, shape (bags, embedding_dim)
-            NumPy's, or CuPy's where the layout is on a GPU; a tensor where the ids
-            are one.
+        array or tensor of float32, shape (bags, embedding_dim)
+            As from `lookup`.
 
         Raises
         ------
@@ -473,10 +469,8 @@ class Layout(Stored):
         if self.device is not None:
             moved = cuda.as_cupy(ids)
             factors = check_weights(moved, per_sample_weights, mode, cuda.load_cupy())
-            how = (mode, check, padding, last)
-            return as_given(
-                ids, launch.pool(self.device, moved, offsets, factors, *how)
-            )
+            how = (factors, mode, check, padding, last)
+            return as_given(ids, launch.pool(self.device, moved, offsets, *how))
         checked = self.check_ids(ids)
         xp = array_module(checked)
         borders = check_offsets(checked, offsets, xp, last)

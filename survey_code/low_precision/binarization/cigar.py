@@ -23,12 +23,12 @@ class CIGAROptions(Options):
     beta: float = option(
         10.0,
         "steepness of the tanh at the end",
-        low=1, high=1e6, tune=(3.0, 10.0, 30.0),
+        low=1, high=1e6, tune=(10.0, 3.0, 30.0),
     )  # fmt: skip
     l2: float = option(
         0.2,
         "factor of half the mean squared length of the rows read, before the tanh",
-        low=0, tune=(0.0, 0.2, 0.5),
+        low=0, tune=(0.2, 0.0, 0.5),
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ class BETOptions(LengthOptions):
     apart: bool = planned(
         "whether each field has a curve of its own; by itself where there are two, "
         "users and items",
-        otherwise=False, tune=(True, False),
+        otherwise=False,
     )  # fmt: skip
 
 

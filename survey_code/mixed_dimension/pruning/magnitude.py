@@ -11,9 +11,9 @@ from survey_code.layouts.sparse import FORMATS, default_block
 from survey_code.method import AfterTraining, Found, Judge, Searched
 from survey_code.mixed_dimension.pruning.tickets import (
     LargestEntries,
-    start_rows,
     check_mask,
     plan_entries,
+    start_rows,
 )
 from survey_code.options import SearchOptions, found, option
 from survey_code.spec import TableSpec
