@@ -230,9 +230,7 @@ def evaluate_ranking(
     k: int = 20,
     chunk: int | None = None,
 ) -> dict[str, float]:
-    """Rank all items for every user, the seen ones left out.
-
-    Items whose scores differ by rounding alone come in one random order.
+    """Rank all items for every user, the seen ones left out; ties in random order.
 
     Parameters
     ----------
@@ -251,10 +249,10 @@ def evaluate_ranking(
     Raises
     ------
     ValueError
-        If nobody has a held-out item, pairs are not such integers, or a vector is not
-        finite: a diverged run must not look like a weak one.
+        If nobody has a held-out item, or pairs are not such integers.  If a vector is
+        not finite: a diverged run must not look like a weak one.
     IndexError
-        If a pair's first id is no user's or its second no item's.
+        If a pair is not one of a user and an item.
     """
     k = check_range("k", k, 1)
     was_training = network.training

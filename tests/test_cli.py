@@ -532,7 +532,7 @@ def test_a_results_file_that_is_none_is_one_line(tmp_path, capsys):
 
 def test_without_data_and_network_run_is_one_line(tmp_path, monkeypatch, capsys):
     # Another test may have loaded the set already.
-    monkeypatch.setattr(data, "load", data.load.__wrapped__)
+    monkeypatch.setattr(data, "load_once", data.load_once.__wrapped__)
     monkeypatch.setenv("SURVEY_CODE_DATA", str(tmp_path))
     said = refused(capsys, "run", "full", "--data", "frappe", "--model", "dlrm",
                    "--out", str(tmp_path / "out.jsonl"))  # fmt: skip

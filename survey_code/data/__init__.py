@@ -69,10 +69,6 @@ def load_once(name: str, **options: object) -> ClickData | InteractionData | Str
     return data
 
 
-# Loaded anew, whatever this process has loaded.
-load.__wrapped__ = load_once.__wrapped__  # type: ignore[attr-defined]
-
-
 def list_arrays(data: ClickData | InteractionData | StreamData) -> list[np.ndarray]:
     """The row arrays of a data set."""
     if isinstance(data, InteractionData):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import importlib.util
 import io
 import itertools
 import json
@@ -26,10 +27,9 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+fcntl: Any = None  # Windows has none
+if importlib.util.find_spec("fcntl"):
+    fcntl = importlib.import_module("fcntl")
 
 METADATA_KEY = "survey_code"
 TABLE_SIZES = ("num_embeddings", "embedding_dim")
