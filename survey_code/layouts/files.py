@@ -156,9 +156,9 @@ def write_atomically(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     ------
     FileNotFoundError
         If there is no such folder.
-    io.UnsupportedOperation
+    OSError
         If a folder, a device, a pipe or a socket stands at the path; it is a
-        ValueError and an OSError.
+        ValueError too.
     PermissionError
         If the file there is read-only, or nothing may be written to the folder.
     """

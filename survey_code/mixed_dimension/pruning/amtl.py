@@ -37,8 +37,9 @@ class AMTLOptions(TicketOptions):
         "factor of the penalty, the mean length over the full one",
         low=0, tune=(0.01, 0.1),
     )  # fmt: skip
+    # At 0.01 some seeds end far below the others.
     twin_rate: float = option(
-        0.002, "learning rate of the two networks", above=0, tune=(0.002, 0.01)
+        0.002, "learning rate of the two networks", above=0, tune=(0.002, 0.001)
     )
 
 
