@@ -99,11 +99,11 @@ def allow_rounding(found, wanted, host, ids, offsets, weights=None):
     if weights is not None:
         rows = rows * weights[:, None]
     span = np.abs(rows).max(axis=1, keepdims=True)  # (ids, 1)
-    if getattr(host, "parameters", None) is not None:
-        starts = [0] if host.starts is None else host.starts
-        group = np.searchsorted(starts, ids, side="right") - 1
-        scale, bias = np.abs(host.parameters[group]).T[:, :, None]
-        span = np.maximum(span, scale * 2**host.bits + bias)
+    # So may a centred row be, and a row whose scale is its group's.
+    if host.name == "rowwise" and (host.centred or host.parameters is not None):
+        scale, bias = host._parameters(host.rows[ids], ids)
+        most = np.abs(scale) * 2**host.bits + (0 if bias is None else np.abs(bias))
+        span = np.maximum(span, most)
     if "binary" in list_kinds(host.blueprint()):
         span = 2 * span  # a term is 6 times the row's magnitude
     total = np.add.reduceat(np.append(span, [[0]], axis=0), offsets)  # (bags, 1)
