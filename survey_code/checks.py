@@ -49,7 +49,9 @@ def check_number(
         and inside the bounds that are given.
     """
     try:
-        number = float(value) if isinstance(value, Real) else math.nan
+        number = math.nan
+        if isinstance(value, Real) and not isinstance(value, bool):
+            number = float(value)
     except OverflowError:
         number = math.inf
     fits = (

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from survey_code import __version__, methods
+from survey_code import __version__
+from survey_code.catalog import CATALOG
 
 ROOT = Path(__file__).resolve().parents[1]
 # This environment's packages, lent to the bare one.  The checkout is not among them:
@@ -97,7 +98,8 @@ def test_the_catalogue_is_whole(scripts):
     said = run(scripts / "python", "-c", script, folder=scripts, **LENT)
     path, *keys = said.split()
     assert Path(path).is_relative_to(scripts.parent)
-    assert keys == [method.key for method in methods()]
+    # Other tests of this process may have added methods of a file.
+    assert keys == [method.key for method in CATALOG]
 
 
 @pytest.mark.parametrize("words", [["survey-code"], ["python", "-m", "survey_code"]])

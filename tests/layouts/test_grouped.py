@@ -131,10 +131,10 @@ def test_a_bag_is_pooled_before_it_is_projected(mode, monkeypatch):
     ids = np.random.default_rng(1).integers(1000, size=300)
     offsets = np.array([0, 10, 10, 290])
     projected = []
-    widen = GroupedLayout.widen
+    widen = GroupedLayout._widen
     monkeypatch.setattr(
         GroupedLayout,
-        "widen",
+        "_widen",
         lambda self, short, *how: (
             projected.append(len(short)) or widen(self, short, *how)
         ),
