@@ -24,12 +24,31 @@ def check_range(name: str, value: object, low: int, high: int | None = None) -> 
     ValueError
         Unless it is an integer of any type, and no truth value, from low to high.
     """
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    number = int(value) if isinstance(value, Integral) else 0
-    if not whole or number < low or (high is not None and number > high):
-        upto = "up" if high is None else f"to {high}"
-        raise ValueError(f"{name} must be an integer from {low} {upto}, got {value!r}")
-    return number
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        number = int(value)
+        if low <= number and (high is None or number <= high):
+            return number
+    upto = "up" if high is None else f"to {high}"
+    raise ValueError(f"{name} must be an integer from {low} {upto}, got {value!r}")
+
+
+def is_within(
+    number: float,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> bool:
+    """Whether a number, neither NaN nor infinite, is inside the bounds that there are;
+    `above` and `below` are themselves outside.
+    """
+    return (
+        abs(number) < LARGEST
+        and (low is None or number >= low)
+        and (high is None or number <= high)
+        and (above is None or number > above)
+        and (below is None or number < below)
+    )
 
 
 def check_number(
@@ -54,14 +73,7 @@ def check_number(
             number = float(value)
     except OverflowError:
         number = math.inf
-    fits = (
-        abs(number) < LARGEST
-        and (low is None or number >= low)
-        and (high is None or number <= high)
-        and (above is None or number > above)
-        and (below is None or number < below)
-    )
-    if not fits:
+    if not is_within(number, low, high, above, below):
         words = [("from", low), ("above", above), ("to", high), ("below", below)]
         shown = "".join(f" {word} {end:g}" for word, end in words if end is not None)
         if shown and high is None and below is None and above is None:
@@ -89,6 +101,32 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     # 1 is no switch and True no number, equal as they are.
     if not any(type(plain) is type(one) and plain == one for one in choices):
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+
+def as_array(name: str, values: object, what: str, kinds: str) -> np.ndarray:
+    """An array of numbers of some of NumPy's kinds, which `what` names.
+
+    Raises
+    ------
+    ValueError
+        If the values are none, or are masked: a mask would have no effect.
+    """
+    if isinstance(values, np.ma.MaskedArray):
+        raise ValueError(f"{name} must {what}, got a masked array")
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must {what}: {error}") from error
+    if array.dtype.kind not in kinds:
+        raise ValueError(f"{name} must {what}, got dtype {array.dtype}")
+    return array
+
+
+def check_labels(labels: np.ndarray) -> None:
+    """Raise ValueError unless all labels are 0 or 1; NaN is neither."""
+    wrong = labels[(labels != 0) & (labels != 1)]
+    if wrong.size:
+        raise ValueError(f"labels must be 0 or 1, got {wrong[0]:g}")
 
 
 def refuse_no_table(name: str, weight: object) -> None:

@@ -315,10 +315,7 @@ class FrozenEmbedding(CompressedEmbedding):
 
     def embed(self, ids: Tensor) -> Tensor:
         """The layout's look-up, which checks the ids."""
-        if ids.is_cuda:
-            rows: Any = self.layout.lookup(ids)
-            return torch.from_dlpack(rows).to(self.kind)
-        return torch.from_numpy(self.layout.lookup(ids.numpy())).to(self.kind)
+        return self.layout.lookup(ids).to(self.kind)
 
     def freeze(self) -> Layout:
         """The layout itself."""

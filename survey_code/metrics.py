@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from survey_code.checks import check_range
+from survey_code.checks import as_array, check_labels, check_range
 
 
 def measure_clicks(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
@@ -38,9 +38,7 @@ def measure_clicks(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
             f"labels and logits must be of one length, got {len(labels)} labels and "
             f"{len(logits)} logits"
         )
-    wrong = labels[(labels != 0) & (labels != 1)]  # NaN is neither
-    if wrong.size:
-        raise ValueError(f"labels must be 0 or 1, got {wrong[0]:g}")
+    check_labels(labels)
     if not np.isfinite(logits).all():
         bad = int((~np.isfinite(logits)).sum())
         raise ValueError(f"{bad} of {len(logits)} logits are NaN or infinite")
@@ -60,14 +58,7 @@ def as_numbers_of_rows(name: str, values: object) -> np.ndarray:
         values = values.detach().cpu()
         # NumPy has no bfloat16.
         values = values.double() if values.is_floating_point() else values
-    if isinstance(values, np.ma.MaskedArray):
-        raise ValueError(f"{name} must be numbers, got a masked array")
-    try:
-        array = np.asarray(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} must be numbers: {error}") from error
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} must be numbers, got dtype {array.dtype}")
+    array = as_array(name, values, "be numbers", "fiub")
     # Columns against rows would be compared each with each.
     if array.ndim != 1:
         raise ValueError(f"{name} must have shape (rows,), got {array.shape}")
@@ -107,6 +98,13 @@ def measure_ranking(
     """
     k = check_range("k", k, 1)
     check_ranking(top, relevant, relevant_counts)
+    return add_up_hits(top, relevant, relevant_counts, k)
+
+
+def add_up_hits(
+    top: Tensor, relevant: Tensor, relevant_counts: Tensor, k: int
+) -> dict[str, float]:
+    """`measure_ranking` of what is known to fit together."""
     hits = relevant.gather(1, top[:, :k]).double()  # (users, k)
     discount = 1 / torch.log2(
         torch.arange(2, k + 2, device=top.device, dtype=torch.float64)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from survey_code.checks import check_number, check_range
 from survey_code.data.tasks import ClickData, ClickRows, InteractionData
 from survey_code.embedding import Network
-from survey_code.metrics import measure_clicks, measure_ranking
+from survey_code.metrics import add_up_hits, measure_clicks
 from survey_code.models import ClickNetwork, RankingNetwork
 from survey_code.ranking import choose_top
 from survey_code.sampled_softmax import sampled_softmax
@@ -330,7 +330,7 @@ def rank_some(
     relevant = torch.zeros_like(scores, dtype=torch.bool)
     relevant[wanted.between(*span)] = True
     chosen = choose_top(scores, k, own, items)
-    return measure_ranking(chosen, relevant, wanted.counts[slice(*span)], k)
+    return add_up_hits(chosen, relevant, wanted.counts[slice(*span)], k)
 
 
 class PairLists:

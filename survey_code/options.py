@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
-from survey_code.checks import LARGEST
+from survey_code.checks import is_within
 
 T = TypeVar("T")
 
@@ -334,13 +334,7 @@ def is_allowed(value: object, rule: Rule) -> bool:
         return value in rule.choices
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True
-    return (
-        abs(value) < LARGEST  # and so neither infinite nor NaN
-        and (rule.low is None or value >= rule.low)
-        and (rule.high is None or value <= rule.high)
-        and (rule.above is None or value > rule.above)
-        and (rule.below is None or value < rule.below)
-    )
+    return is_within(value, rule.low, rule.high, rule.above, rule.below)
 
 
 def describe_rule(kinds: tuple[type, ...], rule: Rule) -> str:

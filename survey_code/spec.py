@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from survey_code.checks import check_number, check_range, check_switch
+from survey_code.checks import as_array, check_number, check_range, check_switch
 
 # Standard deviation of a fresh embedding table's entries.  Every method aims
 # its *composed* rows at this value, so that no method starts ahead.
@@ -193,14 +193,7 @@ class TableSpec:
 
 def as_integers(values: npt.ArrayLike, name: str) -> np.ndarray:
     """An int64 array, or one clear ValueError."""
-    if isinstance(values, np.ma.MaskedArray):
-        raise ValueError(f"{name} must hold integers, got a masked array")
-    try:
-        array = np.asarray(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} must hold integers: {error}") from error
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"{name} must hold integers, got dtype {array.dtype}")
+    array = as_array(name, values, "hold integers", "iu")
     if array.dtype == np.uint64 and array.size and array.max() > MOST_COUNTED:
         raise ValueError(f"{name} must be integers up to {MOST_COUNTED}")
     return array.astype(np.int64, copy=False)

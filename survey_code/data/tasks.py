@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from survey_code.checks import check_labels
 from survey_code.spec import INIT_STD, TableSpec
 
 
@@ -47,9 +48,7 @@ class ClickRows:
                 "ids must have shape (rows, fields) and labels (rows,), got "
                 f"{shapes[0]} and {shapes[1]}"
             )
-        wrong = self.labels[(self.labels != 0) & (self.labels != 1)]  # NaN is neither
-        if wrong.size:
-            raise ValueError(f"labels must be 0 or 1, got {wrong[0]}")
+        check_labels(self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)
