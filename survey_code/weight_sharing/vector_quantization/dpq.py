@@ -273,9 +273,10 @@ class DPQOptions(PartOptions):
 
     kind: str = option("vq", "response by distance or by product", choices=RESPONSES)
     # A normalised distance no longer names the nearest.
-    normalize: bool = option(
-        True, "batch normalisation of the responses", tune=(True, False)
-    )
+    normalize: bool | None = option(
+        None, "batch normalisation of the responses; None: of products, not of "
+        "distances", tune=(None, True),
+    )  # fmt: skip
     commitment: float = option(
         0.0, "factor of what pulls queries to codewords", low=0, tune=(0.0, 0.25)
     )
@@ -288,19 +289,21 @@ class DPQ(LearnedCodes, Trained[DPQOptions]):
     Notes
     -----
     Chen, Li and Sun, "Differentiable Product Quantization for End-to-End
-    Embedding Compression" (ICML 2020), with the batch normalisation of both kinds
-    that their code has.  Statistics are those of the different ids of a batch, each
-    once.
+    Embedding Compression" (ICML 2020).  Their code normalises the responses of both
+    kinds over a batch; here those of kind "vq" only if asked, since a distance that is
+    normalised no longer names the nearest codeword.  Statistics are those of the
+    different ids of a batch, each once.
     """
 
     def __init__(self, spec: TableSpec, options: DPQOptions, seed: int = 0) -> None:
+        asked = options.normalize
         super().__init__(
             spec,
             options.books,
             options.bits,
             seed,
             kind=options.kind,
-            normalize=options.normalize,
+            normalize=options.kind == "sx" if asked is None else asked,
             commitment=options.commitment,
             temperature=options.temperature,
         )
