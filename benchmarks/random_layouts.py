@@ -20,9 +20,12 @@ from survey_code.layouts import (
     GroupedLayout,
     HashedLayout,
     Layout,
+    LevelsLayout,
     PackedLayout,
+    ProbedLayout,
     RaggedLayout,
     RowwiseLayout,
+    SemanticLayout,
     SparseLayout,
     TensorTrainLayout,
     TurnedLayout,
@@ -65,6 +68,30 @@ def random_hashed(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout
     index = mixed_index(rng, [rows // 10])
     values = rng.random((rows // 10, dim), dtype=np.float32)
     return HashedLayout(values, index, rows, dim), 4 * dim
+
+
+def random_probed(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout, int]:
+    """A row for every id, in the third slot of its window of 16: where it is found on
+    average in a table that is four fifths full.
+    """
+    # The hash of these numbers is the id itself, up to 2**29.
+    numbers = np.array([1, 1, 0], dtype=np.int64)
+    identities = np.roll(np.arange(rows, dtype=np.int32), 2)
+    values = rng.random((rows, dim), dtype=np.float32)
+    return ProbedLayout(identities, values, numbers, rows, 16), 4 * dim + 3 * 4
+
+
+def random_semantic(
+    rng: np.random.Generator, rows: int, dim: int
+) -> tuple[Layout, int]:
+    """Three codes of 8 bits, whose prefixes share a table of a tenth of the rows."""
+    stream = np.frombuffer(rng.bytes(4 * stream_words(3 * rows, 8)), np.uint32)
+    index = mixed_index(rng, [rows // 10] * 3)
+    values = rng.random((rows // 10, dim), dtype=np.float32)
+    grams = np.array([[0, 1], [0, 2], [0, 3]], dtype=np.uint8)
+    codes = PackedLayout(stream, rows, 3, 8)
+    made = SemanticLayout(codes, values, index, grams, dim, shared=True)
+    return made, 3 * 4 * dim + 3
 
 
 def random_quotients(
@@ -206,6 +233,25 @@ def random_turned(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout
     return TurnedLayout(layout, rng.random((dim, dim), dtype=np.float32)), touched
 
 
+def random_levels(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout, int]:
+    """Codes of 3 bits that name levels, and a float16 for each row."""
+    width = code_bytes(dim, 3)
+    codes = np.frombuffer(rng.bytes(rows * width), np.uint8).reshape(rows, width)
+    scales = rng.random((rows, 1), dtype=np.float32).astype(np.float16)
+    packed = np.concatenate([codes, scales.view(np.uint8)], axis=1)
+    levels = np.sort(rng.standard_normal(8, dtype=np.float32))
+    return LevelsLayout(packed, levels, dim, 3), width + 2
+
+
+def random_turned_levels(
+    rng: np.random.Generator, rows: int, dim: int
+) -> tuple[Layout, int]:
+    """The same, turned by signs; dim is a power of two."""
+    layout, touched = random_levels(rng, rows, dim)
+    signs = rng.integers(256, size=(1, -(-dim // 8))).astype(np.uint8)
+    return TurnedLayout(layout, signs=signs), touched
+
+
 def random_helped(rng: np.random.Generator, rows: int, dim: int) -> tuple[Layout, int]:
     """Product codes, with a hashed row of 256 added to each codeword."""
     layout, touched = random_products(rng, rows, dim)
@@ -247,7 +293,9 @@ def random_generator(
 # A kind, and how to make it: a layout, and the bytes that one look-up touches.
 COMPOSED: dict[str, Callable[[np.random.Generator, int, int], tuple[Layout, int]]] = {
     "hashing": random_hashed,
+    "probed": random_probed,
     "quotient-remainder": random_quotients,
+    "semantic": random_semantic,
     "path": random_paths,
     "ROBE": random_flat,
     "tensor train": random_train,
@@ -258,6 +306,8 @@ COMPOSED: dict[str, Callable[[np.random.Generator, int, int], tuple[Layout, int]
     "tiers": random_tiers,
     "product codes": random_products,
     "turned codes": random_turned,
+    "levels": random_levels,
+    "turned levels": random_turned_levels,
     "codes and helpers": random_helped,
     "int8 codewords": random_small_words,
     "int4 hash table": random_small_table,

@@ -10,11 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from survey_code.checks import check_range
-from survey_code.embedding import CompressedEmbedding, draw_normal
-from survey_code.layouts import DenseLayout, Layout
+from survey_code.embedding import (
+    CompressedEmbedding,
+    TrainingStep,
+    as_float32,
+    draw_normal,
+    pick_rows,
+)
+from survey_code.layouts import DenseLayout, GroupedLayout, Layout
+from survey_code.layouts.grouped import grouped_bytes
 from survey_code.layouts.layout import as_finite_table
 from survey_code.method import AfterTraining, Found, Trained
-from survey_code.options import Options, planned
+from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
 
 
@@ -30,13 +37,15 @@ class DenseTable(CompressedEmbedding):
     seed : int
     """
 
+    steady = True
+
     def __init__(self, num_embeddings: int, dim: int, std: float, seed: int) -> None:
         super().__init__(num_embeddings, dim)
         self.weight = nn.Parameter(draw_normal((num_embeddings, dim), std, seed))
 
     def embed(self, ids: Tensor) -> Tensor:
         """One row per id."""
-        return functional.embedding(ids, self.weight, sparse=self.regime.sparse)
+        return pick_rows(ids, self.weight, sparse=self.regime.sparse)
 
     def freeze(self) -> Layout:
         """The rows, as they are."""
@@ -77,25 +86,105 @@ class FullEmbedding(DenseTable, Trained[FullOptions], AfterTraining[FullOptions]
 
 
 class UniformOptions(Options):
-    """How many columns are kept."""
+    """How many columns are kept, and of which table."""
 
     columns: int = planned("columns to keep", low=1)
+    matryoshka: bool = option(
+        False,
+        "train all columns, so that the first ones serve alone, and keep these",
+        tune=(False, True),
+    )
 
 
 class UniformEmbedding(DenseTable, Trained[UniformOptions]):
     """The same table with fewer columns: what every clever method must beat.
 
     The network reads vectors of the smaller dimension; nothing projects them up.
+
+    With `matryoshka` one table serves many budgets.  It has all columns while it
+    learns, and each step adds up the losses of all `nested_widths`: with so many of the
+    first columns, and zeros in place of the others.  The columns that fit the budget
+    are kept; the network reads vectors of the full length, with zeros behind them.
+
+    Notes
+    -----
+    Kusupati et al., "Matryoshka Representation Learning" (NeurIPS 2022).  They, too,
+    add up the losses of widths that double; each width has a head of its own, or the
+    first columns of a common one, which is what zeros come to here.
     """
+
+    steady = True
 
     def __init__(self, spec: TableSpec, options: UniformOptions, seed: int = 0) -> None:
         check_range("columns", options.columns, 1, spec.embedding_dim)
-        super().__init__(spec.num_embeddings, options.columns, spec.init_std, seed)
+        self.nested = options.matryoshka
+        width = spec.embedding_dim if self.nested else options.columns
+        super().__init__(spec.num_embeddings, width, spec.init_std, seed)
+        self.columns, self.reading = options.columns, width
+        self.steady = not self.nested
+        self.step: TrainingStep | None = None  # the one that has begun
 
     @classmethod
     def plan(cls, spec: TableSpec, ratio: float, options: UniformOptions) -> Found:
         """The most columns whose rows fit into the budget."""
-        return {"columns": plan_columns(spec, ratio, options.columns)}
+        columns, dim = options.columns, spec.embedding_dim
+        if not options.matryoshka:
+            return {"columns": plan_columns(spec, ratio, columns)}
+        if columns is not None:
+            check_range("columns", columns, 1, dim)
+        kept = range(1, dim + 1) if columns is None else [columns]
+        sizes = {width: prefix_bytes(spec, width) for width in kept}
+        budget = spec.require(ratio, smallest=min(sizes.values()))
+        return {"columns": max(w for w, size in sizes.items() if size <= budget)}
+
+    def validation_step(self, step: TrainingStep) -> None:
+        """Hear of the step, whose loss is asked for again."""
+        self.step = step if self.nested else None
+
+    def penalty(self) -> Tensor:
+        """The losses of all widths but the full one, which is the step's own."""
+        step, self.step = self.step, None
+        if step is None:
+            return super().penalty()
+        losses = []
+        for width in nested_widths(self.embedding_dim)[:-1]:
+            self.reading = width
+            losses.append(step.loss())
+        self.reading = self.embedding_dim
+        return torch.stack(losses).sum() if losses else super().penalty()
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """One row per id; of a nested one the columns of a width, and zeros."""
+        rows = super().embed(ids)
+        if not self.nested:
+            return rows
+        width = self.reading if self.training else self.columns
+        return functional.pad(rows[..., :width], (0, self.embedding_dim - width))
+
+    def freeze(self) -> Layout:
+        """The columns that are kept."""
+        if self.columns == self.weight.shape[1]:
+            return super().freeze()
+        rows = as_float32(self.weight[:, : self.columns])
+        return GroupedLayout.from_tables([rows], [None], self.embedding_dim)
+
+
+def prefix_bytes(spec: TableSpec, columns: int) -> int:
+    """Bytes of the first columns of a table, which are read with zeros behind them."""
+    if columns == spec.embedding_dim:
+        return spec.full_bytes
+    return grouped_bytes([spec.num_embeddings], [columns], spec.embedding_dim, pad=True)
+
+
+def nested_widths(dim: int) -> list[int]:
+    """Widths that serve alone: the powers of two, and all columns.
+
+    Examples
+    --------
+    >>> nested_widths(16), nested_widths(10)
+    ([1, 2, 4, 8, 16], [1, 2, 4, 8, 10])
+    """
+    return [*(1 << power for power in range((dim - 1).bit_length())), dim]
 
 
 def plan_columns(spec: TableSpec, ratio: float, columns: int | None) -> int:

@@ -6,6 +6,8 @@ Low bits come first everywhere: bytes of `pack_codes` begin anew in each row, th
 
 from __future__ import annotations
 
+import functools
+import operator
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
@@ -61,7 +63,7 @@ def pack_codes(codes: A, bits: int) -> A:
     Parameters
     ----------
     codes : array or tensor of uint8, shape (rows, dim), each below 2**bits
-    bits : {8, 4, 2, 1}
+    bits : int, 1 to 8
 
     Returns
     -------
@@ -73,6 +75,8 @@ def pack_codes(codes: A, bits: int) -> A:
     >>> pack_codes(np.array([[1, 2, 3]], dtype=np.uint8), bits=4)
     array([[33,  3]], dtype=uint8)
     """
+    if 8 % bits:
+        return pack_across(codes, bits)
     each = 8 // bits
     packed = codes[:, ::each] << 0  # of its own
     for place in range(1, each):
@@ -85,9 +89,56 @@ def unpack_codes(packed: A, dim: int, bits: int) -> A:
     """Undo `pack_codes`: uint8 (rows, bytes) -> uint8 (rows, dim)."""
     if bits == 8:
         return packed[:, :dim]
+    if 8 % bits:
+        return unpack_across(packed, dim, bits)
     parts = [(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)]
     codes = library(packed).stack(parts, 2)  # (rows, bytes, codes of a byte)
     return codes.reshape(len(packed), packed.shape[1] * len(parts))[:, :dim]
+
+
+def pack_across(codes: A, bits: int) -> A:
+    """`pack_codes` of 3, 5, 6 or 7 bits: eight codes fill so many bytes together."""
+    whole = pad_columns(codes, 8)
+    packed = []
+    for byte in range(bits):
+        parts = []
+        for place in range(8):
+            left = place * bits - 8 * byte  # what leaves a byte stands in another
+            if -bits < left < 8:
+                part = whole[:, place::8]
+                parts.append(part << left if left >= 0 else part >> -left)
+        packed.append(functools.reduce(operator.or_, parts))
+    width = -(-codes.shape[1] * bits // 8)
+    return join_columns(library(codes).stack(packed, 2))[:, :width]
+
+
+def unpack_across(packed: A, dim: int, bits: int) -> A:
+    """Undo `pack_across`."""
+    whole = pad_columns(packed, bits)
+    codes = []
+    for place in range(8):
+        byte, shift = divmod(place * bits, 8)
+        part = whole[:, byte::bits] >> shift
+        if shift + bits > 8:
+            part = part | whole[:, byte + 1 :: bits] << 8 - shift
+        codes.append(part & (2**bits - 1))
+    return join_columns(library(packed).stack(codes, 2))[:, :dim]
+
+
+def join_columns(stacked: A) -> A:
+    """(m, n, k) -> (m, n k), also where there are no rows."""
+    rows, columns, each = stacked.shape
+    return stacked.reshape(rows, columns * each)
+
+
+def pad_columns(array: A, unit: int) -> A:
+    """Columns of zeros added until there is a multiple of so many."""
+    missing: int = -array.shape[1] % unit
+    if not missing:
+        return array
+    parts = [array] + missing * [library(array).zeros_like(array[:, :1])]
+    whole: A = library(array).concatenate(parts, 1)
+    return whole
 
 
 def read_packed(packed: N, places: N, bits: int) -> N:

@@ -159,8 +159,10 @@ class Method:
 
         self._require(AFTER)
         rows = as_finite_table(weight)
-        spec = spec or TableSpec.of_shape(*rows.shape)
-        asked = self.ask(options, found=True).settled()
+        if spec is None:
+            spec = TableSpec.of_shape(*rows.shape)
+        check_spec(spec, rows.shape)
+        asked = self.ask(options).settled()
         layout: Layout = self.load().compress(rows, spec, asked)
         return layout
 
@@ -170,6 +172,15 @@ class Method:
                 f"{self.key} does not compress {stages[0]}, "
                 f"only {' or '.join(self.stages)}"
             )
+
+
+def check_spec(spec: TableSpec, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless a spec is of a table of this shape."""
+    if not isinstance(spec, TableSpec):
+        raise ValueError(f"spec must be a TableSpec, got {spec!r:.80}")
+    told = (spec.num_embeddings, spec.embedding_dim)
+    if told != shape:
+        raise ValueError(f"the spec is of a table of shape {told}, weight has {shape}")
 
 
 CLICKS, RANKS = ("ctr",), ("top-n",)
@@ -210,6 +221,8 @@ CATALOG: tuple[Method, ...] = (
          "RowwiseQuantization"),
         ("greedy", "Greedy range search", 2019, "guan2019", AFTER, BOTH,
          "GreedyQuantization"),
+        ("rotated", "Turned rows, normal levels", 2025, "zandieh2025turboquant",
+         AFTER, BOTH, "RotatedQuantization"),
         ("half", "Half precision", 2018, "zhang2018lowprecision", (DURING, AFTER),
          BOTH, "HalfPrecision"),
         ("lsq", "Learned step size", 2020, "esser2020lsq", DURING, BOTH, "LSQ"),
@@ -218,6 +231,8 @@ CATALOG: tuple[Method, ...] = (
          "ALPT"),
         ("mixed_precision_cache", "Mixed precision with a cache", 2020,
          "yang2020cache", DURING, BOTH, "MixedPrecisionCache"),
+        ("mpe", "Mixed-precision embeddings", 2024, "li2024mpe", SEARCH, BOTH, "MPE"),
+        ("shark", "SHARK", 2023, "zhang2023shark", DURING, BOTH, "SHARK"),
     )),
     *list_family("mixed dimension", "rule-based", "mixed_dimension.rule_based", (
         ("mde_field", "Mixed dimension by field", 2021, "ginart2021mde", DURING,
@@ -248,6 +263,7 @@ CATALOG: tuple[Method, ...] = (
         ("sseds", "SSEDS", 2022, "qu2022sseds", SEARCH, BOTH, "SSEDS"),
         ("amtl", "AMTL", 2021, "yan2021amtl", SEARCH, BOTH, "AMTL"),
         ("optfs", "OptFS", 2023, "lyu2023optfs", SEARCH, BOTH, "OptFS"),
+        ("shaver", "SHAVER", 2025, "tran2025shaver", DURING, BOTH, "Shaver"),
     )),
     *list_family("weight sharing", "hashing", "weight_sharing.hashing", (
         ("hashing", "Hashing trick", 2009, "weinberger2009", DURING, BOTH,
@@ -266,6 +282,12 @@ CATALOG: tuple[Method, ...] = (
         ("robe", "ROBE", 2022, "desai2022robe", DURING, BOTH, "ROBE"),
         ("dhe", "Deep hash embedding", 2021, "kang2021dhe", DURING, BOTH, "DHE"),
         ("cafe", "CAFE", 2024, "zhang2024cafe", DURING, BOTH, "CAFE"),
+        ("unified", "Unified embedding", 2023, "coleman2023unified", DURING, BOTH,
+         "UnifiedEmbedding"),
+        ("semantic_ids", "Semantic ids", 2024, "singh2024semantic", DURING, BOTH,
+         "SemanticIDs"),
+        ("zero_collision", "Zero-collision hashing", 2026, "zhao2026mpzch", DURING,
+         BOTH, "ZeroCollision"),
     )),
     *list_family("weight sharing", "vector quantisation",
                  "weight_sharing.vector_quantization", (
@@ -279,6 +301,7 @@ CATALOG: tuple[Method, ...] = (
         ("recjpq", "RecJPQ", 2024, "petrov2024recjpq", DURING, RANKS, "RecJPQ"),
         ("cce", "Clustered compositional embeddings", 2023, "tsang2023cce", DURING,
          BOTH, "CCE"),
+        ("baco", "Balanced co-clusters", 2026, "jiang2026baco", DURING, RANKS, "BACO"),
     )),
     *list_family("weight sharing", "decomposition", "weight_sharing.decomposition", (
         ("low_rank", "Low rank", 2009, "koren2009", (DURING, AFTER), BOTH, "LowRank"),

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 DATA_NAMES = (
     "synthetic",
     "synthetic-large",
+    "synthetic-content",
     "synthetic-stream",
+    "synthetic-seasons",
     "frappe",
     "gowalla",
     "gowalla-renumbered",
@@ -321,7 +323,10 @@ def read_table(path: Path, name: str | None = None) -> Any:
         raise ValueError(f"{path}: a table is a file that ends in one of {known}")
     if path.is_dir():
         raise ValueError(f"{path}: a folder, not a file")
-    with open(path, "rb"):  # whether it is there, and may be read, in one error's words
+    from survey_code.layouts.files import open_regular
+
+    # Whether it is there, a file, and may be read, in one error's words.
+    with open_regular(path):
         pass
     return readers[path.suffix](path, name)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from survey_code.layouts import Layout, rebuild
 from survey_code.layouts.files import Blueprint, check_blueprint
@@ -41,6 +42,9 @@ class TrainingStep:
         (clicks); for methods that judge single ids.
     stop : callable
         Ends the training after this step: a search has found what it looked for.
+    labels : callable returning a Tensor of shape (batch,)
+        1 for each clicked row of the batch, 0 for the others, where rows are what the
+        task has; for methods that count reads apart by what became of them.
     """
 
     loss: Callable[[], Tensor]
@@ -50,6 +54,7 @@ class TrainingStep:
     progress: float
     row_losses: Callable[[], Tensor] = lambda: torch.zeros(0)
     stop: Callable[[], None] = lambda: None
+    labels: Callable[[], Tensor] = lambda: torch.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Regime:
 
     Parameters
     ----------
-    optimizer : {"adam", "rowwise_adagrad", "sgd"}
+    optimizer : {"adam", "rowwise_adagrad", "rowwise_adagrad_8bit", "sgd"}
         The rule for rows; a table that moves its rows itself follows it.
     sparse : bool
         Whether the optimiser takes sparse gradients.
@@ -113,6 +118,10 @@ def refuse_diverged(freeze: Callable[[Any], Layout]) -> Callable[[Any], Layout]:
     return checked
 
 
+# What a table does within a step, or for it.
+IN_A_STEP = {"embed", "penalty", "advance", "validation_step"}
+
+
 class CompressedEmbedding(nn.Module):
     """An embedding table that can be trained, and then frozen into a layout.
 
@@ -131,6 +140,11 @@ class CompressedEmbedding(nn.Module):
     open_ids: bool = False
     # Whether unrelated ids, a user and an item say, may be given the same rows.
     shares_rows: bool = False
+    # Whether each step of training does the same with other ids: it then reads no
+    # Python number that changes, asks no tensor for one, and draws by torch alone.  A
+    # GPU records such a step once and replays it.  A class that writes one of
+    # `IN_A_STEP` anew says so for itself.
+    steady: bool = False
     # Progress at which the schedule of `advance` is over, 0 where there is none.
     # Only epochs that end there or later can be the best one.
     schedule_end: float = 0.0
@@ -139,9 +153,11 @@ class CompressedEmbedding(nn.Module):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        own = vars(cls).get("freeze")
-        if own is not None:
-            setattr(cls, "freeze", refuse_diverged(own))  # noqa: B010
+        own = vars(cls)
+        if "freeze" in own:
+            setattr(cls, "freeze", refuse_diverged(own["freeze"]))  # noqa: B010
+        if "steady" not in own and IN_A_STEP & set(own):
+            cls.steady = False
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         super().__init__()
@@ -222,6 +238,14 @@ class CompressedEmbedding(nn.Module):
         """Work after the optimiser's step: proximal steps, integer write-back,
         re-clustering, promotion.
         """
+
+    def renewed_rows(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """Rows that began anew since this was last asked: parameters, and row numbers.
+
+        The loop asks before the optimiser's step, which then moves them as it does
+        rows that were never read.
+        """
+        return []
 
     def validation_step(self, step: TrainingStep) -> None:
         """One step of a search that learns from validation batches.
@@ -418,13 +442,36 @@ def read_state(state: Mapping[str, Any], like: Layout) -> Layout:
             raise ValueError(f"{name} is no tensor, but {type(part).__name__}")
         arrays[name] = part.detach().cpu().contiguous().numpy().copy()
     words = arrays.pop(DESCRIPTION)
+    if words.dtype != np.uint8 or words.ndim != 1:
+        raise ValueError(f"{DESCRIPTION} must hold bytes, got {words.dtype}")
     try:
         blueprint = check_blueprint(json.loads(words.tobytes()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{DESCRIPTION} is damaged ({error})") from error
-    if wrong := compare_blueprints(blueprint, like.blueprint()):
+    named = {name.replace(".", "/"): array for name, array in arrays.items()}
+    wrong = compare_blueprints(blueprint, like.blueprint())
+    if wrong := wrong or compare_arrays(named, like.to_cpu().arrays()):
         raise ValueError(f"the state does not fit: {wrong}")
-    return rebuild(blueprint, {name.replace(".", "/"): a for name, a in arrays.items()})
+    return rebuild(blueprint, named)
+
+
+def compare_arrays(
+    given: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray]
+) -> str | None:
+    """In what the arrays of a state differ from a layout's, in words.
+
+    One that is missing may be one that a layout can do without: its rows are others.
+    """
+    if given.keys() != own.keys():
+        return f"arrays {sorted(given)}, expected {sorted(own)}"
+    for name, array in own.items():
+        found = given[name]
+        if (found.shape, found.dtype) != (array.shape, array.dtype):
+            return (
+                f"{name} of shape {found.shape} and {found.dtype}, expected "
+                f"{array.shape} and {array.dtype}"
+            )
+    return None
 
 
 def compare_blueprints(given: Blueprint, own: Blueprint) -> str | None:
@@ -451,6 +498,18 @@ def decode_layout(layout: Layout, chunk: int = 65536) -> np.ndarray:
         stop = min(start + chunk, len(table))
         table[start:stop] = layout.lookup(np.arange(start, stop))
     return table
+
+
+def pick_rows(ids: Tensor, weight: Tensor, sparse: bool = False) -> Tensor:
+    """Rows of a weight: ids (*shape) -> (*shape, columns).
+
+    As torch's `embedding`, whose gradient on a GPU sorts the ids first, so that sums
+    have an order; for a batch of some thousand ids that takes longer than the step's
+    other kernels together, and here they are added as they come.
+    """
+    if sparse or not weight.is_cuda:
+        return functional.embedding(ids, weight, sparse=sparse)
+    return weight.index_select(0, ids.flatten()).view(*ids.shape, *weight.shape[1:])
 
 
 def draw_normal(shape: tuple[int, ...], std: float, seed: Seed) -> Tensor:

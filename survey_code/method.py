@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, get_args
 
 import numpy as np
 from torch import Tensor
 
-from survey_code.embedding import CompressedEmbedding, Fitted
+from survey_code.embedding import CompressedEmbedding, Fitted, Network
 from survey_code.layouts import Layout
 from survey_code.options import Options, SearchOptions
 from survey_code.spec import TableSpec
@@ -48,6 +48,9 @@ class Task(Protocol):
     def surround(self, table: CompressedEmbedding) -> Fitted:
         """A fresh network around a table that has learnt in another way."""
 
+    def judge(self, network: Network) -> Judge:
+        """Who says how good a network is that `train` has trained."""
+
 
 class Judge(Protocol):
     """Says how good a network is that a search has trained.
@@ -73,6 +76,11 @@ class Judge(Protocol):
 
     def gradients(self, weights: list[Tensor], batches: int) -> list[Tensor]:
         """Gradients of the mean loss of a few training batches."""
+
+    def training_losses(self, batches: int) -> Iterator[Callable[[], Tensor]]:
+        """The loss of each of a few training batches, with the table as it is when
+        it is asked for.
+        """
 
 
 class Compression(Generic[O]):

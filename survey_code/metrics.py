@@ -48,13 +48,20 @@ def measure_clicks(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
             f"{np.unique(labels).tolist()}"
         )
     # log(1 + e^x) - y x is the log-loss without a probability that rounds to 0.
-    loss = float(np.mean(np.logaddexp(0.0, logits) - labels * logits))
+    losses = np.logaddexp(0.0, logits) - labels * logits
+    with np.errstate(over="ignore"):
+        loss = float(np.mean(losses))
+    if not np.isfinite(loss):  # sums and differences leave float64, the mean does not
+        loss = float((losses / len(losses)).sum())
+        logits = np.unique(logits, return_inverse=True)[1]
     return {"auc": float(roc_auc_score(labels, logits)), "log_loss": loss}
 
 
 def as_numbers_of_rows(name: str, values: object) -> np.ndarray:
     """Float64 numbers, one a row; or one clear ValueError."""
     if isinstance(values, Tensor):
+        if values.is_meta or values.layout != torch.strided:
+            raise ValueError(f"{name} must be numbers, got {values!r:.80}")
         values = values.detach().cpu()
         # NumPy has no bfloat16.
         values = values.double() if values.is_floating_point() else values
@@ -98,23 +105,24 @@ def measure_ranking(
     """
     k = check_range("k", k, 1)
     check_ranking(top, relevant, relevant_counts)
-    return add_up_hits(top, relevant, relevant_counts, k)
+    return add_up_hits(top.long(), relevant, relevant_counts.long(), k)
 
 
 def add_up_hits(
     top: Tensor, relevant: Tensor, relevant_counts: Tensor, k: int
 ) -> dict[str, float]:
     """`measure_ranking` of what is known to fit together."""
-    hits = relevant.gather(1, top[:, :k]).double()  # (users, k)
+    reach = max(min(k, relevant.shape[1]), 1)  # nobody has more places to fill
+    hits = relevant.gather(1, top[:, :reach]).double()  # (users, reach)
     discount = 1 / torch.log2(
-        torch.arange(2, k + 2, device=top.device, dtype=torch.float64)
+        torch.arange(2, reach + 2, device=top.device, dtype=torch.float64)
     )
-    ideal = torch.cat([discount.new_zeros(1), discount.cumsum(0)])  # (k + 1,)
+    ideal = torch.cat([discount.new_zeros(1), discount.cumsum(0)])  # (reach + 1,)
     known = relevant_counts > 0
     counts = relevant_counts.clamp(min=1)
     recall = (hits.sum(1) / counts)[known].sum()
     gains = (hits * discount[: hits.shape[1]]).sum(1)
-    ndcg = (gains / ideal[counts.clamp(max=k)])[known].sum()
+    ndcg = (gains / ideal[counts.clamp(max=reach)])[known].sum()
     return {
         f"recall@{k}": float(recall),
         f"ndcg@{k}": float(ndcg),
@@ -124,7 +132,14 @@ def add_up_hits(
 
 def check_ranking(top: Tensor, relevant: Tensor, relevant_counts: Tensor) -> None:
     """Raise the errors of `measure_ranking`."""
-    users = len(relevant)
+    for name, given in (
+        ("top", top), ("relevant", relevant), ("relevant_counts", relevant_counts)
+    ):  # fmt: skip
+        if not isinstance(given, torch.Tensor) or given.is_complex() or given.is_meta:
+            raise ValueError(
+                f"{name} must be a tensor of whole numbers, got {given!r:.80}"
+            )
+    users = len(relevant) if relevant.ndim else 0
     if relevant.dtype != torch.bool or relevant.ndim != 2:
         raise ValueError(
             f"relevant must be of dtype bool and shape (users, items), got "

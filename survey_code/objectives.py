@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -70,6 +70,10 @@ class ClickObjective:
             logits, labels.to(logits.dtype), reduction="none"
         )
 
+    def labels(self, batch: Batch) -> Tensor:
+        """Whether each row was clicked, shape (batch,)."""
+        return batch[1]
+
     def validate(self, network: ClickNetwork) -> dict[str, float]:
         """AUC and log-loss on the validation rows."""
         return evaluate_clicks(network, self.data.valid, self.settings.device)
@@ -122,6 +126,40 @@ def evaluate_clicks(
 ) -> dict[str, float]:
     """AUC and log-loss of a network on rows."""
     return measure_clicks(rows.labels, predict_clicks(network, rows, device))
+
+
+def evaluate_apart(
+    network: Network,
+    rows: ClickRows,
+    groups: Mapping[str, np.ndarray],
+    device: str = "cpu",
+) -> dict[str, dict[str, float]]:
+    """AUC and log-loss on groups of rows, by their names.
+
+    Parameters
+    ----------
+    network : Network
+    rows : ClickRows
+    groups : dict of ndarray of bool, shape (rows,)
+        Which rows belong to each; they may overlap.
+    device : str, default "cpu"
+
+    Raises
+    ------
+    ValueError
+        If a mask is not such an array, or a group has only one kind of label.
+    """
+    for name, mask in groups.items():
+        if mask.dtype != bool or mask.shape != rows.labels.shape:
+            raise ValueError(
+                f"group {name!r} must be a mask of bool, shape {rows.labels.shape}, "
+                f"got {mask.dtype} of shape {mask.shape}"
+            )
+    logits = predict_clicks(network, rows, device)
+    return {
+        name: measure_clicks(rows.labels[mask], logits[mask])
+        for name, mask in groups.items()
+    }
 
 
 class RankingObjective:
@@ -211,6 +249,10 @@ class RankingObjective:
 
     def row_losses(self, network: RankingNetwork, batch: Batch) -> Tensor:
         """None: a pair is judged among others."""
+        return torch.zeros(0)
+
+    def labels(self, batch: Batch) -> Tensor:
+        """None: a batch has no rows that are clicked or not."""
         return torch.zeros(0)
 
     def validate(self, network: RankingNetwork) -> dict[str, float]:

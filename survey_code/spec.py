@@ -7,7 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from survey_code.checks import as_array, check_number, check_range, check_switch
+from survey_code.checks import (
+    as_array,
+    check_finite,
+    check_number,
+    check_range,
+    check_switch,
+)
 
 # Standard deviation of a fresh embedding table's entries.  Every method aims
 # its *composed* rows at this value, so that no method starts ahead.
@@ -57,6 +63,9 @@ class TableSpec:
     cosine : bool, default False
         Whether the network compares rows by their angles alone: numbers that only
         make a row longer then say nothing.
+    content : ndarray of float32, shape (num_embeddings, width), optional
+        What is known of each id before training, such as a vector of its text; a row
+        of zeros where nothing is.
 
     Raises
     ------
@@ -72,6 +81,7 @@ class TableSpec:
     init_std: float = INIT_STD
     outside_bytes: int = 0
     cosine: bool = False
+    content: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_embeddings", "embedding_dim"):
@@ -89,7 +99,7 @@ class TableSpec:
         ):
             raise ValueError(
                 "field_starts must rise from 0 to num_embeddings "
-                f"({self.num_embeddings}), got {starts.tolist()[:8]}"
+                f"({self.num_embeddings}), got {starts.ravel()[:8].tolist()}"
             )
         if counts.shape != (self.num_embeddings,) or counts.min() < 0:
             raise ValueError(
@@ -123,6 +133,8 @@ class TableSpec:
         object.__setattr__(self, "init_std", std)
         object.__setattr__(self, "outside_bytes", outside)
         object.__setattr__(self, "cosine", check_switch("cosine", self.cosine))
+        if self.content is not None:
+            check_content(self.content, self.num_embeddings)
 
     @property
     def full_bytes(self) -> int:
@@ -189,6 +201,24 @@ class TableSpec:
     def of_shape(cls, num_embeddings: int, embedding_dim: int) -> TableSpec:
         """A spec of one field about which nothing is known but its shape."""
         return cls.of_table(num_embeddings, embedding_dim)
+
+
+def check_content(content: np.ndarray, rows: int) -> None:
+    """Raise ValueError unless these are finite float32 vectors of so many ids."""
+    if (
+        not isinstance(content, np.ndarray)
+        or isinstance(content, np.ma.MaskedArray)
+        or content.dtype != np.float32
+        or content.ndim != 2
+        or len(content) != rows
+        or not content.shape[1]
+    ):
+        kind = getattr(content, "dtype", type(content).__name__)
+        raise ValueError(
+            f"content must be a vector for each id, float32 of shape ({rows}, width), "
+            f"got {kind} of shape {getattr(content, 'shape', '()')}"
+        )
+    check_finite("content", content)
 
 
 def as_integers(values: npt.ArrayLike, name: str) -> np.ndarray:

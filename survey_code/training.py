@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
+import functools
 import math
 import time
-from collections.abc import Iterable, Iterator
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, Protocol, TypeGuard, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from survey_code.adagrad import RowwiseAdagrad
+from survey_code.adagrad import RowwiseAdagrad, RowwiseAdagradInBytes
 from survey_code.embedding import (
     CompressedEmbedding,
     History,
@@ -22,8 +24,8 @@ from survey_code.embedding import (
     TrainingStep,
 )
 from survey_code.options import Options, option
+from survey_code.replay import Batch, RecordedStep, hold_on_gpu, set_rate
 
-Batch = tuple[Tensor, ...]
 N = TypeVar("N", bound=Network, contravariant=True)
 M = TypeVar("M", bound=Network)
 
@@ -48,7 +50,9 @@ class TrainingSettings(Options):
     batch_size: int = option(4096, "rows of a step", low=1)
     learning_rate: float = option(1e-3, "of the network, and the table", above=0)
     optimizer: str = option(
-        "adam", "of the table", choices=("adam", "rowwise_adagrad", "sgd")
+        "adam",
+        "of the table; that of 8 bits keeps a byte a row",
+        choices=("adam", "rowwise_adagrad", "rowwise_adagrad_8bit", "sgd"),
     )
     table_learning_rate: float | None = option(
         None, "of the table, where it differs", above=0
@@ -81,6 +85,8 @@ class TrainingSettings(Options):
         "float32", "of all weights while they learn", choices=("float32", "float64")
     )
     device: str = option("cpu", "cpu or cuda")
+    # The same arithmetic, many times faster where the network is small.
+    replay: bool = option(True, "on a GPU, record a step once and replay it")
     progress: bool = option(False, "show a progress bar")
 
 
@@ -105,6 +111,9 @@ class Objective(Protocol[N]):
     def row_losses(self, network: N, batch: Batch) -> Tensor:
         """The loss of each row alone, shape (batch,); none where there are no rows."""
 
+    def labels(self, batch: Batch) -> Tensor:
+        """The label of each row, shape (batch,); none where there are no rows."""
+
     def validate(self, network: N) -> dict[str, float]:
         """Validation metrics; `monitor` names the one to raise."""
 
@@ -120,23 +129,26 @@ def moves(weight: Tensor) -> bool:
 
 
 def make_table_optimizer(
-    table: CompressedEmbedding, settings: TrainingSettings, steps: int = 1000
+    table: CompressedEmbedding,
+    settings: TrainingSettings,
+    steps: int = 1000,
+    seed: int = 0,
 ) -> torch.optim.Optimizer | None:
     """The table's optimiser, or None for a table without parameters.
 
     The table hears of it, and of the steps to come, before it names its parameters.
+    The seed is that of a state that is rounded by chance.
     """
     rate = table_rate(settings)
-    # Adam moves every row at every step; the other two only the rows read.
+    # Adam moves every row at every step; the others only the rows read.
     whole = settings.table_l2 or settings.clip_norm
     sparse = settings.optimizer != "adam" and not whole
-    table.begin(Regime(settings.optimizer, sparse, steps, settings.epochs))
-    # A group of width 0 has a parameter without entries: nothing to move there.
-    groups = [
-        {**group, "params": [p for p in group["params"] if moves(p)]}
-        for group in table.parameter_groups(rate)
-    ]
-    groups = [group for group in groups if group["params"]]
+    regime = Regime(settings.optimizer, sparse, steps, settings.epochs)
+    groups = begin_groups(table, regime, rate)
+    if sparse and any(group.get("weight_decay") for group in groups):
+        # What decays moves without being read, too.
+        regime = dataclasses.replace(regime, sparse=False)
+        groups = begin_groups(table, regime, rate)
     if not groups:
         return None
     if settings.optimizer == "adam":
@@ -145,7 +157,22 @@ def make_table_optimizer(
         return torch.optim.Adam(groups, lr=rate, fused=settings.device == "cuda")
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate)
+    if settings.optimizer == "rowwise_adagrad_8bit":
+        return RowwiseAdagradInBytes(groups, lr=rate, seed=seed)
     return RowwiseAdagrad(groups, lr=rate)
+
+
+def begin_groups(
+    table: CompressedEmbedding, regime: Regime, rate: float
+) -> list[dict[str, Any]]:
+    """Tell a table how it is moved; its parameters that can be, in their groups."""
+    table.begin(regime)
+    # A group of width 0 has a parameter without entries: nothing to move there.
+    groups = [
+        {**group, "params": [p for p in group["params"] if moves(p)]}
+        for group in table.parameter_groups(rate)
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def train(
@@ -207,7 +234,9 @@ class Trainer(Generic[M]):
         self.steps_done = 0
         self.steps_planned = settings.epochs * objective.steps
         self.stopped = False
-        table_optimizer = make_table_optimizer(self.table, settings, self.steps_planned)
+        table_optimizer = make_table_optimizer(
+            self.table, settings, self.steps_planned, seed
+        )
         self.optimizers = [table_optimizer] if table_optimizer else []
         if rest:
             fused = settings.device == "cuda"
@@ -216,6 +245,10 @@ class Trainer(Generic[M]):
             )
         self.groups = [g for o in self.optimizers for g in o.param_groups]
         self.first_rates = [group["lr"] for group in self.groups]
+        self.learn = self._learn
+        if replays(self.table, settings):
+            hold_on_gpu(self.optimizers, settings.device)
+            self.learn = RecordedStep(self._learn, network)
         self.rate = table_rate(settings)
         self.decayed = 1.0
 
@@ -280,18 +313,25 @@ class Trainer(Generic[M]):
         step = self._describe_step(batch)
         self.table.advance(step.progress)
         self.table.validation_step(step)
+        loss = self.learn(batch)
+        self.table.after_step(step)
+        self.steps_done += 1
+        return loss
+
+    def _learn(self, batch: Batch) -> Tensor:
+        """Loss, gradients and the optimisers' steps."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss = step.loss()
+        loss = self.objective.loss(self.network, batch)
         loss.backward()
         if self.settings.clip_norm:
             torch.nn.utils.clip_grad_norm_(
                 self.network.parameters(), self.settings.clip_norm
             )
+        for weight, rows in self.table.renewed_rows():
+            forget_rows(self.optimizers, weight, rows)
         for optimizer in self.optimizers:
             optimizer.step()
-        self.table.after_step(step)
-        self.steps_done += 1
         return loss.detach()
 
     def _describe_step(self, batch: Batch) -> TrainingStep:
@@ -314,6 +354,7 @@ class Trainer(Generic[M]):
             progress=self._progress(self.steps_done),
             row_losses=lambda: self.objective.row_losses(self.network, batch),
             stop=stop,
+            labels=lambda: self.objective.labels(batch),
         )
 
     def _progress(self, step: int) -> float:
@@ -333,7 +374,35 @@ class Trainer(Generic[M]):
             factor *= 1 - epoch / self.settings.epochs
         self.rate = table_rate(self.settings) * factor
         for group, first in zip(self.groups, self.first_rates, strict=True):
-            group["lr"] = first * factor
+            set_rate(group, first * factor)
+
+
+def forget_rows(
+    optimizers: Iterable[torch.optim.Optimizer], weight: nn.Parameter, rows: Tensor
+) -> None:
+    """Set to 0 what optimisers keep for some rows of a parameter.
+
+    Adam's count of steps is that of the whole parameter, and stays: it treats such a
+    row as it does one that was never read.
+    """
+    for optimizer in optimizers:
+        for kept in optimizer.state.get(weight, {}).values():
+            if isinstance(kept, Tensor) and kept.shape[:1] == weight.shape[:1]:
+                kept[rows] = 0
+
+
+def replays(table: CompressedEmbedding, settings: TrainingSettings) -> bool:
+    """Whether a step can be recorded: on a GPU, of a table whose steps are alike, and
+    by Adam, which moves every row.
+    """
+    on_gpu = torch.device(settings.device).type == "cuda"
+    alike = all(part.steady for part in table.modules() if is_table(part))
+    return on_gpu and settings.replay and settings.optimizer == "adam" and alike
+
+
+def is_table(module: nn.Module) -> TypeGuard[CompressedEmbedding]:
+    """Whether a module is a table, or one inside another."""
+    return isinstance(module, CompressedEmbedding)
 
 
 def set_precision(network: Network, kind: torch.dtype) -> None:
@@ -427,6 +496,13 @@ class Jury(Generic[M]):
             for batch, _ in zip(drawn, range(batches))
         ]
         return list(torch.autograd.grad(torch.stack(losses).mean(), weights))
+
+    def training_losses(self, batches: int) -> Iterator[Callable[[], Tensor]]:
+        """The loss of each of the first few training batches, to be asked for."""
+        self.prepare()
+        drawn = self.objective.batches(np.random.default_rng([self.seed, 6]))
+        for batch, _ in zip(drawn, range(batches)):
+            yield functools.partial(self.objective.loss, self.network, batch)
 
 
 def count_parameters(network: nn.Module) -> int:

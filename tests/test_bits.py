@@ -92,3 +92,10 @@ def test_bits_are_counted():
     assert [count_bits(n) for n in (1, 2, 3, 4, 5, 256, 257)] == [1, 1, 2, 2, 3, 8, 9]
     words = np.array([0, 1, 2**63 + 5, 2**64 - 1], dtype=np.uint64)
     assert count_ones(words).tolist() == [0, 1, 3, 64]
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_no_rows_are_packed_too(bits):
+    packed = pack_codes(np.zeros((0, 5), np.uint8), bits)
+    assert packed.shape == (0, -(-5 * bits // 8))
+    assert unpack_codes(packed, 5, bits).shape == (0, 5)

@@ -29,8 +29,9 @@ from survey_code.layouts import Layout
 from survey_code.layouts.parts import rows_shape
 from survey_code.method import AfterTraining, Searched, Trained
 from survey_code.options import Options
+from survey_code.replay import is_recording
 from survey_code.spec import OutOfReach
-from survey_code.training import TrainingSettings
+from survey_code.training import TrainingSettings, make_table_optimizer
 
 # A method of one file, which goes through everything here without a line elsewhere.
 PLUGIN = Path(__file__).parent / "plugin_method.py"
@@ -46,7 +47,7 @@ REACH = r"highest ratio it can reach is (below 1|[\d.]+)$"
 
 
 def make_spec(rows, dim):
-    """Two fields, skewed counts, a few pairs: all that a method may ask for."""
+    """Two fields, skewed counts, pairs, content: all that a method may ask for."""
     rng = np.random.default_rng(0)
     split = rows // 3
     pairs = np.stack(
@@ -54,9 +55,11 @@ def make_spec(rows, dim):
         1,
     )
     counts = np.floor(rows / (1 + rng.permutation(rows)))
+    content = np.random.default_rng(1).normal(size=(rows, 4)).astype(np.float32)
     return TableSpec(
-        rows, dim, [0, split, rows], counts.astype(np.int64), np.unique(pairs, axis=0)
-    )
+        rows, dim, [0, split, rows], counts.astype(np.int64), np.unique(pairs, axis=0),
+        content=content,
+    )  # fmt: skip
 
 
 SPECS = {"5000 x 16": make_spec(5000, 16), "37 x 6": make_spec(37, 6)}
@@ -461,7 +464,11 @@ def poison(table, bad):
     """The table once for each parameter, or state, that holds a bad number."""
     learnt = [name for name, weight in table.named_parameters() if weight.numel()]
     # Tables that move their rows themselves keep them in buffers.
-    state = [name for name, it in table.named_buffers() if it.is_floating_point()]
+    state = [
+        name
+        for name, it in table.named_buffers()
+        if it.is_floating_point() and it.numel()
+    ]
     for name in learnt or state:
         twin = copy.deepcopy(table)
         weight = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}[name]
@@ -498,7 +505,51 @@ def test_a_frozen_table_of_any_method_travels_in_a_state_dict(trained):
     assert torch.equal(copy.deepcopy(target)(ids), source(ids))
 
 
+def test_what_is_frozen_does_not_follow_the_table(trained):
+    """Not even where it took an array of the table's as it was."""
+    spec = SPECS["37 x 6"]
+    table = some_table(trained, spec).eval()
+    layout = table.freeze()
+    kept = {name: array.copy() for name, array in layout.arrays().items()}
+    with torch.no_grad():
+        for part in (*table.parameters(), *table.buffers()):
+            part.copy_(torch.ones_like(part))
+    for name, array in layout.arrays().items():
+        np.testing.assert_array_equal(array, kept[name], err_msg=name)
+
+
 # -- tables that are compressed ----------------------------------------------
+
+
+@pytest.mark.parametrize("key", COMPRESSED)
+def test_a_spec_of_another_table_is_refused(key):
+    method, weight = get_method(key), np.eye(20, 6, dtype=np.float32)
+    for rows, dim in ((5, 6), (50, 6), (20, 7)):
+        other = TableSpec.of_table(rows, dim, np.arange(1, 1 + rows))
+        with pytest.raises(ValueError, match="the spec is of a table of shape"):
+            method.compress(weight, {}, other)
+    for other in ("x", 20, {}):
+        with pytest.raises(ValueError, match="spec must be a TableSpec"):
+            method.compress(weight, {}, other)
+
+
+@pytest.mark.parametrize("key", COMPRESSED)
+def test_what_only_a_search_says_is_refused_after_training(key):
+    kind, weight = get_method(key).load().options, np.eye(20, 6, dtype=np.float32)
+    for name in set(kind.rules) - set(kind.names()):
+        with pytest.raises(ValueError, match=f"has no option '{name}' to ask for"):
+            compress(weight, key, **{name: 3})
+
+
+@pytest.mark.parametrize("key", COMPRESSED)
+def test_counts_and_fields_of_another_shape_are_refused(key):
+    weight = np.eye(20, 6, dtype=np.float32)
+    for odd in (20, [20], [[0, 20]], [0, 21], [0, 5, 5, 20]):
+        with pytest.raises(ValueError, match="field_starts must rise from 0"):
+            compress(weight, key, field_starts=odd)
+    for odd in (3, [1, 2], np.ones((20, 1), int)):
+        with pytest.raises(ValueError, match="train_counts must be 20 numbers"):
+            compress(weight, key, counts=odd)
 
 
 @pytest.mark.parametrize("key", COMPRESSED)
@@ -746,3 +797,88 @@ def test_another_methods_options_are_refused():
     rowwise = get_method("rowwise").ask({})
     with pytest.raises(ValueError, match="uniform takes UniformOptions, got Rowwise"):
         get_method("uniform").build(SPECS["37 x 6"], rowwise)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "rowwise_adagrad"])
+def test_what_decays_decays_under_every_optimiser(trained, optimizer):
+    """Also the rows that a batch does not read, whose gradient would be sparse."""
+    spec, kind = SPECS["5000 x 16"], trained.load()
+    tables = [some_table(trained, spec)]
+    if issubclass(kind, Searched):
+        tables.append(kind.searching(spec, trained.plan(spec, 4.0), 0))
+    settings = TrainingSettings(optimizer=optimizer, learning_rate=1e-3)
+    for table in tables:
+        moved = make_table_optimizer(table.train(), settings)
+        groups = [] if moved is None else moved.param_groups
+        decaying = [g for g in groups if g.get("weight_decay")]
+        if not decaying:
+            continue
+        for group in decaying:
+            group["weight_decay"] = 0.5
+        before = [w.detach().clone() for g in decaying for w in g["params"]]
+        for group in groups:
+            for weight in group["params"]:
+                weight.grad = torch.zeros_like(weight)
+        (table.embed(READ[:1]).sum() * 0).backward()
+        moved.step()
+        after = [w.detach() for g in decaying for w in g["params"]]
+        for old, new in zip(before, after, strict=True):
+            assert new.norm() < 0.9999 * old.norm(), type(table).__name__
+
+
+# -- steps that a GPU records -------------------------------------------------
+
+READ = torch.from_numpy(np.random.default_rng(2).integers(0, 5000, size=(40, 2)))
+
+
+def steady_tables(method):
+    """A method's tables whose steps may be recorded: trained, and searched with."""
+    spec, kind = SPECS["5000 x 16"], method.load()
+    made = [some_table(method, spec)]
+    if issubclass(kind, Searched):
+        made.append(kind.searching(spec, method.plan(spec, 4.0), 0))
+    return [table for table in made if table.steady]
+
+
+def read_step(table):
+    """What a step reads, and the gradients of everything it can move."""
+    torch.manual_seed(3)
+    table.zero_grad(set_to_none=True)
+    rows = table.embed(READ)
+    loss = (rows * torch.arange(1.0, 1 + rows.shape[-1])).sum() + table.penalty()
+    if loss.requires_grad:
+        loss.backward()
+    grads = [w.grad for w in table.parameters() if w.grad is not None]
+    return [rows.detach(), loss.detach(), *grads]
+
+
+def test_what_a_steady_table_does_follows_from_its_tensors(trained):
+    """Else a recorded step would repeat a number of Python's that has changed."""
+    for table in steady_tables(trained):
+        table.train().begin(Regime("adam", steps=100))
+        table.advance(0.1)
+        kept = copy.deepcopy([*table.parameters(), *table.buffers()])
+        first = read_step(table)
+        table.advance(0.7)
+        with torch.no_grad():
+            held = (*table.parameters(), *table.buffers())
+            for tensor, before in zip(held, kept, strict=True):
+                tensor.copy_(before)
+        for again, before in zip(read_step(table), first, strict=True):
+            assert torch.equal(again, before), type(table).__name__
+
+
+def test_a_recorded_step_does_what_others_do(trained, monkeypatch):
+    """Shapes must not follow from numbers then, so that some tables do more work."""
+    for table in steady_tables(trained):
+        table.train().begin(Regime("adam", steps=100))
+        table.advance(0.1)
+        usual = read_step(table)
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.cuda, "is_available", lambda: True)
+            patched.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            assert is_recording()
+            recorded = read_step(table)
+        for one, other in zip(recorded, usual, strict=True):
+            scale = float(other.abs().max()) + 1e-12
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * scale)

@@ -394,6 +394,23 @@ def test_a_reader_who_has_enough_is_no_error():
     assert process.communicate(timeout=120)[1] == "" and process.returncode == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".safetensors"])
+def test_a_table_is_read_from_a_file_not_from_a_pipe_or_a_device(
+    suffix, tmp_path, capsys
+):
+    """Both would be waited for, or read, without end."""
+    pipe, zeros = tmp_path / f"pipe{suffix}", tmp_path / f"zeros{suffix}"
+    os.mkfifo(pipe)
+    zeros.symlink_to("/dev/zero")
+    out = str(tmp_path / "out.safetensors")
+    for path, what in ((pipe, "a pipe"), (zeros, "a device")):
+        said = refused(
+            capsys, "compress", str(path), "--method", "rowwise", "--out", out
+        )
+        assert f"{what}, not a file" in said
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device")
 def test_a_full_disk_is_one_line():
     with open("/dev/full", "wb") as full:

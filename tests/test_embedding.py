@@ -18,10 +18,16 @@ from survey_code import (
     TableSpec,
     compress,
 )
-from survey_code.baselines import UniformEmbedding, as_table
+from survey_code.baselines import UniformEmbedding, as_table, nested_widths
+from survey_code.catalog import get_method
 from survey_code.checks import check_range
-from survey_code.embedding import decode_layout, draw_normal
-from survey_code.layouts import DenseLayout
+from survey_code.data.synthetic import make_clicks
+from survey_code.embedding import TrainingStep, decode_layout, draw_normal
+from survey_code.lab import Trial
+from survey_code.lab.task import make_task
+from survey_code.layouts import DenseLayout, GroupedLayout
+from survey_code.training import TrainingSettings
+from survey_code.weight_sharing.hashing import ROBE
 
 SPEC = TableSpec.of_shape(30, 4)
 
@@ -115,6 +121,92 @@ def test_uniform_is_a_full_table_with_fewer_columns():
                 call(2, columns=columns)
     with pytest.raises(ValueError, match="columns must be an integer from 1 to 4"):
         plan_uniform(2, columns=5)
+
+
+# -- one table for many budgets ----------------------------------------------------
+
+
+def test_nested_widths_double():
+    assert [nested_widths(dim) for dim in (1, 2, 3, 8)] == [
+        [1],
+        [1, 2],
+        [1, 2, 3],
+        [1, 2, 4, 8],
+    ]
+
+
+def test_a_matryoshka_table_keeps_its_first_columns_and_pads_them():
+    """It has all columns while it learns; what is stored are those that are kept."""
+    table = UniformEmbedding.make(SPEC, columns=3, matryoshka=True)
+    ids = torch.arange(30)
+    assert table.embedding_dim == 4 and torch.equal(table(ids), table.weight)
+    rows, layout = table.eval()(ids), table.freeze()
+    assert torch.equal(rows[:, :3], table.weight[:, :3]) and not rows[:, 3].any()
+    np.testing.assert_array_equal(layout.lookup(np.arange(30)), rows.detach().numpy())
+    assert layout.nbytes == 4 * 30 * 3 + 2 * 3 + 8
+    whole = UniformEmbedding.make(SPEC, columns=4, matryoshka=True).eval()
+    assert whole.freeze().nbytes == SPEC.full_bytes
+    assert torch.equal(whole(ids), whole.weight)
+    assert torch.equal(whole.weight, FullEmbedding(SPEC).weight)
+
+
+def test_the_bytes_of_a_matryoshka_table_are_planned():
+    assert plan_uniform(1, matryoshka=True) == {"columns": 4}
+    assert plan_uniform(1.9, matryoshka=True) == {"columns": 2}
+    assert plan_uniform(2, matryoshka=True) == {"columns": 1}  # 12 bytes are missing
+    with pytest.raises(OutOfReach, match="highest ratio it can reach is"):
+        plan_uniform(4, matryoshka=True)
+    with pytest.raises(ValueError, match="columns must be an integer from 1 to 4"):
+        plan_uniform(2, matryoshka=True, columns=5)
+
+
+def test_a_matryoshka_step_adds_up_the_losses_of_its_widths():
+    """By hand: of the squares of what each width reads, the first columns are in all."""
+    table = UniformEmbedding.make(SPEC, columns=1, matryoshka=True)
+    ids = torch.tensor([3, 7])
+
+    def loss():
+        return table(ids).square().sum() + table.penalty()
+
+    assert not table.penalty()  # no step has begun
+    zero = torch.zeros(())
+    step = TrainingStep(loss, lambda: zero, torch.nn.Module(), 0.1, 0.0)
+    table.validation_step(step)
+    found = loss()
+    parts = [table.weight[ids, :width].square().sum() for width in (1, 2, 4)]
+    torch.testing.assert_close(found, torch.stack(parts).sum())
+    found.backward()
+    times = torch.tensor([3.0, 2.0, 1.0, 1.0])
+    torch.testing.assert_close(table.weight.grad[ids], 2 * times * table.weight[ids])
+    assert not table.penalty() and torch.equal(table(ids), table.weight[ids])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_prefix_that_was_trained_to_serve_beats_one_that_was_not():
+    """One table each, cut at three widths; three seeds, by more than two deviations."""
+    data = make_clicks(field_sizes=(300, 200, 50), rows=(20_000, 4000, 4000))
+    trial = Trial(
+        "dcnv2", 8,
+        TrainingSettings(epochs=1, batch_size=256, learning_rate=3e-3,
+                         table_learning_rate=2e-2, patience=0, precision="float64"),
+        {"hidden": (8,), "cross_layers": 1}, init_std=0.2,
+    )  # fmt: skip
+    gaps = {width: [] for width in (1, 2, 4)}
+    for seed in (1, 2, 3):
+        task = make_task(data, trial, seed)
+        found = {}
+        for key, asked in (("full", {}), ("uniform", {"matryoshka": True})):
+            options = get_method(key).plan(task.spec, 1, **asked)
+            found[key] = task.learn(get_method(key), options)
+        for width, own in gaps.items():
+            auc = []
+            for learnt in found.values():
+                rows = learnt.table.weight[:, :width].detach().numpy()
+                cut = GroupedLayout.from_tables([rows], [None], 8)
+                auc.append(task.validate(learnt.fitted.network, cut)["auc"])
+            own.append(auc[1] - auc[0])
+    for own in gaps.values():
+        assert np.mean(own) > 2 * np.std(own, ddof=1) and min(own) > 0.01
 
 
 def test_frozen_embedding_is_a_module_without_weights():
@@ -275,6 +367,30 @@ def test_a_state_that_does_not_fit_is_an_error(how, strict):
     with pytest.raises(RuntimeError, match=re.escape(said)):
         table.load_state_dict(state, strict=strict)
     assert torch.equal(read_all(table), rows)
+
+
+@pytest.mark.parametrize(
+    ("layout", "change"),
+    [
+        # A layout can do without row scales; its rows are others then.
+        (compress(DRAWN[0], "bccf", rule="sign", scale="row"), {"scales": None}),
+        (ROBE.make(TableSpec.of_shape(11, 6), size=20).freeze(), {"values": 7}),
+        (compress(DRAWN[0], "half"), {"values": torch.float32}),
+    ],
+)
+def test_every_array_of_a_state_must_be_the_modules(layout, change):
+    table = FrozenEmbedding(layout)
+    rows, state = table(torch.arange(5)), table.state_dict()
+    for name, how in change.items():
+        if how is None:
+            del state[name]
+        elif isinstance(how, int):
+            state[name] = state[name][:how].clone()
+        else:
+            state[name] = state[name].to(how)
+    with pytest.raises(RuntimeError, match="the state does not fit"):
+        table.load_state_dict(state)
+    assert torch.equal(table(torch.arange(5)), rows)
 
 
 def test_a_state_without_the_table_is_missing():

@@ -28,6 +28,11 @@ def test_clicks_agree_with_scikit_learn(kind):
     assert found["log_loss"] == pytest.approx(log_loss(labels, chance), rel=1e-9)
 
 
+def test_losses_whose_sum_leaves_float64_have_a_mean():
+    found = measure_clicks(np.array([0, 1, 1]), np.array([1e308, -1e308, 1e308]))
+    assert found["log_loss"] == pytest.approx(1e308 / 1.5)
+
+
 def test_auc_is_the_share_of_pairs_in_order():
     """Half a point for a tie: the definition, pair by pair."""
     rng = np.random.default_rng(1)
@@ -261,11 +266,26 @@ ONE = torch.tensor([1])
         (TOP, RELEVANT, ONE + 1, 2, ValueError, "must count the relevant items"),
         (TOP, RELEVANT, ONE[:, None], 2, ValueError, "relevant_counts must hold"),
         (TOP, RELEVANT, ONE / 1, 2, ValueError, "relevant_counts must hold integers"),
+        (TOP + 0j, RELEVANT, ONE, 2, ValueError, "top must be a tensor of whole"),
+        ([[2, 0]], RELEVANT, ONE, 2, ValueError, "top must be a tensor of whole"),
+        (TOP, [[True]], ONE, 2, ValueError, "relevant must be a tensor"),
+        (TOP, RELEVANT, 1, 2, ValueError, "relevant_counts must be a tensor"),
+        (TOP.to("meta"), RELEVANT, ONE, 2, ValueError, "top must be a tensor of whole"),
+        (TOP, RELEVANT[0, 0], ONE, 2, ValueError, "relevant must be .* shape"),
     ],
 )
 def test_what_is_no_ranking_is_a_clear_error(top, relevant, counts, k, error, said):
     with pytest.raises(error, match=said):
         measure_ranking(top, relevant, counts, k)
+
+
+def test_items_of_any_integer_type_and_any_k_are_counted():
+    usual = measure_ranking(TOP, RELEVANT, ONE, 2)
+    for kind in (torch.uint8, torch.int16, torch.int32):
+        assert measure_ranking(TOP.to(kind), RELEVANT, ONE.to(kind), 2) == usual
+    # No vector of k numbers is made for a list of two.
+    long = measure_ranking(TOP, RELEVANT, ONE, 10**15)
+    assert list(long.values()) == list(usual.values())
 
 
 @pytest.mark.parametrize("part", ["seen", "held_out"])

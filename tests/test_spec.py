@@ -39,6 +39,8 @@ def test_spec_of_a_shape_knows_nothing_else():
         (5, 4, [0, 2, 2, 5], COUNTS),
         (5, 4, [0, 4, 3, 5], COUNTS),
         (5, 4, [5], COUNTS),
+        (5, 4, 5, COUNTS),
+        (5, 4, STARTS, 3),
         (5, 4, [[0, 5]], COUNTS),
         (5, 4, [0, 2.5, 5], COUNTS),
         (5, 4, None, COUNTS),
@@ -171,3 +173,32 @@ def test_weights_outside_the_table_count_on_both_sides_of_a_ratio():
 def test_what_else_a_spec_holds_is_checked(changes, message):
     with pytest.raises(ValueError, match=message):
         TableSpec(5, 2, np.array([0, 2, 5]), np.zeros(5, dtype=int), **changes)
+
+
+def test_content_is_a_finite_vector_for_each_id():
+    content = np.ones((5, 3), np.float32)
+    assert TableSpec(5, 4, STARTS, COUNTS, content=content).content is content
+    assert TableSpec(5, 4, STARTS, COUNTS).content is None
+
+
+BAD_ROW = np.ones((5, 3), np.float32)
+BAD_ROW[2, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (np.ones((5, 3)), r"float32 of shape \(5, width\), got float64"),
+        (np.ones((4, 3), np.float32), r"got float32 of shape \(4, 3\)"),
+        (np.ones((5, 0), np.float32), r"got float32 of shape \(5, 0\)"),
+        (np.ones(5, np.float32), r"got float32 of shape \(5,\)"),
+        (np.ma.ones((5, 3), dtype=np.float32), "content must be a vector"),
+        ([[1.0]] * 5, "got list of shape"),
+        ("text", "got str of shape"),
+        (BAD_ROW, "content must be finite in float32: row 2"),
+    ],
+    ids=lambda value: "" if isinstance(value, np.ndarray) else str(value)[:20],
+)
+def test_what_is_no_content_is_a_value_error(content, said):
+    with pytest.raises(ValueError, match=said):
+        TableSpec(5, 4, STARTS, COUNTS, content=content)

@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from survey_code import CompressedEmbedding, FullEmbedding, TableSpec
-from survey_code.adagrad import RowwiseAdagrad
+from survey_code.adagrad import (
+    STATE_LEVELS,
+    RowwiseAdagrad,
+    RowwiseAdagradInBytes,
+    add_in_bytes,
+    read_bytes,
+)
 from survey_code.data.tasks import ClickData, ClickRows, InteractionData
 from survey_code.embedding import Regime
 from survey_code.models import build_click_network, build_ranking_network
@@ -55,7 +61,9 @@ def same_weights(one, other):
 # -- the same again ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd", "rowwise_adagrad"])
+@pytest.mark.parametrize(
+    "optimizer", ["adam", "sgd", "rowwise_adagrad", "rowwise_adagrad_8bit"]
+)
 def test_a_seed_gives_the_same_weights(optimizer):
     first, history = click_run(seed=1, optimizer=optimizer)
     torch.manual_seed(99)
@@ -225,6 +233,121 @@ def test_rowwise_adagrad_takes_vectors_and_single_numbers():
     assert number.item() == pytest.approx(1.1)
 
 
+def counted(amounts, rows=4000, seed=0):
+    """Codes of many rows to which the same amounts were added one by one."""
+    codes, rng = torch.zeros(rows, dtype=torch.uint8), np.random.default_rng(seed)
+    for amount in amounts:
+        add_in_bytes(codes, ..., torch.full((rows,), amount).double(), rng)
+    return codes
+
+
+def stands_for(codes):
+    return read_bytes(codes, torch.zeros(1, dtype=torch.float64)).numpy()
+
+
+def test_the_levels_of_a_byte_rise_by_a_fifth_of_an_octave():
+    assert len(STATE_LEVELS) == 256 and STATE_LEVELS[0] == 0
+    np.testing.assert_allclose(STATE_LEVELS[2:] / STATE_LEVELS[1:-1], 2**0.2, rtol=1e-6)
+    assert STATE_LEVELS[1] == 2.0**-38 and 7e3 < STATE_LEVELS[-1] < 8e3
+
+
+@pytest.mark.parametrize("amount", [1e-13, 1e-9, 1e-3, 3.0])
+def test_a_state_in_bytes_is_the_sum_on_average_and_mostly_within_a_factor_of_2(amount):
+    """Also of amounts far below the gap between two levels, which rounding to the
+    nearest would lose.
+    """
+    ratio = stands_for(counted([amount] * 200)) / (200 * amount)
+    assert ratio.mean() == pytest.approx(1, abs=5 * ratio.std() / np.sqrt(len(ratio)))
+    if 200 * amount > 100 * STATE_LEVELS[1]:
+        assert 0.2 < ratio.std() < 0.3
+        assert ((ratio < 0.5) | (ratio > 2)).mean() < 0.01
+        assert 0.25 < ratio.min() and ratio.max() < 4
+
+
+def test_a_state_in_bytes_rises_on_average_at_each_step():
+    amounts = np.random.default_rng(0).exponential(1e-4, 60)
+    means, codes = [], torch.zeros(20_000, dtype=torch.uint8)
+    rng = np.random.default_rng(0)
+    for amount in amounts:
+        before = stands_for(codes)
+        add_in_bytes(codes, ..., torch.full((20_000,), amount).double(), rng)
+        moved = stands_for(codes) - before
+        assert (moved >= 0).all()  # up or where it was, never down
+        means.append((moved.mean() - amount) / (moved.std() / np.sqrt(20_000) + 1e-12))
+    assert np.abs(means).max() < 5
+
+
+def test_no_amount_leaves_every_code_where_it_is():
+    codes = torch.arange(256).to(torch.uint8)
+    sums = add_in_bytes(codes, ..., torch.zeros(256), np.random.default_rng(0))
+    assert codes.tolist() == list(range(256))
+    assert torch.equal(sums, torch.from_numpy(STATE_LEVELS))
+
+
+def test_a_state_in_bytes_ends_at_the_largest_level():
+    codes = torch.tensor([0, 250, 255], dtype=torch.uint8)
+    for _ in range(3):
+        sums = add_in_bytes(
+            codes, ..., torch.full((3,), 1e30), np.random.default_rng(0)
+        )
+    assert codes.tolist() == [255] * 3 and sums.isfinite().all()
+
+
+def test_the_first_step_is_the_same_with_a_state_in_bytes():
+    """It divides by the sum before that is rounded: a row never moves further."""
+    moved = []
+    for kind in (RowwiseAdagrad, RowwiseAdagradInBytes):
+        weight = torch.nn.Parameter(torch.zeros(4, 3))
+        optimizer = kind([weight], lr=0.1)
+        weight.grad = torch.tensor([[1.0, 2, 3], [1e-9] * 3, [0] * 3, [1e15] * 3])
+        optimizer.step()
+        moved.append(weight.detach().clone())
+    assert torch.equal(*moved)
+    assert (moved[0].abs() <= 0.1 * np.sqrt(3)).all()
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_state_in_bytes_is_a_byte_a_row_and_stays_where_nothing_is_read(sparse):
+    weight = torch.nn.Parameter(torch.ones(6, 3))
+    optimizer = RowwiseAdagradInBytes([weight], lr=0.1, seed=1)
+    for _ in range(5):
+        grad = torch.zeros(6, 3)
+        grad[[1, 4]] = 0.5
+        weight.grad = grad.to_sparse(1) if sparse else grad
+        optimizer.step()
+    codes = optimizer.state[weight]["codes"]
+    assert codes.dtype == torch.uint8 and codes.shape == (6,)
+    assert codes.nonzero()[:, 0].tolist() == [1, 4]
+    assert (weight != 1).any(1).nonzero()[:, 0].tolist() == [1, 4]
+
+
+def test_a_state_in_bytes_takes_vectors_and_single_numbers():
+    shapes = (3, ())
+    weights = [torch.nn.Parameter(torch.ones(s, dtype=torch.float64)) for s in shapes]
+    optimizer = RowwiseAdagradInBytes(weights, lr=0.1)
+    for weight in weights:
+        weight.grad = torch.full_like(weight, -2.0)
+    optimizer.step()
+    for weight in weights:
+        np.testing.assert_allclose(weight.detach().numpy(), 1.1)
+
+
+def test_the_seed_of_a_run_is_that_of_its_state_in_bytes():
+    tables = {}
+    for run, seed in enumerate((3, 3, 4)):
+        table = FullEmbedding(TableSpec.of_shape(20, 4), seed=1)
+        settings = TrainingSettings(optimizer="rowwise_adagrad_8bit", learning_rate=0.1)
+        chosen = make_table_optimizer(table, settings, seed=seed)
+        for _ in range(5):
+            chosen.zero_grad(set_to_none=True)
+            ((table(torch.arange(20)) - 1) ** 2).sum().backward()
+            assert table.weight.grad.is_sparse
+            chosen.step()
+        tables[run] = table.weight.detach()
+    assert torch.equal(tables[0], tables[1])
+    assert not torch.equal(tables[0], tables[2])
+
+
 def stepped(optimizer, sparse, steps=3):
     """A table after some steps with dense or sparse gradients of the same ids."""
     table = FullEmbedding(TableSpec.of_shape(20, 4), seed=1)
@@ -267,6 +390,7 @@ def test_adam_is_torch_s_own():
         ({"optimizer": "adam"}, False),
         ({"optimizer": "sgd"}, True),
         ({"optimizer": "rowwise_adagrad"}, True),
+        ({"optimizer": "rowwise_adagrad_8bit"}, True),
         ({"optimizer": "sgd", "clip_norm": 1.0}, False),
         ({"optimizer": "sgd", "table_l2": 0.1}, False),
     ],

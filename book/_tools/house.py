@@ -20,11 +20,11 @@ PICTURE = ROOT / "book" / "_static" / "house.svg"
 # From the ground up: a room imports from rooms above it in this list, never from one
 # below.  A room is a module, or a folder of them.
 ROOMS = (
-    "checks", "options", "hashes", "order", "budget", "adagrad", "graph", "ranking",
-    "sampled_softmax", "metrics", "spec", "bits", "kernels", "layouts", "embedding",
-    "method", "baselines", "low_precision", "mixed_dimension", "weight_sharing",
-    "hybrids", "catalog", "data", "models", "training", "objectives", "book", "lab",
-    "cli", "__main__",
+    "checks", "options", "hashes", "order", "budget", "adagrad", "replay", "graph",
+    "ranking", "sampled_softmax", "metrics", "spec", "bits", "kernels", "layouts",
+    "embedding", "method", "baselines", "low_precision", "mixed_dimension",
+    "weight_sharing", "hybrids", "catalog", "data", "models", "training",
+    "objectives", "book", "lab", "cli", "__main__",
 )  # fmt: skip
 
 # What each group of rooms does, in the book's words.

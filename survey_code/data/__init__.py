@@ -14,7 +14,9 @@ from survey_code.data.tasks import ClickData, ClickRows, InteractionData, Stream
 LOADERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "synthetic": ("synthetic", "make_clicks", {"preset": "small"}),
     "synthetic-large": ("synthetic", "make_clicks", {"preset": "large"}),
+    "synthetic-content": ("synthetic", "make_clicks", {"preset": "content"}),
     "synthetic-stream": ("synthetic", "make_stream", {"preset": "stream"}),
+    "synthetic-seasons": ("synthetic", "make_stream", {"preset": "seasons"}),
     "synthetic-interactions": ("synthetic", "make_interactions", {}),
     "frappe": ("frappe", "load_frappe", {}),
     "gowalla": ("gowalla", "load_gowalla", {}),
@@ -29,9 +31,9 @@ def load(name: str, **options: Any) -> ClickData | InteractionData | StreamData:
     Parameters
     ----------
     name : str
-        "synthetic", "synthetic-large", "synthetic-stream",
-        "synthetic-interactions", "frappe", "gowalla", "gowalla-renumbered" or
-        "movietweetings".
+        "synthetic", "synthetic-large", "synthetic-content", "synthetic-stream",
+        "synthetic-seasons", "synthetic-interactions", "frappe", "gowalla",
+        "gowalla-renumbered" or "movietweetings".
     **options
         Of the loader, e.g. ``seed=1`` or ``hold_out=0``.
 
@@ -64,7 +66,8 @@ def load_once(name: str, **options: object) -> ClickData | InteractionData | Str
         if unknown:
             raise ValueError(f"{name} has no option {unknown[0]!r}")
     data = loader(**given)
-    for array in list_arrays(data):
+    content = [] if data.content is None else [data.content]
+    for array in (*list_arrays(data), *content):
         array.flags.writeable = False
     return data
 

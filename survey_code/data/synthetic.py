@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from survey_code.checks import check_number, check_range
+from survey_code.checks import check_number, check_range, check_switch
+from survey_code.data.content import choose_stand_ins, mark_fields, plant_content
 from survey_code.data.tasks import ClickData, ClickRows, InteractionData, StreamData
 from survey_code.order import largest_first
 
@@ -53,6 +54,20 @@ class SyntheticSettings:
         window.
     rotation : float
         Stream: angle in radians by which the teacher turns, per window.
+    away : float
+        Stream: share of each field's ids that leave, per window, and come back.
+    away_windows : int
+        Stream: windows after which those that left are back.
+    content : float
+        Share of the fields, the largest first, whose ids have content vectors; the
+        vectors of all other ids are zeros.  0: there is no content.
+    content_width : int
+        Entries of a content vector.
+    content_noise : float
+        Spread of the noise in it over that of what it says of the teacher.
+    unseen : float
+        Share of the ids of each field of 1,000 ids or more that no training row
+        shows; validation and test rows are those of the world without it.
 
     Raises
     ------
@@ -70,6 +85,12 @@ class SyntheticSettings:
     popularity_change: float = 0.0
     new_ids: float = 0.0
     rotation: float = 0.0
+    away: float = 0.0
+    away_windows: int = 2
+    content: float = 0.0
+    content_width: int = 8
+    content_noise: float = 0.0
+    unseen: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("field_sizes", "rows"):
@@ -79,14 +100,19 @@ class SyntheticSettings:
                     f"{name} must be positive sizes, got {getattr(self, name)!r}"
                 )
             object.__setattr__(self, name, tuple(sizes.tolist()))
-        factors = check_range("factors", self.factors, 1)
-        object.__setattr__(self, "factors", factors)
+        for name in ("factors", "away_windows", "content_width"):
+            number = check_range(name, getattr(self, name), 1)
+            object.__setattr__(self, name, number)
         for name, low, high in (
             ("exponent", 0, 10),
             ("linear_std", 0, 10),
             ("factor_std", 0, 10),
             ("popularity_change", 0, 1),
             ("new_ids", 0, 1),
+            ("away", 0, 1),
+            ("content", 0, 1),
+            ("content_noise", 0, 100),
+            ("unseen", 0, 0.9),
             ("bias", -100, 100),
             ("rotation", -100, 100),
         ):
@@ -110,6 +136,19 @@ PRESETS = {
         new_ids=0.05,
         rotation=0.15,
     ),
+    # Nothing drifts but who is there.
+    "seasons": SyntheticSettings(
+        (4000, 3000, 1000, 300, 50, 10), 1.05, (30_000,) * 10, new_ids=0.05, away=0.1
+    ),
+    # As "small"; the four largest fields have content, the three largest unseen ids.
+    "content": SyntheticSettings(
+        (6000, 4000, 1500, 500, 100, 30, 10, 4),
+        1.05,
+        (200_000, 40_000, 40_000),
+        content=0.5,
+        content_noise=0.5,
+        unseen=0.1,
+    ),
 }
 
 
@@ -118,7 +157,7 @@ def make_clicks(preset: str = "small", *, seed: int = 0, **overrides: Any) -> Cl
 
     Parameters
     ----------
-    preset : {"small", "large"}
+    preset : {"small", "large", "content"}
     seed : int, default 0
     **overrides
         Fields of `SyntheticSettings`.
@@ -140,9 +179,9 @@ def make_clicks(preset: str = "small", *, seed: int = 0, **overrides: Any) -> Cl
             f"rows must be (training, validation, test), got {settings.rows}"
         )
     world = World(settings, windows=1, seed=seed)
-    (train, _), (valid, valid_logits), (test, test_logits) = (
-        world.draw(count) for count in settings.rows
-    )
+    train_count, *counts = settings.rows
+    train, _ = world.draw(train_count, world.choose_stand_ins())
+    (valid, valid_logits), (test, test_logits) = (world.draw(n) for n in counts)
     return ClickData(
         name_data(preset, seed, overrides),
         world.field_names,
@@ -155,6 +194,7 @@ def make_clicks(preset: str = "small", *, seed: int = 0, **overrides: Any) -> Cl
             "valid": best_metrics(valid, valid_logits),
             "test": best_metrics(test, test_logits),
         },
+        content=world.describe_ids(),
     )
 
 
@@ -165,17 +205,28 @@ def make_stream(
 
     Parameters
     ----------
-    preset : {"stream"}
+    preset : {"stream", "seasons"}
     seed : int, default 0
     **overrides
-        Fields of `SyntheticSettings`; ``popularity_change``, ``new_ids`` and
-        ``rotation`` are the three switches of drift, all off at 0.
+        Fields of `SyntheticSettings`; ``popularity_change``, ``new_ids``,
+        ``rotation`` and ``away`` are the four switches of drift, all off at 0.
 
     Returns
     -------
     StreamData
+
+    Raises
+    ------
+    ValueError
+        If the preset or a setting is unknown or out of range, or is ``unseen``: in a
+        stream ids are new with ``new_ids``.
     """
     settings = choose_settings(preset, overrides)
+    if settings.unseen:
+        raise ValueError(
+            f"unseen={settings.unseen} is for training, validation and test rows; in a "
+            "stream ids are new with new_ids"
+        )
     world = World(settings, windows=len(settings.rows), seed=seed)
     windows, best = [], []
     for count in settings.rows:
@@ -190,6 +241,7 @@ def make_stream(
         tuple(windows),
         source={"seed": seed, **dataclasses.asdict(settings)},
         best=tuple(best),
+        content=world.describe_ids(),
     )
 
 
@@ -237,15 +289,20 @@ class World:
     def __init__(self, settings: SyntheticSettings, windows: int, seed: int) -> None:
         seed = check_range("seed", seed, 0)
         self.settings = settings
-        parameters, self._ranks, self._drift, self._rows = (
-            np.random.default_rng(child)
-            for child in np.random.SeedSequence(seed).spawn(4)
+        *children, self._content_seed, self._unseen_seed = np.random.SeedSequence(
+            seed
+        ).spawn(6)
+        parameters, self._ranks, self._drift, self._rows = map(
+            np.random.default_rng, children
         )
         replaced = [
             int(size * settings.new_ids) * (windows - 1)
             for size in settings.field_sizes
         ]
-        sizes = np.array(settings.field_sizes) + np.array(replaced)
+        # Of each field: ids of one group that leaves, and comes back, together.
+        leaving = [int(size * settings.away) for size in settings.field_sizes]
+        away = np.array(leaving) * settings.away_windows
+        sizes = np.array(settings.field_sizes) + np.array(replaced) + away
         self.field_starts = np.concatenate([[0], np.cumsum(sizes)])
         self.field_names = tuple(f"field_{k}" for k in range(len(sizes)))
         self.age = 0
@@ -257,21 +314,61 @@ class World:
         # random, so that ids modulo anything give no id a row for itself.
         self.ids_by_rank = []
         self._reserve = []
-        for start, size, all_ids in zip(self.field_starts, settings.field_sizes, sizes):
+        # Groups in the order in which they come back; those of the first windows
+        # were never there before.
+        self._away = []
+        for start, size, all_ids, absent in zip(
+            self.field_starts, settings.field_sizes, sizes, away
+        ):
             order = start + self._ranks.permutation(all_ids)
             self.ids_by_rank.append(order[:size])
-            self._reserve.append(order[size:])
+            groups = order[size : size + absent].reshape(settings.away_windows, -1)
+            self._away.append(list(groups))
+            self._reserve.append(order[size + absent :])
         self._thresholds = [
             zipf_thresholds(size, settings.exponent) for size in settings.field_sizes
         ]
 
-    def draw(self, count: int) -> tuple[ClickRows, np.ndarray]:
-        """Rows, and their true log-odds (float64, exact multiples of 1/4096)."""
+    def describe_ids(self) -> np.ndarray | None:
+        """Content vectors by the teacher's parameters at the start, float32 of shape
+        (ids, width); None without content.
+        """
+        settings = self.settings
+        if not settings.content:
+            return None
+        linear = turn(self._linear, 0.0, FACTOR_GRID)[:, None]
+        parameters = np.concatenate([linear, turn(self._factors, 0.0, FACTOR_GRID)], 1)
+        squares = settings.linear_std**2 + settings.factors * settings.factor_std**2
+        content = plant_content(
+            np.random.default_rng(self._content_seed),
+            parameters,
+            settings.content_width,
+            settings.content_noise,
+            math.sqrt(squares / (1 + settings.factors)),
+        )
+        content[~mark_fields(self.field_starts, settings.content)] = 0
+        return content
+
+    def choose_stand_ins(self) -> np.ndarray:
+        """The id that training rows show in place of each: its own, unless unseen."""
+        rng = np.random.default_rng(self._unseen_seed)
+        ids = int(self.field_starts[-1])
+        return choose_stand_ins(rng, self.ids_by_rank, ids, self.settings.unseen)
+
+    def draw(
+        self, count: int, stand_ins: np.ndarray | None = None
+    ) -> tuple[ClickRows, np.ndarray]:
+        """Rows, and their true log-odds (float64, exact multiples of 1/4096).
+
+        With `stand_ins`, int64 (ids,), the rows show these in place of the ids.
+        """
         columns = [
             ids[np.searchsorted(limits, self._rows.integers(0, 2**40, count), "right")]
             for ids, limits in zip(self.ids_by_rank, self._thresholds)
         ]
         ids = np.stack(columns, axis=1)  # (count, fields)
+        if stand_ins is not None:
+            ids = stand_ins[ids]
         logits = self.true_logits(ids)
         chance = np.floor(2.0**32 / (1 + np.exp(-logits))).astype(np.int64)
         labels = self._rows.integers(0, 2**32, count) < chance
@@ -301,11 +398,23 @@ class World:
             moved = int(len(ids) * self.settings.popularity_change)
             places = self._drift.choice(len(ids), moved, replace=False)
             ids[places] = ids[self._drift.permutation(places)]
+            self.let_return(ids, self._away[field])
             fresh = int(len(ids) * self.settings.new_ids)
             if len(self._reserve[field]) >= fresh:
                 places = self._drift.choice(len(ids), fresh, replace=False)
                 ids[places] = self._reserve[field][:fresh]
                 self._reserve[field] = self._reserve[field][fresh:]
+
+    def let_return(self, ids: np.ndarray, away: list[np.ndarray]) -> None:
+        """Let a group of a field's ids leave, in place, and the oldest come back.
+
+        Ids of a group keep their order of popularity, so that they come back about as
+        popular as they were.
+        """
+        if len(away[0]):
+            places = np.sort(self._drift.choice(len(ids), len(away[0]), replace=False))
+            away.append(ids[places])
+            ids[places] = away.pop(0)
 
 
 def turn(draws: np.ndarray, angle: float, grid: int) -> np.ndarray:
@@ -351,6 +460,12 @@ class InteractionSettings:
         Spread of the teacher's entries: how much taste outweighs popularity.
     held_out : float
         Share of a user's items in the validation part, and again in the test.
+    content : bool
+        Whether users and items have content vectors.
+    content_width : int
+        Entries of a content vector.
+    content_noise : float
+        Spread of the noise in it over that of what it says of the teacher.
 
     Raises
     ------
@@ -365,12 +480,16 @@ class InteractionSettings:
     exponent: float = 0.5
     factor_std: float = 1.5
     held_out: float = 0.1
+    content: bool = False
+    content_width: int = 8
+    content_noise: float = 0.0
 
     def __post_init__(self) -> None:
         for name, most in (
             ("num_users", 100_000),
             ("num_items", 100_000),
             ("factors", 1000),
+            ("content_width", 1000),
         ):
             size = check_range(name, getattr(self, name), 1, most)
             object.__setattr__(self, name, size)
@@ -383,9 +502,15 @@ class InteractionSettings:
         few = check_range("fewest items per user", few, 1, self.num_items)
         many = check_range("most items per user", many, few, self.num_items)
         object.__setattr__(self, "per_user", (few, many))
-        for name, high in (("exponent", 10), ("factor_std", 10), ("held_out", 0.5)):
+        for name, high in (
+            ("exponent", 10),
+            ("factor_std", 10),
+            ("held_out", 0.5),
+            ("content_noise", 100),
+        ):
             number = check_number(name, getattr(self, name), 0, high)
             object.__setattr__(self, name, number)
+        object.__setattr__(self, "content", check_switch("content", self.content))
 
 
 def make_interactions(*, seed: int = 0, **overrides: Any) -> InteractionData:
@@ -434,6 +559,7 @@ def make_interactions(*, seed: int = 0, **overrides: Any) -> InteractionData:
         f"synthetic interactions ({users} x {items}{named})",
         *(users, items, train, valid, test),
         source={"seed": seed, **dataclasses.asdict(settings)},
+        content=describe_parties(settings, seed) if settings.content else None,
     )
 
 
@@ -454,7 +580,17 @@ def split_pairs(
 
 def draw_tastes(rng: np.random.Generator, settings: InteractionSettings) -> np.ndarray:
     """Log-odds of every user and item in units of 1/4096, int64 (users, items)."""
-    shapes = (settings.num_users, settings.num_items)
+    user_factors, item_factors, popularity = draw_teacher(rng, settings)
+    tastes: np.ndarray = user_factors @ item_factors.T + popularity
+    return tastes
+
+
+def draw_teacher(
+    rng: np.random.Generator, settings: InteractionSettings
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vectors of users and of items in units of 1/64, int64 (users, factors) and
+    (items, factors), and the items' popularity in units of 1/4096, int64 (items,).
+    """
     user_factors, item_factors = (
         np.rint(
             rng.standard_normal((size, settings.factors))
@@ -462,9 +598,27 @@ def draw_tastes(rng: np.random.Generator, settings: InteractionSettings) -> np.n
             / settings.factors**0.25
             * FACTOR_GRID
         ).astype(np.int64)
-        for size in shapes
+        for size in (settings.num_users, settings.num_items)
     )
     ranks = rng.permutation(settings.num_items)
     popularity = np.rint(-settings.exponent * np.log1p(ranks) * LOGIT_GRID)
-    tastes: np.ndarray = user_factors @ item_factors.T + popularity.astype(np.int64)
-    return tastes
+    return user_factors, item_factors, popularity.astype(np.int64)
+
+
+def describe_parties(settings: InteractionSettings, seed: int) -> np.ndarray:
+    """Content vectors of users, then items, float32 (ids, width), by the teacher's
+    vectors and, of items, their popularity.
+    """
+    teacher = draw_teacher(np.random.default_rng([seed, 7]), settings)
+    user_factors, item_factors, popularity = teacher
+    vectors = np.concatenate([user_factors, item_factors])
+    ranked = np.concatenate([np.zeros(len(user_factors)), popularity / FACTOR_GRID])
+    parameters = np.column_stack([np.rint(ranked).astype(np.int64), vectors])
+    spread = settings.factor_std / settings.factors**0.25
+    return plant_content(
+        np.random.default_rng([seed, 8]),
+        parameters,
+        settings.content_width,
+        settings.content_noise,
+        spread,
+    )

@@ -70,6 +70,8 @@ class ClickData:
     best : dict
         ``{"valid": {"auc": ..., "log_loss": ...}, "test": ...}``, the best
         reachable metrics where the truth is known (synthetic data), else empty.
+    content : ndarray of float32, shape (num_embeddings, width), optional
+        What is known of each id before its first click; zeros where nothing is.
     """
 
     task: ClassVar[str] = "ctr"
@@ -82,14 +84,21 @@ class ClickData:
     test: ClickRows
     source: dict[str, Any] = field(default_factory=dict)
     best: dict[str, dict[str, float]] = field(default_factory=dict)
+    content: np.ndarray | None = None
 
     @property
     def num_embeddings(self) -> int:
         """Number of ids of all fields together."""
         return int(self.field_starts[-1])
 
+    def shows_unseen(self, rows: ClickRows) -> np.ndarray:
+        """Whether each row shows an id that no training row does, bool (rows,)."""
+        seen = np.zeros(self.num_embeddings, dtype=bool)
+        seen[self.train.ids.ravel()] = True
+        return (~seen[rows.ids]).any(axis=1)
+
     def spec(self, embedding_dim: int, init_std: float = INIT_STD) -> TableSpec:
-        """What a method may know: shape, fields, counts of training rows."""
+        """What a method may know: shape, fields, counts of training rows, content."""
         counts = np.bincount(self.train.ids.ravel(), minlength=self.num_embeddings)
         return TableSpec(
             self.num_embeddings,
@@ -97,6 +106,7 @@ class ClickData:
             self.field_starts,
             counts,
             init_std=init_std,
+            content=self.content,
         )
 
 
@@ -115,6 +125,8 @@ class InteractionData:
     valid : ndarray of int64, shape (pairs, 2)
         Hold-out of the published train part; empty once training uses it all.
     source : dict
+    content : ndarray of float32, shape (num_embeddings, width), optional
+        As in `ClickData`, of users and then items.
     """
 
     task: ClassVar[str] = "top-n"
@@ -126,6 +138,7 @@ class InteractionData:
     valid: np.ndarray
     test: np.ndarray
     source: dict[str, Any] = field(default_factory=dict)
+    content: np.ndarray | None = None
 
     @property
     def field_names(self) -> tuple[str, ...]:
@@ -143,7 +156,7 @@ class InteractionData:
         return self.num_users + self.num_items
 
     def spec(self, embedding_dim: int, init_std: float = INIT_STD) -> TableSpec:
-        """What a method may know: shape, fields, counts and training pairs."""
+        """What a method may know: shape, fields, counts, training pairs, content."""
         counts = np.bincount(self.train.ravel(), minlength=self.num_embeddings)
         return TableSpec(
             self.num_embeddings,
@@ -152,6 +165,7 @@ class InteractionData:
             counts,
             interactions=self.train,
             init_std=init_std,
+            content=self.content,
         )
 
 
@@ -169,6 +183,8 @@ class StreamData:
     source : dict
     best : tuple of dict
         Best reachable ``{"auc", "log_loss"}`` of each window, where known.
+    content : ndarray of float32, shape (num_embeddings, width), optional
+        As in `ClickData`; the same in all windows.
     """
 
     task: ClassVar[str] = "ctr"
@@ -179,6 +195,7 @@ class StreamData:
     windows: tuple[ClickRows, ...]
     source: dict[str, Any] = field(default_factory=dict)
     best: tuple[dict[str, float], ...] = ()
+    content: np.ndarray | None = None
 
     @property
     def num_embeddings(self) -> int:
@@ -211,6 +228,7 @@ class StreamData:
             valid_rows,
             test_rows,
             source=self.source,
+            content=self.content,
         )
 
 

@@ -7,10 +7,9 @@ import math
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from survey_code.budget import largest_fitting
-from survey_code.embedding import as_float32
+from survey_code.embedding import as_float32, pick_rows
 from survey_code.layouts import HashedLayout, SparseLayout
 from survey_code.layouts.hashed import plain_index, table_starts
 from survey_code.layouts.sparse import (
@@ -79,8 +78,8 @@ class ThresholdBooks(Thresholded, HashedEmbedding):
         """A row of each codebook, behind its thresholds."""
         parts = []
         for digit, start in zip(digits, table_starts(self.index)):
-            rows = functional.embedding(digit + start, self.values)
-            s = functional.embedding(digit + start, self.s)
+            rows = pick_rows(digit + start, self.values)
+            s = pick_rows(digit + start, self.s)
             parts.append(soft_threshold(rows, torch.sigmoid(s)))
         return parts
 

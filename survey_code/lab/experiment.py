@@ -37,7 +37,7 @@ from survey_code.training import TrainingSettings
 
 Data = str | DataSet | StreamData
 # Settings that change no result.
-ASIDE = ("device", "progress", "epochs_trained", "best_epoch")
+ASIDE = ("device", "progress", "replay", "epochs_trained", "best_epoch")
 
 
 @dataclass(frozen=True)

@@ -235,8 +235,9 @@ def gather_windows(data: StreamData, start: int, stop: int) -> ClickData:
     rows = join_rows(data.windows[start:stop])
     none = ClickRows(rows.ids[:0], rows.labels[:0])
     return ClickData(
-        data.name, data.field_names, data.field_starts, rows, none, none, data.source
-    )
+        data.name, data.field_names, data.field_starts, rows, none, none, data.source,
+        content=data.content,
+    )  # fmt: skip
 
 
 def hold_out_last(data: StreamData, stop: int) -> ClickData:

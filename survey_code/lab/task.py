@@ -24,7 +24,7 @@ from survey_code.embedding import (
 )
 from survey_code.lab.trial import Trial
 from survey_code.layouts import Layout
-from survey_code.method import Trained
+from survey_code.method import Judge, Trained
 from survey_code.models import (
     CLICK_NETWORKS,
     RANKING_NETWORKS,
@@ -36,6 +36,7 @@ from survey_code.models import (
 from survey_code.objectives import (
     ClickObjective,
     RankingObjective,
+    evaluate_apart,
     evaluate_clicks,
     evaluate_ranking,
 )
@@ -170,6 +171,13 @@ class DataTask:
         network = self.build_network(table).to(self.device).eval()
         return Fitted(network, History(epochs=[{}]))
 
+    def judge(self, network: Network) -> Judge:
+        """By the loss of predictions alone: what else is added to it in training
+        would be less without any vectors.
+        """
+        settings = self.trial.settings.replace(l2=0.0, table_l2=0.0)
+        return Jury(network, self.build_objective(settings), settings, self.seed)
+
     # -- the way down ----------------------------------------------------------
 
     def search(self, method: Method, options: Options) -> Options:
@@ -284,6 +292,17 @@ class ClickTask(DataTask):
         """AUC and log-loss on the test rows."""
         twin = self.read_through(network, layout)
         return evaluate_clicks(twin, self.data.test, self.device)
+
+    def test_apart(
+        self, network: Network, layout: Layout
+    ) -> dict[str, dict[str, float]]:
+        """`test` of rows of ids that training knew, ``"seen"``, and of rows with
+        another, ``"unseen"``.
+        """
+        twin, rows = self.read_through(network, layout), self.data.test
+        unseen = self.data.shows_unseen(rows)
+        groups = {"seen": ~unseen, "unseen": unseen}
+        return evaluate_apart(twin, rows, groups, self.device)
 
     def sample_ids(self) -> torch.Tensor:
         """Ids of one batch, shape (batch, fields)."""

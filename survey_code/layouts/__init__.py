@@ -18,10 +18,13 @@ from survey_code.layouts.generator import GeneratorLayout
 from survey_code.layouts.grouped import GroupedLayout
 from survey_code.layouts.hashed import HashedLayout
 from survey_code.layouts.layout import Layout, StoredArray
+from survey_code.layouts.levels import LevelsLayout
 from survey_code.layouts.packed import PackedLayout
+from survey_code.layouts.probed import ProbedLayout
 from survey_code.layouts.ragged import RaggedLayout
 from survey_code.layouts.routed import RoutedLayout
 from survey_code.layouts.rowwise import RowwiseLayout
+from survey_code.layouts.semantic import SemanticLayout
 from survey_code.layouts.sparse import SparseLayout
 from survey_code.layouts.tensor_train import TensorTrainLayout
 from survey_code.layouts.turned import TurnedLayout
@@ -31,17 +34,20 @@ LAYOUTS: dict[str, type[Layout]] = {
     for layout in (
         DenseLayout,
         RowwiseLayout,
+        LevelsLayout,
         BinaryLayout,
         GroupedLayout,
         RaggedLayout,
         SparseLayout,
         HashedLayout,
+        SemanticLayout,
         CodebookLayout,
         FlatLayout,
         GeneratorLayout,
         TensorTrainLayout,
         AnchorLayout,
         PackedLayout,
+        ProbedLayout,
         RoutedLayout,
         AddedLayout,
         TurnedLayout,
@@ -110,10 +116,13 @@ __all__ = [
     "GroupedLayout",
     "HashedLayout",
     "Layout",
+    "LevelsLayout",
     "PackedLayout",
+    "ProbedLayout",
     "RaggedLayout",
     "RoutedLayout",
     "RowwiseLayout",
+    "SemanticLayout",
     "SparseLayout",
     "TensorTrainLayout",
     "TurnedLayout",

@@ -383,6 +383,8 @@ class BinaryLayout(Layout):
     ) -> tuple[BinaryLayout, IdArray]:
         """Where queries are looked up, and their checked ids."""
         source = self if source is None else source
+        if not isinstance(source, BinaryLayout):
+            raise ValueError(f"source must be a binary layout, got {source!r:.80}")
         if (source.blocks, source.embedding_dim) != (self.blocks, self.embedding_dim):
             raise ValueError(
                 f"queries have {source.embedding_dim} bits in {source.blocks} blocks, "

@@ -154,6 +154,8 @@ class Stored:
     @property
     def held_bytes(self) -> int:
         """Bytes in memory: `nbytes`, or more where a GPU pads rows for speed."""
+        if not self.on_gpu:
+            return self.nbytes
         held = 0 if self.device is None else self.device.made
         for array in self.arrays().values():
             padded = array.shape[0] * array.strides[0] if array.ndim else 0
@@ -616,7 +618,10 @@ def as_numpy(ids: npt.ArrayLike | GpuArray | Tensor) -> np.ndarray:
             "or move the ids to the CPU"
         )
     launch.refuse_masked("ids", ids)
-    array = np.asarray(ids)
+    try:
+        array = np.asarray(ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"ids must be an array of integers: {error}") from error
     if array.size == 0 and isinstance(ids, list | tuple):
         array = array.astype(np.int64)
     return array
@@ -626,7 +631,8 @@ def read_array(weight: npt.ArrayLike | Tensor) -> np.ndarray:
     """NumPy's array of anything that can be one."""
     if not hasattr(weight, "detach"):
         return np.asarray(weight)
-    held = weight.detach().cpu()  # a torch tensor, perhaps on a GPU
+    # A torch tensor, perhaps on a GPU, perhaps one whose signs are still to be turned.
+    held = weight.detach().cpu().resolve_neg()
     # NumPy has no bfloat16.
     return np.asarray((held.float() if held.is_floating_point() else held).numpy())
 

@@ -1,8 +1,10 @@
 """The sparse layout: the entries that are not zero, and where they stand.
 
-Compressed sparse rows, with one freedom: an offset may serve a block of rows instead
-of one.  A column index of 8 bits tells 256 places apart, so that 16 rows of 16
-entries can share an offset, and a row costs a quarter byte instead of four.
+Compressed sparse rows, with two freedoms.  An offset may serve a block of rows instead
+of one: a column index of 8 bits tells 256 places apart, so that 16 rows of 16
+entries can share an offset, and a row costs a quarter byte instead of four.  And an
+entry that is left out need not be zero: each group of ids, a field say, may have a row
+of fills that stand in its place.
 """
 
 from __future__ import annotations
@@ -72,6 +74,17 @@ def sparse_bytes(
     return kept * entry_bytes(dim, format, block_rows) + OFFSET_BYTES * offsets
 
 
+def fill_bytes(groups: int, dim: int) -> int:
+    """Bytes of the fills of so many groups, and of where these begin.
+
+    Examples
+    --------
+    >>> fill_bytes(1, dim=16), fill_bytes(3, dim=16)
+    (64, 216)
+    """
+    return 4 * groups * dim + 8 * groups * (groups > 1)
+
+
 def most_entries(
     budget: int, rows: int, dim: int, format: str = "float32", block_rows: int = 1
 ) -> int:
@@ -133,6 +146,10 @@ class SparseLayout(Layout):
     num_embeddings, embedding_dim : int
     block_rows : int, default 1
         Rows of a block; 1 is the usual CSR.
+    fills : ndarray of float32, shape (groups, embedding_dim), optional
+        What is read where nothing is kept; without it, zeros.
+    starts : ndarray of int64, shape (groups,), optional
+        First id of each group, rising from 0; left out for a single group.
 
     Raises
     ------
@@ -141,7 +158,13 @@ class SparseLayout(Layout):
     """
 
     name: ClassVar[str] = "sparse"
-    array_names: ClassVar[tuple[str, ...]] = ("values", "columns", "offsets")
+    array_names: ClassVar[tuple[str, ...]] = (
+        "values",
+        "columns",
+        "offsets",
+        "fills",
+        "starts",
+    )
     shape_names: ClassVar[tuple[str, ...]] = (
         "num_embeddings",
         "embedding_dim",
@@ -156,12 +179,16 @@ class SparseLayout(Layout):
         num_embeddings: int,
         embedding_dim: int,
         block_rows: int = 1,
+        fills: np.ndarray | None = None,
+        starts: np.ndarray | None = None,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim)
         self.values = np.asarray(values)
         self.columns = np.asarray(columns)
         self.offsets = np.asarray(offsets)
         self.block_rows = int(block_rows)
+        self.fills = None if fills is None else np.asarray(fills)
+        self.starts = None if starts is None else np.asarray(starts)
         self.validate()
 
     @classmethod
@@ -201,15 +228,44 @@ class SparseLayout(Layout):
     def from_part(cls, table: np.ndarray, format: str, height: int) -> SparseLayout:
         """`from_dense` of a few float32 rows."""
         table = round_values(table, format)
+        return cls.from_mask(table, table != 0, height)
+
+    @classmethod
+    def from_mask(
+        cls,
+        table: np.ndarray,
+        mask: np.ndarray,
+        height: int,
+        fills: np.ndarray | None = None,
+        starts: np.ndarray | None = None,
+    ) -> SparseLayout:
+        """Keep the entries under a mask, whatever they are.
+
+        Parameters
+        ----------
+        table : ndarray of float32 or float16, shape (n, dim)
+        mask : ndarray of bool, shape (n, dim)
+        height : int
+            Rows of a block.
+        fills, starts : ndarray, optional
+            What stands for all others: the class's own arguments.
+
+        Examples
+        --------
+        >>> rows = np.float32([[0, 2], [3, 4]])
+        >>> kept, fills = rows == [[0, 0], [3, 4]], np.float32([[7, 2]])
+        >>> SparseLayout.from_mask(rows, kept, 1, fills).lookup([0, 1]).tolist()
+        [[0.0, 2.0], [3.0, 4.0]]
+        """
         rows, dim = table.shape
         # Row-major order is the order of blocks, and of places within a block.
-        places = np.flatnonzero(table)
+        places = np.flatnonzero(mask)
         width = height * dim
         kind = column_type(width)
         counts = np.bincount(places // width, minlength=-(-rows // height))
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32)
         values, columns = table.ravel()[places], (places % width).astype(kind)
-        return cls(values, columns, offsets, rows, dim, height)
+        return cls(values, columns, offsets, rows, dim, height, fills, starts)
 
     @classmethod
     def join(cls, parts: Sequence[SparseLayout]) -> SparseLayout:
@@ -260,6 +316,7 @@ class SparseLayout(Layout):
                 f"offsets must be {blocks + 1} numbers of uint32 that rise from 0 to "
                 f"{len(values)}"
             )
+        self._check_fills()
         xp, last = array_module(columns), -1
         for start in range(0, len(values), NUMBERS_JOINED):
             some = columns[start : start + NUMBERS_JOINED]
@@ -275,6 +332,34 @@ class SparseLayout(Layout):
                     "columns must rise within each block and lie in the table"
                 )
 
+    def _check_fills(self) -> None:
+        fills, starts, dim = self.fills, self.starts, self.embedding_dim
+        if fills is None and starts is None:
+            return
+        if (
+            fills is None
+            or fills.dtype != np.float32
+            or fills.ndim != 2
+            or fills.shape[1] != dim
+            or not len(fills)
+        ):
+            raise ValueError(f"fills must be float32 of shape (groups, {dim})")
+        if len(fills) == 1 and starts is None:
+            return
+        if (
+            starts is None
+            or starts.dtype != np.int64
+            or starts.shape != (len(fills),)
+            or len(starts) < 2
+            or int(starts[0]) != 0
+            or bool((starts[1:] <= starts[:-1]).any())
+            or int(starts[-1]) >= self.num_embeddings
+        ):
+            raise ValueError(
+                f"starts must be {len(fills)} int64 ids that rise from 0, and none for "
+                "a single group"
+            )
+
     @property
     def density(self) -> float:
         """Share of the table's entries that is kept."""
@@ -286,8 +371,9 @@ class SparseLayout(Layout):
 
         shape = (self.num_embeddings, self.embedding_dim)
         return SparseFormat(
-            *shape, self.values, self.columns, self.offsets, self.block_rows
-        )
+            *shape, self.values, self.columns, self.offsets, self.block_rows,
+            self.fills, self.starts, 0 if self.fills is None else len(self.fills),
+        )  # fmt: skip
 
     def locate(self, ids: IdArray) -> tuple[IdArray, IdArray]:
         """First and last-plus-one place of each row in `values`; int64 (m,)."""
@@ -303,9 +389,9 @@ class SparseLayout(Layout):
         )
 
     def read_rows(self, ids: IdArray) -> RowArray:
-        """Find each row's entries, then scatter them into zeros."""
+        """Find each row's entries, then scatter them into zeros, or into fills."""
         xp = array_module(ids)
-        rows = xp.zeros((len(ids), self.embedding_dim), dtype=np.float32)
+        rows = self._read_fills(ids)
         start, stop = self.locate(ids)
         ends = xp.cumsum(stop - start)
         kept = int(ends[-1]) if len(ids) else 0
@@ -315,6 +401,18 @@ class SparseLayout(Layout):
             place = stop[owner] - ends[owner] + order
             column = self.columns[place].astype(np.int64) % self.embedding_dim
             rows[owner, column] = self.values[place]
+        return rows
+
+    def _read_fills(self, ids: IdArray) -> RowArray:
+        """Rows of which nothing is kept, to be written to; float32 (m, dim)."""
+        xp = array_module(ids)
+        if self.fills is None:
+            zeros: RowArray = xp.zeros((len(ids), self.embedding_dim), np.float32)
+            return zeros
+        groups = xp.zeros(len(ids), dtype=np.int64)
+        if self.starts is not None:
+            groups = xp.searchsorted(self.starts, ids, side="right") - 1
+        rows: RowArray = self.fills[groups]
         return rows
 
 

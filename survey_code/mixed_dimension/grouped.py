@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding, Seed, as_float32
+from survey_code.embedding import CompressedEmbedding, Seed, as_float32, pick_rows
 from survey_code.layouts import GroupedLayout
 from survey_code.layouts.grouped import MAX_GROUPS, grouped_bytes, is_ranges
 from survey_code.mixed_dimension.search import fields_of
+from survey_code.replay import is_recording
 from survey_code.spec import TableSpec, as_integers
 
 Integers = Sequence[int] | np.ndarray
@@ -43,6 +44,8 @@ class GroupedEmbedding(CompressedEmbedding):
     projection_rate: float = 0.1
     # Where short rows are not projected: each group's columns, if not the first.
     columns: list[np.ndarray] | None = None
+
+    steady = True
 
     def __init__(
         self,
@@ -105,6 +108,8 @@ class GroupedEmbedding(CompressedEmbedding):
     def embed(self, ids: Tensor) -> Tensor:
         """Sort the ids by group, then one gather and one projection per group."""
         groups, rows = self.locate(ids.reshape(-1))
+        if is_recording():
+            return self.mask_groups(groups, rows).view(*ids.shape, self.embedding_dim)
         order = torch.argsort(groups, stable=True)
         counts = torch.bincount(groups, minlength=len(self.widths))
         parts = [
@@ -117,13 +122,25 @@ class GroupedEmbedding(CompressedEmbedding):
         full = torch.cat(parts).index_select(0, back)
         return full.reshape(*ids.shape, self.embedding_dim)
 
+    def mask_groups(self, groups: Tensor, rows: Tensor) -> Tensor:
+        """Full rows of flat ids, every group asked for every id: more work, but of a
+        shape that is known before.
+        """
+        full = []
+        for group in range(len(self.widths)):
+            mine = groups == group
+            if len(self.tables[group]):
+                read = self.widen(self.read(group, torch.where(mine, rows, 0)), group)
+                full.append(read * mine[:, None])
+        return torch.stack(full).sum(0)
+
     def read(self, group: int, rows: Tensor) -> Tensor:
         """Short rows of one group: int64 (m,) -> (m, width)."""
         table = self.tables[group]
         if not self.widths[group]:
             # Nothing to read; torch's backward kernel would write there on a GPU.
             return table.new_empty(len(rows), 0)
-        return functional.embedding(rows, table, sparse=self.regime.sparse)
+        return pick_rows(rows, table, sparse=self.regime.sparse)
 
     def widen(self, short: Tensor, group: int) -> Tensor:
         """Short rows of one group -> full rows: (m, width) -> (m, embedding_dim)."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from survey_code.budget import largest_fitting
-from survey_code.embedding import CompressedEmbedding, draw_normal
+from survey_code.embedding import CompressedEmbedding, draw_normal, pick_rows
 from survey_code.layouts.grouped import grouped_bytes, remap_bytes
 from survey_code.mixed_dimension.grouped import GroupedEmbedding
 from survey_code.options import SearchOptions, found
@@ -78,7 +77,7 @@ class PrefixSupernet(CompressedEmbedding):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Full rows behind prefix masks."""
-        rows = functional.embedding(ids, self.weight, sparse=self.regime.sparse)
+        rows = pick_rows(ids, self.weight, sparse=self.regime.sparse)
         return rows * prefix_mask(self.lengths[ids], self.embedding_dim)
 
 

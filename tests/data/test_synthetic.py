@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -43,13 +44,15 @@ GOLDEN = [
      "7a227f68ba2e94149c34b3b73c79178c0a3c741aa0f7a0ac2a19a7307dbf847f"),
     (make_stream, "stream", {},
      "9c792c246310e9778f41098ef798e6fa29887771b52d04bcb756ea582c17b654"),
+    (make_stream, "seasons", {},
+     "b79208380c5cb42b48160070face1ce4749483c2e75d96f9acf8bcd5c12c8a97"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("make", "preset", "options", "wanted"),
     GOLDEN,
-    ids=["small", "small-seed-1", "large", "stream"],
+    ids=["small", "small-seed-1", "large", "stream", "seasons"],
 )
 def test_a_seed_gives_the_same_bits_everywhere(make, preset, options, wanted):
     assert checksum(make(preset, **options)) == wanted
@@ -252,7 +255,7 @@ def test_no_metric_can_beat_the_truth(small):
 
 # -- drift ------------------------------------------------------------------
 
-STILL = {"popularity_change": 0.0, "new_ids": 0.0, "rotation": 0.0}
+STILL = {"popularity_change": 0.0, "new_ids": 0.0, "rotation": 0.0, "away": 0.0}
 SIZES = {"field_sizes": (400, 100), "rows": (2000,) * 4}
 
 
@@ -312,6 +315,50 @@ def test_new_ids_replace_old_ones_and_nothing_else():
         before = now
     # Room for just the ids that come: none is left over.
     assert len(seen) == world.field_starts[-1] == 400 + 100 + 3 * (20 + 5)
+
+
+@pytest.mark.parametrize("windows", [1, 2])
+def test_ids_that_leave_come_back_after_so_many_windows(windows):
+    history, logits = [], []
+    for now, world in worlds(away=0.1, away_windows=windows):
+        history.append([ids.tolist() for ids in now])
+        logits.append(all_logits(world))
+    for field, leaving in enumerate((40, 10)):
+        sets = [set(now[field]) for now in history]
+        for before, now in pairwise(sets):
+            assert len(before - now) == len(now - before) == leaving
+        for window in range(1, 4 - windows):
+            left = sets[window - 1] - sets[window]
+            for later in range(window, window + windows):
+                assert not left & sets[later]
+            assert left <= sets[window + windows]
+    # All ids that there are: those in use, and those that are away meanwhile.
+    assert world.field_starts[-1] == 500 + windows * 50
+    np.testing.assert_array_equal(*logits[::3])  # the teacher did not move
+
+
+def test_ids_come_back_about_as_popular_as_they_were():
+    world = World(SyntheticSettings((1000,), 1.05, (9,) * 6, away=0.2), 6, seed=2)
+    first = world.ids_by_rank[0].copy()
+    world.drift()
+    (left,) = np.nonzero(first != world.ids_by_rank[0])  # their ranks
+    for _ in range(2):
+        world.drift()
+    (found,) = np.nonzero(np.isin(world.ids_by_rank[0], first[left]))
+    np.testing.assert_array_equal(world.ids_by_rank[0][found], first[left])
+    assert np.abs(found - left).mean() < 40
+
+
+def test_new_ids_and_returning_ones_go_together():
+    """A newcomer was never there, and a returning id only if it left."""
+    seen, sets = set(), []
+    for now, _ in worlds(away=0.1, new_ids=0.05, away_windows=1):
+        sets.append(set(now[0].tolist()))
+        assert len(sets[-1]) == 400
+        if len(sets) > 2:
+            came = sets[-1] - sets[-2]
+            assert len(came & seen) in range(30, 41) and len(came - seen) == 20
+        seen |= sets[-1]
 
 
 def test_rotation_turns_the_teacher_and_nothing_else():
@@ -397,6 +444,10 @@ def test_windows_must_leave_a_test(stream, train, valid):
         ("bias", float("inf")),
         ("bias", float("nan")),
         ("rotation", float("nan")),
+        ("away", -0.1),
+        ("away", 1.5),
+        ("away_windows", 0),
+        ("away_windows", 1.5),
         ("popularity_change", -0.1),
         ("popularity_change", 1.5),
         ("new_ids", float("nan")),

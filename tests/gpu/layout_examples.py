@@ -1,7 +1,9 @@
 """A layout of every kind, small, with odd sizes among them."""
 
+import dataclasses
+
 import numpy as np
-from nestings import draw_nesting
+from nestings import draw_levels, draw_nesting, place_ids
 
 from survey_code import TableSpec, compress
 from survey_code.layouts import (
@@ -9,6 +11,7 @@ from survey_code.layouts import (
     DenseLayout,
     GroupedLayout,
     PackedLayout,
+    ProbedLayout,
     RaggedLayout,
     RoutedLayout,
     RowwiseLayout,
@@ -32,6 +35,8 @@ from survey_code.weight_sharing.hashing import (
     HashingTrick,
     MEmCom,
     QuotientRemainder,
+    SemanticIDs,
+    UnifiedEmbedding,
 )
 from survey_code.weight_sharing.vector_quantization import CCE, MGQE, LightRec
 
@@ -40,6 +45,10 @@ SPEC = TableSpec.of_shape(ROWS, 12)
 KNOWN = TableSpec.of_table(ROWS, 12, np.arange(ROWS))  # how often ids occur
 FIELDS = TableSpec(ROWS, 11, np.array([0, 1, 400, ROWS]), np.zeros(ROWS, np.int64))
 WEIGHT = np.random.default_rng(0).normal(size=(ROWS, 12)).astype(np.float32)
+CONTENT = TableSpec(
+    ROWS, 12, np.array([0, 1, 400, ROWS]), np.zeros(ROWS, np.int64), content=WEIGHT
+)
+CONTENT_ONCE = dataclasses.replace(CONTENT, field_starts=np.array([0, ROWS]))
 
 
 def long_train(steps):
@@ -64,6 +73,15 @@ def turn_codes(layout):
     return RoutedLayout.from_ids([own, turned], layout.part_ids(), ROWS)
 
 
+def fill_gaps(dim, block, starts=None, format=np.float32):
+    """Entries of 1 in 5 places, and fills for the others."""
+    mask = np.random.default_rng(4).random((ROWS, dim)) < 0.2
+    fills = WEIGHT[-1 if starts is None else -len(starts) :, :dim]
+    starts = None if starts is None else np.array(starts)
+    table = WEIGHT[:, :dim].astype(format)
+    return SparseLayout.from_mask(table, mask, block, fills, starts)
+
+
 def pack_integers(dim, bits):
     """Random integers, each of so many bits."""
     drawn = np.random.default_rng(9).integers(2**bits, size=(ROWS, dim))
@@ -79,6 +97,23 @@ def centre_rows(dim, bits, shared=False):
         return RowwiseLayout.from_groups(codes, scale, None, bits)
     scale = rng.normal(size=ROWS).astype(np.float32)
     return RowwiseLayout.from_codes(codes, scale, None, bits)
+
+
+def probe(slots, window, kind=np.int32, default=True, **options):
+    """Ids in slots, those of whose window is full left out."""
+    rng = np.random.default_rng(slots)
+    ids = rng.permutation(ROWS)
+    if options.get("open_ids"):
+        ids[::2] += 2**62
+    identities, numbers = place_ids(rng, ids, slots, window, kind)
+    values = rng.normal(size=(slots + default, 12)).astype(np.float32)
+    return ProbedLayout(identities, values, numbers, ROWS, window, **options)
+
+
+def name_levels(dim, bits, scaling="none", block=32):
+    """Random codes and levels."""
+    rng = np.random.default_rng(bits)
+    return draw_levels(rng, ROWS, dim, bits, scaling, block)
 
 
 def round_rows(part, bits):
@@ -114,6 +149,29 @@ EXAMPLES = {
     "2 bits, centred, odd": lambda: centre_rows(11, 2),
     "4 bits, centred, per table": lambda: centre_rows(11, 4, shared=True),
     "4 bits, per field": lambda: LSQ.make(FIELDS, bits=4, per="field").freeze(),
+    **{
+        f"levels, {bits} bits, {scaling}": lambda bits=bits, scaling=scaling: (
+            name_levels(12, bits, scaling, block=4)
+        )
+        for bits, scaling in zip(range(1, 9), 3 * ("row", "none", "block"))
+    },
+    "levels, 3 bits, odd": lambda: name_levels(11, 3, "row"),
+    "levels, 7 bits, two at once": lambda: name_levels(10, 7, "row"),
+    "levels, whole sectors": lambda: name_levels(64, 4),
+    "levels, long": lambda: name_levels(100, 5, "block"),
+    "levels, odd blocks": lambda: name_levels(12, 4, "block", block=5),
+    "levels, turned": lambda: TurnedLayout(
+        name_levels(16, 2, "row"), signs=np.array([[0x93, 0x0F]], np.uint8)
+    ),
+    "levels, turned, apart": lambda: keep_apart(
+        ROWS,
+        np.arange(0, 90, 3),
+        np.tile(WEIGHT[:30], 2)[:, :16],
+        TurnedLayout(
+            name_levels(16, 3, "row"),
+            signs=np.array([[0x31, 0xA0], [0x0B, 0x7C]], np.uint8),
+        ),
+    ),
     "tiered": lambda: MixedPrecisionCache.make(SPEC, slots=64, bits=4).freeze(),
     "binary": lambda: compress(WEIGHT, "bccf"),
     "binary, row scales": lambda: compress(WEIGHT[:, :11], "bccf", scale="row"),
@@ -163,6 +221,8 @@ EXAMPLES = {
     "sparse, blocks": lambda: SparseLayout.from_dense(
         WEIGHT * (WEIGHT > 0.8), "float16", block_rows=16
     ),
+    "sparse, fills": lambda: fill_gaps(12, block=16),
+    "sparse, fills of groups": lambda: fill_gaps(11, 1, [0, 7, 999], np.float16),
     "signed": lambda: HashingTrick.make(SPEC, rows=90, signed=True).freeze(),
     "open": lambda: HashingTrick.make(SPEC, rows=90, open_ids=True).freeze(),
     **{
@@ -172,6 +232,17 @@ EXAMPLES = {
         for combine in ("sum", "product", "concat")
     },
     "path": lambda: QuotientRemainder.make(SPEC, modulus=30, combine="path").freeze(),
+    "semantic": lambda: SemanticIDs.make(CONTENT, rows=60).freeze(),
+    "semantic, a table each": lambda: SemanticIDs.make(
+        CONTENT, rows=60, levels=2, bits=5, tables="each", grams="levels"
+    ).freeze(),
+    "semantic, side by side": lambda: SemanticIDs.make(
+        CONTENT, rows=60, levels=4, combine="concat"
+    ).freeze(),
+    "semantic, one field": lambda: SemanticIDs.make(
+        CONTENT_ONCE, rows=60, grams="whole"
+    ).freeze(),
+    "unified": lambda: UnifiedEmbedding.make(SPEC, rows=90, reads=4).freeze(),
     "one table": lambda: BloomEmbeddings.make(SPEC, rows=40).freeze(),
     "six hashes": lambda: BloomEmbeddings.make(SPEC, rows=40, hashes=6).freeze(),
     "own rows": lambda: DoubleHashing.make(KNOWN, rows=40, frequent=60).freeze(),
@@ -200,7 +271,11 @@ EXAMPLES = {
     "generator, normal": lambda: DHE.make(
         SPEC, width=20, codes=24, distribution="gaussian"
     ).freeze(),
+    "probed": lambda: probe(150, 8),
+    "probed, zeros": lambda: probe(151, 3, default=False),
+    "probed, open": lambda: probe(97, 5, np.int64, open_ids=True),
     # Layouts within layouts.
+    "probed, int8": lambda: with_rows("probed", "values", bits=8),
     "int8 codewords": lambda: with_rows("codes", "codewords", bits=8),
     "int4 hash table": lambda: with_rows("concat", "values", bits=4),
     "sparse hash table": lambda: with_rows("six hashes", "values", kept=0.3),

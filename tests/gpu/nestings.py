@@ -15,18 +15,23 @@ from survey_code.layouts import (
     GroupedLayout,
     HashedLayout,
     Layout,
+    LevelsLayout,
     PackedLayout,
+    ProbedLayout,
     RaggedLayout,
     RoutedLayout,
     RowwiseLayout,
+    SemanticLayout,
     SparseLayout,
     TensorTrainLayout,
     TurnedLayout,
 )
 from survey_code.layouts.generator import count_weights
 from survey_code.layouts.hashed import mixed_index, path_parameters
+from survey_code.layouts.probed import find_homes
 from survey_code.layouts.routed import keep_apart
 from survey_code.layouts.tensor_train import core_shapes
+from survey_code.layouts.turned import is_power_of_two
 
 
 def draw_table(rng, rows, dim):
@@ -62,6 +67,22 @@ def per_group(rng, rows, dim, depth):
     return RowwiseLayout.from_groups(codes, scale, bias, 4)
 
 
+def draw_levels(rng, rows, dim, bits, scaling, block=32):
+    """Random codes that name random levels, with the scales that are asked for."""
+    codes = draw_codes(rng, rows, dim, bits).astype(np.uint8)
+    table = rng.normal(size=2**bits)
+    if scaling == "block":
+        powers = rng.integers(125, 130, size=(rows, -(-dim // block)))
+        return LevelsLayout.from_codes(codes, table, powers.astype(np.uint8), block)
+    scales = rng.normal(size=rows) if scaling == "row" else None
+    return LevelsLayout.from_codes(codes, table, scales)
+
+
+def levels(rng, rows, dim, depth):
+    bits, scaling = int(rng.integers(1, 9)), rng.choice(["none", "row", "block"])
+    return draw_levels(rng, rows, dim, bits, scaling, int(rng.choice([1, 2, 4, 32])))
+
+
 def binary(rng, rows, dim, depth):
     scales = rng.random((rows, 1)).astype(np.float32) if rng.random() < 0.5 else None
     return BinaryLayout.from_signs(draw_table(rng, rows, dim), scales)
@@ -70,6 +91,11 @@ def binary(rng, rows, dim, depth):
 def sparse(rng, rows, dim, depth):
     table = draw_table(rng, rows, dim) * (rng.random((rows, dim)) < 0.4)
     block = int(rng.choice([1, 3]))
+    if rng.random() < 0.3:
+        groups = int(rng.integers(1, min(rows, 3) + 1))
+        starts = np.arange(groups) if groups > 1 else None
+        fills = draw_table(rng, groups, dim)
+        return SparseLayout.from_mask(table, table != 0, block, fills, starts)
     return SparseLayout.from_dense(table, rng.choice(["float32", "float16"]), block)
 
 
@@ -114,6 +140,29 @@ def hashed(rng, rows, dim, depth):
     return HashedLayout(values, index, rows, dim, combine, signs, **optional)
 
 
+def place_ids(rng, ids, slots, window, kind=np.int32):
+    """Identities of a probed layout, each id in its window if there is room, and the
+    numbers of their hash.
+    """
+    numbers = draw_multipliers(rng, 1)[0]
+    identities = np.full(slots, -1, dtype=kind)
+    for one, home in zip(ids, find_homes(ids, numbers, slots)):
+        reached = (home + np.arange(window)) % slots
+        free = reached[identities[reached] == -1]
+        if len(free):
+            identities[free[0]] = one
+    return identities, numbers
+
+
+def probed(rng, rows, dim, depth):
+    slots = int(rng.integers(1, 20))
+    window = int(rng.integers(1, min(slots, 5) + 1))
+    kind = rng.choice([np.int32, np.int64])
+    identities, numbers = place_ids(rng, rng.permutation(rows), slots, window, kind)
+    values = part(rng, slots + int(rng.integers(2)), dim, depth - 1)
+    return ProbedLayout(identities, values, numbers, rows, window)
+
+
 def codebook(rng, rows, dim, depth):
     combine = str(rng.choice(["concat", "sum"]))
     books = divide(rng, dim) if combine == "concat" else int(rng.integers(1, 4))
@@ -131,6 +180,24 @@ def codebook(rng, rows, dim, depth):
     words = part(rng, books << bits, width, depth - 1)
     firsts = (np.arange(books, dtype=np.int32) << bits)[None]
     return CodebookLayout(codes, words, firsts, dim, combine)
+
+
+def semantic(rng, rows, dim, depth):
+    levels, bits = int(rng.integers(1, 4)), int(rng.integers(1, 6))
+    codes = PackedLayout.from_integers(draw_codes(rng, rows, levels, bits), bits)
+    combine = str(rng.choice(["sum", "concat"]))
+    count = int(rng.integers(1, 4)) if combine == "sum" else 1 + (dim % 2 == 0)
+    ends = np.sort(rng.integers(0, levels, size=(count, 2)), axis=1)
+    ends[:, 1] += 1
+    grams = ends.astype(np.uint8)
+    shared = bool(rng.random() < 0.5)
+    sizes = [5] * count if shared else rng.integers(2, 9, size=count).tolist()
+    index = mixed_index(rng, sizes)
+    starts = np.array([0, rows // 2]) if rows > 2 and rng.random() < 0.5 else None
+    kept = sizes[0] if shared else sum(sizes)
+    width = dim // count if combine == "concat" else dim
+    values = part(rng, kept, width, depth - 1)
+    return SemanticLayout(codes, values, index, grams, dim, combine, shared, starts)
 
 
 def anchors(rng, rows, dim, depth):
@@ -184,14 +251,21 @@ def added(rng, rows, dim, depth):
 
 
 def turned(rng, rows, dim, depth):
+    if is_power_of_two(dim) and rng.random() < 0.5:
+        times = int(rng.integers(1, 3))
+        signs = rng.integers(256, size=(times, -(-dim // 8))).astype(np.uint8)
+        return TurnedLayout(draw(rng, rows, dim, depth - 1), signs=signs)
     width = int(rng.integers(1, dim + 3))
     matrix = draw_table(rng, width, dim) / np.float32(np.sqrt(width))
     return TurnedLayout(draw(rng, rows, width, depth - 1), matrix)
 
 
-LEAVES = (dense, rowwise, per_group, binary, sparse, ragged, flat, generator)
+LEAVES = (
+    dense, rowwise, per_group, levels, binary, sparse, ragged, flat, generator,
+)  # fmt: skip
 HOLDERS = (
-    hashed, codebook, anchors, tensor_train, grouped, routed, added, turned,
+    hashed, probed, semantic, codebook, anchors, tensor_train, grouped, routed, added,
+    turned,
 )  # fmt: skip
 
 

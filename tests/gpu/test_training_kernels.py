@@ -28,12 +28,12 @@ from survey_code.low_precision.quantization import (
     lpt,
     writeback,
 )
+from survey_code.weight_sharing import lloyd
 from survey_code.weight_sharing.hashing import ROBE, robe
 from survey_code.weight_sharing.vector_quantization import (
     CCE,
     assigning_on,
     cluster_rows,
-    lloyd,
     nearest_rows,
     quantize_product,
 )

@@ -12,4 +12,6 @@ def pairs():
     rng = np.random.default_rng(0)
     met = rng.choice(40 * 60, 900, replace=False)
     both = np.stack([met // 60, 40 + met % 60], 1)
-    return InteractionData("pairs", 40, 60, both[:600], both[600:700], both[700:])
+    content = rng.normal(size=(100, 4)).astype(np.float32)
+    parts = both[:600], both[600:700], both[700:]
+    return InteractionData("pairs", 40, 60, *parts, content=content)

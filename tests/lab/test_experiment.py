@@ -50,12 +50,13 @@ TINY = Trial(
 def small():
     """The small preset with a quarter of its ids and a tenth of its rows."""
     fields = (1500, 1000, 375, 125, 25, 8, 3, 2)
-    return make_clicks("small", rows=(20_000, 4000, 4000), field_sizes=fields)
+    rows = (20_000, 4000, 4000)
+    return make_clicks("small", rows=rows, field_sizes=fields, content=1.0)
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    return make_clicks(field_sizes=(50, 30, 20), rows=(1500, 400, 400))
+    return make_clicks(field_sizes=(50, 30, 20), rows=(1500, 400, 400), content=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,8 @@ def tastes():
     rng.shuffle(met)
     met[:, 1] += 60
     test, valid, train = np.split(met, [220, 280])
-    return InteractionData("tastes", 60, 60, train, valid, test)
+    content = np.eye(4, dtype=np.float32)[np.arange(120) % 4]
+    return InteractionData("tastes", 60, 60, train, valid, test, content=content)
 
 
 # -- every method -----------------------------------------------------------------
@@ -75,7 +77,8 @@ def tastes():
 
 @pytest.mark.parametrize("key", CLICKERS)
 def test_every_method_runs(key, small, tmp_path):
-    ratio = {"full": 1.0, "half": 2.0}.get(key, 4.0)  # as far as they reach
+    reach = {"full": 1.0, "half": 2.0, "shark": 3.0}
+    ratio = reach.get(key, 4.0)  # as far as they reach
     result = run(key, small, ratio, seed=1)
     assert (result.key, result.seed, result.requested_ratio) == (key, 1, ratio)
     assert (result.model, result.dim, result.data) == ("dcnv2", 16, small.name)

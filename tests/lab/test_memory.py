@@ -68,7 +68,12 @@ def test_nothing_is_counted_outside():
 
 @pytest.mark.parametrize(
     ("optimizer", "state"),
-    [("sgd", 0), ("adam", 2 * TABLE), ("rowwise_adagrad", 4 * ROWS)],
+    [
+        ("sgd", 0),
+        ("adam", 2 * TABLE),
+        ("rowwise_adagrad", 4 * ROWS),
+        ("rowwise_adagrad_8bit", ROWS),
+    ],
 )
 def test_persistent_bytes_are_weights_and_state(optimizer, state):
     table = FullEmbedding(TableSpec.of_shape(ROWS, DIM))

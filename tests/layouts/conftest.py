@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from nestings import draw_nesting
+from nestings import draw_levels, draw_nesting, place_ids
 
 from survey_code import TableSpec, compress
 from survey_code.layouts import (
@@ -13,12 +13,15 @@ from survey_code.layouts import (
     DenseLayout,
     GroupedLayout,
     PackedLayout,
+    ProbedLayout,
     RaggedLayout,
     RoutedLayout,
     RowwiseLayout,
+    SemanticLayout,
     SparseLayout,
     TurnedLayout,
 )
+from survey_code.layouts.hashed import mixed_index
 from survey_code.layouts.routed import keep_apart
 from survey_code.weight_sharing.decomposition import STTD, TTRec
 from survey_code.weight_sharing.hashing import (
@@ -72,6 +75,10 @@ def draw_centred(dim, bits, starts=None):
     return RowwiseLayout.from_groups(codes, scale, None, bits, np.array(starts))
 
 
+def named(dim, bits, scaling="none", block=32):
+    return draw_levels(np.random.default_rng(dim), ROWS, dim, bits, scaling, block)
+
+
 def tiered(dim, format="float32", **tiers):
     """Rows in several precisions: ids of each, "rest" for the others."""
     named = [i for ids in tiers.values() if ids != "rest" for i in ids]
@@ -100,6 +107,14 @@ def grouped(dim, widths, assignment=None, rows=None, **options):
     return GroupedLayout.from_tables(tables, matrices, dim, assignment, **options)
 
 
+def probed(slots=5, window=3, kind=np.int32, default=True, **options):
+    """As many ids as find a place in their windows."""
+    rng = np.random.default_rng(slots)
+    identities, numbers = place_ids(rng, rng.permutation(ROWS), slots, window, kind)
+    values = rng.normal(size=(slots + default, 6)).astype(np.float32)
+    return ProbedLayout(identities, values, numbers, ROWS, window, **options)
+
+
 MIXED = np.array([2, 0, 0, 1, 2, 1, 1, 0, 2, 2, 2])
 
 
@@ -120,6 +135,23 @@ def sparse(dim, share, **options):
     weight = draw_table(dim)
     weight[np.random.default_rng(1).random(weight.shape) >= share] = 0
     return SparseLayout.from_dense(weight, **options)
+
+
+def filled(dim, starts=None, **options):
+    """Some entries of a table, and a row of fills for the others of each group."""
+    mask = np.random.default_rng(2).random((ROWS, dim)) < 0.4
+    fills = draw_table(dim)[: 1 if starts is None else len(starts)]
+    starts = None if starts is None else np.array(starts)
+    return SparseLayout.from_mask(draw_table(dim), mask, 2, fills, starts)
+
+
+def semantic(grams, sizes, dim=6, **options):
+    """Two codes of two bits, and stretches of them that name rows."""
+    codes = PackedLayout.from_integers(np.arange(2 * ROWS).reshape(ROWS, 2) % 4, 2)
+    rows = max(sizes) if options.get("shared") else sum(sizes)
+    width = dim // len(grams) if options.get("combine") == "concat" else dim
+    values, index = draw_table(width)[:rows], mixed_index(3, sizes)
+    return SemanticLayout(codes, values, index, np.uint8(grams), dim, **options)
 
 
 def ragged(dim, **options):
@@ -146,6 +178,12 @@ EXAMPLES = {
     "rowwise-centred-4-odd": lambda: draw_centred(7, bits=4),
     "rowwise-centred-groups": lambda: draw_centred(5, bits=2, starts=[0, 3, 10]),
     "rowwise-groups": lambda: draw_groups(5, bits=4, starts=[0, 3, 10]),
+    "levels": lambda: named(5, bits=4),
+    "levels-8": lambda: named(3, bits=5),
+    "levels-row": lambda: named(7, bits=3, scaling="row"),
+    "levels-row-1": lambda: named(9, bits=1, scaling="row"),
+    "levels-blocks": lambda: named(6, bits=4, scaling="block", block=4),
+    "levels-one-block": lambda: named(5, bits=2, scaling="block"),
     "tiered": lambda: tiered(5, values=[2, 9], rows8=[0, 3, 10], rows4="rest"),
     "tiered-two": lambda: tiered(4, values=[0], rows2="rest"),
     "tiered-half": lambda: tiered(3, values=[10], rows8="rest", format="float16"),
@@ -161,6 +199,9 @@ EXAMPLES = {
     "packed": lambda: PackedLayout.from_integers(np.arange(33).reshape(11, 3) % 8, 3),
     "added": lambda: AddedLayout([DenseLayout(draw_table(6)), hashed(rows=4)]),
     "turned": lambda: TurnedLayout(hashed(rows=4), draw_table(8)[:6]),
+    "turned-signs": lambda: TurnedLayout(
+        named(16, bits=2, scaling="row"), signs=np.array([[0x93, 0x0F]], np.uint8)
+    ),
     **{
         f"nesting-{seed}": lambda seed=seed: draw_nesting(seed, rows=ROWS)
         for seed in range(200, 206)
@@ -183,6 +224,8 @@ EXAMPLES = {
     "sparse-half": lambda: sparse(7, 0.3, format="float16", block_rows=3),
     "sparse-wide": lambda: sparse(300, 0.1),
     "sparse-empty": lambda: sparse(4, 0.0),
+    "sparse-fills": lambda: filled(5),
+    "sparse-fills-groups": lambda: filled(6, starts=[0, 3, 10]),
     "ragged": lambda: ragged(6),
     "ragged-half": lambda: ragged(3, format="float16"),
     "ragged-empty": lambda: RaggedLayout.from_dense(draw_table(2), [0] * ROWS),
@@ -203,6 +246,9 @@ EXAMPLES = {
         HashEmbeddings, rows=4, entries=7, open_ids=True
     ),
     "hashed-bias": lambda: shared(MEmCom, rows=4, bias=True),
+    "probed": lambda: probed(),
+    "probed-zeros": lambda: probed(default=False, window=1),
+    "probed-open": lambda: probed(kind=np.int64, open_ids=True),
     "codebook": lambda: compress(draw_table(6), "pq", books=3, bits=2),
     "codebook-half": lambda: compress(draw_table(4), "pq", books=2, bits=3, half=True),
     "codebook-turned": lambda: compress(
@@ -219,6 +265,11 @@ EXAMPLES = {
     ),
     "codebook-sum": lambda: shared(LightRec, books=3, bits=2),
     "codebook-hashed": lambda: shared(CCE, books=2, bits=2),
+    "semantic": lambda: semantic([[0, 1], [0, 2]], [4, 5]),
+    "semantic-one-table": lambda: semantic([[0, 1], [1, 2]], [7, 7], shared=True),
+    "semantic-concat": lambda: semantic(
+        [[0, 1], [0, 2]], [3, 4], combine="concat", starts=np.array([0, 2, 7])
+    ),
     "flat": lambda: shared(ROBE, size=20, block_len=4),
     "flat-signed": lambda: shared(ROBE, size=20, block_len=1, signed=True),
     "flat-open": lambda: shared(ROBE, size=20, open_ids=True, block_len=9),

@@ -10,6 +10,7 @@ from survey_code.layouts import RaggedLayout, SparseLayout, load_layout
 from survey_code.layouts.ragged import ragged_bytes
 from survey_code.layouts.sparse import (
     default_block,
+    fill_bytes,
     most_entries,
     search_blocks,
     sparse_bytes,
@@ -112,6 +113,56 @@ def test_searches_side_by_side_are_searches_one_by_one(seed):
     found = search_blocks(columns, low, ends, wanted)
     one_by_one = [np.searchsorted(p, w) for p, w in zip(parts, wanted)]
     np.testing.assert_array_equal(found - low, one_by_one)
+
+
+@settings(deadline=None, max_examples=60, derandomize=True, database=None)
+@given(
+    rows=st.integers(2, 70),
+    dim=st.sampled_from([1, 3, 16, 257]),
+    block=st.sampled_from([1, 2, 16]),
+    groups=st.integers(1, 4),
+    share=st.sampled_from([0.0, 0.3, 1.0]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_what_is_not_kept_is_its_groups_fill(rows, dim, block, groups, share, seed):
+    """Kept zeros are zeros; the bytes are counted, and the file has them."""
+    rng = np.random.default_rng(seed)
+    table, mask = draw(rows, dim, 0.7, seed), rng.random((rows, dim)) < share
+    more = rng.choice(np.arange(1, rows), min(groups, rows) - 1, replace=False)
+    starts = np.concatenate([[0], np.sort(more)]).astype(np.int64)
+    fills = rng.normal(size=(len(starts), dim)).astype(np.float32)
+    given = starts if len(starts) > 1 else None
+    layout = SparseLayout.from_mask(table, mask, block, fills, given)
+    group = (np.arange(rows)[:, None] >= starts).sum(axis=1) - 1
+    wanted = np.where(mask, table, fills[group])
+    np.testing.assert_array_equal(decode_layout(layout), wanted)
+    plain = sparse_bytes(int(mask.sum()), rows, dim, block_rows=block)
+    assert layout.nbytes == plain + fill_bytes(len(starts), dim)
+
+
+FILLS, STARTS = np.ones((2, 3), np.float32), np.array([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fills": FILLS.astype(np.float16)}, "fills must be float32 of shape"),
+        ({"fills": FILLS[:, :2]}, r"of shape \(groups, 3\)"),
+        ({"fills": FILLS[:0]}, "fills must be float32 of shape"),
+        ({"fills": FILLS[0]}, "fills must be float32 of shape"),
+        ({"fills": None}, "fills must be float32 of shape"),
+        ({"starts": None}, "starts must be 2 int64 ids"),
+        ({"starts": STARTS.astype(np.int32)}, "starts must be 2 int64 ids"),
+        ({"starts": STARTS + 1}, "starts must be 2 int64 ids that rise from 0"),
+        ({"starts": STARTS * 0}, "starts must be 2 int64 ids that rise from 0"),
+        ({"starts": STARTS * 2}, "starts must be 2 int64 ids that rise from 0"),
+        ({"fills": FILLS[:1], "starts": STARTS[:1]}, "none for a single group"),
+    ],
+)
+def test_fills_that_contradict_the_table_are_errors(changes, message):
+    arrays = {"fills": FILLS, "starts": STARTS, **changes}
+    with pytest.raises(ValueError, match=message):
+        SparseLayout(VALUES, COLUMNS, OFFSETS, 2, 3, **arrays)
 
 
 VALUES = np.array([1, 2, 3], np.float32)

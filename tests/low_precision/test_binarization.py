@@ -578,7 +578,7 @@ def test_beta_grows_from_1_to_its_end_as_a_root():
     found = []
     for progress in (0.0, 0.5, 1.0):
         table.advance(progress)
-        found.append(table.beta)
+        found.append(float(table.beta))
     np.testing.assert_allclose(found, [1, np.sqrt(13), 5])
     for beta in (0.5, np.nan, np.inf, "10", None):
         with pytest.raises(ValueError, match="beta must be"):
@@ -988,3 +988,8 @@ def test_click_models_run_on_codes(key, clicks):
     else:
         assert 0.55 < result.test["auc"] < full.test["auc"]
     assert isinstance(result.layout, BinaryLayout)
+
+
+def test_bigear_of_one_number_starts_finite():
+    table = BiGeaR.make(TableSpec.of_shape(1, 1), layers=0).eval()
+    assert np.isfinite(table.freeze().lookup(np.array([0]))).all()

@@ -223,6 +223,25 @@ def test_write_back_without_rounding_is_torchs_optimiser(name, looks):
         torch.testing.assert_close(table.rows, full.weight.detach())
 
 
+@pytest.mark.parametrize("key", ["half", "lpt", "alpt"])
+def test_a_state_in_bytes_moves_rows_as_one_in_floats_does_on_average(key):
+    """The first steps are alike, and then the rates differ by chance."""
+    rows = {}
+    for optimizer in ("rowwise_adagrad", "rowwise_adagrad_8bit"):
+        table = get_method(key).build(spec_of(400, 8), {}).train()
+        table.begin(Regime(optimizer))
+        for _ in range(20):
+            take_step(table, pull(table, torch.arange(400), 1.0), 0.02)
+        assert hasattr(table, "rows_squares")
+        assert table.rows_squares.dtype == (
+            torch.uint8 if optimizer.endswith("8bit") else torch.float32
+        )
+        rows[optimizer] = table.eval()(torch.arange(400)).mean(1)
+    floats, in_bytes = rows.values()
+    assert in_bytes.mean().item() == pytest.approx(floats.mean().item(), rel=0.02)
+    assert 0 < (in_bytes - floats).std() < 0.15 * floats.mean()
+
+
 @pytest.mark.parametrize("key", ["half", "lpt", "alpt", "mixed_precision_cache"])
 def test_only_rows_that_were_read_change(key):
     table = get_method(key).build(spec_of(), some_options(key)).train()
@@ -417,9 +436,13 @@ def test_pact_pulls_its_level_and_the_others_have_no_penalty():
 
 
 @pytest.mark.parametrize("key", ["lpt", "alpt"])
-@pytest.mark.parametrize("optimizer", ["sgd", "rowwise_adagrad"])
+@pytest.mark.parametrize(
+    "optimizer", ["sgd", "rowwise_adagrad", "rowwise_adagrad_8bit"]
+)
 def test_training_takes_at_most_40_percent_of_the_full_tables_bytes(key, optimizer):
-    """8 bits at d = 16: (16 + 4) / 64 with SGD, (16 + 4 + 4) / 68 with Adagrad."""
+    """8 bits at d = 16: (16 + 4) / 64 with SGD, (16 + 4 + 4) / 68 with Adagrad, whose
+    state takes a byte of a row if it is asked to.
+    """
     spec = spec_of(1000, 16)
     settings = TrainingSettings(optimizer=optimizer)
     ids = torch.arange(50).view(10, 5)
@@ -430,7 +453,7 @@ def test_training_takes_at_most_40_percent_of_the_full_tables_bytes(key, optimiz
             ("own", get_method(key).build(spec, {"bits": 8})),
         )
     }
-    extra = 4 if optimizer == "rowwise_adagrad" else 0
+    extra = {"sgd": 0, "rowwise_adagrad": 4, "rowwise_adagrad_8bit": 1}[optimizer]
     assert size["own"] == 1000 * (16 + 4 + extra)
     assert size["full"] == 1000 * (64 + extra)
     assert size["own"] <= 0.4 * size["full"]

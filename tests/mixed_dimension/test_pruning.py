@@ -103,6 +103,11 @@ def test_what_is_found_fits_the_budget_and_nearly_fills_it(key, ratio, data):
         ("optfs", {"travel": 0}),
         ("optfs", {"start": -1}),
         ("optfs", {"price": 0}),
+        ("shaver", {"batches": 0}),
+        ("shaver", {"steps": 0}),
+        ("shaver", {"fill": "median"}),
+        ("shaver", {"signed": 1}),
+        ("shaver", {"format": "int8"}),
     ],
 )
 def test_wrong_options_are_value_errors(key, wrong, task):
@@ -110,7 +115,7 @@ def test_wrong_options_are_value_errors(key, wrong, task):
         get_method(key).plan(task.spec, 2, **wrong)
 
 
-@pytest.mark.parametrize("key", ["magnitude", "deeplight", "pep", "optfs"])
+@pytest.mark.parametrize("key", ["magnitude", "deeplight", "pep", "optfs", "shaver"])
 def test_a_hundredfold_is_in_reach_where_rows_can_be_dropped(key):
     get_method(key).plan(zipf_spec(20_000), 100)
 
@@ -776,3 +781,17 @@ def test_only_the_mask_learns():
 def test_a_wrong_mask_is_a_value_error(mask):
     with pytest.raises(ValueError, match="mask"):
         TicketEmbedding(zipf_spec(200, 8), mask)
+
+
+@pytest.mark.parametrize("key", ["deeplight", "magnitude", "pep"])
+def test_entries_in_halves_are_read_as_they_are_stored(key):
+    """In use, that is, which decides on the epoch that is kept."""
+    spec, method = zipf_spec(), get_method(key)
+    asked = method.plan(spec, 8, format="float16")
+    if key == "pep":
+        asked = asked.replace(mask=np.ones((3000, 16), bool))
+    table = method.build(spec, asked).eval()
+    layout = table.freeze()
+    assert "float16" in {str(array.dtype) for array in layout.arrays().values()}
+    rows = table(torch.arange(3000)).detach().numpy()
+    np.testing.assert_array_equal(rows, layout.lookup(np.arange(3000)))

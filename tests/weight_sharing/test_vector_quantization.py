@@ -13,6 +13,7 @@ from survey_code import TableSpec, compress, data
 from survey_code.catalog import get_method
 from survey_code.embedding import Regime, TrainingStep, decode_layout
 from survey_code.spec import OutOfReach
+from survey_code.weight_sharing import lloyd
 from survey_code.weight_sharing.vector_quantization import (
     CCE,
     DPQ,
@@ -21,7 +22,6 @@ from survey_code.weight_sharing.vector_quantization import (
     RecJPQ,
     cluster_rows,
     count_perplexity,
-    lloyd,
     nearest_rows,
     quantize_product,
     quantize_residuals,
@@ -580,3 +580,14 @@ def test_a_round_keeps_the_number_of_helpers():
     assert (table.index[:, -1] == 21).all()
     rows = table(IDS).detach().numpy()
     np.testing.assert_allclose(table.freeze().lookup(IDS.numpy()), rows, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [2, 50, 300, 1000])
+@pytest.mark.parametrize("dim", [1, 2])
+def test_lightrec_starts_small_where_all_queries_choose_alike(rows, dim):
+    """Codewords were multiplied further and further, since no sum ever differed."""
+    spec = TableSpec.of_shape(rows, dim)
+    for books, bits in ((1, 1), (2, 3), (3, 5)):
+        table = LightRec.make(spec, seed=1, books=books, bits=bits)
+        assert table.codewords.abs().max() < 50 * spec.init_std
+        assert np.isfinite(table.eval().freeze().lookup(np.arange(rows))).all()

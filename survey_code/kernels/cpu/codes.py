@@ -21,7 +21,7 @@ def unpack_rows(packed: np.ndarray, dim: int, bits: int) -> np.ndarray:
     packed : ndarray of uint8, shape (m, bytes)
         At least ``ceil(dim * bits / 8)`` bytes a row; further ones are left alone.
     dim : int
-    bits : {8, 4, 2, 1}
+    bits : int, 1 to 8
 
     Returns
     -------
@@ -32,6 +32,8 @@ def unpack_rows(packed: np.ndarray, dim: int, bits: int) -> np.ndarray:
     packed = packed[:, :width]
     if bits == 8:
         return packed
+    if 8 % bits:
+        return cross_bytes(packed, dim, bits)
     if bits == 4:
         return spread_halves(packed)[:, :dim]
     codes = list_codes(bits, np.uint8).take(packed.astype(np.intp), axis=0)
@@ -73,6 +75,37 @@ def decode_rows(
         else:
             np.multiply(codes, scale[whole], out=block)
             block += bias[whole]
+    return rows
+
+
+def decode_levels(
+    packed: np.ndarray, dim: int, bits: int, levels: np.ndarray
+) -> np.ndarray:
+    """Numbers that codes name in one table: ``levels[codes]``.
+
+    Parameters
+    ----------
+    packed : ndarray of uint8, shape (m, bytes)
+        As for `unpack_rows`.
+    dim : int
+    bits : int, 1 to 8
+    levels : ndarray of float32, shape (2**bits,)
+
+    Returns
+    -------
+    ndarray of float32, shape (m, dim)
+    """
+    rows = np.empty((len(packed), dim), dtype=np.float32)
+    if bits < 8 and 8 % bits == 0:
+        table = levels.take(list_codes(bits, np.intp))  # of each byte, its numbers
+        width = -(-dim * bits // 8)
+    for part in cut_rows(len(packed), dim, BLOCK_NUMBERS):
+        if bits < 8 and 8 % bits == 0:
+            found = table.take(packed[part, :width].astype(np.intp), axis=0)
+            rows[part] = found.reshape(len(found), width * 8 // bits)[:, :dim]
+        else:
+            codes = unpack_rows(packed[part], dim, bits)
+            levels.take(codes.astype(np.intp), out=rows[part], mode="clip")
     return rows
 
 
@@ -127,6 +160,25 @@ def split_tail(
     """
     tail = packed[:, width:].view(kind).astype(np.float32)
     return tail[:, :1], tail[:, 1:] if tail.shape[1] > 1 else None
+
+
+def cross_bytes(packed: np.ndarray, dim: int, bits: int) -> np.ndarray:
+    """Codes of 3, 5, 6 or 7 bits: uint8 (m, bytes) -> uint8 (m, dim).
+
+    Eight codes fill as many bytes as a code has bits, so that every eighth code lies
+    alike in every so many bytes.
+    """
+    codes = np.empty((len(packed), dim), dtype=np.uint8)
+    for place in range(min(8, dim)):
+        byte, shift = divmod(place * bits, 8)
+        found = codes[:, place::8]
+        part = packed[:, byte::bits][:, : found.shape[1]]
+        np.right_shift(part, shift, out=found)
+        if shift + bits > 8:
+            rest = packed[:, byte + 1 :: bits][:, : found.shape[1]]
+            found |= rest << 8 - shift
+        found &= 2**bits - 1
+    return codes
 
 
 def spread_halves(packed: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ FEW_BLOCKS = 8  # of a row, that are found at once
 FEW_TABLES = 2  # side by side, whose rows are found at once
 FLOATS = {"float32": "float", "float16": "__half", "uint16": "__nv_bfloat16"}
 INTEGERS = {"uint8": "unsigned char", "uint16": "unsigned short"}
+IDENTITIES = {"int32": "int", "int64": "long long"}
 Shape = tuple[int, int]
 
 
@@ -138,6 +139,15 @@ class Digit:
 
 NO_HASH = 0, 0, 0
 NO_DIGIT = Digit(*NO_HASH, 1, 0, 0, 0, 0)
+
+
+@dataclass(eq=False)
+class Gram:
+    """A stretch of an id's codes: its first bit, its bits, and its hash's digit."""
+
+    begin: Number
+    length: Number
+    digit: Annotated[Digit, Told("Digit")]
 
 
 @dataclass(eq=False)
@@ -380,6 +390,38 @@ class PackedFormat(Format):
 
 
 @dataclass(eq=False)
+class LevelsFormat(Format):
+    """Codes of 1 to 8 bits that name levels, and each row's scales behind them."""
+
+    header = "levels.cuh"
+    table: Address
+    levels: Address
+    stride: Number
+    tail: Number
+    block: Number
+    bits: int
+    scaling: int
+
+    @classmethod
+    def of(
+        cls, rows: Shaped, levels: Shaped, dim: int, bits: int, scaling: int, block: int
+    ) -> LevelsFormat:
+        """Padded rows, uint8 (n, bytes): codes, and then nothing (scaling 0), a float16
+        (1), or a byte for each block of columns (2).
+        """
+        stride, tail = row_stride(rows), -(-dim * bits // 8)
+        return cls(rows.shape[0], dim, rows, levels, stride, tail, block, bits, scaling)
+
+    def unit(self) -> int:
+        """As for `Format`: entries that are read at once share a scale."""
+        return choose_entries(*((self.dim, self.block) if self.block else (self.dim,)))
+
+    def form(self, entries: int) -> str:
+        """As for `Format`."""
+        return f"Levels<{entries}, {self.bits}, {self.scaling}>"
+
+
+@dataclass(eq=False)
 class CodebookFormat(Format):
     """Codes, and the codewords that they name."""
 
@@ -513,6 +555,59 @@ class SideBySideFormat(Format):
 
 
 @dataclass(eq=False)
+class SemanticFormat(Format):
+    """Rows that stretches of an id's codes name by their hashes."""
+
+    header = "semantic.cuh"
+    parts = (Gram,)
+    codes: Inner
+    values: Inner
+    levels: Number
+    bits: Number
+    starts: AddressOrNull
+    fields: Number
+    grams: Annotated[Sequence[Gram], Told("Gram", "GRAMS")]
+    added: bool
+
+    @classmethod
+    def of(
+        cls,
+        dim: int,
+        codes: Format,
+        values: Format,
+        index: Sequence[Sequence[int]],
+        firsts: Sequence[int],
+        spans: Sequence[tuple[int, int]],
+        bits: int,
+        starts: Shaped | None,
+        combine: str,
+    ) -> SemanticFormat:
+        """Codes of so many bits each; the first row of each n-gram's table."""
+        grams = [
+            Gram(bits * low, bits * (high - low), Digit.of(row, first))
+            for row, first, (low, high) in zip(index, firsts, spans)
+        ]
+        fields = 0 if starts is None else starts.shape[0]
+        return cls(
+            codes.rows, dim, codes, values, codes.dim, bits, starts, fields, grams,
+            combine == "sum",
+        )  # fmt: skip
+
+    def inner(self) -> list[Format]:
+        """As for `Format`."""
+        return [self.codes, self.values]
+
+    def unit(self) -> int:
+        """As for `Format`."""
+        return min(choose_entries(self.values.dim, self.dim), self.values.unit())
+
+    def form(self, entries: int) -> str:
+        """As for `Format`."""
+        inner = f"{self.codes.form(1)}, {self.values.form(entries)}"
+        return f"Semantic<{entries}, {inner}, {len(self.grams)}, {write(self.added)}>"
+
+
+@dataclass(eq=False)
 class PathFormat(Format):
     """A row of a table that runs through a small network."""
 
@@ -553,6 +648,50 @@ class PathFormat(Format):
     def form(self, entries: int) -> str:
         """As for `Format`."""
         return f"Path<{entries}, {self.values.form(1)}, {self.hidden}>"
+
+
+@dataclass(eq=False)
+class ProbedFormat(Format):
+    """Rows in slots, each with the id whose row it is."""
+
+    header = "probed.cuh"
+    identities: Address
+    values: Inner
+    slots: Number
+    inverse: Number
+    window: Number
+    missing: Number
+    numbers: HashNumbers
+
+    @classmethod
+    def of(
+        cls,
+        shape: Shape,
+        identities: Shaped,
+        values: Format,
+        numbers: Sequence[int],
+        window: int,
+        default: bool,
+    ) -> ProbedFormat:
+        """A row of `values` for each slot, and perhaps one for ids without any."""
+        slots = identities.shape[0]
+        missing = slots if default else -1
+        return cls(
+            *shape, identities, values, slots, invert(slots), window, missing, numbers
+        )
+
+    def inner(self) -> list[Format]:
+        """As for `Format`."""
+        return [self.values]
+
+    def unit(self) -> int:
+        """As for `Format`."""
+        return min(choose_entries(self.dim), self.values.unit())
+
+    def form(self, entries: int) -> str:
+        """As for `Format`."""
+        kind = IDENTITIES[str(self.identities.dtype)]
+        return f"Probed<{entries}, {self.values.form(entries)}, {kind}>"
 
 
 @dataclass(eq=False)
@@ -675,18 +814,21 @@ class RaggedFormat(Format):
 
 @dataclass(eq=False)
 class SparseFormat(Format):
-    """Entries that are not zero."""
+    """Entries that are kept, and what stands for the others."""
 
     header = "ragged.cuh"
     values: Address
     columns: Address
     offsets: Address
     block_rows: Number
+    fills: AddressOrNull
+    starts: AddressOrNull
+    groups: Number
 
     def form(self, entries: int) -> str:
         """As for `Format`."""
         kinds = f"{FLOATS[str(self.values.dtype)]}, {INTEGERS[str(self.columns.dtype)]}"
-        return f"Sparse<{entries}, {kinds}>"
+        return f"Sparse<{entries}, {kinds}, {write(self.fills is not None)}>"
 
 
 @dataclass(eq=False)
@@ -893,11 +1035,18 @@ class TurnedFormat(Format):
     part: Inner
     matrix: Address
     width: Number
+    extra: int = 0
 
     @classmethod
-    def of(cls, part: Format, matrix: Shaped) -> TurnedFormat:
-        """Rows of a part, turned."""
-        return cls(part.rows, matrix.shape[1], part, matrix, part.dim)
+    def of(cls, part: Format, matrix: Shaped, made: bool = False) -> TurnedFormat:
+        """Rows of a part, turned; `made` where the layout does not store the matrix."""
+        extra = made * int(matrix.nbytes)
+        return cls(part.rows, matrix.shape[1], part, matrix, part.dim, extra)
+
+    @property
+    def made(self) -> int:
+        """As for `Format`."""
+        return self.extra + super().made
 
     def inner(self) -> list[Format]:
         """As for `Format`."""
@@ -941,8 +1090,9 @@ class GeneratorFormat(Format):
 
 # Every format, those that others hold before these.
 DESCRIBED: tuple[type[Format], ...] = (
-    DenseFormat, RowwiseFormat, PackedFormat, CodebookFormat, HashedFormat,
-    SideBySideFormat, PathFormat,
+    DenseFormat, RowwiseFormat, LevelsFormat, PackedFormat, CodebookFormat,
+    HashedFormat,
+    SideBySideFormat, SemanticFormat, PathFormat, ProbedFormat,
     FlatFormat, TrainFormat, RaggedFormat, SparseFormat, AnchorFormat, GroupedFormat,
     OthersFormat, RoutedFormat, AddedFormat, TurnedFormat,
 )  # fmt: skip

@@ -55,27 +55,34 @@ template <int E, typename Number, typename Length> struct Ragged {
   }
 };
 
-// Entries and their columns.
-template <int E, typename Number, typename Column> struct Sparse {
+// Entries and their columns; where none is, a zero, or the fill of the id's group.
+template <int E, typename Number, typename Column, bool FILLED> struct Sparse {
   using Fields = SparseFields;
   static constexpr int ENTRIES = E, AHEAD = 1, CHUNK = 4;
   const Number* values;
   const Column* columns;
   const unsigned* offsets;
-  int dim, block_rows;
+  const float* fills;
+  const long long* starts;     // first id of each group
+  int dim, block_rows, groups;
 
   __device__ __forceinline__ Sparse(const Fields& f, int dim)
       : values(array<Number>(f.values)), columns(array<Column>(f.columns)),
-        offsets(array<unsigned>(f.offsets)), dim(dim), block_rows(f.block_rows) {}
+        offsets(array<unsigned>(f.offsets)), fills(array<float>(f.fills)),
+        starts(array<long long>(f.starts)), dim(dim), block_rows(f.block_rows),
+        groups(f.groups) {}
 
   struct Place {
     unsigned first, last;
     int shift;   // what a column's number has added
+    int group;
   };
 
   __device__ __forceinline__ Place find(long long id) const {
     const long long block = id / block_rows;
-    Place row = {offsets[block], offsets[block + 1], int(id - block * block_rows) * dim};
+    const int shift = int(id - block * block_rows) * dim;
+    Place row = {offsets[block], offsets[block + 1], shift, 0};
+    if (FILLED && groups > 1) row.group = search(starts, 0, groups, id + 1) - 1;
     if (block_rows > 1) {
       row.first = search(columns, row.first, row.last, row.shift);
       row.last = search(columns, row.first, row.last, row.shift + dim);
@@ -86,7 +93,9 @@ template <int E, typename Number, typename Column> struct Sparse {
   __device__ __forceinline__ void read(const Place& row, int first,
                                        float (&entries)[E]) const {
 #pragma unroll
-    for (int j = 0; j < E; ++j) entries[j] = 0.0f;
+    for (int j = 0; j < E; ++j)
+      entries[j] = FILLED && first + j < dim
+                       ? __ldg(fills + (long long)row.group * dim + first + j) : 0.0f;
     // Some entries are asked for before any is looked at.
     for (unsigned at = row.first; at < row.last; at += CHUNK) {
       int column[CHUNK];

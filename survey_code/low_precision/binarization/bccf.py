@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from survey_code.baselines import FullEmbedding
 from survey_code.bits import pack_codes
 from survey_code.checks import check_finite
+from survey_code.embedding import pick_rows
 from survey_code.layouts import BinaryLayout
 from survey_code.layouts.binary import pack_signs
 from survey_code.low_precision.binarization.signs import as_half, sign_bytes
@@ -185,6 +185,8 @@ class BalancedEmbedding(FullEmbedding):
     seed : int, default 0
     """
 
+    steady = True
+
     def __init__(self, spec: TableSpec, balance: float, seed: int = 0) -> None:
         super().__init__(spec, seed=seed)
         self.balance = balance
@@ -192,7 +194,7 @@ class BalancedEmbedding(FullEmbedding):
 
     def embed(self, ids: Tensor) -> Tensor:
         """One row per id, with gradients that are dense: the penalty moves all rows."""
-        return functional.embedding(ids, self.weight)
+        return pick_rows(ids, self.weight)
 
     def penalty(self) -> Tensor:
         """The squared length of each field's mean, weighted."""

@@ -108,7 +108,9 @@ class BiGeaR(PropagatedEmbedding, Trained[BiGeaROptions]):
         with torch.no_grad():
             # Blocks shrink as they spread; rows are to start at the usual spread.
             blocks = [self.encode(t, k) for k, t in enumerate(self.spread())]
-            self.weight.mul_(spec.init_std / torch.stack(blocks).std(correction=0))
+            spread = float(torch.stack(blocks).std(correction=0))
+            if spread:  # one row of one entry has none
+                self.weight.mul_(spec.init_std / spread)
 
     @classmethod
     def plan(cls, spec: TableSpec, ratio: float, options: BiGeaROptions) -> Found:

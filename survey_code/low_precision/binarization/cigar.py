@@ -54,6 +54,8 @@ class CIGAR(SignedEmbedding, Trained[CIGAROptions]):
     """
 
     schedule_end = 1.0
+    steady = True
+    beta: Tensor
 
     def __init__(self, spec: TableSpec, options: CIGAROptions, seed: int = 0) -> None:
         super().__init__(spec, layers=0, seed=seed)
@@ -61,7 +63,8 @@ class CIGAR(SignedEmbedding, Trained[CIGAROptions]):
         # unit of the first spread a step or two would take an entry to its end.
         self.unit = 1.0
         self.last_beta, self.l2 = options.beta, options.l2
-        self.beta = 1.0
+        # A tensor, so that a recorded step sees it move; of float64, which is exact.
+        self.register_buffer("beta", torch.ones((), dtype=torch.float64))
         self._squares: Tensor | None = None
 
     @classmethod
@@ -72,7 +75,7 @@ class CIGAR(SignedEmbedding, Trained[CIGAROptions]):
 
     def advance(self, progress: float) -> None:
         """Make the tanh steeper."""
-        self.beta = math.sqrt(1 + (self.last_beta**2 - 1) * progress)
+        self.beta.fill_(math.sqrt(1 + (self.last_beta**2 - 1) * progress))
 
     def relax(self, latent: Tensor) -> Tensor:
         """tanh, as steep as it is by now."""

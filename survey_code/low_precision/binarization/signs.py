@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding, Fitted, draw_normal
+from survey_code.embedding import CompressedEmbedding, Fitted, draw_normal, pick_rows
 from survey_code.graph import graph_arrays, make_csr, propagate_layers
 from survey_code.layouts import BinaryLayout
 from survey_code.method import Task
@@ -76,7 +75,7 @@ class PropagatedEmbedding(CompressedEmbedding):
     def gather(self, table: Tensor, ids: Tensor) -> Tensor:
         """Rows of a table; sparse gradients only where it is the weight itself."""
         sparse = self.regime.sparse and table is self.weight
-        return functional.embedding(ids, table, sparse=sparse)
+        return pick_rows(ids, table, sparse=sparse)
 
     def fit(self, task: Task) -> Fitted:
         """Train in the usual loop."""

@@ -1,10 +1,10 @@
 """Quantisation: each weight becomes a small integer.
 
 Three moments to round: after training (`RowwiseQuantization`,
-`GreedyQuantization`), on the way into the network while float weights stay behind
-(`LSQ`), or on the way back into a table that has no other copy
+`GreedyQuantization`, `RotatedQuantization`), on the way into the network while float
+weights stay behind (`LSQ`), or on the way back into a table that has no other copy
 (`HalfPrecision`, `LPT`, `ALPT`,
-`MixedPrecisionCache`).
+`MixedPrecisionCache`, `SHARK`).
 """
 
 from survey_code.low_precision.quantization.alpt import (
@@ -35,6 +35,18 @@ from survey_code.low_precision.quantization.lsq import (
     LSQOptions as LSQOptions,
     clip_through as clip_through,
 )
+from survey_code.low_precision.quantization.mpe import (
+    MPE as MPE,
+    MPEOptions as MPEOptions,
+)
+from survey_code.low_precision.quantization.rotated import (
+    RotatedOptions as RotatedOptions,
+    RotatedQuantization as RotatedQuantization,
+    code_rows as code_rows,
+    find_distortion as find_distortion,
+    find_levels as find_levels,
+    search_stretch as search_stretch,
+)
 from survey_code.low_precision.quantization.rounding import (
     quantize_through as quantize_through,
     round_stochastically as round_stochastically,
@@ -45,6 +57,10 @@ from survey_code.low_precision.quantization.rowwise import (
     quantize_rows as quantize_rows,
     quantize_symmetric as quantize_symmetric,
     quantize_table as quantize_table,
+)
+from survey_code.low_precision.quantization.shark import (
+    SHARK as SHARK,
+    SHARKOptions as SHARKOptions,
 )
 from survey_code.low_precision.quantization.writeback import (
     WriteBackEmbedding as WriteBackEmbedding,

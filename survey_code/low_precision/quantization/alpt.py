@@ -11,9 +11,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from survey_code.embedding import TrainingStep
+from survey_code.adagrad import read_bytes
+from survey_code.embedding import TrainingStep, pick_rows
 from survey_code.low_precision.quantization.lpt import IntegerEmbedding, IntegerOptions
 from survey_code.low_precision.quantization.rounding import quantize_through
 from survey_code.low_precision.quantization.rowwise import plan_bits, table_bytes
@@ -72,7 +72,7 @@ class ALPT(IntegerEmbedding, Trained[ALPTOptions]):
             return super().embed(ids)
         distinct, rows, steps = self.trial
         rounded = quantize_through(rows, steps, -self.reach, self.reach, shift=0.5)
-        return functional.embedding(torch.searchsorted(distinct, ids), rounded)
+        return pick_rows(torch.searchsorted(distinct, ids), rounded)
 
     def refine(self, ids: Tensor, rows: Tensor, step: TrainingStep) -> None:
         """The second phase: move the steps of the rows read."""
@@ -98,9 +98,12 @@ class ALPT(IntegerEmbedding, Trained[ALPTOptions]):
 
     def step_direction(self, ids: Tensor, grads: Tensor) -> Tensor:
         """The optimiser's rule; Adagrad's divisor is that of the row itself."""
-        if self.regime.optimizer != "rowwise_adagrad":
+        if self.regime.optimizer in ("adam", "sgd"):
             return self.direction("steps", ids, grads)
-        total = self.memory("rows_squares", grads, ())[ids]
+        total = self._squares("rows", grads)[ids]
+        if total.dtype == torch.uint8:
+            # A row that was read may have been rounded to a sum of 0.
+            total = read_bytes(total.clamp(min=1), grads)
         return grads / (total.sqrt() + EPSILON)[:, None]
 
     def widen(self, ids: Tensor, rows: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Half precision: 16 bits per weight, also while training."""
+"""Half precision and less: floats of 16, 8 or 4 bits, also while training."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from survey_code.bits import pack_codes
 from survey_code.embedding import draw_normal
 from survey_code.kernels.cpu.rows import cut_rows
-from survey_code.layouts import DenseLayout
+from survey_code.layouts import DenseLayout, LevelsLayout
 from survey_code.layouts.dense import TOGETHER, refuse_beyond
 from survey_code.low_precision.quantization.rounding import ROUNDINGS, round_to_whole
+from survey_code.low_precision.quantization.small_floats import (
+    SMALL_FORMATS,
+    SmallFormat,
+    decode_small_floats,
+    encode_small_floats,
+    find_powers,
+    small_float_bytes,
+    store_small_floats,
+)
 from survey_code.low_precision.quantization.writeback import WriteBackEmbedding
 from survey_code.method import AfterTraining, Found, Trained
 from survey_code.options import Options, option, planned
@@ -57,7 +67,11 @@ def round_to_format(
 class HalfOptions(Options):
     """Options of `HalfPrecision`."""
 
-    dtype: str = option("float16", "the 16 bits' format", choices=tuple(HALF_FORMATS))
+    dtype: str = option(
+        "float16",
+        "the numbers' format: 16 bits, 8, or 4 with a power of two for each 32 columns",
+        choices=(*HALF_FORMATS, *SMALL_FORMATS),
+    )
     # How rows are written back after a step.  To the nearest, updates smaller than half
     # a unit are lost; by chance, they count on average.
     rounding: str | None = planned(
@@ -71,36 +85,60 @@ class HalfPrecision(
 ):
     """A table of 16-bit numbers that is trained as such (key ``half``).
 
+    Or of numbers of 8 or 4 bits, which are codes of a short list: ``float8_e4m3`` and
+    ``float8_e5m2`` with one power of two for the whole table, which costs nothing, as
+    it is multiplied into the list; ``mx4`` with one for each 32 columns of a row.
+
     Notes
     -----
-    Zhang, Yang and Yuen, "Training with Low-Precision Embedding Tables" (2018).
+    Zhang, Yang and Yuen, "Training with Low-Precision Embedding Tables" (2018), for 16
+    bits.  The formats of 8 and 4 bits are those of the Open Compute Project's
+    Microscaling Formats (2023).  There a block's power of two follows from its largest
+    number's exponent alone, and numbers between 6 and 8 units become 6; here it is the
+    smallest power by which nothing is cut by more than rounding would, or by chance
+    nothing at all.
     """
 
     values: Tensor
+    codes: Tensor
+    powers: Tensor
 
     def __init__(self, spec: TableSpec, options: HalfOptions, seed: int = 0) -> None:
         super().__init__(spec, seed)
         self.dtype, self.rounding = options.dtype, options.rounding or "stochastic"
         shape = (spec.num_embeddings, spec.embedding_dim)
         start = draw_normal(shape, spec.init_std, [seed, 0])
-        self.register_buffer("values", start.to(getattr(torch, self.dtype)))
+        self.form = SMALL_FORMATS.get(self.dtype)
+        if self.form is None:
+            self.register_buffer("values", start.to(getattr(torch, self.dtype)))
+            return
+        packed, powers = shorten_rows(start, self.form, "nearest", self.rng)
+        self.register_buffer("codes", packed)
+        self.register_buffer("powers", powers)
 
     @classmethod
     def plan(cls, spec: TableSpec, ratio: float, options: HalfOptions) -> Found:
-        """The table has one size: half of the full one's."""
-        spec.require(ratio, smallest=spec.full_bytes // 2)
+        """The table has one size: half of the full one's, or what its bits take."""
+        size = spec.full_bytes // 2
+        if options.dtype in SMALL_FORMATS:
+            shape, form = (spec.num_embeddings, spec.embedding_dim), options.dtype
+            size = small_float_bytes(*shape, SMALL_FORMATS[form])
+        spec.require(ratio, smallest=size)
         return {"rounding": options.rounding or "stochastic"}
 
     @classmethod
     def compress(
         cls, weight: np.ndarray, spec: TableSpec, options: HalfOptions
-    ) -> DenseLayout:
-        """A trained table in 16 bits; rounding by chance, it is always the same.
+    ) -> DenseLayout | LevelsLayout:
+        """A trained table in few bits; rounding by chance, it is always the same.
 
-        Numbers beyond the format are a ValueError: they cannot be rounded up or down
-        by chance.
+        Numbers beyond a format of 16 bits are a ValueError: they cannot be rounded up
+        or down by chance.
         """
-        if options.rounding != "stochastic":
+        rounding = options.rounding or "nearest"
+        if options.dtype in SMALL_FORMATS:
+            return compress_small(weight, SMALL_FORMATS[options.dtype], rounding)
+        if rounding != "stochastic":
             return DenseLayout.from_weight(weight, options.dtype)
         rng, dtype = np.random.default_rng(0), options.dtype
         largest = torch.finfo(getattr(torch, dtype)).max
@@ -115,13 +153,77 @@ class HalfPrecision(
 
     def load_rows(self, ids: Tensor) -> Tensor:
         """Widen rows to float32."""
-        return self.values[ids].float()
+        if self.form is None:
+            return self.values[ids].float()
+        powers = self.powers[ids] if self.form.block else self.powers
+        dim = self.embedding_dim
+        return decode_small_floats(self.codes[ids], powers, self.form, dim)
 
     def store_rows(self, ids: Tensor, rows: Tensor) -> None:
-        """Round rows to 16 bits."""
-        self.values[ids] = round_to_format(rows, self.dtype, self.rounding, self.rng)
+        """Round rows to their few bits."""
+        if self.form is None:
+            rounded = round_to_format(rows, self.dtype, self.rounding, self.rng)
+            self.values[ids] = rounded
+            return
+        powers = find_powers(rows, self.form, self.rounding)
+        if self.form.block:
+            self.powers[ids] = powers
+        else:
+            powers = self.widen_range(powers)
+        codes = encode_small_floats(rows, powers, self.form, self.rounding, self.rng)
+        self.codes[ids] = pack_codes(codes, self.form.bits)
 
-    def freeze(self) -> DenseLayout:
+    def widen_range(self, needed: Tensor) -> Tensor:
+        """The table's power of two, once it is as large as rows need it.
+
+        If it grows, all rows are stored anew: only the smallest numbers lose by it.
+        """
+        assert self.form is not None
+        if bool((needed > self.powers).any()):
+            for part in cut_rows(self.num_embeddings, self.embedding_dim, TOGETHER):
+                shape = self.form, self.embedding_dim
+                rows = decode_small_floats(self.codes[part], self.powers, *shape)
+                codes = encode_small_floats(
+                    rows, needed, self.form, self.rounding, self.rng
+                )
+                self.codes[part] = pack_codes(codes, self.form.bits)
+            self.powers.copy_(needed)
+        return self.powers
+
+    def freeze(self) -> DenseLayout | LevelsLayout:
         """The table as it is."""
         self.refuse_unsound()
-        return DenseLayout.from_weight(self.values, self.dtype)
+        if self.form is None:
+            return DenseLayout.from_weight(self.values, self.dtype)
+        packed, powers = (part.cpu().numpy() for part in (self.codes, self.powers))
+        return store_small_floats(packed, powers, self.form, self.embedding_dim)
+
+
+def shorten_rows(
+    rows: Tensor, form: SmallFormat, rounding: str, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Packed codes (m, bytes) and powers of two of rows (m, dim), all at once."""
+    powers = find_powers(rows, form, rounding)
+    codes = encode_small_floats(rows, powers, form, rounding, rng)
+    return pack_codes(codes, form.bits), powers
+
+
+def compress_small(
+    weight: np.ndarray, form: SmallFormat, rounding: str
+) -> LevelsLayout:
+    """A table in a format of 8 or 4 bits, some rows at a time."""
+    rng, (count, dim) = np.random.default_rng(0), weight.shape
+    shared = None
+    if not form.block:
+        largest = max(
+            float(np.abs(weight[part]).max()) for part in cut_rows(count, dim, TOGETHER)
+        )
+        shared = find_powers(torch.tensor([[largest]]), form, rounding)
+    packed, powers = [], []
+    for part in cut_rows(count, dim, TOGETHER):
+        rows = torch.from_numpy(weight[part].copy())
+        own = find_powers(rows, form, rounding) if shared is None else shared
+        codes = encode_small_floats(rows, own, form, rounding, rng)
+        packed.append(pack_codes(codes, form.bits).numpy())
+        powers.append(own.numpy())
+    return store_small_floats(np.concatenate(packed), np.concatenate(powers), form, dim)

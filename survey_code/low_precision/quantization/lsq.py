@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from survey_code.embedding import TrainingStep, draw_normal
+from survey_code.embedding import TrainingStep, draw_normal, pick_rows
 from survey_code.layouts import RowwiseLayout
 from survey_code.low_precision.quantization.rounding import (
     quantize_through,
@@ -66,6 +65,8 @@ class LSQ(Trained[LSQOptions]):
 
     starts: Tensor
 
+    steady = True
+
     def __init__(self, spec: TableSpec, options: LSQOptions, seed: int = 0) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
         self.bits, self.rule = options.bits, options.rule
@@ -121,7 +122,7 @@ class LSQ(Trained[LSQOptions]):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Weights, rounded; in use by the layout's own arithmetic."""
-        rows = functional.embedding(ids, self.weight, sparse=self.regime.sparse)
+        rows = pick_rows(ids, self.weight, sparse=self.regime.sparse)
         groups = self.group_of(ids)
         if self.training:
             return self.quantize(rows, groups)
@@ -133,14 +134,14 @@ class LSQ(Trained[LSQOptions]):
 
         Rows have shape (..., dim), the groups of their ids (...).
         """
-        step = functional.embedding(groups, self.step)  # (*shape, 1)
+        step = pick_rows(groups, self.step)  # (*shape, 1)
         # LSQ's factor, for the weights of a batch that share a step.
         factor = 1 / math.sqrt(max(rows.numel() / len(self.step), 1) * self.high)
         if self.rule == "pact":
             return clip_through(rows, step * self.high, self.high)
         if self.rule == "lsq":
             return quantize_through(rows, step, self.low, self.high, factor)
-        offset = functional.embedding(groups, self.offset)
+        offset = pick_rows(groups, self.offset)
         offset = scale_gradient(offset, factor)
         shifted = quantize_through(rows - offset, step, self.low, self.high, factor)
         return shifted + offset

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from survey_code.adagrad import draw_uniform
 
 ROUNDINGS = ("stochastic", "nearest")
 
@@ -27,14 +28,6 @@ def round_stochastically(values: Tensor, rng: np.random.Generator) -> Tensor:
     """
     low = values.floor()
     return low + (draw_uniform(values, rng) < values - low)
-
-
-def draw_uniform(like: Tensor, rng: np.random.Generator) -> Tensor:
-    """Uniform numbers in [0, 1), shaped and placed like a tensor."""
-    if like.is_cuda:
-        generator = torch.Generator(like.device).manual_seed(int(rng.integers(2**62)))
-        return torch.rand(like.shape, generator=generator, device=like.device)
-    return torch.from_numpy(rng.random(tuple(like.shape), dtype=np.float32))
 
 
 def round_to_whole(values: Tensor, rounding: str, rng: np.random.Generator) -> Tensor:

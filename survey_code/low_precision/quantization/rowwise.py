@@ -39,7 +39,9 @@ def quantize_rows(table: np.ndarray, bits: int = 8) -> Rounded:
     :math:`b = \min e` and scale :math:`s = (\max e - b) / (2^k - 1)` for k bits,
     so that no entry moves by more than :math:`s / 2` (before scale and bias are
     themselves rounded).  At 4 and 2 bits b is rounded to float16 first, and the
-    range is taken from the rounded b.
+    range is taken from the rounded b.  At 8 bits PyTorch, and so this, adds 1e-8 to
+    the range that codes are found by: rows with a range of 1e-6 or less are coded too
+    coarsely.
 
     Parameters
     ----------
@@ -256,7 +258,11 @@ class RowwiseQuantization(AfterTraining[RowwiseOptions]):
 
 
 def plan_bits(
-    spec: TableSpec, ratio: float, bits: int | None, size: Callable[[int], int]
+    spec: TableSpec,
+    ratio: float,
+    bits: int | None,
+    size: Callable[[int], int],
+    choices: tuple[int, ...] = BITS,
 ) -> int:
     """The most bits that fit into a budget, or the bits that were asked for.
 
@@ -267,11 +273,12 @@ def plan_bits(
     bits : int, optional
     size : callable
         Bytes of a table with so many bits.
+    choices : tuple of int
+        The bits that there are.
     """
-    choices = BITS if bits is None else (bits,)
-    sizes = {b: size(b) for b in choices}
+    sizes = {b: size(b) for b in (choices if bits is None else (bits,))}
     budget = spec.require(ratio, smallest=min(sizes.values()))
-    return max(b for b in choices if sizes[b] <= budget)
+    return max(b for b in sizes if sizes[b] <= budget)
 
 
 def table_bytes(

@@ -8,10 +8,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from survey_code.adagrad import row_means
-from survey_code.embedding import CompressedEmbedding, TrainingStep
+from survey_code.adagrad import add_in_bytes, row_means
+from survey_code.embedding import CompressedEmbedding, TrainingStep, pick_rows
 from survey_code.kernels.cuda import as_cupy
 from survey_code.kernels.cuda.tensors import beside
 from survey_code.kernels.cuda.writeback import draw_key, write_rows
@@ -24,7 +23,9 @@ EPSILON = 1e-8
 # Learning rate of quantisation steps over that of the weights.  Adam moves every
 # number by its learning rate, whatever the gradient's scale, so that steps, which
 # are far smaller than weights, need a smaller one: 2e-5 beside 1e-3 in ALPT.
-STEP_SHARES = {"adam": 0.02, "rowwise_adagrad": 1.0, "sgd": 1.0}
+STEP_SHARES = {
+    "adam": 0.02, "rowwise_adagrad": 1.0, "rowwise_adagrad_8bit": 1.0, "sgd": 1.0,
+}  # fmt: skip
 
 
 class WriteBackEmbedding(CompressedEmbedding):
@@ -76,7 +77,7 @@ class WriteBackEmbedding(CompressedEmbedding):
         distinct, places = torch.unique(ids, return_inverse=True)
         rows = self.load_rows(distinct).requires_grad_()  # (distinct, dim)
         self.batch.append((distinct, rows))
-        return functional.embedding(places, rows)
+        return pick_rows(places, rows)
 
     @torch.no_grad()
     def after_step(self, step: TrainingStep) -> None:
@@ -176,11 +177,15 @@ class WriteBackEmbedding(CompressedEmbedding):
         """
         if self.regime.optimizer == "sgd":
             return grads
-        if self.regime.optimizer == "rowwise_adagrad":
-            total = self.memory(f"{name}_squares", grads, ())
+        if self.regime.optimizer == "adam":
+            return self.adam_direction(name, ids, grads)
+        total = self._squares(name, grads)
+        if total.dtype == torch.uint8:
+            sums = add_in_bytes(total, ids, row_means(grads), self.rng)
+        else:
             total[ids] += row_means(grads)
-            return grads / (total[ids].sqrt() + EPSILON)[:, None]
-        return self.adam_direction(name, ids, grads)
+            sums = total[ids]
+        return grads / (sums.sqrt() + EPSILON)[:, None]
 
     def adam_direction(self, name: str, ids: Tensor, grads: Tensor) -> Tensor:
         """Adam's, with averages that move only where a row is read."""
@@ -192,10 +197,22 @@ class WriteBackEmbedding(CompressedEmbedding):
         mean, square = averages
         return mean / (square.sqrt() + EPSILON)
 
-    def memory(self, name: str, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def _squares(self, name: str, like: Tensor) -> Tensor:
+        """Adagrad's state, a number or a byte per row."""
+        in_bytes = self.regime.optimizer == "rowwise_adagrad_8bit"
+        kind = torch.uint8 if in_bytes else like.dtype
+        return self.memory(f"{name}_squares", like, (), kind)
+
+    def memory(
+        self,
+        name: str,
+        like: Tensor,
+        shape: tuple[int, ...],
+        kind: torch.dtype | None = None,
+    ) -> Tensor:
         """State of the optimiser, made at its first use; not part of the table."""
         if not hasattr(self, name):
-            zeros = like.new_zeros(self.num_embeddings, *shape)
+            zeros = like.new_zeros(self.num_embeddings, *shape, dtype=kind)
             self.register_buffer(name, zeros, persistent=False)
         found: Tensor = getattr(self, name)
         return found

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding, TrainingStep, draw_normal
+from survey_code.embedding import (
+    CompressedEmbedding,
+    TrainingStep,
+    draw_normal,
+    pick_rows,
+)
 from survey_code.layouts.grouped import MAX_GROUPS, grouped_bytes
 from survey_code.method import Found, Judge, Searched
 from survey_code.mixed_dimension.architecture_search.bilevel import choice_gradient
@@ -64,8 +69,8 @@ class ColumnMasks(CompressedEmbedding):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Rows times their group's mask."""
-        rows = functional.embedding(ids, self.weight, sparse=self.regime.sparse)
-        return rows * functional.embedding(self.group[ids], self.mask)
+        rows = pick_rows(ids, self.weight, sparse=self.regime.sparse)
+        return rows * pick_rows(self.group[ids], self.mask)
 
     def validation_step(self, step: TrainingStep) -> None:
         """After the warm-up, each mask moves along its gradient, that of its sum
@@ -121,12 +126,14 @@ class AutoSrh(GroupedEmbedding, Searched[AutoSrhOptions, ColumnMasks]):
             )
         super().__init__(spec, options.assignment, kept.sum(1), [seed, 0], pad=True)
         self.columns: list[np.ndarray] = [np.flatnonzero(row) for row in kept]
+        # Where each column stands in a short row; behind its end where it does not.
+        places = np.where(kept, kept.cumsum(1) - 1, kept.sum(1, keepdims=True))
+        self.places: Tensor
+        self.register_buffer("places", torch.from_numpy(places), persistent=False)
 
     def widen(self, short: Tensor, group: int) -> Tensor:
         """Short rows to their group's columns; zeros elsewhere."""
-        places = torch.from_numpy(self.columns[group]).to(short.device)
-        full = short.new_zeros(len(short), self.embedding_dim)
-        return full.index_copy(1, places, short)
+        return functional.pad(short, (0, 1)).index_select(1, self.places[group])
 
     @classmethod
     def plan(cls, spec: TableSpec, ratio: float, options: AutoSrhOptions) -> Found:

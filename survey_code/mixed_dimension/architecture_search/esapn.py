@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import TrainingStep, as_float32, draw_normal
+from survey_code.embedding import TrainingStep, as_float32, draw_normal, pick_rows
 from survey_code.layouts import GroupedLayout
 from survey_code.method import Found, Trained
 from survey_code.mixed_dimension.architecture_search.bilevel import step_once
@@ -147,7 +147,7 @@ class ESAPN(Trained[ESAPNOptions]):
             self.last_ids = ids
         flat = ids.flatten()
         order, counts, back = sort_by(self.sizes[flat].long(), len(self.widths))
-        rows = functional.embedding(flat[order], self.weight, sparse=self.regime.sparse)
+        rows = pick_rows(flat[order], self.weight, sparse=self.regime.sparse)
         matrices = self.projections()
         parts = [
             self.widen(own, size, matrices)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding, draw_normal
+from survey_code.embedding import CompressedEmbedding, draw_normal, pick_rows
 from survey_code.layouts.grouped import grouped_bytes
 from survey_code.mixed_dimension.search import fields_of, powers_up_to
 from survey_code.spec import TableSpec
@@ -56,7 +56,7 @@ class MixedWidths(CompressedEmbedding):
         flat = ids.flatten()
         order, sizes, back = sort_by(self.group[flat], self.groups)
         flat = flat[order]
-        rows = functional.embedding(flat, self.weight).split(sizes)
+        rows = pick_rows(flat, self.weight).split(sizes)
         weights = self.weights_of(flat, self.group[flat]).split(sizes)
         parts = [self.mix_group(*both, g) for g, both in enumerate(zip(rows, weights))]
         mixed = torch.cat(parts).index_select(0, back)

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from survey_code.checks import check_range
-from survey_code.embedding import CompressedEmbedding, TrainingStep, draw_normal
+from survey_code.embedding import (
+    CompressedEmbedding,
+    TrainingStep,
+    draw_normal,
+    pick_rows,
+)
 from survey_code.method import Found, Judge, Searched
 from survey_code.mixed_dimension.architecture_search.bilevel import step_once
 from survey_code.mixed_dimension.prefix import (
@@ -144,7 +149,7 @@ class BlockSupernet(CompressedEmbedding):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Rows without the blocks that are not kept."""
-        rows = functional.embedding(ids, self.weight, sparse=self.regime.sparse)
+        rows = pick_rows(ids, self.weight, sparse=self.regime.sparse)
         kept = self.kept[self.block[ids]]
         return rows * kept.to(rows.dtype)
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from survey_code.embedding import pick_rows
 from survey_code.method import Found, Judge, Searched
 from survey_code.mixed_dimension.prefix import (
     LengthOptions,
@@ -116,7 +116,7 @@ class MaskedSupernet(PrefixSupernet):
         """Full rows behind both masks; in the trial of widths, behind `lengths`."""
         if not self.training:
             return super().embed(ids)
-        rows = functional.embedding(ids, self.weight)
+        rows = pick_rows(ids, self.weight)
         drawn = self.rng.integers(1, self.embedding_dim + 1, size=tuple(ids.shape))
         widths = torch.from_numpy(np.asarray(drawn)).to(ids.device)
         kept = StepThrough.apply(self.margin(rows, ids))

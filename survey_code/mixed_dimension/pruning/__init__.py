@@ -3,6 +3,7 @@
 Again and again while training runs (DeepLight), or found by a first training and then
 trained anew: the largest numbers (magnitude, which cuts trained tables too), single
 numbers (PEP), columns of a field (SSEDS), the tails of rows (AMTL), whole rows (OptFS).
+Or cut once at the end, by what each number gives the trained network (Shaver).
 """
 
 from survey_code.mixed_dimension.pruning.amtl import (
@@ -38,6 +39,15 @@ from survey_code.mixed_dimension.pruning.pep import (
     Thresholded as Thresholded,
     ThresholdTable as ThresholdTable,
     soft_threshold as soft_threshold,
+)
+from survey_code.mixed_dimension.pruning.shaver import (
+    Leaving as Leaving,
+    Shaver as Shaver,
+    ShaverOptions as ShaverOptions,
+    average_fields as average_fields,
+    share_out_game as share_out_game,
+    value_entries as value_entries,
+    walk_out as walk_out,
 )
 from survey_code.mixed_dimension.pruning.sseds import (
     SSEDS as SSEDS,

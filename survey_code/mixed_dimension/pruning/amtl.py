@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding, as_float32, draw_normal
+from survey_code.embedding import (
+    CompressedEmbedding,
+    as_float32,
+    draw_normal,
+    pick_rows,
+)
 from survey_code.layouts import RaggedLayout
 from survey_code.layouts.ragged import ragged_bytes
 from survey_code.method import Found, Judge, Searched
@@ -114,8 +119,8 @@ class TwinMasks(CompressedEmbedding):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Rows behind the masks of their frequencies."""
-        rows = functional.embedding(ids, self.weight)
-        return rows * functional.embedding(self.level[ids], self.masks())
+        rows = pick_rows(ids, self.weight)
+        return rows * pick_rows(self.level[ids], self.masks())
 
     def penalty(self) -> Tensor:
         """The price of the mean length."""

@@ -89,6 +89,8 @@ class DeepLight(LargestEntries, Trained[DeepLightOptions]):
     prune the network's weights too; we prune the table alone.
     """
 
+    steady = True
+
     def __init__(
         self, spec: TableSpec, options: DeepLightOptions, seed: int = 0
     ) -> None:

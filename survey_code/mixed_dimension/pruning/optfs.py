@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding, TrainingStep
+from survey_code.embedding import CompressedEmbedding, TrainingStep, pick_rows
 from survey_code.method import Found, Judge, Searched
 from survey_code.mixed_dimension.prefix import cut_to_budget, smallest_prefix
 from survey_code.mixed_dimension.pruning.tickets import (
@@ -80,8 +79,8 @@ class GatedRows(CompressedEmbedding):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Gated rows; in eval mode the gates are steps."""
-        rows = functional.embedding(ids, self.weight)
-        w = functional.embedding(ids, self.gates)
+        rows = pick_rows(ids, self.weight)
+        w = pick_rows(ids, self.gates)
         return rows * open_gates(w, self.tau if self.training else None, self.start)
 
     def penalty(self) -> Tensor:

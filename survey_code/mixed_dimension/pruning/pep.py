@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding, TrainingStep
+from survey_code.embedding import CompressedEmbedding, TrainingStep, pick_rows
 from survey_code.layouts.sparse import FORMATS
 from survey_code.method import Found, Judge, Searched
 from survey_code.mixed_dimension.pruning.tickets import (
@@ -111,6 +110,8 @@ class Thresholded(CompressedEmbedding):
 class ThresholdTable(Thresholded):
     """A full table behind soft thresholds."""
 
+    steady = True
+
     def __init__(self, spec: TableSpec, options: PEPOptions, seed: int) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
         self.weight = nn.Parameter(draw_original(spec, seed))
@@ -127,8 +128,8 @@ class ThresholdTable(Thresholded):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Rows behind their thresholds."""
-        rows = functional.embedding(ids, self.weight)
-        s = functional.embedding(ids, self.s) if len(self.s) > 1 else self.s
+        rows = pick_rows(ids, self.weight)
+        s = pick_rows(ids, self.s) if len(self.s) > 1 else self.s
         return soft_threshold(rows, torch.sigmoid(s))
 
 

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding
+from survey_code.embedding import CompressedEmbedding, pick_rows
 from survey_code.method import Found, Judge, Searched
 from survey_code.mixed_dimension.grouped import FieldDimensions, field_costs
 from survey_code.mixed_dimension.pruning.tickets import draw_original
@@ -47,6 +46,8 @@ class GatedColumns(CompressedEmbedding):
 
     field: Tensor
 
+    steady = True
+
     def __init__(self, spec: TableSpec, options: SSEDSOptions, seed: int) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
         self.weight = nn.Parameter(draw_original(spec, seed))
@@ -62,9 +63,9 @@ class GatedColumns(CompressedEmbedding):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Rows, times gates of 1 once saliencies are asked for."""
-        rows = functional.embedding(ids, self.weight, sparse=self.regime.sparse)
+        rows = pick_rows(ids, self.weight, sparse=self.regime.sparse)
         if self.gated:
-            rows = rows * functional.embedding(self.field[ids], self.gates)
+            rows = rows * pick_rows(self.field[ids], self.gates)
         return rows
 
 

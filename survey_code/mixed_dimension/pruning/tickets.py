@@ -7,10 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from survey_code.checks import check_range
-from survey_code.embedding import CompressedEmbedding, draw_normal
+from survey_code.embedding import CompressedEmbedding, draw_normal, pick_rows
 from survey_code.layouts import SparseLayout
 from survey_code.layouts.sparse import default_block, most_entries, sparse_bytes
 from survey_code.mixed_dimension.prefix import LengthOptions, PrefixEmbedding
@@ -117,6 +116,11 @@ def start_rows(spec: TableSpec, rows: np.ndarray) -> Tensor:
     return torch.from_numpy(given.astype(np.float32))
 
 
+def as_stored(rows: Tensor, format: str) -> Tensor:
+    """Rows as a layout of a format reads them."""
+    return rows.half().to(rows) if format == "float16" else rows
+
+
 class LargestEntries(CompressedEmbedding):
     """A full table that decays while it learns, and deploys its largest entries.
 
@@ -134,6 +138,8 @@ class LargestEntries(CompressedEmbedding):
     """
 
     mask: Tensor | None
+
+    steady = True
 
     def __init__(self, spec: TableSpec, options: CutOptions, seed: int = 0) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
@@ -167,7 +173,8 @@ class LargestEntries(CompressedEmbedding):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Rows as they are; in eval mode, what would be deployed now."""
-        rows = functional.embedding(ids, self.weight, sparse=self.regime.sparse)
+        rows = pick_rows(ids, self.weight, sparse=self.regime.sparse)
+        rows = rows if self.training else as_stored(rows, self.format)
         if self.mask is not None:
             return rows * self.mask[ids]
         if self.training:
@@ -208,6 +215,8 @@ class TicketEmbedding(CompressedEmbedding):
 
     mask: Tensor
 
+    steady = True
+
     def __init__(
         self,
         spec: TableSpec,
@@ -227,7 +236,8 @@ class TicketEmbedding(CompressedEmbedding):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Rows with what is not under the mask blanked."""
-        rows = functional.embedding(ids, self.weight, sparse=self.regime.sparse)
+        rows = pick_rows(ids, self.weight, sparse=self.regime.sparse)
+        rows = rows if self.training else as_stored(rows, self.format)
         return rows * self.mask[ids]
 
     def freeze(self) -> SparseLayout:

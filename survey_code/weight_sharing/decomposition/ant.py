@@ -7,10 +7,9 @@ import math
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from survey_code.checks import check_range
-from survey_code.embedding import TrainingStep, draw_normal
+from survey_code.embedding import TrainingStep, draw_normal, pick_rows
 from survey_code.layouts import AnchorLayout
 from survey_code.method import Found, Trained
 from survey_code.options import Options, found, option, planned
@@ -51,6 +50,7 @@ class ANT(Trained[ANTOptions]):
 
     # Epochs before the weights are chosen cannot be the best one.
     schedule_end = 0.5
+    steady = True
 
     kept: Tensor
     importance: Tensor
@@ -91,7 +91,7 @@ class ANT(Trained[ANTOptions]):
     def embed(self, ids: Tensor) -> Tensor:
         """Mixtures of the ids, times the anchors."""
         mixture = self.mixture if self.training else self.stored()
-        return functional.embedding(ids, mixture) @ self.anchors
+        return pick_rows(ids, mixture) @ self.anchors
 
     def stored(self) -> Tensor:
         """The weights that are stored: the largest, until they are chosen for good."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from survey_code.baselines import plan_columns
 from survey_code.checks import check_range
-from survey_code.embedding import draw_normal
+from survey_code.embedding import draw_normal, pick_rows
 from survey_code.layouts import DenseLayout
 from survey_code.method import Found, Trained
 from survey_code.options import Options, planned
@@ -44,6 +43,8 @@ class MLET(Trained[MLETOptions]):
     matrix serves all fields.
     """
 
+    steady = True
+
     def __init__(self, spec: TableSpec, options: MLETOptions, seed: int = 0) -> None:
         rows, dim, hidden = spec.num_embeddings, options.columns, options.hidden
         check_range("columns", dim, 1, spec.embedding_dim)
@@ -63,7 +64,7 @@ class MLET(Trained[MLETOptions]):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Rows of the inner matrix, times the outer one."""
-        return functional.embedding(ids, self.inner) @ self.outer
+        return pick_rows(ids, self.inner) @ self.outer
 
     @torch.no_grad()
     def freeze(self) -> DenseLayout:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from survey_code.budget import largest_fitting
-from survey_code.embedding import CompressedEmbedding, draw_normal
+from survey_code.embedding import CompressedEmbedding, draw_normal, pick_rows
 from survey_code.layouts import Layout, TensorTrainLayout
 from survey_code.layouts.tensor_train import core_shapes, multiply_slices
+from survey_code.replay import each_once, is_recording
 from survey_code.spec import TableSpec
 
 CORE_BYTES = 40  # of a core's row in `TensorTrainLayout.shapes`
@@ -37,6 +37,8 @@ class TrainEmbedding(CompressedEmbedding):
     seed : int
     """
 
+    steady = True
+
     def __init__(self, spec: TableSpec, shapes: np.ndarray, seed: int) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
         self.shapes = shapes
@@ -50,8 +52,8 @@ class TrainEmbedding(CompressedEmbedding):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Digits, slices, products, once for each id that occurs."""
-        unique, places = torch.unique(ids, return_inverse=True)
-        return functional.embedding(places, self.compose(unique))
+        different, places = each_once(ids)
+        return pick_rows(places, self.compose(different))
 
     def compose(self, flat: Tensor) -> Tensor:
         """Rows of rising ids: int64 (m,) -> (m, embedding_dim).
@@ -64,7 +66,7 @@ class TrainEmbedding(CompressedEmbedding):
         weight = math.prod(self.rows)
         for core, size, step in zip(self.cores, self.rows, self.steps):
             weight //= size
-            begins, now = torch.unique_consecutive(flat // weight, return_inverse=True)
+            begins, now = share_beginnings(flat // weight)
             parent = torch.zeros_like(begins)
             parent[now] = place
             # A core without a digit is one matrix for all.
@@ -79,6 +81,16 @@ class TrainEmbedding(CompressedEmbedding):
         return TensorTrainLayout(
             cores, self.shapes, self.num_embeddings, self.embedding_dim
         )
+
+
+def share_beginnings(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """The different beginnings of rising ids, and which of them each id has; while a
+    step is recorded, one for each id.
+    """
+    if is_recording():
+        return numbers, torch.arange(len(numbers), device=numbers.device)
+    begins, now = torch.unique_consecutive(numbers, return_inverse=True)
+    return begins, now
 
 
 def exact_std(shapes: np.ndarray, std: float) -> float:

@@ -9,16 +9,16 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from survey_code.budget import largest_fitting, require_counts
 from survey_code.checks import check_range
-from survey_code.embedding import TrainingStep
+from survey_code.embedding import TrainingStep, pick_rows
 from survey_code.layouts import Layout, TensorTrainLayout
 from survey_code.layouts.routed import apart_bytes, keep_apart, most_apart
 from survey_code.method import AfterTraining, Found, Trained
 from survey_code.options import Options, option, planned
 from survey_code.order import largest_first
+from survey_code.replay import is_recording
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.decomposition.trains import (
     GRAM_NUMBERS,
@@ -192,6 +192,7 @@ class TTRec(TrainEmbedding, Trained[TTRecOptions], AfterTraining[TTRecOptions]):
 
     # Epochs before the cache is filled cannot be the best one.
     schedule_end = 0.1
+    steady = True
 
     def __init__(self, spec: TableSpec, options: TTRecOptions, seed: int = 0) -> None:
         rows, dim, slots = spec.num_embeddings, spec.embedding_dim, options.slots
@@ -266,10 +267,13 @@ class TTRec(TrainEmbedding, Trained[TTRecOptions], AfterTraining[TTRecOptions]):
             self.reads.index_add_(0, flat, ones)
         places = self.cached_ids[ids]
         missing = places < 0
+        if is_recording():
+            own = pick_rows(places.clamp(min=0), self.cached)
+            return torch.where(missing[..., None], super().embed(ids), own)
         unique, others = torch.unique(ids[missing], return_inverse=True)
         places[missing] = self.slots + others
         rows = torch.cat([self.cached, self.compose(unique)])
-        return functional.embedding(places, rows)
+        return pick_rows(places, rows)
 
     def after_step(self, step: TrainingStep) -> None:
         """Fill the cache, once."""

@@ -9,9 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding, Seed, as_float32, draw_normal
+from survey_code.embedding import (
+    CompressedEmbedding,
+    Seed,
+    as_float32,
+    draw_normal,
+    pick_rows,
+)
 from survey_code.hashes import mix_ids
 from survey_code.layouts import GroupedLayout, HashedLayout, Layout
 from survey_code.layouts.hashed import (
@@ -88,6 +93,7 @@ class HashedEmbedding(HashingTable):
 
     hash_names: ClassVar[tuple[str, ...]] = ("index", "signs")
     shares_rows = True
+    steady = True
     keys: Tensor | None
 
     def __init__(
@@ -144,7 +150,7 @@ class HashedEmbedding(HashingTable):
         """One row of each table: the shape of the ids with an axis of the width."""
         starts = table_starts(self.index, self.shared)
         return [
-            functional.embedding(digit + start, self.values, sparse=self.regime.sparse)
+            pick_rows(digit + start, self.values, sparse=self.regime.sparse)
             for digit, start in zip(digits, starts)
         ]
 
@@ -153,7 +159,7 @@ class HashedEmbedding(HashingTable):
         places, found = self.find_own(ids)
         parts = rows.shape[-1] // self.values.shape[1]
         own = [
-            functional.embedding(
+            pick_rows(
                 self.shared_rows + parts * places + part,
                 self.values,
                 sparse=self.regime.sparse,
@@ -224,6 +230,8 @@ class FieldsEmbedding(HashedEmbedding):
     firsts: Tensor
     field_starts: Tensor
 
+    steady = True
+
     def __init__(
         self,
         spec: TableSpec,
@@ -287,7 +295,7 @@ class FieldsEmbedding(HashedEmbedding):
         if self.hashes is None:
             return super().read_parts(ids, digits)
         sparse = self.regime.sparse
-        return [functional.embedding(row, self.values, sparse=sparse) for row in digits]
+        return [pick_rows(row, self.values, sparse=sparse) for row in digits]
 
     def freeze(self) -> Layout:
         """As without fields; else a layout for each field."""
@@ -306,7 +314,9 @@ class FieldsEmbedding(HashedEmbedding):
                 tables.append(np.stack([next(full) for _ in range(size)]))
                 continue
             rows = shared[first : first + count_rows(index)].copy()
-            hashed = HashedLayout(rows, index, size, dim, self.combine, self.signs)
+            hashed = HashedLayout(
+                rows, index.copy(), size, dim, self.combine, self.signs
+            )
             tables.append(hashed)
         return GroupedLayout(tables, dim)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from survey_code.budget import largest_fitting
-from survey_code.embedding import as_float32, draw_normal
+from survey_code.embedding import as_float32, draw_normal, pick_rows
 from survey_code.hashes import draw_multipliers, hash_steps, mix_ids
 from survey_code.layouts.generator import (
     ACTIVATIONS,
@@ -154,7 +154,7 @@ class DHE(HashingTable, Trained[DHEOptions]):
     def embed(self, ids: Tensor) -> Tensor:
         """Each distinct id runs through the network once."""
         distinct, places = torch.unique(ids, return_inverse=True)
-        return functional.embedding(places, self.generate(distinct))
+        return pick_rows(places, self.generate(distinct))
 
     def freeze(self) -> GeneratorLayout:
         """The network's weights and the hash."""

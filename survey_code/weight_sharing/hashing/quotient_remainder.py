@@ -7,11 +7,10 @@ import math
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from survey_code.budget import largest_fitting
 from survey_code.checks import check_range
-from survey_code.embedding import as_float32, draw_normal
+from survey_code.embedding import as_float32, draw_normal, pick_rows
 from survey_code.layouts.hashed import (
     COMBINE,
     path_parameters,
@@ -133,8 +132,8 @@ class QuotientRemainder(FieldsEmbedding, Trained[QuotientRemainderOptions]):
         if self.combine != "path":
             return super().join(ids, digits)
         sparse = self.regime.sparse
-        rows = functional.embedding(digits[0].flatten(), self.values, sparse=sparse)
-        paths = functional.embedding(digits[1].flatten(), self.paths, sparse=sparse)
+        rows = pick_rows(digits[0].flatten(), self.values, sparse=sparse)
+        paths = pick_rows(digits[1].flatten(), self.paths, sparse=sparse)
         first, bias, second, shift = split_paths(paths, self.embedding_dim)
         hidden = torch.relu(rows[:, None] @ first + bias)  # (m, 1, hidden)
         out: Tensor = hidden @ second + shift  # (m, 1, dim)

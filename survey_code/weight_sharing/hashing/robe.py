@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from survey_code.checks import check_range
-from survey_code.embedding import as_float32, draw_normal
+from survey_code.embedding import as_float32, draw_normal, pick_rows
 from survey_code.hashes import draw_multipliers
 from survey_code.kernels.cuda import as_cupy
 from survey_code.kernels.cuda.scatter import gather_blocks, scatter_blocks
@@ -65,6 +64,8 @@ class ROBE(HashingTable, Trained[ROBEOptions]):
 
     hash_names = ("multipliers", "signs")
 
+    steady = True
+
     def __init__(self, spec: TableSpec, options: ROBEOptions, seed: int = 0) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
         self.block_len, self.open_ids = options.block_len, options.open_ids
@@ -106,9 +107,9 @@ class ROBE(HashingTable, Trained[ROBEOptions]):
 
     def read_runs(self, ids: Tensor) -> Tensor:
         """Rows by torch alone: int64 (m,) -> (m, dim)."""
-        rows = functional.embedding(
-            self.places(ids), self.values, sparse=self.regime.sparse
-        )[..., 0]
+        rows = pick_rows(self.places(ids), self.values, sparse=self.regime.sparse)[
+            ..., 0
+        ]
         if self.signs is None:
             return rows
         blocks = -(-self.embedding_dim // self.block_len)

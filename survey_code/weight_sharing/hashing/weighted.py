@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from survey_code.checks import check_range
-from survey_code.embedding import as_float32
+from survey_code.embedding import as_float32, pick_rows
 from survey_code.layouts.hashed import mixed_index, take_digits
 from survey_code.method import Found, Trained
 from survey_code.options import Options, found, option
@@ -65,7 +64,7 @@ class WeightedEmbedding(HashedEmbedding):
         """The weighted sum of the rows that digits name."""
         if self.weight_index is not None:
             ids = take_digits(ids, self.weight_index)[0]
-        weights = functional.embedding(
+        weights = pick_rows(
             ids, self.weights, sparse=self.regime.sparse
         )  # (*shape, k or k + 1)
         parts = self.read_parts(ids, digits)

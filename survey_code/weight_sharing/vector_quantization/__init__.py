@@ -2,14 +2,29 @@
 
 After training (`SAEC`, `ProductQuantization`), on the way into the network while
 float vectors stay behind (`DPQ`, `MGQE`, `LightRec`), or from the first step on
-(`RecJPQ`, `CCE`), which then needs no full table in training either.
+(`RecJPQ`, `BACO`, `CCE`), which then needs no full table in training either.
 """
 
+from survey_code.weight_sharing.lloyd import (
+    Clusters as Clusters,
+    ResidualCodes as ResidualCodes,
+    assigning_on as assigning_on,
+    cluster_rows as cluster_rows,
+    nearest_rows as nearest_rows,
+    quantize_residuals as quantize_residuals,
+)
 from survey_code.weight_sharing.vector_quantization.additive import (
     LightRec as LightRec,
     LightRecOptions as LightRecOptions,
-    ResidualCodes as ResidualCodes,
-    quantize_residuals as quantize_residuals,
+)
+from survey_code.weight_sharing.vector_quantization.baco import (
+    BACO as BACO,
+    BACOOptions as BACOOptions,
+    find_kin as find_kin,
+    group_kin as group_kin,
+    group_pairs as group_pairs,
+    settle_ids as settle_ids,
+    weigh_links as weigh_links,
 )
 from survey_code.weight_sharing.vector_quantization.books import (
     BookOptions as BookOptions,
@@ -27,12 +42,6 @@ from survey_code.weight_sharing.vector_quantization.dpq import (
     DPQOptions as DPQOptions,
     LearnedCodes as LearnedCodes,
     count_perplexity as count_perplexity,
-)
-from survey_code.weight_sharing.vector_quantization.lloyd import (
-    Clusters as Clusters,
-    assigning_on as assigning_on,
-    cluster_rows as cluster_rows,
-    nearest_rows as nearest_rows,
 )
 from survey_code.weight_sharing.vector_quantization.mgqe import (
     MGQE as MGQE,

@@ -2,95 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from survey_code.checks import check_range
-from survey_code.embedding import draw_normal
+from survey_code.embedding import draw_normal, pick_rows
 from survey_code.layouts import CodebookLayout
 from survey_code.layouts.codebook import codebook_bytes
 from survey_code.method import Found, Trained
 from survey_code.options import option, planned
 from survey_code.spec import TableSpec
+from survey_code.weight_sharing.lloyd import MOST_BOOKS, quantize_residuals
 from survey_code.weight_sharing.vector_quantization.books import (
     BookOptions,
     copy_words,
     plan_books,
 )
 from survey_code.weight_sharing.vector_quantization.dpq import QueryTable
-from survey_code.weight_sharing.vector_quantization.lloyd import cluster_rows
 
-MOST_BOOKS = 16
 # Rows from which books are begun: k-means on more finds hardly better ones.
 FIRST_ROWS = 50_000
-
-
-@dataclass
-class ResidualCodes:
-    """What `quantize_residuals` found.
-
-    Parameters
-    ----------
-    codes : ndarray of int64, shape (rows, books)
-    codewords : ndarray of float64, shape (books, K, dim)
-    losses : list of float
-        Squared error of the table with 0, 1, 2, ... books; it never rises.
-    """
-
-    codes: np.ndarray
-    codewords: np.ndarray
-    losses: list[float]
-
-    def decode(self) -> np.ndarray:
-        """The rows that the codes stand for, float64 (rows, dim)."""
-        books = np.arange(len(self.codewords))
-        rows: np.ndarray = self.codewords[books, self.codes].sum(axis=1)
-        return rows
-
-
-def quantize_residuals(
-    table: np.ndarray, books: int, clusters: int, rng: np.random.Generator
-) -> ResidualCodes:
-    """Quantise rows, then what is left of them, and so on: one book each time.
-
-    Parameters
-    ----------
-    table : ndarray of float, shape (rows, dim)
-    books : int
-    clusters : int
-        Codewords of each book, 1 to rows.
-    rng : numpy.random.Generator
-
-    Returns
-    -------
-    ResidualCodes
-
-    Notes
-    -----
-    Juang and Gray, "Multiple stage vector quantization for speech coding" (1982).
-
-    Examples
-    --------
-    >>> table = np.array([[0.0], [1.0], [10.0], [11.0]])
-    >>> found = quantize_residuals(table, 2, 2, np.random.default_rng(0))
-    >>> found.losses[1:], found.decode().ravel().tolist()
-    ([1.0, 0.0], [0.0, 1.0, 10.0, 11.0])
-    """
-    check_range("books", books, 1, MOST_BOOKS)
-    left = np.array(table, dtype=np.float64)
-    codes, codewords, losses = [], [], [float((left**2).sum())]
-    for _ in range(books):
-        found = cluster_rows(left, clusters, rng)
-        codes.append(found.codes)
-        codewords.append(found.centroids)
-        left -= found.centroids[found.codes]
-        losses.append(float((left**2).sum()))
-    return ResidualCodes(np.stack(codes, 1), np.stack(codewords), losses)
 
 
 def additive_bytes(spec: TableSpec, books: int, bits: int) -> int:
@@ -150,7 +83,9 @@ class LightRec(QueryTable, Trained[LightRecOptions]):
         sample = self.queries[:1000]
         for _ in range(5):  # the choice depends a little on the scale
             found = self.decode(self.choose(sample)).std(unbiased=False)
-            self.codewords.mul_(std / found.clamp(min=1e-30))
+            # Where all choose the same sum, no factor can spread the sums.
+            if found > 0.1 * self.codewords.std(unbiased=False):
+                self.codewords.mul_(std / found)
 
     @classmethod
     def plan(cls, spec: TableSpec, ratio: float, options: LightRecOptions) -> Found:
@@ -183,15 +118,13 @@ class LightRec(QueryTable, Trained[LightRecOptions]):
     def embed(self, ids: Tensor) -> Tensor:
         """Float rows first; later sums of codewords, with the queries' gradient."""
         different, places = torch.unique(ids, return_inverse=True)
-        queries = functional.embedding(
-            different, self.queries, sparse=self.regime.sparse
-        )
+        queries = pick_rows(different, self.queries, sparse=self.regime.sparse)
         if not self.training:
-            return functional.embedding(places, self.decode(self.choose(queries)))
+            return pick_rows(places, self.decode(self.choose(queries)))
         if not bool(self.begun):
-            return functional.embedding(places, queries)
+            return pick_rows(places, queries)
         rows = self.replace(queries, self.decode(self.choose(queries)), self.pull)
-        return functional.embedding(places, rows)
+        return pick_rows(places, rows)
 
     @torch.no_grad()
     def advance(self, progress: float) -> None:

@@ -8,15 +8,20 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from survey_code.embedding import TrainingStep, draw_normal
+from survey_code.embedding import TrainingStep, draw_normal, pick_rows
 from survey_code.kernels.cuda.tensors import reaches_kernels
 from survey_code.layouts import AddedLayout, CodebookLayout, HashedLayout
 from survey_code.layouts.hashed import mixed_index, table_starts, take_digits
 from survey_code.method import Found, Trained
 from survey_code.options import option, planned
 from survey_code.spec import TableSpec
+from survey_code.weight_sharing.lloyd import (
+    POINTS,
+    assigning_on,
+    average_rows,
+    cluster_rows,
+)
 from survey_code.weight_sharing.vector_quantization.books import (
     BookOptions,
     as_codes,
@@ -24,12 +29,6 @@ from survey_code.weight_sharing.vector_quantization.books import (
     copy_words,
     plan_books,
     product_bytes,
-)
-from survey_code.weight_sharing.vector_quantization.lloyd import (
-    POINTS,
-    assigning_on,
-    average_rows,
-    cluster_rows,
 )
 
 # Largest number of helpers of a book: that of 31 bits.
@@ -140,7 +139,7 @@ class CCE(Trained[CCEOptions]):
         """Codewords plus helpers, part by part."""
         sums = None
         for places in self.places(ids.flatten()):
-            part = functional.embedding(places, self.values, sparse=self.regime.sparse)
+            part = pick_rows(places, self.values, sparse=self.regime.sparse)
             sums = part if sums is None else sums + part
         assert sums is not None
         return sums.reshape(*ids.shape, self.embedding_dim)

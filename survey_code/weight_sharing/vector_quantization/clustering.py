@@ -15,12 +15,8 @@ from survey_code.layouts.routed import keep_apart, routing_bytes
 from survey_code.method import AfterTraining, Found
 from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
+from survey_code.weight_sharing.lloyd import POINTS, cluster_rows, count_reads
 from survey_code.weight_sharing.vector_quantization.books import as_numbers, pick_heads
-from survey_code.weight_sharing.vector_quantization.lloyd import (
-    POINTS,
-    cluster_rows,
-    count_reads,
-)
 
 
 class SAECOptions(Options):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding, draw_normal
+from survey_code.embedding import CompressedEmbedding, draw_normal, pick_rows
 from survey_code.layouts import CodebookLayout
 from survey_code.method import Found, Trained
 from survey_code.options import option
@@ -225,11 +225,11 @@ class LearnedCodes(QueryTable):
             rows = self.embed_trained(different)
         else:
             rows = self.decode(self.choose(different))
-        return functional.embedding(places, rows)
+        return pick_rows(places, rows)
 
     def embed_trained(self, ids: Tensor) -> Tensor:
         """Rows of different ids, with gradients."""
-        queries = functional.embedding(ids, self.queries, sparse=self.regime.sparse)
+        queries = pick_rows(ids, self.queries, sparse=self.regime.sparse)
         if self.kind == "sx":
             return self.mix_values(queries, ids)
         rows = self.decode(self.choose(ids))

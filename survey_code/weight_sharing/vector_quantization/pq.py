@@ -12,15 +12,7 @@ from survey_code.layouts import CodebookLayout, Layout, TurnedLayout
 from survey_code.method import AfterTraining, Found
 from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
-from survey_code.weight_sharing.vector_quantization.books import (
-    as_numbers,
-    check_books,
-    most_bits,
-    part_choices,
-    plan_books,
-    product_bytes,
-)
-from survey_code.weight_sharing.vector_quantization.lloyd import (
+from survey_code.weight_sharing.lloyd import (
     POINTS,
     as_points,
     assign_rows,
@@ -28,6 +20,14 @@ from survey_code.weight_sharing.vector_quantization.lloyd import (
     cluster_rows,
     count_reads,
     draw_points,
+)
+from survey_code.weight_sharing.vector_quantization.books import (
+    as_numbers,
+    check_books,
+    most_bits,
+    part_choices,
+    plan_books,
+    product_bytes,
 )
 
 # Rows that are turned and coded together.

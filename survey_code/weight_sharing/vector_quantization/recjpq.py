@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from survey_code.embedding import draw_normal
+from survey_code.embedding import draw_normal, pick_rows
 from survey_code.layouts import CodebookLayout
 from survey_code.method import Found, Trained
 from survey_code.options import option
@@ -153,6 +153,8 @@ class RecJPQ(Trained[RecJPQOptions]):
 
     codes: Tensor
 
+    steady = True
+
     def __init__(self, spec: TableSpec, options: RecJPQOptions, seed: int = 0) -> None:
         check_books(options.books, spec.embedding_dim)
         super().__init__(spec.num_embeddings, spec.embedding_dim)
@@ -181,9 +183,7 @@ class RecJPQ(Trained[RecJPQOptions]):
         group = (flat >= self.split).long()[:, None]
         books = torch.arange(self.books, device=ids.device)
         places = ((group * self.books + books) << self.bits) + self.codes[flat].long()
-        parts = nn.functional.embedding(
-            places, self.codewords, sparse=self.regime.sparse
-        )
+        parts = pick_rows(places, self.codewords, sparse=self.regime.sparse)
         return parts.reshape(*ids.shape, self.embedding_dim)
 
     def freeze(self) -> CodebookLayout:

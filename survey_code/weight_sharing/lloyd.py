@@ -1,4 +1,4 @@
-"""Lloyd's algorithm: k codewords for n points."""
+"""Lloyd's algorithm: k codewords for n points, and for what they leave."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ POINTS = 256
 # it takes a fifth of them on all, or an eighth where points have one or two numbers.
 BEGINS_ON, BEGINNING = 16, 1 << 12
 BEGINS_BY, ENDS_BY, ENDS_SHORT_BY = 2, 5, 8
+# Books of `quantize_residuals`, at most.
+MOST_BOOKS = 16
 # Times that points are drawn to begin from, each time far from those drawn before.
 DRAWS = 8
 
@@ -550,3 +552,75 @@ def count_reads(spec: TableSpec, weighted: bool) -> np.ndarray | None:
     if not weighted or not spec.train_counts.any():
         return None
     return np.maximum(spec.train_counts, 1).astype(np.float64)
+
+
+# -- what is left ------------------------------------------------------------------
+
+
+@dataclass
+class ResidualCodes:
+    """What `quantize_residuals` found.
+
+    Parameters
+    ----------
+    codes : ndarray of int64, shape (rows, books)
+    codewords : ndarray of float64, shape (books, K, dim)
+    losses : list of float
+        Squared error of the table with 0, 1, 2, ... books; it never rises.
+    """
+
+    codes: np.ndarray
+    codewords: np.ndarray
+    losses: list[float]
+
+    def decode(self) -> np.ndarray:
+        """The rows that the codes stand for, float64 (rows, dim)."""
+        books = np.arange(len(self.codewords))
+        rows: np.ndarray = self.codewords[books, self.codes].sum(axis=1)
+        return rows
+
+
+def quantize_residuals(
+    table: np.ndarray,
+    books: int,
+    clusters: int,
+    rng: np.random.Generator,
+    sample: int = 0,
+) -> ResidualCodes:
+    """Quantise rows, then what is left of them, and so on: one book each time.
+
+    Parameters
+    ----------
+    table : ndarray of float, shape (rows, dim)
+    books : int
+    clusters : int
+        Codewords of each book, 1 to rows.
+    rng : numpy.random.Generator
+    sample : int, default 0
+        As for `cluster_rows`.
+
+    Returns
+    -------
+    ResidualCodes
+
+    Notes
+    -----
+    Juang and Gray, "Multiple stage vector quantization for speech coding" (1982).
+
+    Examples
+    --------
+    >>> table = np.array([[0.0], [1.0], [10.0], [11.0]])
+    >>> found = quantize_residuals(table, 2, 2, np.random.default_rng(0))
+    >>> found.losses[1:], found.decode().ravel().tolist()
+    ([1.0, 0.0], [0.0, 1.0, 10.0, 11.0])
+    """
+    check_range("books", books, 1, MOST_BOOKS)
+    left = np.array(table, dtype=np.float64)
+    codes, codewords, losses = [], [], [float((left**2).sum())]
+    for _ in range(books):
+        found = cluster_rows(left, clusters, rng, sample=sample)
+        codes.append(found.codes)
+        codewords.append(found.centroids)
+        left -= found.centroids[found.codes]
+        losses.append(float((left**2).sum()))
+    return ResidualCodes(np.stack(codes, 1), np.stack(codewords), losses)
