@@ -90,9 +90,7 @@ class UniformOptions(Options):
 
     columns: int = planned("columns to keep", low=1)
     matryoshka: bool = option(
-        False,
-        "train all columns, so that the first ones serve alone, and keep these",
-        tune=(False, True),
+        False, "train all columns, so that the first ones serve alone, and keep these"
     )
 
 
@@ -133,7 +131,7 @@ class UniformEmbedding(DenseTable, Trained[UniformOptions]):
         if columns is not None:
             check_range("columns", columns, 1, dim)
         kept = range(1, dim + 1) if columns is None else [columns]
-        sizes = {width: prefix_bytes(spec, width) for width in kept}
+        sizes = {width: padded_bytes(spec, width) for width in kept}
         budget = spec.require(ratio, smallest=min(sizes.values()))
         return {"columns": max(w for w, size in sizes.items() if size <= budget)}
 
@@ -169,7 +167,7 @@ class UniformEmbedding(DenseTable, Trained[UniformOptions]):
         return GroupedLayout.from_tables([rows], [None], self.embedding_dim)
 
 
-def prefix_bytes(spec: TableSpec, columns: int) -> int:
+def padded_bytes(spec: TableSpec, columns: int) -> int:
     """Bytes of the first columns of a table, which are read with zeros behind them."""
     if columns == spec.embedding_dim:
         return spec.full_bytes

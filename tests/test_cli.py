@@ -497,7 +497,9 @@ def test_run_appends_a_line_a_seed_and_skips_what_is_there(tmp_path, capsys):
     out = tmp_path / "results.jsonl"
     assert main(run_words(out)) == 0
     (first,) = load_results(out)
-    assert (first.key, first.seed, first.options) == ("uniform", 1, {"columns": 4})
+    assert (first.key, first.seed, first.options) == (
+        "uniform", 1, {"columns": 4, "matryoshka": False}
+    )  # fmt: skip
     assert first.settings["batch_size"] == 20000
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("uniform dcnv2 seed 1: auc 0.") and "4.00x" in said[0]

@@ -106,10 +106,8 @@ def check_device(device: str) -> None:
         raise ValueError(f"device {device!r} cannot be used: {error}") from None
 
 
-class DataTask:
-    """Data, network and training settings: everything around a table.
-
-    `make_task` chooses the kind that a data set needs.
+class Surroundings:
+    """Data, network and training settings: what methods may ask for.
 
     Parameters
     ----------
@@ -141,7 +139,13 @@ class DataTask:
             cosine=trial.model == "mf" and bool(trial.layers.get("normalize")),
         )
 
-    # -- what methods may ask for --------------------------------------------
+    def build_network(self, table: CompressedEmbedding) -> Network:
+        """A fresh network around a table."""
+        raise NotImplementedError
+
+    def build_objective(self, settings: TrainingSettings) -> Objective[Any]:
+        """What the network is to learn."""
+        raise NotImplementedError
 
     def train(
         self,
@@ -178,7 +182,12 @@ class DataTask:
         settings = self.trial.settings.replace(l2=0.0, table_l2=0.0)
         return Jury(network, self.build_objective(settings), settings, self.seed)
 
-    # -- the way down ----------------------------------------------------------
+
+class DataTask(Surroundings):
+    """Everything around a table, and the way down: search, learn, compress, evaluate.
+
+    `make_task` chooses the kind that a data set needs.
+    """
 
     def search(self, method: Method, options: Options) -> Options:
         """Options with what a method found by its search, if it is one that searches.
@@ -240,14 +249,6 @@ class DataTask:
         twin.__dict__.update(network.__dict__)
         twin._modules = {**network._modules, "table": as_table(decode_layout(layout))}
         return twin.to(self.device).eval()
-
-    def build_network(self, table: CompressedEmbedding) -> Network:
-        """A fresh network around a table."""
-        raise NotImplementedError
-
-    def build_objective(self, settings: TrainingSettings) -> Objective[Any]:
-        """What the network is to learn."""
-        raise NotImplementedError
 
     def validate(self, network: Network, layout: Layout) -> dict[str, float]:
         """Validation metrics with vectors read from the layout."""

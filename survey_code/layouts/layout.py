@@ -53,6 +53,8 @@ A = TypeVar("A", np.ndarray, "GpuArray", "Tensor")
 
 # The largest of float32.
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
+# And the smallest above 0, a denormal number.
+SMALLEST_FLOAT = 2.0**-149
 # Columns of a row, and numbers read for it, that any layout may have; with arrays of
 # more bytes it may have more, so that no small file makes a look-up slow or large.
 MOST_COLUMNS, MOST_WORK = 2**16, 2**17
@@ -335,6 +337,8 @@ class Layout(Stored):
                 f"rows must be bounded by {LARGEST_FLOAT:.4g}"
             )
         self.row_work = int(self.count_work())
+        # Below 1e-38 each step of a row can round by half the smallest float32.
+        self.largest += self.row_work * SMALLEST_FLOAT
         stored = self.nbytes
         check_limit(self, "columns", self.embedding_dim, MOST_COLUMNS, 8 * stored)
         check_limit(self, "steps a row", self.row_work, MOST_WORK, 16 * stored)

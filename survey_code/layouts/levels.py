@@ -225,8 +225,13 @@ class LevelsLayout(Layout):
         from survey_code.kernels.cuda.formats import LevelsFormat
 
         scaling = 2 if self.block else int(self.scaled)
-        shape = self.embedding_dim, self.bits
-        return LevelsFormat.of(self.rows, self.levels, *shape, scaling, self.block)
+        shape, block = (self.embedding_dim, self.bits), self.columns_a_block
+        return LevelsFormat.of(self.rows, self.levels, *shape, scaling, block)
+
+    @property
+    def columns_a_block(self) -> int:
+        """Columns of a row that share a power: a block may be longer than a row."""
+        return min(self.block, self.embedding_dim)
 
     def _read_scales(self, packed: StoredArray) -> RowArray:
         """Scales of packed rows: float32 (m, 1), or (m, blocks)."""
@@ -248,7 +253,7 @@ class LevelsLayout(Layout):
             rows = decode_levels(packed, dim, bits, self.levels)
         if self.block:
             scales = self._read_scales(packed)
-            rows *= scales.repeat(self.block, axis=1)[:, :dim]
+            rows *= scales.repeat(self.columns_a_block, axis=1)[:, :dim]
         elif self.scaled:
             rows *= self._read_scales(packed)
         return rows

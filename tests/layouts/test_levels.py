@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from survey_code import compress
 from survey_code.bits import pack_codes, unpack_codes
 from survey_code.kernels.cpu.codes import decode_levels, unpack_rows
 from survey_code.layouts import DenseLayout, LevelsLayout, TurnedLayout
@@ -215,3 +216,13 @@ def test_large_rows_are_turned_if_they_stay_inside_float32(way):
     assert np.isfinite(rows).all() and abs(rows).max() <= layout.largest <= FLOAT_MOST
     with pytest.raises(ValueError, match="can leave float32"):
         TurnedLayout(DenseLayout(np.full_like(table, FLOAT_MOST / 2)), **given)
+
+
+def test_a_block_far_longer_than_a_row_costs_nothing():
+    """Its length stands in a file, where anything can stand."""
+    layout = compress(np.eye(5, 8, dtype=np.float32), "half", dtype="mx4")
+    shape = layout.blueprint()["shape"]
+    for block in (32, 10**6, 2**62):
+        held = layout.from_file({**shape, "block": block}, layout.held())
+        rows = held.lookup(np.arange(5))
+        np.testing.assert_array_equal(rows, layout.lookup(np.arange(5)))

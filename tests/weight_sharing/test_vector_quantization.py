@@ -306,6 +306,52 @@ def test_heads_keep_their_rows_and_fields_their_own_clusters():
     assert len(np.unique(rows[150:], axis=0)) == 8
 
 
+# -- rows that are read more count more ----------------------------------------
+
+WEIGHTED = {
+    "pq": {"books": 4, "bits": 4},
+    "pq, turned": {"books": 4, "bits": 4, "rotate": True},
+    "pq, of a sample": {"books": 4, "bits": 4, "sample": 20},
+    "clustering": {"clusters": 30},
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weights_lower_the_error_of_what_is_read_and_no_other(name):
+    """Of three tables each, by more than two deviations."""
+    better, worse = [], []
+    for seed in (1, 2, 3):
+        rng = np.random.default_rng(seed)
+        counts = np.floor(3000 / (1 + rng.permutation(900))).astype(np.int64)
+        # Rows that are read often are longer, as those of trained tables are.
+        table = rng.normal(size=(900, 8)) * (counts / counts.mean())[:, None] ** 0.2
+        errors = {}
+        for weighted in (True, False):
+            asked = {**WEIGHTED[name], "weighted": weighted, "counts": counts}
+            layout = compress(table, name.split(",")[0], **asked)
+            lost = ((decode_layout(layout) - table) ** 2).sum(axis=1)
+            errors[weighted] = np.log([lost @ counts, lost.sum()])
+        read, plain = errors[False] - errors[True]
+        better.append(read)
+        worse.append(-plain)
+    for gaps in (better, worse):
+        assert np.mean(gaps) > 2 * np.std(gaps, ddof=1)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_counts_that_are_not_known_or_all_alike_weigh_nothing(name):
+    table, asked = NORMAL[:300, :8], WEIGHTED[name]
+    key = name.split(",")[0]
+    plain = compress(table, key, weighted=False, **asked)
+    same = [compress(table, key, **asked)]
+    if "sample" not in asked:  # which rows are drawn follows from their weights
+        same.append(compress(table, key, counts=np.full(300, 7), **asked))
+    for layout in same:
+        np.testing.assert_allclose(
+            decode_layout(layout), decode_layout(plain), rtol=1e-5, atol=1e-6
+        )
+
+
 # -- codes that are learned ----------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 # every processor.
 GRID = 2**20
 # Of an id that is in no group yet.
-NOBODY = -1
+UNPLACED = -1
 # Ids whose kin is looked for at once.
-TOGETHER = 1024
+IDS_COMPARED = 1024
 
 
 def weigh_links(pairs: np.ndarray, split: int, rows: int) -> sparse.csr_array:
@@ -77,8 +78,8 @@ def find_kin(links: sparse.csr_array, most: int) -> sparse.csr_array:
 
     ids, back = links.shape[0], links.T.tocsr()
     columns, values, counts = [], [], []
-    for start in range(0, ids, TOGETHER):
-        near = links[start : start + TOGETHER] @ back
+    for start in range(0, ids, IDS_COMPARED):
+        near = links[start : start + IDS_COMPARED] @ back
         near.sort_indices()
         for row, (low, high) in enumerate(itertools.pairwise(near.indptr.tolist())):
             own, weights = near.indices[low:high], near.data[low:high]
@@ -98,7 +99,7 @@ def find_kin(links: sparse.csr_array, most: int) -> sparse.csr_array:
 
 
 def settle_ids(
-    scores: sparse.csr_array, room: int, rng: np.random.Generator
+    scores: sparse.csr_array, room: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """A group for each id: the one it scores best with among those with room for it.
 
@@ -110,8 +111,8 @@ def settle_ids(
     ----------
     scores : sparse array of integers, shape (ids, groups)
         Pairs without a score cannot meet.
-    room : int
-        Most ids of a group.
+    room : ndarray of int, shape (groups,)
+        Ids that each group can take.
     rng : numpy.random.Generator
         Of equal scores.
 
@@ -124,9 +125,9 @@ def settle_ids(
     scores = scores.sorted_indices()
     which, place = list_wishes(scores, rng)
     asked, ends = scores.indptr[:-1].astype(np.int64), scores.indptr[1:]
-    held = np.full(ids, NOBODY)
+    held = np.full(ids, UNPLACED)
     # The last place that a full group keeps: whoever stands behind it need not ask.
-    worst = np.full(groups, len(place))
+    worst = np.where(room > 0, len(place), -1)
     asking = np.arange(ids)
     while len(asking := asking[asked[asking] < ends[asking]]):
         at = asked[asking]
@@ -141,10 +142,11 @@ def settle_ids(
         line = line[np.lexsort((place[asked[line]], held[line]))]
         sizes = np.bincount(held[line], minlength=groups)
         rank = np.arange(len(line)) - (np.cumsum(sizes) - sizes)[held[line]]
-        last = line[rank == room - 1]
+        most = room[held[line]]
+        last = line[rank == most - 1]
         worst[held[last]] = place[asked[last]]
-        asking = line[rank >= room]
-        held[asking] = NOBODY
+        asking = line[rank >= most]
+        held[asking] = UNPLACED
         asked[asking] += 1
     return held
 
@@ -169,7 +171,7 @@ def place_others(
     labels: np.ndarray, groups: int, room: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Put ids that are in no group where there is most room, in a random order."""
-    others = rng.permutation(np.flatnonzero(labels == NOBODY))
+    others = rng.permutation(np.flatnonzero(labels == UNPLACED))
     sizes = count_sizes(labels, groups)
     # The free places of all groups, those of the emptiest levels first.
     spare = np.repeat(np.arange(groups), room - sizes)
@@ -193,7 +195,7 @@ def largest_group(ids: int, groups: int, slack: float) -> int:
 
 def count_sizes(labels: np.ndarray, groups: int | None = None) -> np.ndarray:
     """Members of each group; by default of as many groups as there are labels."""
-    inside = labels[labels != NOBODY]
+    inside = labels[labels != UNPLACED]
     return np.bincount(inside, minlength=len(labels) if groups is None else groups)
 
 
@@ -201,7 +203,7 @@ def count_members(labels: np.ndarray, groups: int) -> sparse.csr_array:
     """Who belongs where: 1 for an id and its group, (ids, groups)."""
     from scipy import sparse
 
-    inside = np.flatnonzero(labels != NOBODY)
+    inside = np.flatnonzero(labels != UNPLACED)
     ones = np.ones(len(inside), dtype=np.int64)
     shape = (len(labels), groups)
     return sparse.csr_array((ones, (inside, labels[inside])), shape=shape)
@@ -215,7 +217,7 @@ def give_up(labels: np.ndarray, shares: np.ndarray, left: int) -> np.ndarray:
     >>> give_up(np.array([2, 0, 1, 2]), np.array([1, 1, 2]), left=2)
     array([ 0,  1, -1,  0])
     """
-    renamed = np.full(len(shares) + 1, NOBODY)
+    renamed = np.full(len(shares) + 1, UNPLACED)
     renamed[largest_first(shares)[:left]] = np.arange(left)
     return renamed[labels]
 
@@ -227,7 +229,8 @@ def group_kin(
 
     It begins with a label for each id.  Then the labels with the fewest members are
     given up, half of all at a time, until there are as many as groups; meanwhile no
-    label may have more than its share of ids, and a little more.
+    label may have more than its share of ids, and a little more.  Half of the ids
+    choose at a time, or two that are alike would change their labels for ever.
 
     Parameters
     ----------
@@ -238,7 +241,7 @@ def group_kin(
     slack : float
         A group has at most ``ceil((1 + slack) * ids / groups)`` ids.
     rounds : int
-        Times that all take a label before labels are given up, and at the end.
+        Times that all choose before labels are given up again, and at the end.
     seed : int or sequence of int
         Of ties, and of where ids go that have no links.
 
@@ -252,10 +255,21 @@ def group_kin(
     while count > groups:
         count = max(groups, count // 2)
         labels = give_up(labels, count_sizes(labels), count)
-        room = largest_group(ids, count, slack)
-        for _ in range(rounds):
-            labels = settle_ids(kin @ count_members(labels, count), room, rng)
+        most = largest_group(ids, count, slack)
+        for part in halve(ids, rounds, rng):
+            heard = kin[part] @ count_members(labels, count)
+            labels[part] = UNPLACED
+            room = most - count_sizes(labels, count)
+            labels[part] = settle_ids(heard, room, rng)
     return place_others(labels, groups, largest_group(ids, groups, slack), rng)
+
+
+def halve(ids: int, times: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Half of the ids, then the others, in new halves each time."""
+    for _ in range(times):
+        order = rng.permutation(ids)
+        yield np.sort(order[: ids // 2])
+        yield np.sort(order[ids // 2 :])
 
 
 def group_pairs(
@@ -285,9 +299,9 @@ def group_pairs(
     forth = links.T.tocsr() if turned else links
     back = forth.T.tocsr()
     many, few = forth.shape
-    labels, count, others = np.arange(few), few, np.full(many, NOBODY)
+    labels, count, others = np.arange(few), few, np.full(many, UNPLACED)
     while True:
-        room = [largest_group(ids, count, slack) for ids in (many, few)]
+        room = [np.full(count, largest_group(n, count, slack)) for n in (many, few)]
         for _ in range(rounds):
             others = settle_ids(forth @ count_members(labels, count), room[0], rng)
             labels = settle_ids(back @ count_members(others, count), room[1], rng)
@@ -296,8 +310,8 @@ def group_pairs(
         shares = count_sizes(others, count) / many + count_sizes(labels, count) / few
         count = max(groups, count // 2)
         labels = give_up(labels, shares, count)
-    others = place_others(others, groups, room[0], rng)
-    labels = place_others(labels, groups, room[1], rng)
+    others = place_others(others, groups, room[0][0], rng)
+    labels = place_others(labels, groups, room[1][0], rng)
     return (labels, others) if turned else (others, labels)
 
 
@@ -314,7 +328,7 @@ class BACOOptions(Options):
     )  # fmt: skip
     kin: int = option(50, "ids that each one hears, where not paired", low=1)
     rounds: int = option(
-        3,
+        2,
         "times that all hear one another before labels are given up",
         low=1,
         high=1000,

@@ -182,7 +182,9 @@ class PQOptions(Options):
         1, "numbers of a codeword at least; of 1, a code names a number alone", low=1
     )
     rotate: bool = option(False, "turn the rows first (OPQ)")
-    weighted: bool = option(True, "rows count as often as they occur in training")
+    weighted: bool = option(
+        True, "rows count as often as they occur in training, where that is known"
+    )
     half: bool = option(False, "store float16 codewords")
     sample: int = option(POINTS, "rows seen for each codeword; 0: all rows", low=0)
 
