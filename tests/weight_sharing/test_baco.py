@@ -184,7 +184,7 @@ def test_two_that_are_alike_come_together():
     pairs = np.array([[0, 3], [0, 4], [1, 3], [1, 4], [2, 4], [2, 5]])
     spec = spec_of(pairs, 3, 6)
     for seed in range(8):
-        codes = BACO.make(spec, seed, groups=4).codes[:, 0].tolist()
+        codes = BACO.make(spec, seed, groups=4, rounds=9).codes[:, 0].tolist()
         assert codes[0] == codes[1] != codes[2]
         assert codes[3] == codes[4] != codes[5]
 

@@ -15,7 +15,7 @@ from survey_code.mixed_dimension.pruning.tickets import (
     plan_entries,
     start_rows,
 )
-from survey_code.options import SearchOptions, found, option
+from survey_code.options import SearchOptions, found, option, planned
 from survey_code.spec import TableSpec
 
 # Share of the entries that is kept where there is no budget.
@@ -49,7 +49,7 @@ class MagnitudeOptions(SearchOptions):
         tune=(False, True),
     )
     format: str = option("float32", "of the kept values", choices=FORMATS)
-    keep: int | None = found("entries to keep; None: a quarter", low=0)
+    keep: int | None = planned("entries to keep; without a budget a quarter", low=0)
     mask: np.ndarray | None = found("the entries to train again, bool")
     learnt: np.ndarray | None = found("where they begin, if not as first drawn")
 
@@ -89,7 +89,7 @@ class MagnitudePruning(
     @classmethod
     def plan(cls, spec: TableSpec, ratio: float, options: MagnitudeOptions) -> Found:
         """As many entries as the budget pays for."""
-        keep = plan_entries(spec, ratio, options.format)
+        keep = plan_entries(spec, ratio, options.format, options.keep)
         return {"keep": keep, "budget": spec.budget(ratio)}
 
     @classmethod

@@ -23,7 +23,7 @@ from survey_code.layouts.sparse import (
 from survey_code.method import Found, Judge, Task, Trained
 from survey_code.mixed_dimension.pruning.tickets import count_entries, keep_largest
 from survey_code.mixed_dimension.search import fields_of
-from survey_code.options import Options, found, option
+from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
 
 # What is read in place of an entry that is cut.
@@ -220,7 +220,7 @@ class ShaverOptions(Options):
         False, "keep what lowers the loss most; otherwise what changes it most"
     )
     format: str = option("float32", "of the kept values", choices=FORMATS)
-    keep: int | None = found("entries to keep; None: all", low=0)
+    keep: int | None = planned("entries to keep; without a budget all", low=0)
 
 
 class Shaver(Trained[ShaverOptions]):
@@ -280,9 +280,13 @@ class Shaver(Trained[ShaverOptions]):
         rows, dim = spec.num_embeddings, spec.embedding_dim
         filled = options.fill != "zero"
         beside = fill_bytes(len(spec.field_starts) - 1, dim) if filled else 0
-        smallest = sparse_bytes(1, rows, dim, options.format, default_block(dim))
+        if options.keep is not None:
+            check_range("keep", options.keep, 0, rows * dim)
+        least = 1 if options.keep is None else options.keep
+        smallest = sparse_bytes(least, rows, dim, options.format, default_block(dim))
         budget = spec.require(ratio, smallest + beside) - beside
-        return {"keep": count_entries(spec, budget, options.format)}
+        most = count_entries(spec, budget, options.format)
+        return {"keep": most if options.keep is None else options.keep}
 
     def fit(self, task: Task) -> Fitted:
         """Train the full table, value its entries, and cut it once."""

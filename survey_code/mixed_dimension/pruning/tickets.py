@@ -23,7 +23,9 @@ def draw_original(spec: TableSpec, seed: int) -> Tensor:
     return draw_normal(shape, spec.init_std, [seed, 0])
 
 
-def plan_entries(spec: TableSpec, ratio: float, format: str = "float32") -> int:
+def plan_entries(
+    spec: TableSpec, ratio: float, format: str = "float32", keep: int | None = None
+) -> int:
     """How many single entries a budget pays for, with their places.
 
     Parameters
@@ -32,15 +34,21 @@ def plan_entries(spec: TableSpec, ratio: float, format: str = "float32") -> int:
     ratio : float
     format : {"float32", "float16"}
         Of the values.
+    keep : int, optional
+        So many and no more, if they fit.
 
     Raises
     ------
     ValueError
-        If not even one fits.
+        If not even one fits, or not as many as were asked for.
     """
     rows, dim = spec.num_embeddings, spec.embedding_dim
-    smallest = sparse_bytes(1, rows, dim, format, default_block(dim))
-    return count_entries(spec, spec.require(ratio, smallest), format)
+    if keep is not None:
+        check_range("keep", keep, 0, rows * dim)
+    least = 1 if keep is None else keep
+    smallest = sparse_bytes(least, rows, dim, format, default_block(dim))
+    most = count_entries(spec, spec.require(ratio, smallest), format)
+    return most if keep is None else keep
 
 
 def count_entries(spec: TableSpec, budget: int, format: str = "float32") -> int:

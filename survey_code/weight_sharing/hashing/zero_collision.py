@@ -181,7 +181,7 @@ class ZeroCollision(HashingTable, Trained[ZeroCollisionOptions]):
             self.last_read[slots] = self.steps_done
             taken.append(slots)
             ids, times, windows = ids[~first], times[~first], windows[~first]
-        self.renew(torch.cat(taken))
+        self._renew(torch.cat(taken))
 
     def heat(self) -> Tensor:
         """How warm each slot is: free ones least, those of this step beyond reach."""
@@ -189,7 +189,7 @@ class ZeroCollision(HashingTable, Trained[ZeroCollisionOptions]):
         warm = warm.masked_fill(self.identities == FREE, -1.0)
         return warm.masked_fill(self.last_read == self.steps_done, torch.inf)
 
-    def renew(self, slots: Tensor) -> None:
+    def _renew(self, slots: Tensor) -> None:
         """Draw the rows of these slots anew; all are different."""
         shape = (len(slots), self.embedding_dim)
         rows = draw_normal(shape, self.std, [self.seed, 3, self.draws])

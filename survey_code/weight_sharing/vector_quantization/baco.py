@@ -103,9 +103,9 @@ def settle_ids(
 ) -> np.ndarray:
     """A group for each id: the one it scores best with among those with room for it.
 
-    Everybody asks for their best group.  A group keeps those of the largest scores, as
-    many as it has room for; the others ask for their next one, and so on.  It ends as
-    if all pairs of an id and a group were gone through from the largest score down.
+    Everybody asks for their best group, which keeps those of the largest scores; the
+    others ask for their next one.  It ends as if all pairs of an id and a group were
+    gone through from the largest score down.
 
     Parameters
     ----------
@@ -122,7 +122,6 @@ def settle_ids(
         -1 for ids that no group with room scores with.
     """
     ids, groups = scores.shape
-    scores = scores.sorted_indices()
     which, place = list_wishes(scores, rng)
     asked, ends = scores.indptr[:-1].astype(np.int64), scores.indptr[1:]
     held = np.full(ids, UNPLACED)
@@ -136,9 +135,7 @@ def settle_ids(
             asked[asking[late]] += 1
             continue
         held[asking] = which[at]
-        met = np.zeros(groups + 1, dtype=bool)  # the last is nobody's
-        met[which[at]] = True
-        line = np.flatnonzero(met[held])
+        line = np.flatnonzero(np.isin(held, which[at]))  # of a group that was asked
         line = line[np.lexsort((place[asked[line]], held[line]))]
         sizes = np.bincount(held[line], minlength=groups)
         rank = np.arange(len(line)) - (np.cumsum(sizes) - sizes)[held[line]]
@@ -158,7 +155,7 @@ def list_wishes(
 
     The largest score has place 0; equal ones are in a random order.
     """
-    pairs = len(scores.data)
+    scores, pairs = scores.sorted_indices(), len(scores.data)
     order = np.lexsort((rng.permutation(pairs), -scores.data))
     who = np.repeat(np.arange(scores.shape[0]), np.diff(scores.indptr))
     wishes = order[np.argsort(who[order], kind="stable")]
@@ -257,7 +254,9 @@ def group_kin(
         labels = give_up(labels, count_sizes(labels), count)
         most = largest_group(ids, count, slack)
         for part in halve(ids, rounds, rng):
-            heard = kin[part] @ count_members(labels, count)
+            members = count_members(labels, count)
+            # Their own label weighs next to nothing: a place to stay, if need be.
+            heard = kin[part] @ members + members[part]
             labels[part] = UNPLACED
             room = most - count_sizes(labels, count)
             labels[part] = settle_ids(heard, room, rng)
