@@ -501,7 +501,7 @@ def decode_layout(layout: Layout, chunk: int = 65536) -> np.ndarray:
 
 
 def pick_rows(ids: Tensor, weight: Tensor, sparse: bool = False) -> Tensor:
-    """Rows of a weight: ids (*shape) -> (*shape, columns).
+    """Rows of a weight, a row for each id: the shape of the ids and an axis of columns.
 
     As torch's `embedding`, whose gradient on a GPU sorts the ids first, so that sums
     have an order; for a batch of some thousand ids that takes longer than the step's

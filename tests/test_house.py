@@ -176,3 +176,12 @@ def test_the_api_page_has_every_public_name_and_module():
     assert wanted <= set(shown) <= set(MODULES)
     headings = re.findall(r"^### `survey_code\.([\w.]+)`$", page, re.M)
     assert headings == shown
+
+
+def test_no_paper_stands_twice_in_the_bibliography():
+    """The page's builder would stop reading there, and miss all that follow."""
+    keys = re.findall(
+        r"^@\w+\{([^,\s]+),", (ROOT / "book" / "references.bib").read_text(), re.M
+    )
+    assert len(keys) > 100
+    assert [key for key, times in Counter(keys).items() if times > 1] == []

@@ -137,7 +137,7 @@ class ZeroCollision(HashingTable, Trained[ZeroCollisionOptions]):
         return functional.embedding(places, self.values, sparse=self.regime.sparse)
 
     def windows_of(self, ids: Tensor) -> Tensor:
-        """The slots in which ids may stand, int64 (*shape, window)."""
+        """The slots in which ids may stand, int64, with one more axis."""
         homes = find_homes(ids, self.numbers, self.slots)
         steps = torch.arange(self.window, device=ids.device)
         return (homes[..., None] + steps) % self.slots
