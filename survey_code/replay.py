@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 
 import torch
@@ -114,13 +115,8 @@ def each_once(ids: Tensor) -> tuple[Tensor, Tensor]:
 
 def list_addresses(network: nn.Module) -> list[int]:
     """Where the weights and buffers of a network lie."""
-    return [part.data_ptr() for part in tensors_of(network)]
-
-
-def tensors_of(network: nn.Module) -> Iterable[Tensor]:
-    """Weights, then buffers."""
-    yield from network.parameters()
-    yield from network.buffers()
+    held = itertools.chain(network.parameters(), network.buffers())
+    return [part.data_ptr() for part in held]
 
 
 def hold_on_gpu(optimizers: Iterable[torch.optim.Optimizer], device: str) -> None:

@@ -9,7 +9,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, Protocol, TypeGuard, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -396,13 +396,9 @@ def replays(table: CompressedEmbedding, settings: TrainingSettings) -> bool:
     by Adam, which moves every row.
     """
     on_gpu = torch.device(settings.device).type == "cuda"
-    alike = all(part.steady for part in table.modules() if is_table(part))
+    tables = (t for t in table.modules() if isinstance(t, CompressedEmbedding))
+    alike = all(part.steady for part in tables)
     return on_gpu and settings.replay and settings.optimizer == "adam" and alike
-
-
-def is_table(module: nn.Module) -> TypeGuard[CompressedEmbedding]:
-    """Whether a module is a table, or one inside another."""
-    return isinstance(module, CompressedEmbedding)
 
 
 def set_precision(network: Network, kind: torch.dtype) -> None:
@@ -489,12 +485,7 @@ class Jury(Generic[M]):
 
     def gradients(self, weights: list[Tensor], batches: int) -> list[Tensor]:
         """Gradients of the mean loss of the first few training batches."""
-        self.prepare()
-        drawn = self.objective.batches(np.random.default_rng([self.seed, 6]))
-        losses = [
-            self.objective.loss(self.network, batch)
-            for batch, _ in zip(drawn, range(batches))
-        ]
+        losses = [loss() for loss in self.training_losses(batches)]
         return list(torch.autograd.grad(torch.stack(losses).mean(), weights))
 
     def training_losses(self, batches: int) -> Iterator[Callable[[], Tensor]]:

@@ -28,6 +28,7 @@ from survey_code.layouts.nearest import VectorSearch
 from survey_code.layouts.packed import PackedLayout
 from survey_code.layouts.parts import (
     Rows,
+    are_first_ids,
     as_rows,
     check_rows,
     part_work,
@@ -194,11 +195,8 @@ class CodebookLayout(VectorSearch):
             return
         if (
             starts is None
-            or starts.dtype != np.int64
             or starts.shape != (groups,)
-            or starts[0] != 0
-            or bool((starts[1:] <= starts[:-1]).any())
-            or starts[-1] >= self.num_embeddings
+            or not are_first_ids(starts, self.num_embeddings)
         ):
             raise ValueError(f"starts must be {groups} int64 ids that rise from 0")
 

@@ -34,6 +34,22 @@ def as_rows(part: npt.ArrayLike | Layout) -> Rows:
     return rows
 
 
+def are_first_ids(starts: np.ndarray | None, rows: int) -> bool:
+    """Whether these are the first ids of groups of a table of so many rows.
+
+    int64 of shape (groups,), rising from 0.
+    """
+    return (
+        starts is not None
+        and starts.dtype == np.int64
+        and starts.ndim == 1
+        and len(starts) > 0
+        and int(starts[0]) == 0
+        and int(starts[-1]) < rows
+        and bool((starts[1:] > starts[:-1]).all())
+    )
+
+
 def check_layouts(name: str, parts: Sequence[object]) -> None:
     """Raise ValueError unless these are two layouts or more."""
     if len(parts) < 2 or not all(isinstance(part, Layout) for part in parts):

@@ -32,6 +32,7 @@ from survey_code.layouts.layout import (
     is_cupys,
     take,
 )
+from survey_code.layouts.parts import are_first_ids
 
 if TYPE_CHECKING:
     from survey_code.kernels.cuda.formats import Format
@@ -182,12 +183,8 @@ class RowwiseLayout(Layout):
         if starts is None:
             if len(parameters) != 1:
                 raise ValueError(f"{len(parameters)} groups of rows need their starts")
-        elif (
-            starts.dtype != np.int64
-            or starts.shape != parameters.shape[:1]
-            or int(starts[0]) != 0
-            or int(starts[-1]) >= self.num_embeddings
-            or bool((starts[1:] <= starts[:-1]).any())
+        elif starts.shape != parameters.shape[:1] or not are_first_ids(
+            starts, self.num_embeddings
         ):
             raise ValueError(
                 "starts must be int64, one per group, rising from 0 and below "

@@ -31,7 +31,14 @@ from survey_code.layouts.layout import (
     array_module,
 )
 from survey_code.layouts.packed import PackedLayout
-from survey_code.layouts.parts import Rows, as_rows, check_rows, part_work, read_part
+from survey_code.layouts.parts import (
+    Rows,
+    are_first_ids,
+    as_rows,
+    check_rows,
+    part_work,
+    read_part,
+)
 
 if TYPE_CHECKING:
     from survey_code.kernels.cuda.formats import Format
@@ -222,14 +229,8 @@ class SemanticLayout(Layout):
         starts = self.starts
         if starts is None:
             return
-        if (
-            starts.dtype != np.int64
-            or starts.ndim != 1
-            or not 1 < len(starts) <= 1 << MOST_FIELD_BITS
-            or starts[0] != 0
-            or bool((starts[1:] <= starts[:-1]).any())
-            or starts[-1] >= self.num_embeddings
-        ):
+        few = 1 < starts.size <= 1 << MOST_FIELD_BITS
+        if not few or not are_first_ids(starts, self.num_embeddings):
             raise ValueError(
                 "starts must be int64 ids that rise from 0, of 2 fields or more"
             )

@@ -22,6 +22,7 @@ from survey_code.layouts.layout import (
     array_module,
     as_finite_table,
 )
+from survey_code.layouts.parts import are_first_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -348,12 +349,9 @@ class SparseLayout(Layout):
             return
         if (
             starts is None
-            or starts.dtype != np.int64
             or starts.shape != (len(fills),)
             or len(starts) < 2
-            or int(starts[0]) != 0
-            or bool((starts[1:] <= starts[:-1]).any())
-            or int(starts[-1]) >= self.num_embeddings
+            or not are_first_ids(starts, self.num_embeddings)
         ):
             raise ValueError(
                 f"starts must be {len(fills)} int64 ids that rise from 0, and none for "

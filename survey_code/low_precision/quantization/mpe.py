@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.embedding import CompressedEmbedding, TrainingStep, draw_normal
+from survey_code.embedding import (
+    CompressedEmbedding,
+    TrainingStep,
+    draw_normal,
+    pick_rows,
+)
 from survey_code.layouts import GroupedLayout, Layout, LevelsLayout
 from survey_code.layouts.grouped import remap_bytes
 from survey_code.layouts.levels import levels_bytes
@@ -166,7 +171,7 @@ class WidthMixtures(CompressedEmbedding):
     def embed(self, ids: Tensor) -> Tensor:
         """Each distinct row once in all widths, mixed."""
         distinct, places = torch.unique(ids, return_inverse=True)
-        rows = functional.embedding(distinct, self.weight, sparse=self.regime.sparse)
+        rows = pick_rows(distinct, self.weight, sparse=self.regime.sparse)
         chances = self.logits.softmax(1)[self.group[distinct]]  # (m, 7)
         mixed = torch.zeros_like(rows)
         for k, bits in enumerate(WIDTHS[1:]):
@@ -174,7 +179,7 @@ class WidthMixtures(CompressedEmbedding):
             factor = 1 / math.sqrt(max(rows.numel() * reach, 1))
             read = quantize_through(rows, self.step[k], -reach, reach, factor, 0.5)
             mixed = mixed + chances[:, k + 1, None] * read
-        return functional.embedding(places, mixed)
+        return pick_rows(places, mixed)
 
     def penalty(self) -> Tensor:
         """The price of the bits that a number is expected to take."""
@@ -281,7 +286,7 @@ class MPE(Searched[MPEOptions, WidthMixtures]):
     def embed(self, ids: Tensor) -> Tensor:
         """Rows rounded in their widths; zeros where there are no bits."""
         flat = ids.flatten()
-        rows = functional.embedding(flat, self.weight, sparse=self.regime.sparse)
+        rows = pick_rows(flat, self.weight, sparse=self.regime.sparse)
         read = torch.zeros_like(rows)
         for k, bits in enumerate(self.widths):
             here = (self.own[flat] == bits).nonzero()[:, 0]

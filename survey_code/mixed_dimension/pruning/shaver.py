@@ -7,11 +7,16 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from survey_code.baselines import FullEmbedding
 from survey_code.checks import check_range
-from survey_code.embedding import CompressedEmbedding, Fitted, as_float32, draw_normal
+from survey_code.embedding import (
+    CompressedEmbedding,
+    Fitted,
+    as_float32,
+    draw_normal,
+    pick_rows,
+)
 from survey_code.layouts import SparseLayout
 from survey_code.layouts.sparse import (
     FORMATS,
@@ -160,9 +165,9 @@ class Leaving(CompressedEmbedding):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Rows, as far as the gates are open."""
-        fills = functional.embedding(self.field[ids], self.fills)
-        gates = functional.embedding(ids, self.gates)
-        return fills + gates * (functional.embedding(ids, self.weight) - fills)
+        fills = pick_rows(self.field[ids], self.fills)
+        gates = pick_rows(ids, self.gates)
+        return fills + gates * (pick_rows(ids, self.weight) - fills)
 
 
 def value_entries(
@@ -331,7 +336,7 @@ class Shaver(Trained[ShaverOptions]):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Rows as they are; in eval mode, what would be deployed now."""
-        rows = functional.embedding(ids, self.weight, sparse=self.regime.sparse)
+        rows = pick_rows(ids, self.weight, sparse=self.regime.sparse)
         if self.training:
             return rows
         mask, fills = self.deploy()

@@ -138,13 +138,7 @@ class HashedEmbedding(HashingTable):
 
     def join(self, ids: Tensor, digits: list[Tensor]) -> Tensor:
         """The rows that digits name, as a sum, a product or side by side."""
-        parts = self.read_parts(ids, digits)
-        if self.combine == "concat":
-            return torch.cat(parts, dim=-1)
-        rows = parts[0]
-        for part in parts[1:]:
-            rows = rows + part if self.combine == "sum" else rows * part
-        return rows
+        return join_parts(self.read_parts(ids, digits), self.combine)
 
     def read_parts(self, ids: Tensor, digits: list[Tensor]) -> list[Tensor]:
         """One row of each table: the shape of the ids with an axis of the width."""
@@ -325,6 +319,16 @@ def full_ids(spec: TableSpec, full: Sequence[bool]) -> np.ndarray | None:
     """Ids of those fields that have full rows; None where no field has."""
     members = np.repeat(full, np.diff(spec.field_starts))
     return np.flatnonzero(members).astype(np.int32) if any(full) else None
+
+
+def join_parts(parts: Sequence[Tensor], combine: str) -> Tensor:
+    """Rows of one shape as a sum, a product or side by side."""
+    if combine == "concat":
+        return torch.cat(list(parts), dim=-1)
+    rows = parts[0]
+    for part in parts[1:]:
+        rows = rows + part if combine == "sum" else rows * part
+    return rows
 
 
 def row_width(dim: int, parts: int, combine: str) -> int:

@@ -7,10 +7,9 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from survey_code.checks import check_range
-from survey_code.embedding import as_float32, draw_normal
+from survey_code.embedding import as_float32, draw_normal, pick_rows
 from survey_code.layouts.hashed import (
     count_rows,
     mixed_index,
@@ -34,6 +33,7 @@ from survey_code.weight_sharing.hashing.base import (
     MOST_ROWS,
     HashingTable,
     factor_std,
+    join_parts,
     plan_rows,
     row_width,
 )
@@ -157,15 +157,10 @@ class SemanticIDs(HashingTable, Trained[SemanticIDsOptions]):
     def embed(self, ids: Tensor) -> Tensor:
         """Codes, stretches, hashes; then the rows, added or side by side."""
         parts = [
-            functional.embedding(rows, self.values, sparse=self.regime.sparse)
+            pick_rows(rows, self.values, sparse=self.regime.sparse)
             for rows in self.find_rows(ids.flatten())
         ]
-        if self.combine == "concat":
-            rows = torch.cat(parts, dim=-1)
-        else:
-            rows = parts[0]
-            for part in parts[1:]:
-                rows = rows + part
+        rows = join_parts(parts, self.combine)
         return rows.reshape(*ids.shape, self.embedding_dim)
 
     def freeze(self) -> SemanticLayout:

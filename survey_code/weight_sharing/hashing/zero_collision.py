@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from survey_code.embedding import TrainingStep, as_float32, draw_normal
+from survey_code.embedding import TrainingStep, as_float32, draw_normal, pick_rows
 from survey_code.hashes import draw_multipliers
 from survey_code.layouts import Layout, ProbedLayout
 from survey_code.layouts.probed import FREE, find_homes, identity_type, probed_bytes
@@ -134,7 +133,7 @@ class ZeroCollision(HashingTable, Trained[ZeroCollisionOptions]):
     def embed(self, ids: Tensor) -> Tensor:
         """The row of each id's slot; in training, ids without one claim it first."""
         places = self.claim(ids) if self.training else self.find(ids)
-        return functional.embedding(places, self.values, sparse=self.regime.sparse)
+        return pick_rows(places, self.values, sparse=self.regime.sparse)
 
     def windows_of(self, ids: Tensor) -> Tensor:
         """The slots in which ids may stand, int64, with one more axis."""
