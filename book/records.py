@@ -3,7 +3,10 @@
     python book/records.py NAME [--device cuda] [--jobs 8] [--seed 1] [--method pep]
 
 Makes the runs that ``book/results/NAME.jsonl`` lacks, so that a record which was
-interrupted goes on where it stopped.  Each record is a list of experiments.
+interrupted goes on where it stopped.  Each record is a list of experiments, or a
+contest: every method tuned alike, in ``NAME_trials.jsonl``, then its runs, in
+``NAME_runs.jsonl``.  With ``--out FOLDER`` new lines are written there, and those of
+``book/results`` are known; ``--join FOLDER`` takes them over.
 """
 
 from __future__ import annotations
@@ -12,17 +15,16 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from survey_code.catalog import get_method, methods
+from survey_code.catalog import get_method
+from survey_code.lab.contest import Contest, arrange, enter, list_entrants
 from survey_code.lab.experiment import Experiment
-from survey_code.lab.records import record
-from survey_code.lab.results import Result, describe_result, load_results
+from survey_code.lab.records import Recorder, Records, Workers, record
+from survey_code.lab.results import Result, describe_result, replace_results
 from survey_code.lab.stream import StreamExperiment
-from survey_code.lab.trial import TRIALS, Trial, is_ranking
-from survey_code.lab.tuning import TUNING_SEED, apply_tuning, propose
+from survey_code.lab.trial import TRIALS, Trial
 from survey_code.training import TrainingSettings
 
 RESULTS = Path(__file__).parent / "results"
@@ -190,64 +192,6 @@ def movietweetings_search() -> list[Experiment]:
     return [follow(key, ratio, seed) for key, ratio in asked for seed in SEEDS]
 
 
-FAMILY_RATIOS = (4, 10, 30)
-# Methods that ask what ids are, which no data set of these records says.
-ASK_CONTENT = ("semantic_ids",)
-
-
-def compare_category(category: str, data: str, trial: Trial) -> list[Experiment]:
-    """Every method of a category, and the baselines, at the ratios of the book.
-
-    Ratios out of a method's reach are left out when the record is made.
-    """
-    baselines = [ask("full", data, 1, seed, trial) for seed in SEEDS]
-    task = "top-n" if is_ranking(trial.model) else "ctr"
-    keys = ["uniform"] + [
-        m.key
-        for m in methods()
-        if m.category == category and task in m.tasks and m.key not in ASK_CONTENT
-    ]
-    return baselines + [
-        ask(key, data, ratio, seed, trial)
-        for key in keys
-        for ratio in FAMILY_RATIOS
-        for seed in SEEDS
-    ]
-
-
-def tune_category(category: str, data: str, trial: Trial) -> list[Experiment]:
-    """Eight trials of each of these methods, one seed, at 10x or near it."""
-    experiments: list[Experiment] = []
-    for key in dict.fromkeys(c.method for c in compare_category(category, data, trial)):
-        for ratio in (1,) if key == "full" else (10, 4):
-            trials = [
-                Experiment(key, options, data, changed, ratio, TUNING_SEED)
-                for changed, options in propose(key, trial)
-            ]
-            if trials[0].reaches():
-                experiments += trials
-                break
-    return experiments
-
-
-def synthetic_large_weight_sharing() -> list[Experiment]:
-    """DCN-V2, d = 16, 1.1 million ids, one epoch: how far sharing can go."""
-    trial = shorten(TRIALS["synthetic", "dcnv2"], 1, batch_size=4096)
-    keys = (
-        "hashing", "double_hashing", "hash_embeddings", "quotient_remainder",
-        "robe", "dhe", "cafe", "bloom", "binary_code_hash", "tt_rec", "sttd",
-    )  # fmt: skip
-    asked: list[tuple[str, float, dict[str, Any]]] = [("full", 1, {})]
-    asked += [(key, ratio, {}) for key in keys for ratio in (10, 100, 1000)]
-    # Two digits end at 500x.
-    asked += [("quotient_remainder", 1000, {"parts": 3})]
-    return [
-        ask(key, "synthetic-large", ratio, seed, trial, options)
-        for key, ratio, options in asked
-        for seed in SEEDS
-    ]
-
-
 # Gowalla in a tenth of the time that the full trial takes: smaller batches, fewer
 # negatives for each, and a rate that falls to nothing in 30 epochs.
 QUICK_GOWALLA = shorten(
@@ -262,26 +206,77 @@ QUICK_GOWALLA = shorten(
 )
 
 
-TUNING, TUNED = "_tuning", "_tuned"
+def until_plateau(
+    trial: Trial, epochs: int, layers: dict[str, Any] | None = None, **changes: Any
+) -> Trial:
+    """A trial as all of a contest are trained: at a constant rate until validation
+    stands still, at three lower ones in turn, and no longer.  `epochs` are those of a
+    method's own schedule.
+    """
+    rule = {"schedule": "plateau", "decay": 0.3, "drops": 3, **changes}
+    settings = dataclasses.replace(trial.settings, epochs=epochs, **rule)
+    return dataclasses.replace(trial, settings=settings, layers=layers or trial.layers)
 
 
-def _by_category(category: str) -> dict[str, Callable[[], list[Experiment]]]:
-    found: dict[str, Callable[[], list[Experiment]]] = {}
-    for data, trial in (
-        ("synthetic", TRIALS["synthetic", "dcnv2"]),
-        ("frappe", TRIALS["frappe", "dcnv2"]),
-        ("gowalla", QUICK_GOWALLA),
-    ):
-        name = f"{data}_{category.replace(' ', '_')}"
-        found[name] = partial(compare_category, category, data, trial)
-        found[name + TUNING] = partial(tune_category, category, data, trial)
-        # What `record` replaces by how the best of those trials was trained.
-        found[name + TUNED] = found[name]
-    return found
+# Contests that are recorded to the end.
+FINISHED: tuple[str, ...] = ()
+
+CONTESTS = {
+    contest.name: contest
+    for contest in (
+        Contest(
+            "synthetic", "synthetic",
+            until_plateau(
+                TRIALS["synthetic", "dcnv2"], 3, patience=2, tolerance=1e-4,
+                table_learning_rate=1e-2,
+            ),
+            list_entrants("ctr", 16),
+        ),
+        Contest(
+            "synthetic_large", "synthetic-large",
+            until_plateau(
+                TRIALS["synthetic", "dcnv2"], 2, batch_size=4096, patience=1,
+                tolerance=1e-4, table_learning_rate=1e-2, precision="float32",
+            ),
+            list_entrants("ctr", 16), ratios=(2.0, 4.0, 10.0, 30.0, 100.0),
+            tuned_on=(0,),
+        ),
+        Contest(
+            "frappe", "frappe",
+            until_plateau(
+                TRIALS["frappe", "dcnv2"], 15, patience=2, tolerance=1e-4
+            ),
+            list_entrants("ctr", 16),
+        ),
+        Contest(
+            "gowalla", "gowalla",
+            until_plateau(
+                dataclasses.replace(
+                    TRIALS["gowalla", "mf"],
+                    objective={"loss": "softmax", "negatives": 1024},
+                ),
+                20, batch_size=16384, learning_rate=2e-2, evaluate_every=4, patience=1,
+                tolerance=1e-2, products="tf32",
+            ),
+            list_entrants("top-n", 64), tuned_on=(0,),
+        ),
+        Contest(
+            "movietweetings", "movietweetings-pairs",
+            until_plateau(
+                dataclasses.replace(
+                    TRIALS["gowalla", "mf"],
+                    objective={"loss": "softmax", "negatives": 1024},
+                ),
+                20, batch_size=4096, learning_rate=1e-2, evaluate_every=4, patience=1,
+                tolerance=1e-2, products="tf32",
+            ),
+            list_entrants("top-n", 64),
+        ),
+    )
+}  # fmt: skip
 
 
 RECORDS: dict[str, Callable[[], list[Experiment]]] = {
-    **_by_category("low precision"),
     "frappe_bars": frappe_bars,
     "frappe_first": frappe_first,
     "frappe_low_precision": frappe_low_precision,  # by bits, not by ratio
@@ -290,15 +285,12 @@ RECORDS: dict[str, Callable[[], list[Experiment]]] = {
     "gowalla_mf": lambda: gowalla_full("mf"),
     "gowalla_lightgcn": lambda: gowalla_full("lightgcn"),
     "movietweetings_drift": movietweetings_drift,
-    "synthetic_large_weight_sharing": synthetic_large_weight_sharing,
     "movietweetings_search": movietweetings_search,
-    **_by_category("mixed dimension"),
-    **_by_category("weight sharing"),
 }
 
 
-def list_experiments(name: str, folder: Path = RESULTS) -> list[Experiment]:
-    """The experiments of a record; of a tuned one, as its trials say.
+def list_experiments(name: str) -> list[Experiment]:
+    """The experiments of a record.
 
     Raises
     ------
@@ -307,11 +299,7 @@ def list_experiments(name: str, folder: Path = RESULTS) -> list[Experiment]:
     """
     if name not in RECORDS:
         raise ValueError(f"unknown record {name!r}; records: {sorted(RECORDS)}")
-    experiments = RECORDS[name]()
-    if name.endswith(TUNED):
-        trials = load_results(folder / f"{name.removesuffix(TUNED)}{TUNING}.jsonl")
-        return apply_tuning(experiments, trials)
-    return experiments
+    return RECORDS[name]()
 
 
 def make(
@@ -325,26 +313,72 @@ def make(
     """Make what a record lacks, or of it one seed's or some methods' runs."""
     wanted = [
         one
-        for one in list_experiments(name, folder)
+        for one in list_experiments(name)
         if seed in (None, one.seed) and (not only or one.method in only)
     ]
     command = f"python book/records.py {name} --device {device}"
     return record(wanted, folder / f"{name}.jsonl", device, command, jobs)
 
 
+def contend(
+    contest: Contest,
+    folder: Path = RESULTS,
+    workers: Workers | None = None,
+    only: Iterable[str] | None = None,
+) -> Iterator[Result]:
+    """Make what a contest lacks, or of it some entrants' trials and runs."""
+    workers = workers or Workers()
+    records = open_records(contest, folder)
+    command = f"python book/records.py {contest.name} --device {workers.device}"
+    courses = [
+        enter(contest, entrant, records)
+        for entrant in contest.entrants
+        if not only or entrant.name in only
+    ]
+    yield from Recorder(records, workers, command).follow(courses)
+
+
+def open_records(contest: Contest, folder: Path = RESULTS) -> Records:
+    """The results of a contest: those of a folder, and those of the book."""
+    names = [f"{contest.name}_{part}.jsonl" for part in ("runs", "trials")]
+    runs, trials = (folder / name for name in names)
+    return Records(runs, trials, more=[RESULTS / name for name in names])
+
+
+def join(contest: Contest, folder: Path) -> tuple[int, int]:
+    """Take a folder's lines over into the book's, in order; the trials and runs."""
+    trials, runs = arrange(contest, open_records(contest, folder))
+    replace_results(RESULTS / f"{contest.name}_trials.jsonl", trials)
+    replace_results(RESULTS / f"{contest.name}_runs.jsonl", runs)
+    return len(trials), len(runs)
+
+
 def main() -> None:
     """Make or resume a record, a line of text for each run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", metavar="NAME", choices=sorted(RECORDS))
+    names = sorted([*RECORDS, *CONTESTS])
+    parser.add_argument("name", metavar="NAME", choices=names)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, help="make this seed's runs only")
     parser.add_argument("--method", action="append", help="this method's runs only")
     parser.add_argument("--jobs", type=int, default=1, help="runs made side by side")
+    parser.add_argument("--gpus", type=int, default=1, help="that they are dealt to")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--join", type=Path, help="take this folder's lines over")
     given = parser.parse_args()
-    for result in make(
-        given.name, given.out, given.device, given.seed, given.method, given.jobs
-    ):
+    if given.name in RECORDS:
+        made = make(
+            given.name, given.out, given.device, given.seed, given.method, given.jobs
+        )
+    elif given.join:
+        print(*join(CONTESTS[given.name], given.join))
+        return
+    else:
+        timed = given.jobs == 1
+        workers = Workers(given.device, given.jobs, given.gpus, given.seconds, timed)
+        made = contend(CONTESTS[given.name], given.out, workers, given.method)
+    for result in made:
         print(describe_result(result), flush=True)
 
 

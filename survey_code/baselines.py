@@ -12,17 +12,23 @@ from torch.nn import functional
 from survey_code.checks import check_range
 from survey_code.embedding import (
     CompressedEmbedding,
+    Fitted,
     TrainingStep,
     as_float32,
     draw_normal,
     pick_rows,
 )
-from survey_code.layouts import DenseLayout, GroupedLayout, Layout
+from survey_code.layouts import DenseLayout, GroupedLayout, HashedLayout, Layout
 from survey_code.layouts.grouped import grouped_bytes
+from survey_code.layouts.hashed import plain_index
 from survey_code.layouts.layout import as_finite_table
-from survey_code.method import AfterTraining, Found, Trained
+from survey_code.layouts.routed import keep_apart, most_apart
+from survey_code.method import AfterTraining, Found, Task, Trained
 from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
+
+# The hash by which all ids of a field read its only row.
+ONE_ROW = plain_index([(1, 1)])
 
 
 class DenseTable(CompressedEmbedding):
@@ -198,6 +204,142 @@ def plan_columns(spec: TableSpec, ratio: float, columns: int | None) -> int:
         check_range("columns", columns, 1, spec.embedding_dim)
     budget = spec.require(ratio, smallest=column * (columns or 1))
     return columns or min(budget // column, spec.embedding_dim)
+
+
+class HeadOptions(Options):
+    """How many of the ids that are read most have rows of their own."""
+
+    ids: int | None = planned("ids with rows of their own", otherwise=0, low=0)
+
+
+class HeadOnly(Trained[HeadOptions]):
+    """Full rows for the ids that are read most, and one row a field for all others.
+
+    The simplest way to spend bytes where reads are; what shares or shrinks the rows of
+    rare ids must beat it.  Of ids that are read equally often, those of low numbers
+    come first.
+
+    Parameters
+    ----------
+    spec : TableSpec
+        Its counts say who is read most.
+    options : HeadOptions
+    seed : int, default 0
+    """
+
+    steady = True
+    rows: Tensor
+    head: Tensor
+
+    def __init__(self, spec: TableSpec, options: HeadOptions, seed: int = 0) -> None:
+        super().__init__(spec.num_embeddings, spec.embedding_dim)
+        fields = len(spec.field_starts) - 1
+        check_range("ids", options.ids, 0, spec.num_embeddings)
+        order = np.argsort(-spec.train_counts, kind="stable")
+        head = np.sort(order[: options.ids])
+        rows = len(head) + np.repeat(np.arange(fields), np.diff(spec.field_starts))
+        rows[head] = np.arange(len(head))
+        self.field_starts = spec.field_starts
+        self.register_buffer("rows", torch.from_numpy(rows.astype(np.int64)))
+        self.register_buffer("head", torch.from_numpy(head))
+        shape = (len(head) + fields, spec.embedding_dim)
+        self.weight = nn.Parameter(draw_normal(shape, spec.init_std, seed))
+
+    @classmethod
+    def plan(cls, spec: TableSpec, ratio: float, options: HeadOptions) -> Found:
+        """As many rows as the budget holds beside the fields'."""
+        own = 4 * spec.embedding_dim
+        fixed = shared_bytes(spec)
+        budget = spec.require(ratio, smallest=fixed) - fixed
+        most = most_apart(spec.num_embeddings, own, budget)
+        return {"ids": most if options.ids is None else options.ids}
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """An id's own row, or its field's."""
+        places = self.rows[ids]
+        return pick_rows(places, self.weight, sparse=self.regime.sparse)
+
+    def freeze(self) -> Layout:
+        """The head's rows apart, and a row for each field."""
+        weight, head = as_float32(self.weight), self.head.cpu().numpy()
+        own, shared = np.split(weight, [len(head)])
+        rest = share_by_field(shared, self.field_starts)
+        return keep_apart(self.num_embeddings, head, own.copy(), rest)
+
+
+def shared_bytes(spec: TableSpec) -> int:
+    """Bytes of a layout of one row a field, in which each field says its rows."""
+    fields = len(spec.field_starts) - 1
+    row = 4 * spec.embedding_dim + ONE_ROW.nbytes
+    return fields * (row + grouped_bytes([0], [0], spec.embedding_dim))
+
+
+def share_by_field(rows: np.ndarray, field_starts: np.ndarray) -> Layout:
+    """A layout of one row a field: float32 (fields, dim)."""
+    dim = rows.shape[1]
+    tables: list[np.ndarray | Layout] = [
+        HashedLayout(row[None].copy(), ONE_ROW.copy(), int(size), dim, "sum")
+        for row, size in zip(rows, np.diff(field_starts), strict=True)
+    ]
+    return GroupedLayout(tables, dim)
+
+
+class PopularOptions(Options):
+    """None: the counts say all."""
+
+
+class Popular(Trained[PopularOptions]):
+    """Everyone is shown the items that most have met; nothing is learnt.
+
+    All users have the vector (1, 0), and items lie on the unit circle, the nearer to
+    it the more pairs they stand in.
+
+    Parameters
+    ----------
+    spec : TableSpec
+        Its counts say how popular items are.
+    options : PopularOptions, optional
+    seed : int, default 0
+        Not used.
+    """
+
+    learns_by_gradient = False
+    rows: Tensor
+
+    def __init__(
+        self, spec: TableSpec, options: PopularOptions | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(spec.num_embeddings, 2)
+        counts = spec.train_counts[spec.field_starts[-2] :]
+        kinds, place = np.unique(counts, return_inverse=True)
+        nearness = (place + 1) / (len(kinds) + 1)
+        rows = np.zeros((spec.num_embeddings, 2), np.float32)
+        rows[:, 0] = 1
+        rows[-len(counts) :] = np.stack([nearness, np.sqrt(1 - nearness**2)], axis=1)
+        self.register_buffer("rows", torch.from_numpy(rows))
+
+    @classmethod
+    def plan(cls, spec: TableSpec, ratio: float, options: PopularOptions) -> Found:
+        """Nothing to choose."""
+        spec.require(ratio, smallest=8 * spec.num_embeddings)
+        return {}
+
+    def fit(self, task: Task) -> Fitted:
+        """Put the network around the counts."""
+        if task.model != "mf":
+            raise ValueError(
+                "popularity is compared as it is: model must be 'mf', got "
+                f"{task.model!r}"
+            )
+        return task.surround(self)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Where an id lies on the circle."""
+        return self.rows[ids]
+
+    def freeze(self) -> Layout:
+        """Two columns."""
+        return DenseLayout.from_weight(self.rows)
 
 
 def as_table(weight: Any) -> DenseTable:

@@ -6,6 +6,7 @@ before NumPy and torch.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from typing import Any
@@ -94,7 +95,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h")
 
 
 def metric(value: float) -> str:
-    """A metric (AUC, log-loss, recall) to three decimals.
+    """A metric (AUC, log-loss, recall) to three decimals; nothing where there is none,
+    as of a single seed's deviation.
 
     With SURVEY_CODE_ROUNDING=check in the environment, a value on a rounding
     edge is an error: another processor might print another digit.
@@ -104,7 +106,7 @@ def metric(value: float) -> str:
     ValueError
         If the value is on a rounding edge and the check is on.
     """
-    return _rounded(value, 3)
+    return "" if math.isnan(value) else _rounded(value, 3)
 
 
 def ratio(value: float) -> str:

@@ -206,6 +206,9 @@ CATALOG: tuple[Method, ...] = (
          "FullEmbedding"),
         ("uniform", "Smaller dimension", 2016, "cheng2016", DURING, BOTH,
          "UniformEmbedding"),
+        ("head_only", "Rows for the head only", 2016, "cheng2016", DURING, BOTH,
+         "HeadOnly"),
+        ("popular", "Most popular", 2010, "cremonesi2010", DURING, RANKS, "Popular"),
     )),
     *list_family("low precision", "binarisation", "low_precision.binarization", (
         ("bccf", "Median threshold", 2012, "zhou2012bccf", AFTER, BOTH, "BCCF"),

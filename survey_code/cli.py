@@ -29,6 +29,7 @@ DATA_NAMES = (
     "gowalla",
     "gowalla-renumbered",
     "movietweetings",
+    "movietweetings-pairs",
     "synthetic-interactions",
 )
 

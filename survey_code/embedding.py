@@ -79,6 +79,39 @@ class Regime:
     epochs: int = 1
 
 
+class Diverged(ValueError):
+    """A training has led to NaN or infinity."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """The steps of a training and their rates, to be made again on other rows.
+
+    Parameters
+    ----------
+    parts : tuple of (int, float)
+        Steps, and the factor of the learning rates in them.
+    planned : int
+        Steps over which a table's own schedule ran.
+    """
+
+    parts: tuple[tuple[int, float], ...]
+    planned: int
+
+    @property
+    def steps(self) -> int:
+        """Of all parts."""
+        return sum(steps for steps, _ in self.parts)
+
+    def rate_at(self, step: int) -> float:
+        """The factor of the rates in a step, counted from 0."""
+        for steps, factor in self.parts:
+            if step < steps:
+                return factor
+            step -= steps
+        return self.parts[-1][1]
+
+
 @dataclass
 class History:
     """What happened in training.
@@ -91,11 +124,31 @@ class History:
     best : int
         Index of the epoch whose weights were kept.
     seconds : float
+    rates : list of float
+        Factor of the learning rates in each epoch.
+    steps, planned : int
+        Steps of an epoch, and those over which a table's own schedule runs.
+    rows : int
+        Training rows seen, each as often as it was.
+    ended : {"epochs", "plateau", "limit", "table"}
+        By what: all epochs made, no better metric, neither within `MOST_EPOCHS`
+        times the epochs, or the table's own wish.
     """
 
     epochs: list[dict[str, float]] = field(default_factory=list)
     best: int = 0
     seconds: float = 0.0
+    rates: list[float] = field(default_factory=list)
+    steps: int = 0
+    planned: int = 0
+    rows: int = 0
+    ended: str = "epochs"
+
+    @property
+    def script(self) -> Script:
+        """The steps and rates that led to the weights that were kept."""
+        parts = [(self.steps, rate) for rate in self.rates[: self.best + 1]]
+        return Script(tuple(parts), self.planned)
 
 
 def refuse_diverged(freeze: Callable[[Any], Layout]) -> Callable[[Any], Layout]:
@@ -109,7 +162,7 @@ def refuse_diverged(freeze: Callable[[Any], Layout]) -> Callable[[Any], Layout]:
         # Tables that move their rows themselves keep what they learn in buffers.
         for name, weight in (*table.named_parameters(), *table.named_buffers()):
             if not weight.isfinite().all():
-                raise ValueError(
+                raise Diverged(
                     f"{name} holds NaN or infinity, and cannot be frozen: the table "
                     "must be finite; did its training diverge?"
                 )

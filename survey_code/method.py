@@ -103,6 +103,9 @@ class Compression(Generic[O]):
                 elif isinstance(part, type) and issubclass(cls, Searched):
                     cls.search_table = part
 
+    # Whether learning rates are anything to it.
+    learns_by_gradient: ClassVar[bool] = True
+
     @classmethod
     def plan(cls, spec: TableSpec, ratio: float, options: O) -> Found:
         """The largest configuration inside the budget: what it chose, and no more.

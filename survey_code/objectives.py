@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from survey_code.checks import check_number, check_range
 from survey_code.data.tasks import ClickData, ClickRows, InteractionData
-from survey_code.embedding import Network
+from survey_code.embedding import Diverged, Network
 from survey_code.metrics import add_up_hits, measure_clicks
 from survey_code.models import ClickNetwork, RankingNetwork
 from survey_code.ranking import choose_top
@@ -204,6 +204,7 @@ class RankingObjective:
         self.negatives = check_range("negatives", negatives, 1)
         self.temperature = check_number("temperature", temperature, above=0)
         self._pairs = torch.from_numpy(np.array(data.train)).to(settings.device)
+        self._lists: tuple[PairLists, PairLists] | None = None
         self.steps = -(-len(data.train) // settings.batch_size)
 
     def batches(self, rng: np.random.Generator) -> Iterator[Batch]:
@@ -257,7 +258,12 @@ class RankingObjective:
 
     def validate(self, network: RankingNetwork) -> dict[str, float]:
         """Recall@20 and NDCG@20 on the held-out pairs."""
-        return evaluate_ranking(network, self.data.train, self.data.valid)
+        if self._lists is None:
+            sizes = (self.data.num_users, self.data.num_items)
+            self._lists = list_pairs(
+                self.data.train, self.data.valid, *sizes, self._pairs.device
+            )
+        return rank_all(*represent_all(network), *self._lists)
 
 
 # Scores of a batch of users, ranked on a processor: 4 MB of float32.
@@ -296,40 +302,58 @@ def evaluate_ranking(
     IndexError
         If a pair is not one of a user and an item.
     """
-    k = check_range("k", k, 1)
+    users, items = represent_all(network)
+    lists = list_pairs(seen, held_out, len(users), len(items), users.device)
+    return rank_all(users, items, *lists, k, chunk)
+
+
+@torch.no_grad()
+def represent_all(network: RankingNetwork) -> tuple[Tensor, Tensor]:
+    """Finite vectors of all users and of all items, of the network in eval mode."""
     was_training = network.training
     network.eval()
     users, items = network.represent_all()
+    network.train(was_training)
     refuse_infinite(users, items)
+    return users, items
+
+
+def rank_all(
+    users: Tensor,
+    items: Tensor,
+    masked: PairLists,
+    wanted: PairLists,
+    k: int = 20,
+    chunk: int | None = None,
+) -> dict[str, float]:
+    """`evaluate_ranking` of vectors, and of pairs that are sorted by user already."""
+    k = check_range("k", k, 1)
     if chunk is None:
         chunk = max(1, CACHED_SCORES // len(items)) if users.is_cpu else 2048
     check_range("chunk", chunk, 1)
-    masked, wanted = list_pairs(seen, held_out, users, items)
     totals: dict[str, float] = {}
     for start in range(0, len(users), chunk):
         span = (start, min(start + chunk, len(users)))
         for name, value in rank_some(users, items, span, masked, wanted, k).items():
             totals[name] = totals.get(name, 0.0) + value
-    network.train(was_training)
     if not (found := totals.pop("users")):
         raise ValueError("no user has a held-out item to find again")
     return {name: value / found for name, value in totals.items()}
 
 
 def refuse_infinite(users: Tensor, items: Tensor) -> None:
-    """Raise ValueError where a vector is NaN or infinite."""
+    """Raise Diverged where a vector is NaN or infinite."""
     if not all(vectors.isfinite().all() for vectors in (users, items)):
-        raise ValueError("vectors of users or items are NaN or infinite")
+        raise Diverged("vectors of users or items are NaN or infinite")
 
 
 def list_pairs(
-    seen: np.ndarray, held_out: np.ndarray, users: Tensor, items: Tensor
+    seen: np.ndarray, held_out: np.ndarray, users: int, items: int, device: torch.device
 ) -> tuple[PairLists, PairLists]:
     """The two kinds of pairs of `evaluate_ranking`, checked, as lists of each user."""
-    sizes = (len(users), len(items))
-    again = drop_repeats(check_pairs_of("held_out", held_out, *sizes))
-    masked = PairLists(check_pairs_of("seen", seen, *sizes), len(users), users)
-    return masked, PairLists(again, len(users), users)
+    again = drop_repeats(check_pairs_of("held_out", held_out, users, items))
+    masked = PairLists(check_pairs_of("seen", seen, users, items), users, device)
+    return masked, PairLists(again, users, device)
 
 
 def check_pairs_of(name: str, pairs: np.ndarray, users: int, items: int) -> np.ndarray:
@@ -378,14 +402,14 @@ def rank_some(
 class PairLists:
     """Pairs sorted by user, so that those of a range of users are a slice."""
 
-    def __init__(self, pairs: np.ndarray, num_users: int, like: Tensor) -> None:
+    def __init__(self, pairs: np.ndarray, num_users: int, device: torch.device) -> None:
         order = np.argsort(pairs[:, 0], kind="stable")
         users, items = pairs[order, 0], pairs[order, 1] - num_users
         counts = np.bincount(users, minlength=num_users)
         self.starts = np.concatenate([[0], np.cumsum(counts)])
-        self.counts = torch.from_numpy(counts).to(like.device)
-        self.users = torch.from_numpy(users).to(like.device)
-        self.items = torch.from_numpy(items).to(like.device)
+        self.counts = torch.from_numpy(counts).to(device)
+        self.users = torch.from_numpy(users).to(device)
+        self.items = torch.from_numpy(items).to(device)
 
     def between(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Row (from `start`) and column of each pair of users start .. stop - 1."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -86,10 +88,25 @@ class RecordedStep:
         weights = list(self.network.parameters())
         for weight in weights:
             weight.grad = None
-        with torch.cuda.graph(self.graph, stream=self.aside):
+        with uncollected(), torch.cuda.graph(self.graph, stream=self.aside):
             self.loss = self.learn(tuple(self.held))
         self.grads = [(weight, weight.grad) for weight in weights]
         self.addresses = list_addresses(self.network)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Collect garbage now and not meanwhile: another training's graph that is freed
+    while a step is recorded would end the recording.
+    """
+    gc.collect()
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def is_recording() -> bool:

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from survey_code.adagrad import RowwiseAdagrad, RowwiseAdagradInBytes
 from survey_code.embedding import (
     CompressedEmbedding,
+    Diverged,
     History,
     Network,
     Regime,
+    Script,
     TrainingStep,
 )
 from survey_code.options import Options, option
@@ -31,6 +33,8 @@ M = TypeVar("M", bound=Network)
 
 # Validation batches on which a search compares its choices.
 JUDGED = 4
+# A training that only a plateau ends goes on for so many times its epochs at most.
+MOST_EPOCHS = 40
 
 
 class TrainingSettings(Options):
@@ -46,7 +50,12 @@ class TrainingSettings(Options):
         If a setting is not what it must be.
     """
 
-    epochs: int = option(20, "at most; `patience` may end the training earlier", low=1)
+    epochs: int = option(
+        20,
+        "at most; `patience` may end the training earlier.  Where a plateau ends it: "
+        "those over which a table's own schedule runs, and no bound",
+        low=1,
+    )
     batch_size: int = option(4096, "rows of a step", low=1)
     learning_rate: float = option(1e-3, "of the network, and the table", above=0)
     optimizer: str = option(
@@ -67,12 +76,22 @@ class TrainingSettings(Options):
         2, "looks without a better metric that end it; 0 trains all epochs", low=0
     )
     decay: float = option(
-        0.1, "of the rates, after each look without a better metric", low=0
+        0.1,
+        "of the rates, after each look without a better metric; of a plateau, after "
+        "`patience` of them",
+        low=0,
     )
     schedule: str = option(
         "constant",
-        "of the rates over epochs; linear ends at 0",
-        choices=("constant", "linear"),
+        "of the rates over epochs; linear ends at 0; plateau is constant until "
+        "`patience` looks bring nothing, `drops` times, and then ends the training",
+        choices=("constant", "linear", "plateau"),
+    )
+    drops: int = option(3, "times that a plateau lowers the rates", low=0)
+    tolerance: float = option(
+        0.0,
+        "share of the best metric by which a look must be better to count as such",
+        low=0,
     )
     clip_norm: float = option(
         0.0, "largest length of the whole gradient; 0 leaves it alone", low=0
@@ -83,6 +102,12 @@ class TrainingSettings(Options):
     # In float64 an experiment has the same digits on every processor.
     precision: str = option(
         "float32", "of all weights while they learn", choices=("float32", "float64")
+    )
+    # Half as long where products take the time, and no other metrics.
+    products: str = option(
+        "float32",
+        "precision of products of matrices while training on a GPU",
+        choices=("float32", "tf32"),
     )
     device: str = option("cpu", "cpu or cuda")
     # The same arithmetic, many times faster where the network is small.
@@ -176,7 +201,11 @@ def begin_groups(
 
 
 def train(
-    network: M, objective: Objective[M], settings: TrainingSettings, seed: int = 0
+    network: M,
+    objective: Objective[M],
+    settings: TrainingSettings,
+    seed: int = 0,
+    script: Script | None = None,
 ) -> History:
     """Train a network in place and keep the weights of its best epoch.
 
@@ -187,6 +216,9 @@ def train(
     settings : TrainingSettings
     seed : int, default 0
         Order of the batches, and dropout.
+    script : Script, optional
+        Steps and rates of an earlier training, to be made again: no look at
+        validation then, and the last weights are kept.
 
     Returns
     -------
@@ -194,11 +226,42 @@ def train(
 
     Raises
     ------
-    ValueError
+    Diverged
         If the loss becomes NaN or infinite.
     """
-    with flushed_denormals():
-        return Trainer(network, objective, settings, seed).run()
+    with flushed_denormals(), products_in(settings.products):
+        return Trainer(network, objective, settings, seed, script).run()
+
+
+class RowMeter:
+    """Counts the training rows seen in it, each as often as it was."""
+
+    rows = 0
+
+
+_METERS: list[RowMeter] = []
+
+
+@contextlib.contextmanager
+def meter_rows() -> Iterator[RowMeter]:
+    """Count the rows that all trainings in it see; a search makes several."""
+    meter = RowMeter()
+    _METERS.append(meter)
+    try:
+        yield meter
+    finally:
+        _METERS.remove(meter)
+
+
+@contextlib.contextmanager
+def products_in(kind: str) -> Iterator[None]:
+    """Multiply float32 matrices on a GPU in float32 or in TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @contextlib.contextmanager
@@ -215,11 +278,48 @@ def flushed_denormals() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
+class Watch:
+    """Follows validation: which look was best, the rates, and when it is enough."""
+
+    def __init__(self, settings: TrainingSettings) -> None:
+        self.settings = settings
+        self.best = self.counted = -math.inf
+        self.misses, self.drops_left = 0, settings.drops
+        self.factor = 1.0
+        self.ended = False
+
+    def look(self, metric: float) -> bool:
+        """Whether a metric is the best yet; what follows of it is noted."""
+        if metric - self.counted > self.settings.tolerance * abs(metric):
+            self.counted, self.misses = metric, 0
+        else:
+            self._miss()
+        better = metric > self.best
+        self.best = max(metric, self.best)
+        return better
+
+    def _miss(self) -> None:
+        self.misses += 1
+        waited = self.misses >= self.settings.patience
+        if self.settings.schedule != "plateau":
+            self.factor *= self.settings.decay
+            self.ended = waited
+        elif waited:
+            self.factor *= self.settings.decay
+            self.ended = self.drops_left == 0
+            self.drops_left, self.misses = self.drops_left - 1, 0
+
+
 class Trainer(Generic[M]):
     """The loop: epochs of steps, a look at validation, the best weights kept."""
 
     def __init__(
-        self, network: M, objective: Objective[M], settings: TrainingSettings, seed: int
+        self,
+        network: M,
+        objective: Objective[M],
+        settings: TrainingSettings,
+        seed: int,
+        script: Script | None = None,
     ) -> None:
         self.network = network.to(settings.device)
         set_precision(self.network, getattr(torch, settings.precision))
@@ -231,8 +331,11 @@ class Trainer(Generic[M]):
         torch.manual_seed(seed)
         own = {id(parameter) for parameter in self.table.parameters()}
         rest = [p for p in network.parameters() if id(p) not in own]
-        self.steps_done = 0
+        self.script = script
+        self.steps_done = self.rows_seen = 0
         self.steps_planned = settings.epochs * objective.steps
+        if script is not None:
+            self.steps_planned = script.planned
         self.stopped = False
         table_optimizer = make_table_optimizer(
             self.table, settings, self.steps_planned, seed
@@ -250,60 +353,78 @@ class Trainer(Generic[M]):
             hold_on_gpu(self.optimizers, settings.device)
             self.learn = RecordedStep(self._learn, network)
         self.rate = table_rate(settings)
-        self.decayed = 1.0
+        self.factor = 1.0
+        self.watch = Watch(settings)
+        self.kept: dict[str, Any] | None = None
 
     def run(self) -> History:
         """All epochs, or until validation stops improving."""
         start = time.perf_counter()
+        steps, planned = self.objective.steps, self.steps_planned
+        history = History(steps=steps, planned=planned)
         try:
-            history = self._run_epochs()
+            self._run_epochs(history)
         finally:
             set_precision(self.network, torch.float32)
             self.network.eval()
         history.seconds = time.perf_counter() - start
+        history.rows = self.rows_seen
+        for meter in _METERS:
+            meter.rows += self.rows_seen
         return history
 
-    def _run_epochs(self) -> History:
-        history = History()
-        best, misses, kept = -np.inf, 0, None
-        for epoch in show_progress(self.settings):
-            self._set_rates(epoch)
+    def _run_epochs(self, history: History) -> None:
+        epochs = count_epochs(self.settings, self.script, self.objective.steps)
+        for epoch in show_progress(epochs, self.settings):
+            self._set_rates(self._choose_factor(epoch))
             entry = {"train_loss": self._run_epoch()}
             history.epochs.append(entry)
-            if self.stopped:
+            history.rates.append(self.factor)
+            if self.stopped or not self.settings.patience or self.script:
                 history.best = epoch
-                break
-            if not self.settings.patience:
-                history.best = epoch
-                continue
-            last = epoch + 1 == self.settings.epochs
-            due = last or (epoch + 1) % self.settings.evaluate_every == 0
-            if not (due and self._settled()):
-                continue
-            entry.update(self.objective.validate(self.network))
-            if entry[self.objective.monitor] > best:
-                best, misses, history.best = entry[self.objective.monitor], 0, epoch
-                # Where the last epoch is the best, there is nothing to restore.
-                kept = None if last else copy.deepcopy(self.network.state_dict())
-                continue
-            misses += 1
-            self.decayed *= self.settings.decay
-            if misses >= self.settings.patience:
-                break
-        if kept is not None:
-            self.network.load_state_dict(kept)
-        return history
+                history.ended = "table" if self.stopped else "epochs"
+                if self.stopped:
+                    break
+            elif self._is_due(epoch, epochs):
+                with products_in("float32"):
+                    entry.update(self.objective.validate(self.network))
+                self._note_look(entry[self.objective.monitor], epoch, history)
+                if self.watch.ended:
+                    history.ended = "plateau"
+                    break
+        else:
+            if self.settings.schedule == "plateau" and not self.script:
+                history.ended = "limit"
+        if self.kept is not None:
+            self.network.load_state_dict(self.kept)
+
+    def _is_due(self, epoch: int, epochs: int) -> bool:
+        """Whether to look at validation after an epoch."""
+        last = epoch + 1 == epochs
+        return (
+            last or (epoch + 1) % self.settings.evaluate_every == 0
+        ) and self._settled()
+
+    def _note_look(self, metric: float, epoch: int, history: History) -> None:
+        """Keep the weights of the best look."""
+        if self.watch.look(metric):
+            history.best = epoch
+            self.kept = copy.deepcopy(self.network.state_dict())
 
     def _run_epoch(self) -> float:
         self.network.train()
         losses: list[Tensor] = []
         for batch in self.objective.batches(self.rng):
+            if self.script is not None:
+                if self.steps_done == self.script.steps:
+                    break
+                self._set_rates(self.script.rate_at(self.steps_done))
             losses.append(self._run_step(batch))
             if self.stopped:
                 break
         loss = float(torch.stack(losses).mean())
         if not math.isfinite(loss):
-            raise ValueError(
+            raise Diverged(
                 f"training diverged: the loss of an epoch is {loss}; a lower "
                 f"learning rate than {self.rate:g} may help"
             )
@@ -316,6 +437,7 @@ class Trainer(Generic[M]):
         loss = self.learn(batch)
         self.table.after_step(step)
         self.steps_done += 1
+        self.rows_seen += batch[0].shape[0] if batch[0].ndim else 1
         return loss
 
     def _learn(self, batch: Batch) -> Tensor:
@@ -358,8 +480,8 @@ class Trainer(Generic[M]):
         )
 
     def _progress(self, step: int) -> float:
-        """0 at the first step, 1 at the last."""
-        return step / max(self.steps_planned - 1, 1)
+        """0 at the first step, 1 at the last that is planned, and after it."""
+        return min(step / max(self.steps_planned - 1, 1), 1.0)
 
     def _settled(self) -> bool:
         """Whether the table's schedule has come to its end: an epoch before that
@@ -367,14 +489,30 @@ class Trainer(Generic[M]):
         """
         return self._progress(self.steps_done - 1) >= self.table.schedule_end
 
-    def _set_rates(self, epoch: int) -> None:
-        """The learning rates of an epoch."""
-        factor = self.decayed
+    def _choose_factor(self, epoch: int) -> float:
+        """The factor of the learning rates in an epoch."""
+        if self.script is not None:
+            return self.script.rate_at(self.steps_done)
         if self.settings.schedule == "linear":
-            factor *= 1 - epoch / self.settings.epochs
+            return self.watch.factor * (1 - epoch / self.settings.epochs)
+        return self.watch.factor
+
+    def _set_rates(self, factor: float) -> None:
+        """The learning rates from now on."""
+        if factor == self.factor:
+            return
+        self.factor = factor
         self.rate = table_rate(self.settings) * factor
         for group, first in zip(self.groups, self.first_rates, strict=True):
             set_rate(group, first * factor)
+
+
+def count_epochs(settings: TrainingSettings, script: Script | None, steps: int) -> int:
+    """Epochs of so many steps that are made at most."""
+    if script is not None:
+        return -(-script.steps // steps)
+    bounded = settings.schedule != "plateau" or not settings.patience
+    return settings.epochs * (1 if bounded else MOST_EPOCHS)
 
 
 def forget_rows(
@@ -417,13 +555,13 @@ def set_precision(network: Network, kind: torch.dtype) -> None:
                 setattr(module, name, buffer.to(kind))
 
 
-def show_progress(settings: TrainingSettings) -> Iterable[int]:
+def show_progress(epochs: int, settings: TrainingSettings) -> Iterable[int]:
     """The epochs, behind a progress bar where one is asked for."""
     if not settings.progress:
-        return range(settings.epochs)
+        return range(epochs)
     from tqdm.auto import tqdm
 
-    return tqdm(range(settings.epochs), unit="epoch", desc="training")
+    return tqdm(range(epochs), unit="epoch", desc="training")
 
 
 class Jury(Generic[M]):

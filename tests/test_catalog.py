@@ -348,7 +348,8 @@ def test_the_same_seed_is_the_same_table_and_another_is_not(trained, spec):
         decode_layout(table.eval().freeze()) for table in (first, same, other)
     )
     np.testing.assert_array_equal(rows, twin_rows)
-    assert not np.array_equal(rows, other_rows)
+    # Nothing is drawn where the counts say all.
+    assert np.array_equal(rows, other_rows) == (trained.key == "popular")
 
 
 def test_the_global_generators_change_nothing(trained):
@@ -377,6 +378,8 @@ def test_forward_in_eval_mode_is_the_frozen_lookup(trained, spec):
 
 def test_rows_start_at_the_spread_of_the_full_table(trained):
     """No method starts ahead, and none starts dead."""
+    if trained.key == "popular":
+        pytest.skip("its rows are not drawn")
     table = drawn_table(trained, SPECS["5000 x 16"])
     # An anchor table stores only a part of its first, dense mixture.
     rows = table.train(trained.key == "ant")(torch.arange(5000))
@@ -427,6 +430,8 @@ def test_gradients_reach_the_rows_that_were_read_and_no_other(trained, sparse):
     shared = trained.family == "decomposition"
     if shared or table.freeze().name not in ("dense", "hashed"):
         pytest.skip("shared cores move other rows as well")
+    if not list(table.parameters()):
+        pytest.skip("it learns nothing by gradients")
     table.begin(Regime(sparse=sparse))
     ids = torch.tensor([4, 4, 1700, 4999])
     before, stored = table(ids).detach().clone(), rows_shape(table.freeze().values)[0]

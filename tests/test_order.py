@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from survey_code.order import largest_first
-from survey_code.ranking import choose_top
+from survey_code.ranking import choose_top, take_from_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [
@@ -155,3 +155,17 @@ def test_a_vector_of_zeros_ranks_items_as_equal(kind):
         finally:
             torch.set_flush_denormal(False)
         assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 640, 641, 4000, 6400])
+@pytest.mark.parametrize("wide", [1, 28, 60])
+@pytest.mark.parametrize("kinds", [3, 10**6])
+def test_blocks_hold_the_largest_scores(count, wide, kinds):
+    rng = np.random.default_rng(count)
+    scores = torch.from_numpy(rng.integers(0, kinds, (7, count)).astype(np.float32))
+    scores[0] = torch.finfo(torch.float32).min  # all left out
+    wide = min(wide, count)
+    values, columns = take_from_blocks(scores, wide)
+    assert torch.equal(values, scores.topk(wide).values)
+    assert torch.equal(scores.gather(1, columns), values)
+    assert all(len(set(row)) == wide for row in columns.tolist())

@@ -18,8 +18,9 @@ from survey_code.catalog import get_method
 from survey_code.cli import main
 from survey_code.data.synthetic import make_clicks
 from survey_code.lab import Trial, load_results, plot_marks, plot_tradeoff, tabulate
-from survey_code.lab.records import record
-from survey_code.lab.tuning import TRIALS_EACH, apply_tuning, propose
+from survey_code.lab.contest import Contest, Entrant, choose_ways, enter, list_entrants
+from survey_code.lab.records import Recorder, Records, Workers
+from survey_code.lab.tuning import TRIALS_EACH
 from survey_code.training import TrainingSettings
 
 PLUGIN = Path(__file__).parent / "plugin_method.py"
@@ -68,22 +69,22 @@ def test_it_runs_by_its_key(plugin, tiny, tmp_path):
 
 
 def test_it_is_tuned_recorded_and_drawn(plugin, tiny, tmp_path):
-    proposals = propose("short_half", TRIAL)
-    assert len(proposals) == TRIALS_EACH
-    assert {options.gain for _, options in proposals} == {1.0, 2.0}
-    one = survey_code.Experiment.of("short_half", tiny, 4, 1, trial=TRIAL)
-    trials = [
-        dataclasses.replace(one, seed=0, trial=trial, options=options)
-        for trial, options in proposals
-    ]
+    mine = Entrant("short_half", "short_half")
+    quick = TRIAL.settings.replace(learning_rate=0.02)
+    trial = dataclasses.replace(TRIAL, settings=quick)
+    contest = Contest("mine", tiny, trial, (mine,), (4.0,), seeds=(1,), tuned_on=(0,))
+    records = Records(tmp_path / "runs", tmp_path / "trials")
     # In processes of their own, which have to know the file as well.
-    made = list(record(trials, tmp_path / "trials.jsonl", jobs=2))
-    assert len(made) == TRIALS_EACH
-    best = max(made, key=lambda result: result.validation["auc"])
-    (tuned,) = apply_tuning([one], load_results(tmp_path / "trials.jsonl"))
-    assert tuned.options.asked() == best.asked
+    recorder = Recorder(records, Workers(jobs=2))
+    made = list(recorder.follow([enter(contest, mine, records)]))
+    assert len(load_results(tmp_path / "trials")) >= TRIALS_EACH
+    choice = choose_ways(contest, mine, records)
+    assert {way.ask("short_half", {}).gain for way in choice.marks} == {1.0, 2.0}
+    (tuned,) = (result for result in made if result.test)
+    wanted = choice.way_at(4.0).ask("short_half", {}).asked()
+    assert tuned.asked == wanted
     full = survey_code.run("full", tiny, trial=TRIAL, measure=False)
-    results = [full, tuned.run(measure=False)]
+    results = [full, tuned]
     assert "short_half" in tabulate(results).index
     axes = plot_tradeoff(results, ax=plt.figure().gca())
     assert "short_half" in [text.get_text() for text in axes.texts]
@@ -161,4 +162,5 @@ def load(entry, method):
 
 def test_the_books_lists_do_not_change_with_a_plugin(plugin):
     keys = {one.method for one in book.RECORDS["frappe_low_precision"]()}
+    keys |= {one.key for one in list_entrants("ctr", 16)}
     assert "short_half" not in keys

@@ -13,11 +13,16 @@ from survey_code.adagrad import (
     read_bytes,
 )
 from survey_code.data.tasks import ClickData, ClickRows, InteractionData
-from survey_code.embedding import Regime
+from survey_code.embedding import Diverged, Regime, Script
 from survey_code.models import build_click_network, build_ranking_network
 from survey_code.objectives import ClickObjective, RankingObjective
 from survey_code.sampled_softmax import sampled_softmax
-from survey_code.training import TrainingSettings, make_table_optimizer, train
+from survey_code.training import (
+    TrainingSettings,
+    make_table_optimizer,
+    meter_rows,
+    train,
+)
 
 STARTS = np.array([0, 30, 50])
 
@@ -200,6 +205,145 @@ def test_the_rate_decays_after_a_miss_and_on_a_line():
     assert found == pytest.approx([0.1, 0.075, 0.05, 0.025])
     found = watched([], patience=0, table_learning_rate=0.4)
     assert found == pytest.approx([0.4] * 4)
+
+
+# -- a plateau, and a script --------------------------------------------------------
+
+
+def plateau_run(scores, epochs=2, **settings):
+    """The history of a training that a plateau ends, and the rate of each epoch."""
+    rates = []
+
+    class Watching(FullEmbedding):
+        def after_step(self, step):
+            rates.append(step.learning_rate)
+
+    given = {"patience": 2, "decay": 0.3, "drops": 2, **settings}
+    _, _, history = scripted_run(
+        scores, Watching(TableSpec.of_shape(3, 2)), epochs=epochs, schedule="plateau",
+        **given,
+    )  # fmt: skip
+    return history, rates[::2]
+
+
+def test_a_plateau_lowers_the_rates_and_ends_the_training():
+    scores = [0.5, 0.6, 0.6, 0.55, 0.7, 0.6, 0.6, 0.6, 0.6]
+    history, rates = plateau_run(scores)
+    assert rates == pytest.approx([0.1] * 4 + [0.03] * 3 + [0.009] * 2)
+    assert history.best == 4 and history.ended == "plateau"
+    assert history.rates == pytest.approx([1.0] * 4 + [0.3] * 3 + [0.09] * 2)
+
+
+def test_the_epochs_asked_for_bound_nothing():
+    scores = [0.5 + 0.001 * k for k in range(30)] + [0.1] * 6
+    for epochs in (1, 2, 20):
+        history, _ = plateau_run(scores, epochs=epochs)
+        assert len(history.epochs) == 36 and history.best == 29
+
+
+def test_what_never_stands_still_is_said_to_have_met_the_limit(monkeypatch):
+    monkeypatch.setattr("survey_code.training.MOST_EPOCHS", 5)
+    history, _ = plateau_run([0.5 + 0.01 * k for k in range(10)], epochs=2)
+    assert len(history.epochs) == 10 and history.ended == "limit"
+
+
+def test_a_gain_within_the_tolerance_counts_as_none_but_is_kept():
+    scores = [0.5, 0.5002, 0.5004, 0.3, 0.3]
+    history, _ = plateau_run(scores, drops=0, tolerance=0.001)
+    assert len(history.epochs) == 3 and history.best == 2
+    # Small gains add up.
+    scores = [0.5, 0.5003, 0.5006, 0.3, 0.3, 0.3]
+    history, _ = plateau_run(scores, drops=0, tolerance=0.001, patience=3)
+    assert history.best == 2 and len(history.epochs) == 6
+
+
+def test_looks_before_a_schedule_has_ended_do_not_count():
+    class Late(FullEmbedding):
+        schedule_end = 1.0
+
+    _, objective, history = scripted_run(
+        [0.9, 0.8, 0.8], Late(TableSpec.of_shape(3, 2)), epochs=4, schedule="plateau",
+        patience=1, decay=0.3, drops=1,
+    )  # fmt: skip
+    assert history.best == 3 and len(objective.states) == 3
+
+
+def test_progress_stays_at_its_end():
+    progress = []
+
+    class Watching(FullEmbedding):
+        def advance(self, value):
+            progress.append(value)
+
+    scripted_run([0.5] * 5, Watching(TableSpec.of_shape(3, 2)), epochs=2,
+                 schedule="plateau", patience=4, drops=0)  # fmt: skip
+    assert progress == pytest.approx([0, 1 / 3, 2 / 3, 1] + [1] * 6)
+
+
+def test_a_script_repeats_steps_and_rates_on_other_rows():
+    rates = []
+
+    class Watching(FullEmbedding):
+        def advance(self, value):
+            progress.append(value)
+
+        def after_step(self, step):
+            rates.append(step.learning_rate)
+
+    progress: list = []
+    script = Script(((2, 1.0), (2, 1.0), (2, 0.3)), planned=4)
+    objective = Scripted([])
+    objective.steps = 4  # more rows: an epoch has more steps
+    objective.batches = lambda rng: iter([torch.tensor([0, 1])] * 4)
+    settings = TrainingSettings(
+        learning_rate=0.1, epochs=50, patience=1, schedule="plateau"
+    )
+    network = Around(Watching(TableSpec.of_shape(3, 2)))
+    history = train(network, objective, settings, script=script)
+    assert rates == pytest.approx([0.1] * 4 + [0.03] * 2)
+    assert progress == pytest.approx([0, 1 / 3, 2 / 3, 1, 1, 1])
+    assert not objective.states and history.rows == 6
+
+
+def test_a_history_knows_the_script_of_what_was_kept():
+    history, _ = plateau_run([0.5, 0.6, 0.6, 0.55, 0.7, 0.6, 0.6, 0.6, 0.6])
+    script = history.script
+    assert script.steps == 10 and script.planned == 4  # five epochs of two steps
+    assert [script.rate_at(step) for step in (0, 7, 8, 9, 99)] == pytest.approx(
+        [1, 1, 0.3, 0.3, 0.3]
+    )
+
+
+def test_rows_are_counted_as_often_as_they_are_seen():
+    with meter_rows() as meter, meter_rows() as inner:
+        _, _, history = scripted_run([], epochs=5, patience=0)
+    assert history.rows == meter.rows == inner.rows == 5 * 2
+    scripted_run([], epochs=5, patience=0)
+    assert meter.rows == 10
+
+
+def test_looks_multiply_in_float32_whatever_training_does():
+    flag, seen = torch.backends.cuda.matmul, []
+
+    class Watching(FullEmbedding):
+        def after_step(self, step):
+            seen.append(flag.allow_tf32)
+
+    class Looking(Scripted):
+        def validate(self, network):
+            seen.append(flag.allow_tf32)
+            return super().validate(network)
+
+    before = flag.allow_tf32
+    network = Around(Watching(TableSpec.of_shape(3, 2)))
+    settings = TrainingSettings(epochs=1, products="tf32")
+    train(network, Looking([0.5]), settings)
+    assert seen == [True, True, False] and flag.allow_tf32 == before
+
+
+def test_divergence_has_an_error_of_its_own():
+    with pytest.raises(Diverged, match="training diverged"):
+        scripted_run([], epochs=3, patience=0, learning_rate=1e30)
 
 
 # -- optimisers -------------------------------------------------------------------

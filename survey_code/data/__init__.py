@@ -22,6 +22,7 @@ LOADERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gowalla": ("gowalla", "load_gowalla", {}),
     "gowalla-renumbered": ("gowalla", "load_gowalla", {"renumber": 0}),
     "movietweetings": ("movietweetings", "load_movietweetings", {}),
+    "movietweetings-pairs": ("movietweetings", "load_movietweetings_pairs", {}),
 }
 
 
@@ -33,7 +34,7 @@ def load(name: str, **options: Any) -> ClickData | InteractionData | StreamData:
     name : str
         "synthetic", "synthetic-large", "synthetic-content", "synthetic-stream",
         "synthetic-seasons", "synthetic-interactions", "frappe", "gowalla",
-        "gowalla-renumbered" or "movietweetings".
+        "gowalla-renumbered", "movietweetings" or "movietweetings-pairs".
     **options
         Of the loader, e.g. ``seed=1`` or ``hold_out=0``.
 

@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from survey_code.lab.comparison import Difference, compare, rank, subtract, tabulate
+    from survey_code.lab.contest import Contest, Entrant
     from survey_code.lab.experiment import (
         Experiment,
         recall,
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
         load_results,
         summarize,
         summarize_near,
-        tabulate,
     )
     from survey_code.lab.speed import tabulate_arithmetic, tabulate_rates
     from survey_code.lab.stream import StreamExperiment, run_stream
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
 
 # Names are loaded when first used: plots need matplotlib, tasks torch.
 _HOMES = {
+    "Contest": "contest",
+    "Difference": "comparison",
+    "Entrant": "contest",
+    "compare": "comparison",
+    "rank": "comparison",
+    "subtract": "comparison",
     "Experiment": "experiment",
     "MemoryMeter": "memory",
     "Result": "results",
@@ -59,18 +66,22 @@ _HOMES = {
     "summarize": "results",
     "summarize_near": "results",
     "sweep": "experiment",
-    "tabulate": "results",
+    "tabulate": "comparison",
     "tabulate_arithmetic": "speed",
     "tabulate_rates": "speed",
 }
 
 __all__ = [
+    "Contest",
     "DataTask",
+    "Difference",
+    "Entrant",
     "Experiment",
     "MemoryMeter",
     "Result",
     "StreamExperiment",
     "Trial",
+    "compare",
     "compare_search_cost",
     "default_trial",
     "describe_results",
@@ -80,11 +91,13 @@ __all__ = [
     "measure_training",
     "plot_marks",
     "plot_tradeoff",
+    "rank",
     "recall",
     "repeat",
     "run",
     "run_once",
     "run_stream",
+    "subtract",
     "summarize",
     "summarize_near",
     "sweep",

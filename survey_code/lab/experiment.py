@@ -37,7 +37,7 @@ from survey_code.training import TrainingSettings
 
 Data = str | DataSet | StreamData
 # Settings that change no result.
-ASIDE = ("device", "progress", "replay", "epochs_trained", "best_epoch")
+ASIDE = ("device", "progress", "replay", "epochs_trained", "best_epoch", "ended")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Experiment:
         return {
             name: part
             for name, part in vars(self).items()
-            if name not in ("task", "stream")
+            if name not in ("task", "stream", "key")
         }
 
     @property
@@ -152,7 +152,7 @@ class Experiment:
         """What `asked` is where nothing is asked for."""
         return type(self.options)().asked()
 
-    @property
+    @cached_property
     def key(self) -> str:
         """What makes this experiment this one, as text; the device is no part of it."""
         return make_key(
@@ -185,7 +185,13 @@ class Experiment:
             return False
         return True
 
-    def run(self, measure: bool = True, command: str | None = None) -> Result:
+    def run(
+        self,
+        measure: bool = True,
+        command: str | None = None,
+        test: bool = True,
+        timed: bool = True,
+    ) -> Result:
         """Prepare, search, learn, evaluate, measure, report.
 
         Parameters
@@ -194,6 +200,11 @@ class Experiment:
             Also measure training memory and look-up time.
         command : str, optional
             What to note as the command; by default the call of `run`.
+        test : bool, default True
+            Look at the test, for which rankings are trained once more; a trial of a
+            setting does not.
+        timed : bool, default True
+            Of what is measured, look-up time too: runs beside others cannot.
         """
         measure = check_switch("measure", measure)
         method, task, planned = get_method(self.method), self.task, self.plan()
@@ -202,20 +213,22 @@ class Experiment:
         searched = time.perf_counter() - start if method.stage == SEARCH else 0.0
         learnt = task.learn(method, options)
         validation = task.validate(learnt.fitted.network, learnt.layout)
-        final, times = task.for_testing(learnt.fitted.history), [learnt.seconds]
-        if final is not task:
-            learnt = final.learn(method, options)
-            times.append(learnt.seconds)
-        test = final.test(learnt.fitted.network, learnt.layout)
-        seconds = {name: sum(part[name] for part in times) for name in learnt.seconds}
-        seconds["search"] = searched
-        measured = self.measure(learnt, planned) if measure else ({}, {})
+        made, tested = [learnt], {}
+        if test:
+            final = task.for_testing(learnt.histories)
+            if final is not task:
+                made.append(final.learn(method, options))
+            tested = final.test(made[-1].fitted.network, made[-1].layout)
+        measured = self.measure(made[-1], planned, timed) if measure else ({}, {})
+        seconds = {"search": searched}
+        for name in learnt.seconds:
+            seconds[name] = sum(part.seconds[name] for part in made)
         return self.report(
-            options, learnt, validation, test, seconds, *measured, command=command
+            options, made, validation, tested, seconds, *measured, command=command
         )
 
     def measure(
-        self, learnt: Learnt, planned: Options
+        self, learnt: Learnt, planned: Options, timed: bool = True
     ) -> tuple[dict[str, int], dict[str, float]]:
         """Bytes that training takes, the search's too, and times of look-ups."""
         task, method = self.task, get_method(self.method)
@@ -225,13 +238,15 @@ class Experiment:
             table = method.load().searching(task.spec, planned, self.seed)
             sizes = measure_training(table, ids, settings)
             memory |= {f"{name}_in_search": size for name, size in sizes.items()}
+        if not timed:
+            return memory, {}
         speed = measure_lookup(learnt.layout, [256]).iloc[0]
         return memory, {name: float(speed[name]) for name in ("p50_us", "p99_us")}
 
     def report(
         self,
         options: Options,
-        learnt: Learnt,
+        made: Sequence[Learnt],
         validation: dict[str, float],
         test: dict[str, float],
         seconds: dict[str, float],
@@ -240,8 +255,11 @@ class Experiment:
         command: str | None,
     ) -> Result:
         """All that was found, with where it comes from."""
-        spec, history = self.task.spec, learnt.fitted.history
-        stored = learnt.layout.nbytes + spec.outside_bytes
+        spec, layout = self.task.spec, made[-1].layout
+        # The first trainings chose; others repeat them for the test.
+        history, chosen = made[0].fitted.history, made[0].histories
+        seen = sum(one.rows for part in made for one in part.histories)
+        stored = layout.nbytes + spec.outside_bytes
         sizes = {f"training_{name}": size for name, size in memory.items()}
         return Result(
             key=self.method,
@@ -262,10 +280,14 @@ class Experiment:
                 **self.trial.describe(),
                 "epochs_trained": len(history.epochs),
                 "best_epoch": history.best + 1,
+                "ended": next(
+                    (h.ended for h in chosen if h.ended == "limit"), history.ended
+                ),
             },
+            rows={"search": self.task.rows_searched, "train": seen},
             **describe_machine(self.trial.settings.device),
             command=command or describe_call(self),
-            layout=learnt.layout,
+            layout=layout,
         )
 
     def matches(self, result: Result) -> bool:
@@ -282,6 +304,29 @@ class Experiment:
         # A result of before an option existed had its default.
         asked = {**self.defaults, **result.asked}
         return self.key == key_of(dataclasses.replace(result, asked=asked))
+
+
+def note_failure(one: Experiment, why: str, command: str | None = None) -> Result:
+    """What is noted in place of metrics where there are none, and why."""
+    empty: dict[str, Any] = {
+        part: {} for part in ("validation", "test", "seconds", "lookup", "bytes")
+    }
+    return Result(
+        key=one.method,
+        asked=one.asked,
+        options=one.options.described(),
+        data=one.data_name,
+        model=one.trial.model,
+        dim=one.trial.dim,
+        seed=one.seed,
+        requested_ratio=float(one.ratio),
+        reached_ratio=1.0,
+        settings=one.trial.describe(),
+        **describe_machine(one.trial.settings.device),
+        command=command or describe_call(one),
+        failure=why,
+        **empty,
+    )
 
 
 def describe_call(experiment: Experiment) -> str:

@@ -50,9 +50,8 @@ def plot_tradeoff(
     axes = plt.gca() if ax is None else ax
     bands = list(table[table["key"] == "full"].itertuples())
     for row in bands:
-        axes.axhspan(
-            row.mean - row.deviation, row.mean + row.deviation, color="0.85", zorder=0
-        )
+        low, high = find_band(row.mean, row.deviation)
+        axes.axhspan(low, high, color="0.85", zorder=0)
         axes.axhline(row.mean, color="0.4", linestyle="--", linewidth=1, label="full")
     lines = table[table["key"] != "full"]
     starts, ends = draw_lines(axes, lines)
@@ -74,6 +73,12 @@ def plot_tradeoff(
             fontsize=7.5,
         )  # fmt: skip
     return axes
+
+
+def find_band(mean: float, deviation: float) -> tuple[float, float]:
+    """One deviation on each side of a mean; of a single seed, the mean alone."""
+    spread = 0.0 if np.isnan(deviation) else deviation
+    return mean - spread, mean + spread
 
 
 def draw_lines(
@@ -136,7 +141,7 @@ def plot_marks(
         )  # fmt: skip
     whole = [result for result in results if result.key == "full"]
     for full in summarize(whole, metric).itertuples() if whole else ():
-        low, high = full.mean - full.deviation, full.mean + full.deviation
+        low, high = find_band(full.mean, full.deviation)
         axes.axvspan(low, high, color="0.85", zorder=0)
     shown = dict(zip(*reversed(axes.get_legend_handles_labels())))
     named = [family for family in order if family in shown]

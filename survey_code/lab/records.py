@@ -1,21 +1,345 @@
-"""Lists of experiments and the files of their results: what is missing is made.
+"""Files of results, and the runs that they lack: made side by side, and resumed.
 
-A list that was interrupted goes on where it stopped.
+Runs are asked for by courses: generators that yield lists of runs, are sent their
+results, and go on from there, as a tuning does.  A plain list is a course of one step.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import os
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from survey_code.catalog import AFTER, get_method, load_plugin, loaded_plugins
-from survey_code.lab.experiment import Experiment
+from survey_code.catalog import AFTER, get_method, load_plugin, loaded_plugins, methods
+from survey_code.embedding import Diverged
+from survey_code.lab.experiment import Experiment, key_of, note_failure
 from survey_code.lab.results import Result, append_result, load_results, replace_results
+from survey_code.spec import OutOfReach
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A run that a course asks for.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    tests : bool
+        Whether the test is looked at; trials of settings do not.
+    """
+
+    experiment: Experiment
+    tests: bool = True
+
+    @property
+    def key(self) -> tuple[str, bool]:
+        """By which its result is found."""
+        return self.experiment.key, self.tests
+
+    @property
+    def shares(self) -> object:
+        """The same for runs that share a full table; other runs have their own."""
+        one = self.experiment
+        after = get_method(one.method).stage == AFTER or one.method == "full"
+        # Trials hold dictionaries, which cannot be keys.
+        return (one.seed, repr(one.trial), self.tests) if after else self.key
+
+
+# An empty list waits for what other courses find.
+Course = Generator[list[Wanted], list[Result], None]
+
+
+class Records:
+    """Results by the runs that they are of, and the files that hold them.
+
+    Parameters
+    ----------
+    runs, trials : Path
+        Files of results, which need not exist; of runs that look at the test, and of
+        others.
+    more : iterable of Path
+        Other files of either, only read.
+    """
+
+    def __init__(
+        self, runs: Path, trials: Path | None = None, more: Iterable[Path] = ()
+    ) -> None:
+        self.paths = {True: runs, False: trials or runs}
+        self.by_key: dict[tuple[str, bool], Result] = {}
+        self.earlier: list[Result] = []
+        for path in dict.fromkeys((*more, runs, *self.paths.values())):
+            for result in load_results(path) if path.exists() else []:
+                self.note(result)
+
+    def note(self, result: Result) -> None:
+        """Remember a result."""
+        if result.asked is None:  # of before that was recorded
+            self.earlier.append(result)
+            return
+        full = dataclasses.replace(result, asked=complete(result))
+        tests = bool(result.test) or result.failure is not None
+        self.by_key.setdefault((key_of(full), tests), result)
+        if not result.validation:  # a failure is one of both kinds
+            self.by_key.setdefault((key_of(full), False), result)
+
+    def find(self, wanted: Wanted) -> Result | None:
+        """The result of a run, if it is there."""
+        found = self.by_key.get(wanted.key)
+        if found is None and self.earlier:
+            matching = (r for r in self.earlier if wanted.experiment.matches(r))
+            found = next(matching, None)
+        return found
+
+    def add(self, result: Result, wanted: Wanted) -> None:
+        """Remember a result and write it to its file."""
+        self.by_key[wanted.key] = result
+        append_result(self.paths[wanted.tests], result)
+
+
+def complete(result: Result) -> dict[str, Any]:
+    """What was asked of a run; an option that did not exist then had its default."""
+    asked = result.asked or {}
+    if result.key not in {method.key for method in methods()}:  # no run of a method
+        return asked
+    return {**get_method(result.key).load().options().asked(), **asked}
+
+
+@dataclass
+class Lane:
+    """A course, and the runs that it waits for."""
+
+    course: Course
+    wanted: list[Wanted] = field(default_factory=list)
+    begun: bool = False
+    over: bool = False
+
+    def advance(self, records: Records) -> None:
+        """Go on as far as known results lead."""
+        while not self.over:
+            found = [records.find(wanted) for wanted in self.wanted]
+            known = [result for result in found if result is not None]
+            if len(known) < len(found):
+                return
+            try:
+                self.wanted = (
+                    self.course.send(known) if self.begun else next(self.course)
+                )
+            except StopIteration:
+                self.over, self.wanted = True, []
+            self.begun = True
+            if not self.wanted:
+                return
+
+
+@dataclass
+class Workers:
+    """Where runs are made.
+
+    Parameters
+    ----------
+    device : str
+        "cpu" or "cuda".
+    jobs : int
+        Runs made side by side, each in a process of its own; a GPU serves many.
+    gpus : int
+        GPUs that the processes are dealt to.
+    seconds : float
+        After which no run is begun that may take longer than is left, and those that
+        do are given up.
+    timed : bool
+        Whether look-ups are timed too, which wants a machine that does nothing else.
+    """
+
+    device: str = "cpu"
+    jobs: int = 1
+    gpus: int = 1
+    seconds: float = float("inf")
+    timed: bool = True
+
+    def open(self) -> Executor | None:
+        """Processes; None where runs are made one after another, in this one."""
+        if self.jobs == 1:
+            return None
+        # Forked from a process that has read the modules but not touched the GPU.
+        # They serve many runs: loading a GPU's libraries takes as long as a short one.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        given = (loaded_plugins(), context.Value("i"), self.gpus)
+        return ProcessPoolExecutor(self.jobs, context, start_worker, given)
+
+
+class Recorder:
+    """Follows courses: makes the runs that records lack, several at once.
+
+    Parameters
+    ----------
+    records : Records
+    workers : Workers
+    command : str
+        What to note as the command.
+    """
+
+    def __init__(self, records: Records, workers: Workers, command: str = "") -> None:
+        self.records, self.workers, self.command = records, workers, command
+        self.began = time.monotonic()
+        self.flying: dict[Future[list[Result]], list[Wanted]] = {}
+        self.given_up: set[tuple[str, bool]] = set()
+        self.failed: list[str] = []
+        self.times: dict[str, list[float]] = {}
+        for result in records.by_key.values():
+            self.note_time(result)
+
+    def note_time(self, result: Result) -> None:
+        """How long a method's runs take, of which the longest are begun first."""
+        self.times.setdefault(result.key, []).append(sum(result.seconds.values()))
+
+    def expect(self, wanted: Wanted) -> float:
+        """Seconds that a run may take."""
+        known = self.times.get(wanted.experiment.method)
+        return sum(known) / len(known) if known else 0.0
+
+    def left(self) -> float:
+        """Seconds until the end."""
+        return self.workers.seconds - (time.monotonic() - self.began)
+
+    def follow(self, courses: Iterable[Course]) -> Iterator[Result]:
+        """The results of all runs that are lacking, each written when it is there.
+
+        Raises
+        ------
+        RuntimeError
+            At the end, if runs failed otherwise than by diverging: which, and why.
+        """
+        lanes = [Lane(course) for course in courses]
+        pool = self.workers.open()
+        try:
+            while True:
+                for lane in lanes:
+                    lane.advance(self.records)
+                self.begin(pool, lanes)
+                if not self.flying or self.left() <= 0:
+                    break
+                limit = self.left() if self.left() < 1e9 else None
+                ready, _ = wait(self.flying, limit, FIRST_COMPLETED)
+                for future in ready:
+                    yield from self.land(future)
+        finally:
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.terminate()
+        if self.failed:
+            raise RuntimeError(f"{len(self.failed)} runs failed: {self.failed}")
+
+    def begin(self, pool: Executor | None, lanes: Iterable[Lane]) -> None:
+        """Start runs until all processes have one, those that share a table at once."""
+        flying = {w.key for group in self.flying.values() for w in group}
+        queue: dict[object, list[Wanted]] = {}
+        for lane in lanes:
+            for wanted in lane.wanted:
+                known = self.records.find(wanted) or wanted.key in self.given_up
+                if not known and wanted.key not in flying:
+                    flying.add(wanted.key)
+                    queue.setdefault(wanted.shares, []).append(wanted)
+        # Longest first; of equal ones seed by seed, as a record that is interrupted
+        # should have all methods of the first seed.
+        order = sorted(
+            queue.values(),
+            key=lambda group: (-self.expect(group[0]), group[0].experiment.seed),
+        )
+        waiting = deque(order)
+        while waiting and len(self.flying) < self.workers.jobs:
+            group = waiting.popleft()
+            if 1.5 * self.expect(group[0]) > self.left():
+                continue
+            moved = [
+                (move(wanted.experiment, self.workers.device), wanted.tests)
+                for wanted in group
+            ]
+            made = start(pool, moved, self.command, self.workers.timed)
+            self.flying[made] = group
+
+    def land(self, future: Future[list[Result]]) -> Iterator[Result]:
+        """Write the results of a group that has ended."""
+        group = self.flying.pop(future)
+        if error := future.exception():
+            one = group[0].experiment
+            self.failed.append(f"{one.method} {one.ratio:g} {one.seed}: {error!r}")
+            self.given_up |= {wanted.key for wanted in group}
+            return
+        for wanted, result in zip(group, future.result(), strict=True):
+            self.note_time(result)
+            self.records.add(result, wanted)
+            yield result
+
+
+def start(
+    pool: Executor | None,
+    group: Sequence[tuple[Experiment, bool]],
+    command: str,
+    timed: bool,
+) -> Future[list[Result]]:
+    """Make a group of runs in a process of the pool, or here and now."""
+    if pool is not None:
+        return pool.submit(make_group, group, command, timed)
+    done: Future[list[Result]] = Future()
+    try:
+        done.set_result(make_group(group, command, timed))
+    except Exception as error:  # kept as a process would
+        done.set_exception(error)
+    return done
+
+
+def start_worker(plugins: Sequence[str], counter: Synchronized[int], gpus: int) -> None:
+    """One thread, a GPU of its own turn, and the methods that the parent knows."""
+    torch.set_num_threads(1)
+    with counter.get_lock():
+        place, counter.value = counter.value % gpus, counter.value + 1
+    if gpus > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(place)
+    for path in plugins:
+        load_plugin(path)
+
+
+def make_group(
+    group: Sequence[tuple[Experiment, bool]], command: str, timed: bool
+) -> list[Result]:
+    """The results of runs that share a table; layouts stay in the process."""
+    made = []
+    for one, tests in group:
+        try:
+            # What is asked and run is a copy: an experiment keeps the task it opened.
+            result = dataclasses.replace(one).run(
+                measure=tests, command=command or None, test=tests, timed=timed
+            )
+        except (Diverged, OutOfReach) as error:
+            result = note_failure(one, str(error), command or None)
+        made.append(dataclasses.replace(result, layout=None))
+    return made
+
+
+def ask_once(experiments: Iterable[Experiment]) -> Course:
+    """A course of one step: all experiments that are in reach."""
+    reached = [one for one in experiments if dataclasses.replace(one).reaches()]
+    yield [Wanted(one) for one in reached]
 
 
 def record(
@@ -45,20 +369,12 @@ def record(
         Each new run, already written to the file.
     """
     experiments = list(experiments)
-    known = load_results(path) if path.exists() else []
-    lacking = [
-        move(one, device)
-        for one in experiments
-        if not any(one.matches(result) for result in known)
-    ]
-    # Copies are asked and run: an experiment keeps the task that it opened.
-    wanted = [one for one in lacking if dataclasses.replace(one).reaches()]
-    # Seed by seed: a record that was interrupted has all methods of the first ones.
-    wanted.sort(key=lambda one: one.seed)
-    for result in make_groups(group_experiments(wanted), command, jobs):
-        append_result(path, result)
+    recorder = Recorder(Records(path), Workers(device, jobs), command)
+    any_made = False
+    for result in recorder.follow([ask_once(experiments)]):
+        any_made = True
         yield result
-    if wanted and jobs > 1:
+    if any_made and jobs > 1:
         arrange_record(path, experiments)
 
 
@@ -72,8 +388,7 @@ def move(experiment: Experiment, device: str) -> Experiment:
 def arrange_record(path: Path, experiments: Iterable[Experiment]) -> None:
     """Put a file's runs into the order of a list of experiments.
 
-    Runs made side by side end in any order; of a method's trials, readers take the
-    first for its defaults.  Runs of no experiment come last.
+    Runs made side by side end in any order.  Runs of no experiment come last.
     """
     results = load_results(path)
     ordered = []
@@ -82,59 +397,3 @@ def arrange_record(path: Path, experiments: Iterable[Experiment]) -> None:
         ordered += own
         results = [result for result in results if not any(result is o for o in own)]
     replace_results(path, ordered + results)
-
-
-def group_experiments(experiments: Iterable[Experiment]) -> list[list[Experiment]]:
-    """Experiments that share a full table together, each other one alone."""
-    groups: dict[object, list[Experiment]] = {}
-    for place, one in enumerate(experiments):
-        shares = get_method(one.method).stage == AFTER or one.method == "full"
-        # Trials hold dictionaries, which cannot be keys.
-        key = (one.seed, repr(one.trial)) if shares else place
-        groups.setdefault(key, []).append(one)
-    return list(groups.values())
-
-
-def make_groups(
-    groups: Sequence[Sequence[Experiment]], command: str, jobs: int
-) -> Iterator[Result]:
-    """Make groups one after another, or several at once.
-
-    Raises
-    ------
-    RuntimeError
-        At the end, if groups made side by side failed: which, and why.
-    """
-    if jobs == 1:
-        for group in groups:
-            for one in group:
-                yield dataclasses.replace(one).run(command=command)
-        return
-    # Forked from a process that has read the modules but not touched the GPU.  They
-    # serve many groups: loading a GPU's libraries takes as long as a short run.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    failed = []
-    with ProcessPoolExecutor(jobs, context, start_worker, (loaded_plugins(),)) as pool:
-        made = {pool.submit(make_group, group, command): group for group in groups}
-        for future in as_completed(made):
-            if error := future.exception():
-                one = made[future][0]
-                failed.append(f"{one.method} {one.ratio:g} {one.seed}: {error}")
-            else:
-                yield from future.result()
-    if failed:
-        raise RuntimeError(f"{len(failed)} groups of runs failed: {failed}")
-
-
-def start_worker(plugins: Sequence[str]) -> None:
-    """One thread, and the methods that the parent knows."""
-    torch.set_num_threads(1)
-    for path in plugins:
-        load_plugin(path)
-
-
-def make_group(group: Sequence[Experiment], command: str) -> list[Result]:
-    """The results of a group's experiments; layouts stay in the process."""
-    results = [one.run(command=command) for one in group]
-    return [dataclasses.replace(result, layout=None) for result in results]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import math
 import os
 import platform
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -53,6 +55,12 @@ class Result:
         All options that can be asked for, the defaults then in force included, as
         they were before anything was found.  Results made before this was recorded
         have None.
+    rows : dict
+        Training rows seen, each as often as it was: ``"search"``, ``"train"``.
+    failure : str, optional
+        Why there are no metrics: the budget is out of reach, or training diverged.
+    entrant : str
+        As whom it competed in a contest: the key, or more.
     layout : Layout
         What is deployed.  Not written to files.
     """
@@ -76,6 +84,9 @@ class Result:
     versions: dict[str, str]
     command: str
     asked: dict[str, Any] | None = None
+    rows: dict[str, int] = field(default_factory=dict)
+    failure: str | None = None
+    entrant: str = ""
     layout: Layout | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> str:
@@ -204,7 +215,12 @@ def describe_results(results: Sequence[Result]) -> str:
 
 def describe_result(result: Result) -> str:
     """One line on one run."""
-    metrics = ", ".join(f"{name} {value:.5f}" for name, value in result.test.items())
+    if result.failure is not None:
+        return f"{result.key} seed {result.seed}: {result.failure}"
+    metrics = ", ".join(
+        f"{name} {value:.5f}"
+        for name, value in (result.test or result.validation).items()
+    )
     return (
         f"{result.key} {result.model} seed {result.seed}: {metrics}, "
         f"{result.bytes['inference']:,} bytes, {result.reached_ratio:.2f}x, "
@@ -221,6 +237,27 @@ def is_cut(line: str) -> bool:
     return False
 
 
+def sample_deviation(values: Sequence[float]) -> float:
+    """With n - 1 in the denominator; NaN of a single value.
+
+    Examples
+    --------
+    >>> sample_deviation([1.0, 3.0]) == 2**0.5, sample_deviation([1.0])
+    (True, nan)
+    """
+    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def name_curve(result: Result) -> str:
+    """The method or variant that a result is a point of, whatever its bits.
+
+    In a contest "rowwise, 4 bits" and "rowwise, 8 bits" are points of "rowwise", and
+    "rowwise, 4 bits a table" is one of "rowwise, a table".
+    """
+    name = result.entrant or result.key
+    return re.sub(r",? \d+ bits( )?", lambda m: ", " if m[1] else "", name)
+
+
 def summarize(results: Iterable[Result], metric: str = "auc") -> pd.DataFrame:
     """Mean and deviation over seeds, one row a method and requested ratio.
 
@@ -233,15 +270,17 @@ def summarize(results: Iterable[Result], metric: str = "auc") -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns ``key``, ``requested``, ``reached``, ``bytes``, ``mean``,
-        ``deviation`` (of a sample, n - 1; 0 for a single seed), ``seeds``; in the
-        order of the results.
+        Columns ``key`` (of a contest, the method or variant), ``requested``,
+        ``reached``, ``bytes``, ``mean``, ``deviation`` (of a sample, n - 1; NaN of a
+        single seed), ``seeds``; in the order of the results.  Failures are left out.
     """
-    groups: dict[tuple[str, float], list[Result]] = {}
+    groups: dict[tuple[str, str, float], list[Result]] = {}
     for result in results:
-        groups.setdefault((result.key, result.requested_ratio), []).append(result)
+        if result.failure is None:
+            own = (name_curve(result), result.entrant, result.requested_ratio)
+            groups.setdefault(own, []).append(result)
     rows = []
-    for (key, requested), group in groups.items():
+    for (key, _, requested), group in groups.items():
         values = [result.test[metric] for result in group]
         rows.append(
             {
@@ -250,7 +289,7 @@ def summarize(results: Iterable[Result], metric: str = "auc") -> pd.DataFrame:
                 "reached": float(np.mean([r.reached_ratio for r in group])),
                 "bytes": round(np.mean([r.bytes["inference"] for r in group])),
                 "mean": float(np.mean(values)),
-                "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+                "deviation": sample_deviation(values),
                 "seeds": len(values),
             }
         )
@@ -281,40 +320,6 @@ def summarize_near(
     away = np.log(table["reached"] / ratio).abs()
     nearest = table.loc[away.groupby(table["key"]).idxmin()]
     return nearest.sort_values("mean", kind="stable").set_index("key")
-
-
-def tabulate(results: Iterable[Result], metric: str = "auc") -> pd.DataFrame:
-    """Means over seeds as text, one row a method, one column a requested ratio.
-
-    Parameters
-    ----------
-    results : iterable of Result
-    metric : str
-        Key of `Result.test`.
-
-    Returns
-    -------
-    DataFrame
-        Indexed by ``key``.  Cells read ``"0.9435 ± 0.0011 (16.0x)"``: mean, sample
-        deviation if there are several seeds, and the ratio reached where it is more
-        than a fifth away from the column's; empty out of a method's reach.  Sorted by
-        the largest ratio that the most methods reach, best first, after rows that
-        have no value there.
-    """
-    summary = summarize(results, metric)
-    summary["cell"] = [
-        f"{row.mean_:.4f}"
-        + (f" ± {row.deviation:.4f}" if row.seeds > 1 else "")
-        + (f" ({row.reached:.1f}x)" if row.reached > 1.2 * row.requested else "")
-        for row in summary.rename(columns={"mean": "mean_"}).itertuples()
-    ]
-    means = summary.pivot(index="key", columns="requested", values="mean")
-    cells = summary.pivot(index="key", columns="requested", values="cell")
-    reached = means.notna().sum()
-    by = max(column for column in reached.index if reached[column] == reached.max())
-    order = means.sort_values(by, ascending=False, na_position="first", kind="stable")
-    shown = cells.reindex(order.index).fillna("")
-    return shown.rename(columns="{:g}x".format).rename_axis(columns=None)
 
 
 def find_versions() -> dict[str, str]:

@@ -141,7 +141,13 @@ class StreamExperiment(Experiment):
         train(fitted.network, objective, settings, self.seed + window)
         fitted.network.eval()
 
-    def run(self, measure: bool = False, command: str | None = None) -> Result:
+    def run(
+        self,
+        measure: bool = False,
+        command: str | None = None,
+        test: bool = True,
+        timed: bool = False,
+    ) -> Result:
         """The pass as a result: the test metrics are means over windows, then one AUC
         a window.
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,6 +21,7 @@ from survey_code.embedding import (
     Fitted,
     History,
     Network,
+    Script,
     decode_layout,
 )
 from survey_code.lab.trial import Trial
@@ -42,7 +44,7 @@ from survey_code.objectives import (
 )
 from survey_code.options import Options, SearchOptions
 from survey_code.spec import TableSpec
-from survey_code.training import Jury, Objective, TrainingSettings, train
+from survey_code.training import Jury, Objective, TrainingSettings, meter_rows, train
 
 # Full tables trained lately, shared by the methods that compress after training:
 # those of three seeds, each without and with the hold-out of a ranking.  A data set is
@@ -65,12 +67,15 @@ class Learnt:
         What is deployed.
     seconds : dict
         ``"train"`` and ``"compress"``.
+    histories : list of History
+        Of each training it took, in order.
     """
 
     fitted: Fitted
     table: CompressedEmbedding
     layout: Layout
     seconds: dict[str, float]
+    histories: list[History]
 
 
 def open_data(data: str | DataSet | StreamData) -> DataSet:
@@ -115,11 +120,15 @@ class Surroundings:
     trial : Trial
     seed : int
         Of the table, the network and the order of the rows.
+    scripts : sequence of Script, optional
+        The steps and rates of each training in turn, made on other rows before.
     """
 
     networks: tuple[str, ...] = ()
 
-    def __init__(self, data: DataSet, trial: Trial, seed: int) -> None:
+    def __init__(
+        self, data: DataSet, trial: Trial, seed: int, scripts: Sequence[Script] = ()
+    ) -> None:
         if trial.model not in self.networks:
             raise ValueError(
                 f"{data.name} is a {data.task} task; its networks are "
@@ -128,6 +137,10 @@ class Surroundings:
         self.data = data
         self.trial = trial
         self.seed = seed
+        self.scripts = tuple(scripts)
+        # Of the trainings made, and the rows that a search saw.
+        self.histories: list[History] = []
+        self.rows_searched = 0
         self.model, self.device = trial.model, trial.settings.device
         check_device(self.device)
         # First-order weights count as storage too.
@@ -168,7 +181,10 @@ class Surroundings:
             patience=settings.patience if patience is None else patience,
         )
         network, objective = self.build_network(table), self.build_objective(settings)
-        return Fitted(network, train(network, objective, settings, self.seed))
+        script = self.scripts[len(self.histories)] if self.scripts else None
+        history = train(network, objective, settings, self.seed, script)
+        self.histories.append(history)
+        return Fitted(network, history)
 
     def surround(self, table: CompressedEmbedding) -> Fitted:
         """A fresh network around a table that has learnt in another way."""
@@ -202,13 +218,17 @@ class DataTask(Surroundings):
             return options
         table = kind.searching(self.spec, options, self.seed)
         epochs = options.search_epochs or -(-usual // 3)
-        network = self.train(table, epochs, patience=0).network
-        settings = self.trial.settings.replace(epochs=epochs)
-        judge = Jury(network, self.build_objective(settings), settings, self.seed)
-        return options.replace(**kind.settle(table, judge, self.spec, options))
+        settings = self.trial.settings.replace(epochs=epochs, patience=0)
+        with meter_rows() as meter:
+            network = self.train(table, epochs, patience=0).network
+            judge = Jury(network, self.build_objective(settings), settings, self.seed)
+            found = kind.settle(table, judge, self.spec, options)
+        self.rows_searched = meter.rows
+        return options.replace(**found)
 
     def learn(self, method: Method, options: Options) -> Learnt:
         """Train, or take the full table that was trained; then make the layout."""
+        self.histories = []
         if method.stage == AFTER or method.key == "full":
             fitted, train_seconds = self._train_source(method, options)
             table, start = fitted.network.table, time.perf_counter()
@@ -221,7 +241,7 @@ class DataTask(Surroundings):
             train_seconds, start = time.perf_counter() - start, time.perf_counter()
             layout = table.eval().freeze()
         seconds = {"train": train_seconds, "compress": time.perf_counter() - start}
-        return Learnt(fitted, table, layout, seconds)
+        return Learnt(fitted, table, layout, seconds, self.histories)
 
     def _train_source(self, method: Method, options: Options) -> tuple[Fitted, float]:
         """The table that a method compresses after training, and how long it took."""
@@ -233,7 +253,8 @@ class DataTask(Surroundings):
 
     def train_full(self) -> tuple[Fitted, float]:
         """The full table's network, trained once and shared, and how long it took."""
-        key = (id(self.data), self.data.name, repr(self.trial), self.seed)
+        own = (self.data.name, repr(self.trial), self.seed, self.scripts)
+        key = (id(self.data), *own)
         if key not in _TRAINED:
             start = time.perf_counter()
             fitted = self.train(FullEmbedding(self.spec, seed=self.seed))
@@ -241,7 +262,9 @@ class DataTask(Surroundings):
             while len(_TRAINED) > _TRAINED_LIMIT:
                 _TRAINED.popitem(last=False)
         _TRAINED.move_to_end(key)
-        return _TRAINED[key][:2]
+        fitted, seconds, _ = _TRAINED[key]
+        self.histories = [fitted.history]
+        return fitted, seconds
 
     def read_through(self, network: Network, layout: Layout) -> Network:
         """The network with its table replaced by the layout's rows."""
@@ -262,7 +285,7 @@ class DataTask(Surroundings):
         """The ids that one training step reads."""
         raise NotImplementedError
 
-    def for_testing(self, history: History) -> DataTask:
+    def for_testing(self, histories: Sequence[History]) -> DataTask:
         """The task to train again before the test is looked at: usually this."""
         return self
 
@@ -315,8 +338,8 @@ class RankingTask(DataTask):
     """Rank items for users.
 
     Where the data set holds out validation pairs, they choose the epoch; then
-    everything is trained anew for so many epochs on all training pairs, and
-    only that is tested.
+    everything is trained anew on all training pairs, for as many steps and at the same
+    rates, and only that is tested.
     """
 
     networks = RANKING_NETWORKS
@@ -357,15 +380,12 @@ class RankingTask(DataTask):
         )
         return torch.cat(next(iter(objective.batches(np.random.default_rng(0)))))
 
-    def for_testing(self, history: History) -> DataTask:
-        """All training pairs, for as many epochs as the hold-out chose."""
+    def for_testing(self, histories: Sequence[History]) -> DataTask:
+        """All training pairs, for the steps and at the rates that were chosen."""
         if not len(self.data.valid):
             return self
-        settings = dataclasses.replace(
-            self.trial.settings, epochs=history.best + 1, patience=0
-        )
-        trial = dataclasses.replace(self.trial, settings=settings)
-        return RankingTask(merge_hold_out(self.data), trial, self.seed)
+        scripts = [history.script for history in histories]
+        return RankingTask(merge_hold_out(self.data), self.trial, self.seed, scripts)
 
 
 @lru_cache(maxsize=4)

@@ -139,7 +139,9 @@ class PowerLawOptions(Options):
     )
     power_of_two: bool = option(False, "allow no widths but powers of two")
     fill: bool = option(
-        False, "widen groups, the widest first, by what the law leaves of the budget"
+        False,
+        "widen groups, the widest first, by what the law leaves of the budget",
+        tune=(False, True),
     )
     widths: list[int] = found("width of each group")
 
@@ -202,9 +204,13 @@ class MDEFields(FieldDimensions, Trained[PowerLawOptions]):
 class RuleOfThumbOptions(Options):
     """Options of `RuleOfThumb`."""
 
-    rule: str = option("root4", "the rule", choices=tuple(THUMB_RULES))
+    rule: str = option(
+        "root4", "the rule", choices=tuple(THUMB_RULES), tune=tuple(THUMB_RULES)
+    )
     fill: bool = option(
-        False, "widen fields, the widest first, by what the rule leaves of the budget"
+        False,
+        "widen fields, the widest first, by what the rule leaves of the budget",
+        tune=(False, True),
     )
     widths: list[int] = found("width of each field")
 

@@ -105,3 +105,45 @@ def test_text_that_is_not_movietweetings_is_a_value_error(content, monkeypatch):
     monkeypatch.setattr(movietweetings, "read_data", lambda file: (content, {}))
     with pytest.raises(ValueError):
         load_movietweetings()
+
+
+# -- pairs ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pairs(real_data):
+    return load("movietweetings-pairs")
+
+
+def test_pairs_are_cut_in_time_and_known(pairs, stream):
+    assert (pairs.num_users, pairs.num_items) == (7568, 4594)
+    assert [len(part) for part in (pairs.train, pairs.valid, pairs.test)] == [
+        68945, 6410, 4484,
+    ]  # fmt: skip
+    counts = np.bincount(pairs.train.ravel(), minlength=pairs.num_embeddings)
+    assert counts.min() == 2
+    for part in (pairs.train, pairs.valid, pairs.test):
+        assert part[:, 0].max() < pairs.num_users <= part[:, 1].min()
+    # Nothing is tested that was learnt, and everything is one of the stream's ratings.
+    whole = np.concatenate([pairs.train, pairs.valid, pairs.test])
+    assert len(np.unique(whole, axis=0)) == len(whole)
+    rows = np.concatenate([window.ids for window in stream.windows])
+    early = np.sort(np.bincount(rows[:80000, 0]))[::-1]
+    mine = np.sort(np.bincount(pairs.train[:, 0]))[::-1]
+    assert (mine <= early[: len(mine)]).all()
+
+
+def test_pairs_of_a_movie_that_nobody_is_left_for_go_too(monkeypatch):
+    from survey_code.data import movietweetings
+
+    # Movie 9 has two users, of whom one rated nothing else.
+    early = [(0, 7), (0, 8), (1, 7), (1, 8), (1, 9), (2, 9)]
+    ids = np.array([*early, (0, 9), (1, 8)])
+    monkeypatch.setattr(movietweetings, "TRAINED", 6 / 8)
+    monkeypatch.setattr(movietweetings, "CHOSEN", 7 / 8)
+    given = (ids, None, np.array([0, 7, 10]), {})
+    monkeypatch.setattr(movietweetings, "read_ratings", lambda: given)
+    found = movietweetings.load_movietweetings_pairs()
+    assert (found.num_users, found.num_items) == (2, 2)
+    assert found.train.tolist() == [[0, 2], [0, 3], [1, 2], [1, 3]]
+    assert found.valid.tolist() == [] and found.test.tolist() == [[1, 3]]

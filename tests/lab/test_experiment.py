@@ -103,8 +103,10 @@ def test_every_method_runs(key, small, tmp_path):
 # At half the size, these read the same rows for ids of unlike tastes, or none at all.
 MIXED = {
     "bloom", "cafe", "cce", "cprec", "double_hashing", "hash_embeddings", "hashing",
-    "memcom", "optfs", "zero_collision",
+    "head_only", "memcom", "optfs", "zero_collision",
 }  # fmt: skip
+# Nobody's taste: chance.
+BLIND = {"popular"}
 
 
 def rank_tastes(key, tastes, **settings):
@@ -130,7 +132,8 @@ def test_every_method_ranks(key, tastes):
     result = rank_tastes(key, tastes)
     assert set(result.test) == set(result.validation) == {"recall@20", "ndcg@20"}
     assert 0 < result.test["ndcg@20"] < 1
-    assert result.test["recall@20"] > (0.5 if key in MIXED else 0.9)
+    least = 0.2 if key in BLIND else 0.5 if key in MIXED else 0.9
+    assert result.test["recall@20"] > least
 
 
 def test_the_same_call_gives_the_same_figures(small, tiny):
@@ -214,15 +217,17 @@ def test_what_is_not_stored_is_not_counted(tiny, added):
 def test_ranking_selects_on_the_hold_out_and_trains_anew_on_everything(pairs):
     trial = Trial("mf", 8, TrainingSettings(epochs=6, batch_size=50, learning_rate=0.1))
     result = run("full", pairs, trial=trial, measure=False)
-    settings = TrainingSettings(
-        epochs=result.settings["best_epoch"], batch_size=50, learning_rate=0.1,
-        patience=0,
-    )  # fmt: skip
+    task = make_task(pairs, trial, 0)
+    chosen = task.train(FullEmbedding(task.spec, seed=0)).history
+    assert result.settings["best_epoch"] == chosen.best + 1
     both = np.concatenate([pairs.train, pairs.valid])
     merged = InteractionData("pairs", 40, 60, both, pairs.valid[:0], pairs.test)
-    again = make_task(merged, Trial("mf", 8, settings), 0)
-    network = again.train(FullEmbedding(again.spec, seed=0)).network
-    wanted = evaluate_ranking(network, both, pairs.test)
+    # As many steps at the same rates, not as many epochs: there are more pairs now.
+    again = make_task(merged, trial, 0)
+    again.scripts = (chosen.script,)
+    fitted = again.train(FullEmbedding(again.spec, seed=0))
+    assert fitted.history.rows <= chosen.script.steps * 50
+    wanted = evaluate_ranking(fitted.network, both, pairs.test)
     assert result.test == pytest.approx(wanted)
 
 

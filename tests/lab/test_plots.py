@@ -25,6 +25,7 @@ def result(key, ratio, seed, auc):
     given = {name: {} for name in names}
     given |= {"key": key, "requested_ratio": ratio, "reached_ratio": ratio * 1.01}
     given |= {"seed": seed, "test": {"auc": auc}, "bytes": {"inference": 100}}
+    given |= {"failure": None, "entrant": ""}
     return Result(**given)
 
 

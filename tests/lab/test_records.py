@@ -9,7 +9,7 @@ import records as book
 from survey_code import data
 from survey_code.data.synthetic import make_clicks
 from survey_code.lab import Trial, load_results
-from survey_code.lab.records import arrange_record, group_experiments, make_groups
+from survey_code.lab.records import Recorder, Records, Wanted, Workers, arrange_record
 from survey_code.lab.results import replace_results
 from survey_code.training import TrainingSettings
 
@@ -76,13 +76,71 @@ def test_a_result_is_written_before_the_next_run_starts(tmp_path):
     assert len(list(book.make("tiny", tmp_path))) == 4
 
 
-def test_runs_side_by_side_give_the_same_results():
+def course(experiments, log=()):
+    """A course that asks for all, then for none."""
+    found = yield [Wanted(one) for one in experiments]
+    log.append(found) if isinstance(log, list) else None
+
+
+def follow(experiments, path, jobs=1, **given):
+    recorder = Recorder(Records(path), Workers(jobs=jobs, **given))
+    return recorder, list(recorder.follow([course(experiments)]))
+
+
+def test_runs_side_by_side_give_the_same_results(tmp_path):
     tiny = make_clicks(rows=(1000, 300, 300), field_sizes=(40, 30))
-    groups = group_experiments(dataclasses.replace(one, data=tiny) for one in LIST)
-    assert [len(group) for group in groups] == [3, 3]  # a seed's share its table
-    alone = {(*runs_of([r])[0],): r.test for r in make_groups(groups, "", 1)}
-    beside = {(*runs_of([r])[0],): r.test for r in make_groups(groups, "", 2)}
-    assert alone == beside and len(alone) == 6
+    listed = [dataclasses.replace(one, data=tiny) for one in LIST]
+    assert len({repr(Wanted(one).shares) for one in listed}) == 2  # a table a seed
+    _, alone = follow(listed, tmp_path / "alone")
+    _, beside = follow(listed, tmp_path / "beside", jobs=2)
+    tests = [{runs_of([r])[0]: r.test for r in made} for made in (alone, beside)]
+    assert tests[0] == tests[1] and len(alone) == len(beside) == 6
+
+
+def test_a_course_is_sent_what_it_asked_for(tmp_path):
+    heard = []
+    for _ in range(2):  # the second time from the file
+        recorder = Recorder(Records(tmp_path / "runs"), Workers())
+        list(recorder.follow([course(LIST[:2], heard)]))
+    assert runs_of(heard[0]) == runs_of(heard[1]) == runs_of(heard[0])
+    assert [result.seed for result in heard[0]] == [1, 2]
+
+
+def test_trials_do_not_look_at_the_test(tmp_path):
+    def trial():
+        yield [Wanted(LIST[0], tests=False)]
+        yield [Wanted(LIST[0])]
+
+    records = Records(tmp_path / "runs", tmp_path / "trials")
+    made = list(Recorder(records, Workers()).follow([trial()]))
+    assert [bool(result.test) for result in made] == [False, True]
+    assert made[0].validation == made[1].validation
+    assert len(load_results(tmp_path / "trials")) == 1
+    # Read again, each is found as what it is.
+    again = Records(tmp_path / "runs", tmp_path / "trials")
+    assert again.find(Wanted(LIST[0], False)).test == {}
+    assert again.find(Wanted(LIST[0])).test == made[1].test
+
+
+def test_no_run_is_begun_that_would_end_too_late(tmp_path):
+    recorder, made = follow(LIST, tmp_path / "runs", seconds=0.0)
+    assert made == [] and not recorder.failed
+
+
+def test_a_run_that_diverges_is_a_result_and_others_are_an_error(tmp_path, monkeypatch):
+    settings = dataclasses.replace(
+        TRIAL.settings, learning_rate=1e30, table_learning_rate=1e30
+    )
+    wild = dataclasses.replace(
+        LIST[0], trial=dataclasses.replace(TRIAL, settings=settings)
+    )
+    _, made = follow([wild], tmp_path / "runs")
+    assert "NaN" in made[0].failure or "diverged" in made[0].failure
+    assert made[0].test == made[0].validation == {}
+    assert follow([wild], tmp_path / "runs")[1] == []  # known by now
+    monkeypatch.setattr(book.Experiment, "plan", lambda one: 1 / 0)
+    with pytest.raises(RuntimeError, match=r"1 runs failed: .*ZeroDivisionError"):
+        follow([LIST[0]], tmp_path / "runs")
 
 
 def test_an_experiment_travels_without_what_it_opened():
@@ -92,15 +150,21 @@ def test_an_experiment_travels_without_what_it_opened():
     assert len(pickle.dumps(one)) == alone
 
 
-def test_runs_are_made_seed_by_seed(monkeypatch, tmp_path):
+def test_runs_are_made_seed_by_seed_the_longest_first(monkeypatch, tmp_path):
     apart = [
         book.ask(key, "synthetic", 2, seed, TRIAL)
         for key in ("hashing", "uniform")
         for seed in (1, 2)
     ]
-    monkeypatch.setitem(book.RECORDS, "tiny", lambda: apart)
-    made = [(r.key, r.seed) for r in book.make("tiny", tmp_path)]
+    recorder = Recorder(Records(tmp_path / "runs"), Workers())
+    monkeypatch.setattr(recorder, "note_time", lambda result: None)
+    made = [(r.key, r.seed) for r in recorder.follow([course(apart)])]
     assert made == [("hashing", 1), ("uniform", 1), ("hashing", 2), ("uniform", 2)]
+    (tmp_path / "runs").unlink()
+    recorder.records = Records(tmp_path / "runs")
+    recorder.times = {"hashing": [1.0], "uniform": [2.0]}
+    made = [(r.key, r.seed) for r in recorder.follow([course(apart)])]
+    assert made == [("uniform", 1), ("uniform", 2), ("hashing", 1), ("hashing", 2)]
 
 
 def test_experiments_out_of_reach_are_left_out(monkeypatch, tmp_path):
@@ -132,8 +196,6 @@ def test_an_experiment_knows_its_result(tmp_path):
 
 def test_every_record_names_runs_that_differ():
     for name, listed in book.RECORDS.items():
-        if name.endswith(book.TUNING):
-            continue  # these look at the data: see test_tuning.py
         keys = [one.key for one in listed()]
         assert keys and len(set(keys)) == len(keys), name
 

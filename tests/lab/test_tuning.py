@@ -1,20 +1,19 @@
-"""Equal tuning: eight trials for every method, the best by validation."""
+"""Equal tuning: the same grid and as many trials for every method."""
 
 import dataclasses
-import shutil
+import math
 
 import pytest
-import records as book
 
 from survey_code import data
 from survey_code.catalog import get_method, methods
 from survey_code.data.synthetic import make_clicks
 from survey_code.lab import Result, Trial, repeat, run
-from survey_code.lab.tuning import TRIALS_EACH, apply_tuning, propose
+from survey_code.lab.tuning import RATE_GRID, TRIALS_EACH, Way, best_of, tunable, tune
 from survey_code.training import TrainingSettings
 
 TRIAL = Trial(
-    "dcnv2", 16, TrainingSettings(epochs=1, batch_size=500, patience=0),
+    "dcnv2", 16, TrainingSettings(epochs=1, batch_size=500, patience=0, l2=0.1),
     {"hidden": (4,), "cross_layers": 1},
 )  # fmt: skip
 
@@ -25,35 +24,113 @@ def tiny_data():
     tiny = make_clicks(rows=(1000, 300, 300), field_sizes=(400, 30))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "load", lambda name: tiny)
-        for name in ("tuning", "tuned"):
-            listed = book.tune_category if name == "tuning" else book.compare_category
-            patch.setitem(
-                book.RECORDS, f"tiny_{name}",
-                lambda listed=listed: [
-                    one for one in listed("mixed dimension", "synthetic", TRIAL)
-                    if one.method in ("uniform", "mde_popularity") and one.ratio < 30
-                ],
-            )  # fmt: skip
         yield
 
 
-@pytest.fixture(scope="module")
-def trials(tmp_path_factory):
-    """The folder of the trials' record, and its results; made once."""
-    folder = tmp_path_factory.mktemp("trials")
-    return folder, list(book.make("tiny_tuning", folder))
+def tune_by(key, judge, asked=(), trial=TRIAL):
+    """The marks of all trials of a method, and the sizes of what was asked at once."""
+    marks, sizes = {}, []
+    tries = tune(key, trial, dict(asked))
+    ways = next(tries)
+    while ways:
+        sizes.append(len(ways))
+        found = [judge(way) for way in ways]
+        marks.update(zip(ways, found, strict=True))
+        try:
+            ways = tries.send(found)
+        except StopIteration:
+            break
+    return marks, sizes
+
+
+def peak(**best):
+    """A judge for whom some factors are the best, and options of the second kind."""
+
+    def judge(way):
+        away = sum(abs(math.log(way.factor(n) / f)) for n, f in best.items())
+        return -away - 0.01 * sum(value is None for _, value in way.options)
+
+    return judge
 
 
 TUNED = [m.key for m in methods() if m.load().options.grid()]
 
 
 @pytest.mark.parametrize("key", ["full", "robe", *TUNED])
-def test_every_method_has_eight_trials_the_defaults_first(key):
-    proposals = propose(key, TRIAL)
-    assert proposals[0] == (TRIAL, get_method(key).ask({}))
-    assert len(proposals) == TRIALS_EACH
-    assert len({repr(p) for p in proposals}) == TRIALS_EACH
-    assert propose(key, TRIAL) == proposals
+def test_every_method_has_as_many_trials_the_defaults_first(key):
+    marks, _ = tune_by(key, peak(table_learning_rate=1.0))
+    ways = list(marks)
+    assert ways[0] == Way() and ways[0].ask(key, {}) == get_method(key).ask({})
+    assert len(ways) == TRIALS_EACH == 16
+    trained = {(repr(w.adapt(TRIAL)), repr(w.ask(key, {}).asked())) for w in ways}
+    assert len(trained) == TRIALS_EACH
+    assert tune_by(key, peak(table_learning_rate=1.0))[0] == marks
+
+
+@pytest.mark.parametrize("best", [0.02, 0.25, 1.0, 4.0, 30.0])
+@pytest.mark.parametrize("key", ["full", "cigar", "tt_rec"])
+def test_the_grid_grows_until_the_best_rate_stands_inside(key, best):
+    marks, _ = tune_by(key, peak(table_learning_rate=best))
+    tried = {way.factor("table_learning_rate") for way in marks}
+    assert set(RATE_GRID["table_learning_rate"][0]) <= tried
+    chosen = best_of(marks).factor("table_learning_rate")
+    assert min(tried) < chosen < max(tried)
+    assert abs(math.log(chosen / best)) < math.log(2)
+
+
+def test_all_methods_try_the_same_rates_first():
+    judge = peak(table_learning_rate=3.0, learning_rate=0.5)
+    grids = []
+    for key in ("full", "hashing", "nis", "rowwise"):
+        marks, _ = tune_by(key, judge)
+        ways = [way for way in marks if not way.options]
+        grids.append([way.factors for way in ways[:9]])
+    assert all(grid == grids[0] for grid in grids)
+
+
+def test_without_options_all_trials_go_to_the_rates():
+    marks, _ = tune_by("full", peak(table_learning_rate=1.4))
+    assert not any(way.options for way in marks)
+    drawn = [way for way in marks if len(way.factors) == 3]
+    assert len(drawn) >= 5
+
+
+def test_options_that_are_always_asked_are_not_tuned():
+    marks, _ = tune_by("hashing", peak(table_learning_rate=1.0), {"fields": "apart"})
+    assert not any(way.options for way in marks)
+    way = Way(options=(("fields", "together"),))
+    assert way.ask("hashing", {"fields": "apart"}).fields == "apart"
+
+
+def test_a_setting_that_is_zero_stays_zero():
+    trial = dataclasses.replace(TRIAL, settings=TRIAL.settings.replace(l2=0.0))
+    assert set(tunable(trial)) == {"table_learning_rate", "learning_rate"}
+    marks, _ = tune_by("full", peak(table_learning_rate=1.0), trial=trial)
+    assert {way.adapt(trial).settings.l2 for way in marks} == {0.0}
+    # Cosines have no network around them.
+    assert set(tunable(dataclasses.replace(trial, model="mf"))) == {
+        "table_learning_rate"
+    }
+
+
+def test_failures_are_never_the_best():
+    def judge(way):
+        wild = way.factor("table_learning_rate") > 1
+        return -math.inf if wild else way.factor("table_learning_rate")
+
+    marks, _ = tune_by("full", judge)
+    assert best_of(marks).factor("table_learning_rate") == 1.0
+    assert len(marks) == TRIALS_EACH
+    assert len(tune_by("tt_rec", lambda way: -math.inf)[0]) == TRIALS_EACH
+
+
+def test_factors_multiply_the_trials_settings():
+    way = Way().scale("l2", 3.0).scale("table_learning_rate", 0.5)
+    settings = way.adapt(TRIAL).settings
+    assert settings.l2 == pytest.approx(0.3)
+    assert settings.table_learning_rate == pytest.approx(0.0005)
+    assert settings.learning_rate == TRIAL.settings.learning_rate
+    assert way.scale("l2", 1.0).scale("table_learning_rate", 1.0) == Way()
 
 
 @pytest.mark.parametrize("key", TUNED)
@@ -63,61 +140,6 @@ def test_values_worth_tuning_are_allowed_and_begin_with_the_default(key):
         assert values[0] == getattr(kind(), name) and len(set(values)) > 1
         for value in values:
             assert getattr(kind(**{name: value}), name) == value
-
-
-def test_methods_without_options_share_their_draws():
-    both = [[trial for trial, _ in propose(key, TRIAL)] for key in ("rowwise", "full")]
-    assert both[0] == both[1]
-
-
-def test_trials_are_made_at_ten_or_the_nearest_ratio_in_reach():
-    cells = book.tune_category("mixed dimension", "synthetic", TRIAL)
-    ratios = {cell.method: cell.ratio for cell in cells}
-    assert ratios["full"] == 1 and ratios["uniform"] == 10
-    # An assignment for each id: 30x is out of reach, and 10x on so small a table.
-    assert {cell.seed for cell in cells} == {0}
-    assert len(cells) == TRIALS_EACH * len(ratios)
-
-
-def test_the_record_is_made_as_the_best_trial_was(trials, tmp_path):
-    folder, trials = trials
-    shutil.copy(folder / "tiny_tuning.jsonl", tmp_path)
-    made = list(book.make("tiny_tuned", tmp_path))
-    assert {r.key for r in made} == {"uniform", "mde_popularity"}
-    for key in ("uniform", "mde_popularity"):
-        mine = [r for r in trials if r.key == key]
-        best = max(mine, key=lambda r: r.validation["auc"])
-        for result in made:
-            if result.key == key:
-                assert result.seed in (1, 2, 3)
-                assert (
-                    result.settings["learning_rate"] == best.settings["learning_rate"]
-                )
-                assert (
-                    result.settings["table_learning_rate"]
-                    == best.settings["table_learning_rate"]
-                )
-    assert list(book.make("tiny_tuned", tmp_path)) == []
-
-
-def test_the_best_by_validation_wins_whatever_the_test_says(trials):
-    trials = [
-        dataclasses.replace(
-            result, validation={"auc": 0.5 + 0.01 * (place == 3)},
-            test={"auc": 0.9 * (place != 3)},
-        )
-        for place, result in enumerate(trials[1])
-        if result.key == "uniform"
-    ]  # fmt: skip
-    cells = book.RECORDS["tiny_tuned"]()
-    chosen = apply_tuning(cells, trials)
-    assert {c.method for c in chosen} == {"uniform"}, "untuned methods are left out"
-    assert (chosen[0].trial, chosen[0].options) == propose("uniform", TRIAL)[3]
-
-
-def test_a_missing_trial_leaves_its_method_out(trials):
-    trials = [r for r in trials[1] if r.key == "uniform"]
-    assert apply_tuning(book.RECORDS["tiny_tuned"](), trials[1:]) == []
 
 
 def test_a_recorded_run_can_be_repeated(tmp_path):

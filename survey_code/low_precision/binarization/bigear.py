@@ -55,7 +55,7 @@ class BiGeaROptions(Options):
 
     layers: int | None = planned(
         "the L of the blocks; unless asked, up to 2 where there is a graph",
-        low=0, high=10,
+        low=0, high=10, tune=(None, 0),
     )  # fmt: skip
     half: bool = option(False, "store row scales as float16")
     distillation: float = option(
@@ -134,8 +134,6 @@ class BiGeaR(PropagatedEmbedding, Trained[BiGeaROptions]):
         if task.model == "mf" and self.distillation:
             self.teacher = self.list_items()
         student = task.train(self)
-        # A second training, on all pairs, needs enough epochs for both.
-        student.history.best = max(teacher.history.best, student.history.best)
         student.history.seconds += teacher.history.seconds
         return student
 

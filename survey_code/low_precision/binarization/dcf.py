@@ -146,11 +146,18 @@ class DCFOptions(Options):
     bits: int | None = planned(
         "length of a code; unless asked, the embedding dimension", low=1
     )
-    rounds: int = option(20, "rounds, each with unobserved pairs of its own", low=1)
-    sweeps: int = option(
-        3, "sweeps over the bits of users, then of items, in a round; at most", low=1
+    rounds: int = option(
+        20, "rounds, each with unobserved pairs of its own", low=1, tune=(20, 10, 40)
     )
-    balance: float = option(1e-3, "the factor alpha of balanced bits", low=0)
+    sweeps: int = option(
+        3,
+        "sweeps over the bits of users, then of items, in a round; at most",
+        low=1,
+        tune=(3, 5),
+    )
+    balance: float = option(
+        1e-3, "the factor alpha of balanced bits", low=0, tune=(1e-3, 1e-4, 1e-2, 0.1)
+    )
 
 
 class DCF(Trained[DCFOptions]):
@@ -169,6 +176,8 @@ class DCF(Trained[DCFOptions]):
     solution of the same problem; here it is a spectral one.  The objective falls
     within a round, and changes with the drawn pairs between two.
     """
+
+    learns_by_gradient = False
 
     def __init__(self, spec: TableSpec, options: DCFOptions, seed: int = 0) -> None:
         bits = choose_bits(spec, options.bits)

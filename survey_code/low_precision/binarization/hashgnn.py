@@ -27,7 +27,7 @@ class HashGNNOptions(Options):
     layers: int | None = planned(
         "steps over the graph before signs are taken; unless asked, 1 where there is "
         "a graph",
-        low=0, high=10,
+        low=0, high=10, tune=(None, 0),
     )  # fmt: skip
 
 

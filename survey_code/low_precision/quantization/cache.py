@@ -43,6 +43,7 @@ class CacheOptions(Options):
         "lfu",
         "which rows of a set stay: those read most often, or those read last",
         choices=("lfu", "lru"),
+        tune=("lfu", "lru"),
     )
     slots: int = found("lines of the cache, cut to whole sets", low=1)
 

@@ -42,7 +42,10 @@ class LSQOptions(Options):
     per: str = option("table", "who has a step of its own", choices=("table", "field"))
     # Times the optimiser's `STEP_SHARES`: under Adam, over a fiftieth of it.
     step_rate: float = option(
-        1.0, "learning rate of the steps over that of the weights", low=0
+        1.0,
+        "learning rate of the steps over that of the weights",
+        low=0,
+        tune=(1.0, 5.0, 0.2),
     )
 
 

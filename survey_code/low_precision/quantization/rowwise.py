@@ -225,7 +225,9 @@ class RowwiseOptions(Options):
     """Options of `RowwiseQuantization`."""
 
     bits: int = planned("bits of a code", choices=BITS, otherwise=8)
-    symmetric: bool = option(False, "the same range on both sides of 0")
+    symmetric: bool = option(
+        False, "the same range on both sides of 0", tune=(False, True)
+    )
     per: str = option(
         "row", "who has a scale and a bias of its own", choices=("row", "table")
     )

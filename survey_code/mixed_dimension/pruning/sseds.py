@@ -28,7 +28,7 @@ class SSEDSOptions(SearchOptions):
     floor: float = option(
         FLOOR,
         "least width of a field, a share of what all could have alike; 0: none",
-        low=0, high=1,
+        low=0, high=1, tune=(FLOOR, 0.0),
     )  # fmt: skip
     widths: np.ndarray = found("columns of each field")
 

@@ -58,7 +58,9 @@ class STTDOptions(Options):
         "of all cuts, rounded up to a multiple of the step", low=1, high=MOST_RANK
     )
     # A core whose columns the step does not divide keeps the plain product.
-    step: int = option(2, "the factor t; 1 is a tensor train", low=1, high=64)
+    step: int = option(
+        2, "the factor t; 1 is a tensor train", low=1, high=64, tune=(2, 1, 4)
+    )
 
 
 class STTD(TrainEmbedding, Trained[STTDOptions]):

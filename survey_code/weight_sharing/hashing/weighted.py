@@ -134,7 +134,9 @@ class HashEmbeddings(WeightedEmbedding, Trained[HashEmbeddingsOptions]):
 class MEmComOptions(Options):
     """Options of `MEmCom`."""
 
-    bias: bool = option(False, "a second number for each id, added to every column")
+    bias: bool = option(
+        False, "a second number for each id, added to every column", tune=(False, True)
+    )
     rows: int = found("rows of the shared table", low=1)
 
 

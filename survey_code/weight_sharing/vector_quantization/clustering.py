@@ -27,9 +27,13 @@ class SAECOptions(Options):
         low=1, high=1 << MOST_BITS,
     )  # fmt: skip
     heads: int = planned("frequent ids that keep their rows", otherwise=0, low=0)
-    head_share: float = option(0.25, "of the budget, for heads", low=0, below=1)
+    head_share: float = option(
+        0.25, "of the budget, for heads", low=0, below=1, tune=(0.25, 0.0, 0.5)
+    )
     weighted: bool = option(
-        True, "rows count as often as they occur in training, where that is known"
+        True,
+        "rows count as often as they occur in training, where that is known",
+        tune=(True, False),
     )
     half: bool = option(False, "store float16 numbers")
     sample: int = option(POINTS, "rows seen for each cluster; 0: all rows", low=0)

@@ -271,7 +271,9 @@ class LearnedCodes(QueryTable):
 class DPQOptions(PartOptions):
     """Options of `DPQ`."""
 
-    kind: str = option("vq", "response by distance or by product", choices=RESPONSES)
+    kind: str = option(
+        "vq", "response by distance or by product", choices=RESPONSES, tune=("vq", "sx")
+    )
     # A normalised distance no longer names the nearest.
     normalize: bool | None = option(
         None, "batch normalisation of the responses; None: of products, not of "

@@ -179,11 +179,16 @@ class PQOptions(Options):
         low=1, high=MOST_BITS,
     )  # fmt: skip
     width: int = option(
-        1, "numbers of a codeword at least; of 1, a code names a number alone", low=1
+        1,
+        "numbers of a codeword at least; of 1, a code names a number alone",
+        low=1,
+        tune=(1, 2, 4),
     )
-    rotate: bool = option(False, "turn the rows first (OPQ)")
+    rotate: bool = option(False, "turn the rows first (OPQ)", tune=(False, True))
     weighted: bool = option(
-        True, "rows count as often as they occur in training, where that is known"
+        True,
+        "rows count as often as they occur in training, where that is known",
+        tune=(True, False),
     )
     half: bool = option(False, "store float16 codewords")
     sample: int = option(POINTS, "rows seen for each codeword; 0: all rows", low=0)

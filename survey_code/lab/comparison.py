@@ -1,0 +1,255 @@
+"""What records say: each method at a ratio, and whether a difference is one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from survey_code.lab.results import Result, name_curve, sample_deviation
+
+# Of the ratio of a column, how far a point in it may be from it.
+NEAR = 0.1
+# A budget out of reach counts as what this method makes of it, which reaches all.
+FALLBACK = "double_hashing"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method at a ratio.
+
+    Parameters
+    ----------
+    values : dict
+        The metric, by seed.
+    reached : tuple of float
+        The ratio reached; or the two between which the values were read off, on the
+        line that joins them over the logarithm of the ratio.
+    """
+
+    values: dict[int, float]
+    reached: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return float(np.mean(list(self.values.values())))
+
+    @property
+    def deviation(self) -> float:
+        """Of a sample of seeds; NaN of a single one."""
+        return sample_deviation(list(self.values.values()))
+
+    @property
+    def read_off(self) -> bool:
+        """Whether nothing was measured there."""
+        return len(self.reached) > 1
+
+    def describe(self) -> str:
+        """Mean and deviation, marked with a tilde where they were read off."""
+        spread = "" if math.isnan(self.deviation) else f" ± {self.deviation:.4f}"
+        return f"{'~' * self.read_off}{self.mean:.4f}{spread}"
+
+
+def draw_curves(
+    results: Iterable[Result], metric: str = "auc"
+) -> dict[str, list[Point]]:
+    """The points of each method that were measured, by rising ratio."""
+    found: dict[tuple[str, str, float], list[Result]] = {}
+    for result in results:
+        if result.failure is None and metric in result.test:
+            own = (name_curve(result), result.entrant, result.requested_ratio)
+            found.setdefault(own, []).append(result)
+    curves: dict[str, list[Point]] = {}
+    for (name, _, _), group in found.items():
+        values = {result.seed: result.test[metric] for result in group}
+        reached = float(np.mean([result.reached_ratio for result in group]))
+        curves.setdefault(name, []).append(Point(values, (reached,)))
+    for points in curves.values():
+        points.sort(key=lambda point: point.reached)
+    return curves
+
+
+def read_point(points: Sequence[Point], ratio: float) -> Point | None:
+    """A method at a ratio: the nearest point within a tenth of it, else read off
+    between the two around it; None where it reaches no such ratio.
+    """
+    away = [abs(math.log(point.reached[0] / ratio)) for point in points]
+    near = [p for p in points if abs(p.reached[0] / ratio - 1) <= NEAR]
+    if near:
+        return min(near, key=lambda point: away[list(points).index(point)])
+    below = [p for p in points if p.reached[0] < ratio]
+    above = [p for p in points if p.reached[0] > ratio]
+    if not (below and above):
+        return None
+    low = max(below, key=lambda point: point.reached)
+    high = min(above, key=lambda point: point.reached)
+    width = math.log(high.reached[0] / low.reached[0])
+    share = math.log(ratio / low.reached[0]) / width
+    values = {
+        seed: value + share * (high.values[seed] - value)
+        for seed, value in low.values.items()
+        if seed in high.values
+    }
+    return Point(values, (*low.reached, *high.reached)) if values else None
+
+
+def compare(
+    results: Iterable[Result], ratio: float, metric: str = "auc"
+) -> pd.DataFrame:
+    """Every method at one ratio, the best first.
+
+    Parameters
+    ----------
+    results : iterable of Result
+    ratio : float
+        Full bytes over stored bytes.
+    metric : str
+        Key of `Result.test`.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by ``key``, method or variant: ``mean``, ``deviation`` over seeds (NaN
+        of one), ``seeds``, ``read_off``.  The full table, which stays at 1x, is there
+        too; methods that do not reach the ratio are not.
+    """
+    rows = {}
+    for name, points in draw_curves(results, metric).items():
+        point = points[0] if name == "full" else read_point(points, ratio)
+        if point is not None:
+            rows[name] = {
+                "mean": point.mean,
+                "deviation": point.deviation,
+                "seeds": len(point.values),
+                "read_off": point.read_off,
+            }
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("key")
+    return table.sort_values("mean", ascending=False, kind="stable")
+
+
+def tabulate(
+    results: Iterable[Result],
+    metric: str = "auc",
+    ratios: Sequence[float] | None = None,
+) -> pd.DataFrame:
+    """Means over seeds as text, one row a method, one column a ratio.
+
+    Parameters
+    ----------
+    results : iterable of Result
+    metric : str
+        Key of `Result.test`.
+    ratios : sequence of float, optional
+        By default those that were asked for.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by ``key``.  A column holds points within a tenth of its ratio; cells
+        read ``"0.9435 ± 0.0011"``, mean and sample deviation, ``"~0.9435 ± 0.0011"``
+        where they were read off between two reached points, and ``"cannot"`` out of a
+        method's reach.  Sorted by the column that the most methods reach, best first,
+        after rows that have no value there.
+    """
+    results = list(results)
+    curves = draw_curves(results, metric)
+    if ratios is None:
+        asked = {r.requested_ratio for r in results if not r.entrant or not r.failure}
+        ratios = sorted(asked)
+    missed = {(name_curve(r), r.requested_ratio) for r in results if r.failure}
+    cells: dict[str, list[str]] = {}
+    marks: dict[str, list[float]] = {}
+    for name, points in curves.items():
+        found = [read_point(points, ratio) for ratio in ratios]
+        cells[name] = [
+            "cannot" if point is None and (name, ratio) in missed
+            else "" if point is None else point.describe()
+            for point, ratio in zip(found, ratios, strict=True)
+        ]  # fmt: skip
+        marks[name] = [math.nan if p is None else p.mean for p in found]
+    columns = [f"{ratio:g}x" for ratio in ratios]
+    table = pd.DataFrame.from_dict(cells, orient="index", columns=columns)
+    means = pd.DataFrame.from_dict(marks, orient="index", columns=columns)
+    reached = means.notna().sum().tolist()
+    by = columns[max(k for k, count in enumerate(reached) if count == max(reached))]
+    order = means.sort_values(by, ascending=False, na_position="first", kind="stable")
+    return table.loc[order.index].rename_axis("key")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much one method is ahead of another, seed by seed.
+
+    Parameters
+    ----------
+    differences : tuple of float
+        One a seed that both have.
+    """
+
+    differences: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return float(np.mean(self.differences))
+
+    @property
+    def deviation(self) -> float:
+        """Of the paired differences; NaN of a single one."""
+        return sample_deviation(self.differences)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it is beyond two deviations of three seeds at least."""
+        return len(self.differences) > 2 and abs(self.mean) > 2 * self.deviation
+
+    def describe(self) -> str:
+        """In words."""
+        figures = f"{self.mean:+.4f} ± {self.deviation:.4f}"
+        return figures if self.is_clear else f"{figures}, no difference"
+
+
+def subtract(
+    results: Iterable[Result],
+    first: str,
+    second: str,
+    ratio: float,
+    metric: str = "auc",
+) -> Difference:
+    """The first method less the second, at a ratio, over the seeds of both.
+
+    Raises
+    ------
+    ValueError
+        If one of them is not there, or shares no seed with the other.
+    """
+    curves = draw_curves(results, metric)
+    found = []
+    for name in (first, second):
+        points = curves.get(name, [])
+        point = points[0] if name == "full" and points else read_point(points, ratio)
+        if point is None:
+            raise ValueError(f"{name} has no {metric} at {ratio:g}x")
+        found.append(point.values)
+    seeds = sorted(set(found[0]) & set(found[1]))
+    if not seeds:
+        raise ValueError(f"{first} and {second} have no seed in common")
+    return Difference(tuple(found[0][seed] - found[1][seed] for seed in seeds))
+
+
+def rank(
+    results: Iterable[Result], ratio: float, metric: str = "auc"
+) -> pd.Series[float]:
+    """The place of each method at a ratio, 1 the best.
+
+    A method that does not reach it is given what `FALLBACK` makes of the budget.
+    """
+    results = list(results)
+    means = compare(results, ratio, metric)["mean"].drop("full", errors="ignore")
+    everyone = list(dict.fromkeys(name_curve(r) for r in results if r.key != "full"))
+    filled = means.reindex(everyone).fillna(means.get(FALLBACK, math.nan))
+    return filled.rank(ascending=False, method="average")

@@ -1,0 +1,350 @@
+"""A fair comparison: who competes, tuned alike, and judged at the same ratios."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from survey_code.catalog import AFTER, CATALOG, get_method
+from survey_code.lab.experiment import Data, Experiment, note_failure
+from survey_code.lab.records import Course, Records, Wanted
+from survey_code.lab.results import Result
+from survey_code.lab.task import make_task, open_data
+from survey_code.lab.trial import Trial
+from survey_code.lab.tuning import Marks, Way, best_of, mark_of, tune
+from survey_code.spec import OutOfReach, TableSpec
+
+# Of the full bytes, at which all that can are compared.
+RATIOS = (2.0, 4.0, 10.0, 30.0)
+SEEDS = (1, 2, 3)
+# Settings are chosen at the first ratio, and the best three again at the second.
+TUNED_AT, CHECKED_AT, CHECKED = 10.0, 30.0, 3
+# Methods that ask what ids are, which no data set of these records says.
+ASK_CONTENT = ("semantic_ids",)
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """What competes: a method, and what it is always asked.
+
+    Parameters
+    ----------
+    name : str
+        By which tables name it: the method's key, or more.
+    key : str
+    asked : tuple of (str, object)
+        Options; the others are tuned, planned or as by default.
+    ratios : tuple of float, optional
+        To be asked for; by default the contest's.
+    once : bool
+        Whether its options leave one size only: recorded at the highest ratio that
+        they reach.
+    like : str, optional
+        Name of the entrant whose settings it takes; by default its own are tuned.
+    """
+
+    name: str
+    key: str
+    asked: tuple[tuple[str, object], ...] = ()
+    ratios: tuple[float, ...] | None = None
+    like: str | None = None
+    once: bool = False
+
+    @property
+    def tuned(self) -> bool:
+        """Whether its own settings are tuned."""
+        return self.like is None
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A data set, how all are trained on it, and who competes at which ratios.
+
+    Parameters
+    ----------
+    name : str
+        Of the files of its results.
+    data : str or data set
+    trial : Trial
+        Before tuning.
+    entrants : tuple of Entrant
+    ratios : tuple of float
+    seeds : tuple of int
+        That are recorded.
+    tuned_on : tuple of int
+        Seeds of the trials: two where a trial is short, as one seed's best is noise.
+    """
+
+    name: str
+    data: Data
+    trial: Trial
+    entrants: tuple[Entrant, ...]
+    ratios: tuple[float, ...] = RATIOS
+    seeds: tuple[int, ...] = SEEDS
+    tuned_on: tuple[int, ...] = (0, 10)
+    _reached: dict[tuple[str, float], float | None] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    @cached_property
+    def spec(self) -> TableSpec:
+        """The full table."""
+        return make_task(open_data(self.data), self.trial, 0).spec
+
+    def named(self, name: str) -> Entrant:
+        """An entrant by its name."""
+        return next(one for one in self.entrants if one.name == name)
+
+    def pose(self, entrant: Entrant, way: Way, ratio: float, seed: int) -> Experiment:
+        """One run of an entrant, trained in a way."""
+        options = way.ask(entrant.key, dict(entrant.asked))
+        trial = way.adapt(self.trial)
+        return Experiment(entrant.key, options, self.data, trial, ratio, seed)
+
+    def reach(self, entrant: Entrant, ratio: float) -> float | None:
+        """The ratio to ask for: the one wished, else the highest below it that is in
+        reach; None if there is none.
+        """
+        if (entrant.name, ratio) not in self._reached:
+            self._reached[entrant.name, ratio] = self._find_reach(entrant, ratio)
+        return self._reached[entrant.name, ratio]
+
+    def _find_reach(self, entrant: Entrant, ratio: float) -> float | None:
+        method, asked = (
+            get_method(entrant.key),
+            Way().ask(entrant.key, dict(entrant.asked)),
+        )
+        try:
+            method.fit_budget(self.spec, ratio, asked)
+        except OutOfReach as error:
+            if error.nearest is None or error.nearest >= ratio:
+                return None
+            # Rounded down, so that it is in reach.
+            return math.floor(100 * error.nearest) / 100
+        return ratio
+
+
+def list_courses(contest: Contest, records: Records) -> list[Course]:
+    """All that a contest asks for: each entrant's tuning, then its runs."""
+    return [enter(contest, entrant, records) for entrant in contest.entrants]
+
+
+def enter(contest: Contest, entrant: Entrant, records: Records) -> Course:
+    """An entrant's trials, then what is recorded of it."""
+    if entrant.like is None:
+        chosen = yield from tune_entrant(contest, entrant)
+    else:
+        source = contest.named(entrant.like)
+        while (found := choose_ways(contest, source, records)) is None:
+            yield []  # it is being tuned
+        chosen = found
+    yield [
+        Wanted(contest.pose(entrant, chosen.way_at(ratio), ratio, seed))
+        for ratio in list_ratios(contest, entrant)
+        for seed in contest.seeds
+    ]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What tuning found.
+
+    Parameters
+    ----------
+    marks, checked : dict
+        Of the ways tried at `TUNED_AT`, and of the best of them at `CHECKED_AT`.
+    """
+
+    marks: Marks
+    checked: Marks
+
+    def way_at(self, ratio: float) -> Way:
+        """How to train for a ratio: the best at the nearer of the two."""
+        far = ratio > math.sqrt(TUNED_AT * CHECKED_AT)
+        if not self.marks:
+            return Way()
+        return best_of(self.checked if far and self.checked else self.marks)
+
+
+def list_ratios(contest: Contest, entrant: Entrant) -> list[float]:
+    """What an entrant is asked for; `list_missed` has what is out of its reach."""
+    return [r for r in wish(contest, entrant) if contest.reach(entrant, r) == r]
+
+
+def list_missed(contest: Contest, entrant: Entrant) -> list[float]:
+    """The contest's ratios that an entrant cannot reach."""
+    return [r for r in wish(contest, entrant) if contest.reach(entrant, r) != r]
+
+
+def wish(contest: Contest, entrant: Entrant) -> tuple[float, ...]:
+    """The ratios at which an entrant would be compared."""
+    if entrant.key == "full":
+        return (1.0,)
+    if not entrant.once:
+        return contest.ratios if entrant.ratios is None else entrant.ratios
+    highest = contest.reach(entrant, 1e6)
+    return () if highest is None else (highest,)
+
+
+def tune_entrant(
+    contest: Contest, entrant: Entrant
+) -> Generator[list[Wanted], list[Result], Choice]:
+    """The trials of an entrant, and the best ones again at the second ratio."""
+    marks: Marks = {}
+    near = tuning_ratio(contest, entrant, TUNED_AT)
+    if near is None:
+        return Choice({}, {})
+    tries = tune(entrant.key, contest.trial, dict(entrant.asked))
+    ways = next(tries)
+    while ways:
+        found = yield from try_ways(contest, entrant, ways, near)
+        marks.update(zip(ways, found, strict=True))
+        try:
+            ways = tries.send(found)
+        except StopIteration:
+            ways = []
+    far = tuning_ratio(contest, entrant, CHECKED_AT)
+    if far is None or far <= near:
+        return Choice(marks, {})
+    best = sorted(marks, key=marks.__getitem__, reverse=True)[:CHECKED]
+    found = yield from try_ways(contest, entrant, best, far)
+    return Choice(marks, dict(zip(best, found, strict=True)))
+
+
+def tuning_ratio(contest: Contest, entrant: Entrant, ratio: float) -> float | None:
+    """The ratio at which an entrant is tuned: the wished, or the highest in reach."""
+    return 1.0 if entrant.key == "full" else contest.reach(entrant, ratio)
+
+
+def try_ways(
+    contest: Contest, entrant: Entrant, ways: Sequence[Way], ratio: float
+) -> Generator[list[Wanted], list[Result], list[float]]:
+    """The marks of ways at a ratio, means over the seeds that are tuned on."""
+    seeds = contest.tuned_on
+    results = yield [
+        Wanted(contest.pose(entrant, way, ratio, seed), tests=False)
+        for way in ways
+        for seed in seeds
+    ]
+    marks = [mark_of(result) for result in results]
+    starts = range(0, len(marks), len(seeds))
+    return [sum(marks[start : start + len(seeds)]) / len(seeds) for start in starts]
+
+
+def arrange(contest: Contest, records: Records) -> tuple[list[Result], list[Result]]:
+    """A contest's trials and runs, entrant by entrant, as far as they are made.
+
+    A run that serves two entrants is there for both; a ratio out of reach has a line
+    that says so, without a seed's metrics.
+    """
+    trials: list[Result] = []
+    runs: list[Result] = []
+    for entrant in contest.entrants:
+        course = enter(contest, entrant, records)
+        pile, made = trials, list[Result]()
+        try:
+            wanted = next(course)
+            while wanted:
+                found = [records.find(one) for one in wanted]
+                made = [result for result in found if result is not None]
+                pile = runs if wanted[0].tests else trials
+                pile += [dataclasses.replace(r, entrant=entrant.name) for r in made]
+                if len(made) < len(found):
+                    break
+                wanted = course.send(made)
+        except StopIteration:
+            pass
+        for ratio in list_missed(contest, entrant):
+            one = contest.pose(entrant, Way(), ratio, contest.seeds[0])
+            nearest = contest.reach(entrant, ratio)
+            why = "cannot" if nearest is None else f"cannot: at most {nearest:g}x"
+            runs.append(
+                dataclasses.replace(note_failure(one, why), entrant=entrant.name)
+            )
+    return trials, runs
+
+
+def choose_ways(contest: Contest, entrant: Entrant, records: Records) -> Choice | None:
+    """What an entrant's tuning found; None while a trial is missing."""
+    course = tune_entrant(contest, entrant)
+    try:
+        wanted = next(course)
+        while True:
+            found = [records.find(one) for one in wanted]
+            known = [result for result in found if result is not None]
+            if len(known) < len(found):
+                return None
+            wanted = course.send(known)
+    except StopIteration as end:
+        choice: Choice = end.value
+        return choice
+
+
+def list_entrants(task: str, dim: int) -> tuple[Entrant, ...]:
+    """Everyone who competes on a task: all methods, the rivals that are always there,
+    and low precision at each number of bits.
+    """
+    entrants: list[Entrant] = []
+    for method in CATALOG:
+        if task not in method.tasks or method.key in ASK_CONTENT:
+            continue
+        key, bits = method.key, list_bits(method.key)
+        # What has bits has one size for each number of them, and no others.
+        ratios = list_widths(dim) if key == "uniform" else () if bits else None
+        entrants.append(Entrant(key, key, ratios=ratios, once=key == "popular"))
+        # Rounded after training: the best full table there is.
+        like = "full" if method.stage == AFTER else key
+        for count in bits:
+            asked, name = (("bits", count),), f"{key}, {count} bits"
+            entrants.append(Entrant(name, key, asked, like=like, once=True))
+    rules = [
+        Entrant(f"bccf, {rule}", "bccf", (("rule", rule),), like="bccf", once=True)
+        for rule in ("sign", "pph", "itq")
+    ]
+    return (*entrants, *rules, *RIVALS)
+
+
+def list_widths(dim: int) -> tuple[float, ...]:
+    """Ratios of the numbers of columns on both sides of each of the contest's."""
+    widths = {
+        width
+        for ratio in RATIOS
+        for width in (math.floor(dim / ratio), math.ceil(dim / ratio))
+        if width
+    }
+    return tuple(dim / width for width in sorted(widths, reverse=True))
+
+
+def list_bits(key: str) -> tuple[int, ...]:
+    """The numbers of bits that a quantisation can be asked for."""
+    method = get_method(key)
+    if method.family != "quantisation" or "bits" not in method.load().options.names():
+        return ()
+    allowed: tuple[int, ...] = method.load().options.rules["bits"].choices
+    return allowed
+
+
+# Variants that stand beside a method, so that nobody wins for want of a simple rival.
+RIVALS = (
+    *(
+        Entrant(
+            f"rowwise, {bits} bits a table", "rowwise",
+            (("bits", bits), ("per", "table")), like="full", once=True,
+        )
+        for bits in (8, 4, 2)
+    ),
+    Entrant("hashing, fields apart", "hashing", (("fields", "apart"),), None,
+            "hashing"),
+    Entrant("hashing, fields together", "hashing", (("fields", "together"),), None,
+            "hashing"),
+    Entrant("uniform, nested", "uniform", (("matryoshka", True),), None, "uniform"),
+    Entrant("magnitude, only cut", "magnitude", (("retrain", False),), None,
+            "magnitude"),
+    Entrant("magnitude, by reads", "magnitude", (("by_reads", True),), None,
+            "magnitude"),
+    Entrant("magnitude, by reads, rewound", "magnitude",
+            (("by_reads", True), ("rewind", True)), None, "magnitude"),
+)  # fmt: skip

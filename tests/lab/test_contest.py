@@ -1,0 +1,167 @@
+"""A fair comparison: everyone tuned alike, and judged at the same ratios."""
+
+import dataclasses
+
+import pytest
+
+from survey_code import data
+from survey_code.data.synthetic import make_clicks
+from survey_code.lab import Trial, load_results
+from survey_code.lab.contest import (
+    Contest,
+    Entrant,
+    arrange,
+    choose_ways,
+    enter,
+    list_entrants,
+    list_missed,
+    list_ratios,
+    list_widths,
+)
+from survey_code.lab.records import Recorder, Records, Workers
+from survey_code.lab.tuning import TRIALS_EACH
+from survey_code.training import TrainingSettings
+
+TRIAL = Trial(
+    "dcnv2", 8,
+    TrainingSettings(epochs=1, batch_size=500, patience=1, schedule="plateau",
+                     learning_rate=0.01, drops=0),
+    {"hidden": (4,), "cross_layers": 1},
+)  # fmt: skip
+ENTRANTS = (
+    Entrant("full", "full"),
+    Entrant("uniform", "uniform", ratios=(2.0, 8.0)),
+    Entrant("rowwise", "rowwise", ratios=()),
+    Entrant("rowwise, 8 bits", "rowwise", (("bits", 8),), like="full", once=True),
+    Entrant("hashing", "hashing"),
+    Entrant("hashing, fields apart", "hashing", (("fields", "apart"),), like="hashing"),
+)
+CONTEST = Contest("tiny", "tiny", TRIAL, ENTRANTS, (2.0, 400.0), tuned_on=(0, 10))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tiny_data():
+    tiny = make_clicks(rows=(1000, 300, 300), field_sizes=(300, 30))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", lambda name: tiny)
+        yield
+
+
+def compete(folder, only=None, seconds=float("inf")):
+    records = Records(folder / "runs", folder / "trials")
+    courses = [
+        enter(CONTEST, one, records)
+        for one in ENTRANTS
+        if only is None or one.name in only
+    ]
+    return records, list(Recorder(records, Workers(seconds=seconds)).follow(courses))
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("contest")
+    compete(folder)
+    return folder
+
+
+def test_every_entrant_has_its_trials_and_its_runs(held):
+    trials, runs = arrange(CONTEST, Records(held / "runs", held / "trials"))
+    tuned = [one.name for one in ENTRANTS if one.tuned]
+    counts = {name: [t for t in trials if t.entrant == name] for name in tuned}
+    assert set(counts) == {trial.entrant for trial in trials}
+    for name, own in counts.items():
+        first = {t.requested_ratio for t in own}
+        near = [t for t in own if t.requested_ratio == min(first)]
+        assert len(near) == 2 * TRIALS_EACH, name
+        assert {t.seed for t in own} == {0, 10}
+        assert not any(t.test for t in own)
+    seeds = {}
+    for run in runs:
+        if run.failure is None:
+            seeds.setdefault((run.entrant, run.requested_ratio), []).append(run.seed)
+    assert set(map(tuple, seeds.values())) == {(1, 2, 3)}
+    assert {name for name, _ in seeds} == {one.name for one in ENTRANTS} - {"rowwise"}
+
+
+def test_what_is_out_of_reach_is_said(held):
+    _, runs = arrange(CONTEST, Records(held / "runs", held / "trials"))
+    missed = {(r.entrant, r.requested_ratio): r.failure for r in runs if r.failure}
+    assert set(missed) == {("hashing", 400.0), ("hashing, fields apart", 400.0)}
+    assert all(why.startswith("cannot: at most ") for why in missed.values())
+
+
+def test_runs_are_trained_as_the_best_trials_were(held):
+    records = Records(held / "runs", held / "trials")
+    _, runs = arrange(CONTEST, records)
+    full = choose_ways(CONTEST, CONTEST.named("full"), records)
+    wanted = full.way_at(1.0).adapt(TRIAL).settings
+    for run in runs:
+        if run.entrant in ("full", "rowwise, 8 bits"):
+            found = run.settings["table_learning_rate"]
+            assert found == wanted.table_learning_rate
+    means = {way: mark for way, mark in full.marks.items()}
+    assert max(means.values()) == full.marks[full.way_at(1.0)]
+
+
+def test_a_contest_goes_on_where_it_stopped(tmp_path, held):
+    compete(tmp_path, only=("full",))
+    lines = (tmp_path / "trials").read_text().splitlines(keepends=True)
+    assert len(lines) == 2 * TRIALS_EACH
+    (tmp_path / "trials").write_text("".join(lines[:7]))
+    (tmp_path / "runs").unlink()
+    _, again = compete(tmp_path, only=("full",))
+    assert len(again) == len(lines) - 7 + 3
+    whole = {r.to_json() for r in load_results(held / "runs") if r.key == "full"}
+    found = load_results(tmp_path / "runs")
+    assert [r.test for r in found] == [
+        r.test for r in load_results(held / "runs") if r.key == "full"
+    ]
+    assert len(whole) == 3
+    assert compete(tmp_path, only=("full",))[1] == []
+
+
+def test_what_takes_anothers_settings_waits_for_them(tmp_path):
+    _, made = compete(tmp_path, only=("rowwise, 8 bits",))
+    assert made == []
+
+
+def test_arranged_files_are_read_as_the_same(tmp_path, held):
+    records = Records(held / "runs", held / "trials")
+    trials, runs = arrange(CONTEST, records)
+    for name, listed in (("trials", trials), ("runs", runs)):
+        text = "".join(f"{result.to_json()}\n" for result in listed)
+        (tmp_path / name).write_text(text)
+    assert compete(tmp_path)[1] == []
+    again = arrange(CONTEST, Records(tmp_path / "runs", tmp_path / "trials"))
+    for old, new in zip((trials, runs), again, strict=True):
+        assert [dataclasses.replace(r, date="") for r in new] == [
+            dataclasses.replace(r, date="") for r in old
+        ]
+
+
+def test_ratios_are_the_contests_or_an_entrants_own():
+    assert list_ratios(CONTEST, CONTEST.named("full")) == [1.0]
+    assert list_ratios(CONTEST, CONTEST.named("uniform")) == [2.0, 8.0]
+    (once,) = list_ratios(CONTEST, CONTEST.named("rowwise, 8 bits"))
+    assert 1.9 < once < 2.1
+    assert list_missed(CONTEST, CONTEST.named("hashing")) == [400.0]
+
+
+@pytest.mark.parametrize("task", ["ctr", "top-n"])
+def test_the_simple_rivals_are_always_there(task):
+    names = [one.name for one in list_entrants(task, 64)]
+    assert len(set(names)) == len(names)
+    rivals = {
+        "full", "uniform", "head_only", "low_rank", "rowwise, 8 bits",
+        "rowwise, 4 bits", "rowwise, 2 bits", "rowwise, 4 bits a table", "pq",
+        "double_hashing", "magnitude, by reads", "magnitude, only cut",
+        "hashing, fields apart",
+    }  # fmt: skip
+    assert rivals | ({"popular"} if task == "top-n" else set()) <= set(names)
+    for one in list_entrants(task, 64):
+        assert one.like is None or one.like in names
+
+
+def test_plain_tables_stand_on_both_sides_of_each_ratio():
+    assert list_widths(64) == (2.0, 4.0, 64 / 7, 64 / 6, 64 / 3, 32.0)
+    assert list_widths(16) == (2.0, 4.0, 8.0, 16.0)
