@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from survey_code.catalog import get_method
-from survey_code.lab.contest import Contest, arrange, enter, list_entrants
+from survey_code.lab.contest import Contest, arrange, list_courses, list_entrants
 from survey_code.lab.experiment import Experiment
 from survey_code.lab.records import Recorder, Records, Workers, record
 from survey_code.lab.results import Result, describe_result, replace_results
@@ -192,12 +192,13 @@ def movietweetings_search() -> list[Experiment]:
     return [follow(key, ratio, seed) for key, ratio in asked for seed in SEEDS]
 
 
+FEWER_NEGATIVES = dataclasses.replace(
+    TRIALS["gowalla", "mf"], objective={"loss": "softmax", "negatives": 1024}
+)
 # Gowalla in a tenth of the time that the full trial takes: smaller batches, fewer
 # negatives for each, and a rate that falls to nothing in 30 epochs.
 QUICK_GOWALLA = shorten(
-    dataclasses.replace(
-        TRIALS["gowalla", "mf"], objective={"loss": "softmax", "negatives": 1024}
-    ),
+    FEWER_NEGATIVES,
     30,
     batch_size=4096,
     learning_rate=5e-3,
@@ -206,16 +207,13 @@ QUICK_GOWALLA = shorten(
 )
 
 
-def until_plateau(
-    trial: Trial, epochs: int, layers: dict[str, Any] | None = None, **changes: Any
-) -> Trial:
+def until_plateau(trial: Trial, epochs: int, **changes: Any) -> Trial:
     """A trial as all of a contest are trained: at a constant rate until validation
     stands still, at three lower ones in turn, and no longer.  `epochs` are those of a
     method's own schedule.
     """
-    rule = {"schedule": "plateau", "decay": 0.3, "drops": 3, **changes}
-    settings = dataclasses.replace(trial.settings, epochs=epochs, **rule)
-    return dataclasses.replace(trial, settings=settings, layers=layers or trial.layers)
+    rule = {"schedule": "plateau", "decay": 0.3, "drops": 3}
+    return shorten(trial, epochs, **rule, **changes)
 
 
 # Contests that are recorded to the end.
@@ -251,24 +249,16 @@ CONTESTS = {
         Contest(
             "gowalla", "gowalla",
             until_plateau(
-                dataclasses.replace(
-                    TRIALS["gowalla", "mf"],
-                    objective={"loss": "softmax", "negatives": 1024},
-                ),
-                20, batch_size=16384, learning_rate=2e-2, evaluate_every=4, patience=1,
-                tolerance=1e-2, products="tf32",
+                FEWER_NEGATIVES, 20, batch_size=16384, learning_rate=2e-2,
+                evaluate_every=4, patience=1, tolerance=1e-2, products="tf32",
             ),
             list_entrants("top-n", 64), tuned_on=(0,),
         ),
         Contest(
             "movietweetings", "movietweetings-pairs",
             until_plateau(
-                dataclasses.replace(
-                    TRIALS["gowalla", "mf"],
-                    objective={"loss": "softmax", "negatives": 1024},
-                ),
-                20, batch_size=4096, learning_rate=1e-2, evaluate_every=4, patience=1,
-                tolerance=1e-2, products="tf32",
+                FEWER_NEGATIVES, 20, batch_size=4096, learning_rate=1e-2,
+                evaluate_every=4, patience=1, tolerance=1e-2, products="tf32",
             ),
             list_entrants("top-n", 64),
         ),
@@ -324,17 +314,13 @@ def contend(
     contest: Contest,
     folder: Path = RESULTS,
     workers: Workers | None = None,
-    only: Iterable[str] | None = None,
+    only: Collection[str] | None = None,
 ) -> Iterator[Result]:
     """Make what a contest lacks, or of it some entrants' trials and runs."""
     workers = workers or Workers()
     records = open_records(contest, folder)
     command = f"python book/records.py {contest.name} --device {workers.device}"
-    courses = [
-        enter(contest, entrant, records)
-        for entrant in contest.entrants
-        if not only or entrant.name in only
-    ]
+    courses = list_courses(contest, records, only)
     yield from Recorder(records, workers, command).follow(courses)
 
 

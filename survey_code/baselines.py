@@ -25,6 +25,7 @@ from survey_code.layouts.layout import as_finite_table
 from survey_code.layouts.routed import keep_apart, most_apart
 from survey_code.method import AfterTraining, Found, Task, Trained
 from survey_code.options import Options, option, planned
+from survey_code.order import most_frequent
 from survey_code.spec import TableSpec
 
 # The hash by which all ids of a field read its only row.
@@ -234,9 +235,8 @@ class HeadOnly(Trained[HeadOptions]):
     def __init__(self, spec: TableSpec, options: HeadOptions, seed: int = 0) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
         fields = len(spec.field_starts) - 1
-        check_range("ids", options.ids, 0, spec.num_embeddings)
-        order = np.argsort(-spec.train_counts, kind="stable")
-        head = np.sort(order[: options.ids])
+        ids = check_range("ids", options.ids, 0, spec.num_embeddings)
+        head = most_frequent(spec.train_counts, ids)
         rows = len(head) + np.repeat(np.arange(fields), np.diff(spec.field_starts))
         rows[head] = np.arange(len(head))
         self.field_starts = spec.field_starts

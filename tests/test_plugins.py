@@ -18,7 +18,13 @@ from survey_code.catalog import get_method
 from survey_code.cli import main
 from survey_code.data.synthetic import make_clicks
 from survey_code.lab import Trial, load_results, plot_marks, plot_tradeoff, tabulate
-from survey_code.lab.contest import Contest, Entrant, choose_ways, enter, list_entrants
+from survey_code.lab.contest import (
+    Contest,
+    Entrant,
+    choose_ways,
+    list_courses,
+    list_entrants,
+)
 from survey_code.lab.records import Recorder, Records, Workers
 from survey_code.lab.tuning import TRIALS_EACH
 from survey_code.training import TrainingSettings
@@ -76,7 +82,7 @@ def test_it_is_tuned_recorded_and_drawn(plugin, tiny, tmp_path):
     records = Records(tmp_path / "runs", tmp_path / "trials")
     # In processes of their own, which have to know the file as well.
     recorder = Recorder(records, Workers(jobs=2))
-    made = list(recorder.follow([enter(contest, mine, records)]))
+    made = list(recorder.follow(list_courses(contest, records)))
     assert len(load_results(tmp_path / "trials")) >= TRIALS_EACH
     choice = choose_ways(contest, mine, records)
     assert {way.ask("short_half", {}).gain for way in choice.marks} == {1.0, 2.0}

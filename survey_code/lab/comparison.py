@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from survey_code.lab.results import Result, name_curve, sample_deviation
+from survey_code.lab.results import Result, group_seeds, name_curve, sample_deviation
 
 # Of the ratio of a column, how far a point in it may be from it.
 NEAR = 0.1
@@ -58,13 +58,9 @@ def draw_curves(
     results: Iterable[Result], metric: str = "auc"
 ) -> dict[str, list[Point]]:
     """The points of each method that were measured, by rising ratio."""
-    found: dict[tuple[str, str, float], list[Result]] = {}
-    for result in results:
-        if result.failure is None and metric in result.test:
-            own = (name_curve(result), result.entrant, result.requested_ratio)
-            found.setdefault(own, []).append(result)
+    tested = (result for result in results if metric in result.test)
     curves: dict[str, list[Point]] = {}
-    for (name, _, _), group in found.items():
+    for (name, _, _), group in group_seeds(tested).items():
         values = {result.seed: result.test[metric] for result in group}
         reached = float(np.mean([result.reached_ratio for result in group]))
         curves.setdefault(name, []).append(Point(values, (reached,)))
@@ -77,10 +73,9 @@ def read_point(points: Sequence[Point], ratio: float) -> Point | None:
     """A method at a ratio: the nearest point within a tenth of it, else read off
     between the two around it; None where it reaches no such ratio.
     """
-    away = [abs(math.log(point.reached[0] / ratio)) for point in points]
     near = [p for p in points if abs(p.reached[0] / ratio - 1) <= NEAR]
     if near:
-        return min(near, key=lambda point: away[list(points).index(point)])
+        return min(near, key=lambda point: abs(math.log(point.reached[0] / ratio)))
     below = [p for p in points if p.reached[0] < ratio]
     above = [p for p in points if p.reached[0] > ratio]
     if not (below and above):
@@ -95,6 +90,16 @@ def read_point(points: Sequence[Point], ratio: float) -> Point | None:
         if seed in high.values
     }
     return Point(values, (*low.reached, *high.reached)) if values else None
+
+
+def find_point(
+    curves: Mapping[str, Sequence[Point]], name: str, ratio: float
+) -> Point | None:
+    """`read_point` of a method by its name; of the full table, which stays at 1x, its
+    only one.
+    """
+    points = curves.get(name, [])
+    return points[0] if name == "full" and points else read_point(points, ratio)
 
 
 def compare(
@@ -117,9 +122,9 @@ def compare(
         of one), ``seeds``, ``read_off``.  The full table, which stays at 1x, is there
         too; methods that do not reach the ratio are not.
     """
-    rows = {}
-    for name, points in draw_curves(results, metric).items():
-        point = points[0] if name == "full" else read_point(points, ratio)
+    rows, curves = {}, draw_curves(results, metric)
+    for name in curves:
+        point = find_point(curves, name, ratio)
         if point is not None:
             rows[name] = {
                 "mean": point.mean,
@@ -230,8 +235,7 @@ def subtract(
     curves = draw_curves(results, metric)
     found = []
     for name in (first, second):
-        points = curves.get(name, [])
-        point = points[0] if name == "full" and points else read_point(points, ratio)
+        point = find_point(curves, name, ratio)
         if point is None:
             raise ValueError(f"{name} has no {metric} at {ratio:g}x")
         found.append(point.values)

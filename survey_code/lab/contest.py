@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 from survey_code.catalog import AFTER, CATALOG, get_method
 from survey_code.lab.experiment import Data, Experiment, note_failure
@@ -16,6 +17,8 @@ from survey_code.lab.task import make_task, open_data
 from survey_code.lab.trial import Trial
 from survey_code.lab.tuning import Marks, Way, best_of, mark_of, tune
 from survey_code.spec import OutOfReach, TableSpec
+
+T = TypeVar("T")
 
 # Of the full bytes, at which all that can are compared.
 RATIOS = (2.0, 4.0, 10.0, 30.0)
@@ -113,39 +116,15 @@ class Contest:
         return self._reached[entrant.name, ratio]
 
     def _find_reach(self, entrant: Entrant, ratio: float) -> float | None:
-        method, asked = (
-            get_method(entrant.key),
-            Way().ask(entrant.key, dict(entrant.asked)),
-        )
+        asked = Way().ask(entrant.key, dict(entrant.asked))
         try:
-            method.fit_budget(self.spec, ratio, asked)
+            get_method(entrant.key).fit_budget(self.spec, ratio, asked)
         except OutOfReach as error:
             if error.nearest is None or error.nearest >= ratio:
                 return None
             # Rounded down, so that it is in reach.
             return math.floor(100 * error.nearest) / 100
         return ratio
-
-
-def list_courses(contest: Contest, records: Records) -> list[Course]:
-    """All that a contest asks for: each entrant's tuning, then its runs."""
-    return [enter(contest, entrant, records) for entrant in contest.entrants]
-
-
-def enter(contest: Contest, entrant: Entrant, records: Records) -> Course:
-    """An entrant's trials, then what is recorded of it."""
-    if entrant.like is None:
-        chosen = yield from tune_entrant(contest, entrant)
-    else:
-        source = contest.named(entrant.like)
-        while (found := choose_ways(contest, source, records)) is None:
-            yield []  # it is being tuned
-        chosen = found
-    yield [
-        Wanted(contest.pose(entrant, chosen.way_at(ratio), ratio, seed))
-        for ratio in list_ratios(contest, entrant)
-        for seed in contest.seeds
-    ]
 
 
 @dataclass(frozen=True)
@@ -167,6 +146,42 @@ class Choice:
         if not self.marks:
             return Way()
         return best_of(self.checked if far and self.checked else self.marks)
+
+
+def list_courses(
+    contest: Contest, records: Records, only: Collection[str] | None = None
+) -> list[Course]:
+    """All that a contest asks for, or some entrants of it."""
+    choices: dict[str, Choice] = {}
+    return [
+        enter(contest, entrant, records, choices)
+        for entrant in contest.entrants
+        if not only or entrant.name in only
+    ]
+
+
+def enter(
+    contest: Contest, entrant: Entrant, records: Records, choices: dict[str, Choice]
+) -> Course:
+    """An entrant's trials, then what is recorded of it.
+
+    What tuning found is left in `choices`, where others wait for it.
+    """
+    source = contest.named(entrant.like or entrant.name)
+    if source is entrant:
+        choices[source.name] = yield from tune_entrant(contest, entrant)
+    elif source.name not in choices:
+        known = choose_ways(contest, source, records)
+        if known is not None:
+            choices[source.name] = known
+        while source.name not in choices:
+            yield []  # it is being tuned
+    chosen = choices[source.name]
+    yield [
+        Wanted(contest.pose(entrant, chosen.way_at(ratio), ratio, seed))
+        for ratio in list_ratios(contest, entrant)
+        for seed in contest.seeds
+    ]
 
 
 def list_ratios(contest: Contest, entrant: Entrant) -> list[float]:
@@ -242,21 +257,13 @@ def arrange(contest: Contest, records: Records) -> tuple[list[Result], list[Resu
     """
     trials: list[Result] = []
     runs: list[Result] = []
+    choices: dict[str, Choice] = {}
     for entrant in contest.entrants:
-        course = enter(contest, entrant, records)
-        pile, made = trials, list[Result]()
-        try:
-            wanted = next(course)
-            while wanted:
-                found = [records.find(one) for one in wanted]
-                made = [result for result in found if result is not None]
-                pile = runs if wanted[0].tests else trials
-                pile += [dataclasses.replace(r, entrant=entrant.name) for r in made]
-                if len(made) < len(found):
-                    break
-                wanted = course.send(made)
-        except StopIteration:
-            pass
+        steps: list[tuple[list[Wanted], list[Result]]] = []
+        replay(enter(contest, entrant, records, choices), records, steps)
+        for wanted, made in steps:
+            pile = runs if wanted[0].tests else trials
+            pile += [dataclasses.replace(r, entrant=entrant.name) for r in made]
         for ratio in list_missed(contest, entrant):
             one = contest.pose(entrant, Way(), ratio, contest.seeds[0])
             nearest = contest.reach(entrant, ratio)
@@ -267,20 +274,32 @@ def arrange(contest: Contest, records: Records) -> tuple[list[Result], list[Resu
     return trials, runs
 
 
-def choose_ways(contest: Contest, entrant: Entrant, records: Records) -> Choice | None:
-    """What an entrant's tuning found; None while a trial is missing."""
-    course = tune_entrant(contest, entrant)
+def replay(
+    course: Generator[list[Wanted], list[Result], T],
+    records: Records,
+    steps: list[tuple[list[Wanted], list[Result]]],
+) -> T | None:
+    """Follow a course as far as known results lead: what it returns in the end, None
+    where a result is missing.  What it asked for and was sent is added to `steps`.
+    """
     try:
         wanted = next(course)
-        while True:
+        while wanted:
             found = [records.find(one) for one in wanted]
             known = [result for result in found if result is not None]
+            steps.append((wanted, known))
             if len(known) < len(found):
                 return None
             wanted = course.send(known)
     except StopIteration as end:
-        choice: Choice = end.value
-        return choice
+        value: T = end.value
+        return value
+    return None
+
+
+def choose_ways(contest: Contest, entrant: Entrant, records: Records) -> Choice | None:
+    """What an entrant's tuning found; None while a trial is missing."""
+    return replay(tune_entrant(contest, entrant), records, [])
 
 
 def list_entrants(task: str, dim: int) -> tuple[Entrant, ...]:

@@ -20,6 +20,7 @@ from concurrent.futures import (
     wait,
 )
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,12 +50,12 @@ class Wanted:
     experiment: Experiment
     tests: bool = True
 
-    @property
+    @cached_property
     def key(self) -> tuple[str, bool]:
         """By which its result is found."""
         return self.experiment.key, self.tests
 
-    @property
+    @cached_property
     def shares(self) -> object:
         """The same for runs that share a full table; other runs have their own."""
         one = self.experiment

@@ -258,6 +258,21 @@ def name_curve(result: Result) -> str:
     return re.sub(r",? \d+ bits( )?", lambda m: ", " if m[1] else "", name)
 
 
+def group_seeds(
+    results: Iterable[Result],
+) -> dict[tuple[str, str, float], list[Result]]:
+    """The runs that differ by their seed alone: by curve, entrant and ratio asked for.
+
+    Failures are left out.
+    """
+    groups: dict[tuple[str, str, float], list[Result]] = {}
+    for result in results:
+        if result.failure is None:
+            own = (name_curve(result), result.entrant, result.requested_ratio)
+            groups.setdefault(own, []).append(result)
+    return groups
+
+
 def summarize(results: Iterable[Result], metric: str = "auc") -> pd.DataFrame:
     """Mean and deviation over seeds, one row a method and requested ratio.
 
@@ -274,13 +289,8 @@ def summarize(results: Iterable[Result], metric: str = "auc") -> pd.DataFrame:
         ``reached``, ``bytes``, ``mean``, ``deviation`` (of a sample, n - 1; NaN of a
         single seed), ``seeds``; in the order of the results.  Failures are left out.
     """
-    groups: dict[tuple[str, str, float], list[Result]] = {}
-    for result in results:
-        if result.failure is None:
-            own = (name_curve(result), result.entrant, result.requested_ratio)
-            groups.setdefault(own, []).append(result)
     rows = []
-    for (key, _, requested), group in groups.items():
+    for (key, _, requested), group in group_seeds(results).items():
         values = [result.test[metric] for result in group]
         rows.append(
             {

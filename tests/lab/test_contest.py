@@ -12,7 +12,7 @@ from survey_code.lab.contest import (
     Entrant,
     arrange,
     choose_ways,
-    enter,
+    list_courses,
     list_entrants,
     list_missed,
     list_ratios,
@@ -49,11 +49,7 @@ def tiny_data():
 
 def compete(folder, only=None, seconds=float("inf")):
     records = Records(folder / "runs", folder / "trials")
-    courses = [
-        enter(CONTEST, one, records)
-        for one in ENTRANTS
-        if only is None or one.name in only
-    ]
+    courses = list_courses(CONTEST, records, only)
     return records, list(Recorder(records, Workers(seconds=seconds)).follow(courses))
 
 

@@ -17,7 +17,7 @@ from survey_code.layouts import Layout, TensorTrainLayout
 from survey_code.layouts.routed import apart_bytes, keep_apart, most_apart
 from survey_code.method import AfterTraining, Found, Trained
 from survey_code.options import Options, option, planned
-from survey_code.order import largest_first
+from survey_code.order import largest_first, most_frequent
 from survey_code.replay import is_recording
 from survey_code.spec import TableSpec
 from survey_code.weight_sharing.decomposition.trains import (
@@ -254,7 +254,7 @@ class TTRec(TrainEmbedding, Trained[TTRecOptions], AfterTraining[TTRecOptions]):
         train = TensorTrainLayout(
             [np.ascontiguousarray(core) for core in cores], shapes, rows, dim
         )
-        ids = np.sort(largest_first(spec.train_counts)[: options.slots])
+        ids = most_frequent(spec.train_counts, options.slots)
         return keep_apart(rows, ids, weight[ids], train)
 
     def embed(self, ids: Tensor) -> Tensor:
