@@ -244,7 +244,7 @@ CONTESTS = {
             until_plateau(
                 TRIALS["frappe", "dcnv2"], 15, patience=2, tolerance=1e-4
             ),
-            list_entrants("ctr", 16),
+            list_entrants("ctr", 16), tuned_on=(0,),
         ),
         Contest(
             "gowalla", "gowalla",
@@ -260,7 +260,7 @@ CONTESTS = {
                 FEWER_NEGATIVES, 20, batch_size=4096, learning_rate=1e-2,
                 evaluate_every=4, patience=1, tolerance=1e-2, products="tf32",
             ),
-            list_entrants("top-n", 64),
+            list_entrants("top-n", 64), tuned_on=(0,),
         ),
     )
 }  # fmt: skip
@@ -331,9 +331,25 @@ def open_records(contest: Contest, folder: Path = RESULTS) -> Records:
     return Records(runs, trials, more=[RESULTS / name for name in names])
 
 
-def join(contest: Contest, folder: Path) -> tuple[int, int]:
-    """Take a folder's lines over into the book's, in order; the trials and runs."""
-    trials, runs = arrange(contest, open_records(contest, folder))
+def join(contest: Contest, folder: Path, forget: bool = False) -> tuple[int, int]:
+    """Take a folder's lines over into the book's, in order; the trials and runs.
+
+    Raises
+    ------
+    ValueError
+        If lines would be lost, as of a contest that was changed, unless they are to
+        be forgotten.
+    """
+    records = open_records(contest, folder)
+    trials, runs = arrange(contest, records)
+    placed = Records.of([*trials, *runs])
+    unplaced = (records.by_key[k] for k in records.by_key.keys() - placed.by_key.keys())
+    lost = sum(not str(result.failure).startswith("cannot") for result in unplaced)
+    if lost and not forget:
+        raise ValueError(
+            f"{lost} lines belong to no run that {contest.name} asks for now, or to "
+            "one whose turn has not come; --forget leaves them out"
+        )
     replace_results(RESULTS / f"{contest.name}_trials.jsonl", trials)
     replace_results(RESULTS / f"{contest.name}_runs.jsonl", runs)
     return len(trials), len(runs)
@@ -352,13 +368,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--join", type=Path, help="take this folder's lines over")
+    parser.add_argument("--forget", action="store_true", help="lines nobody asks for")
     given = parser.parse_args()
     if given.name in RECORDS:
         made = make(
             given.name, given.out, given.device, given.seed, given.method, given.jobs
         )
     elif given.join:
-        print(*join(CONTESTS[given.name], given.join))
+        print(*join(CONTESTS[given.name], given.join, given.forget))
         return
     else:
         timed = given.jobs == 1

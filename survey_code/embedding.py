@@ -126,6 +126,9 @@ class History:
     seconds : float
     rates : list of float
         Factor of the learning rates in each epoch.
+    kept_rates : list of float
+        The same of those epochs that led to the weights that were kept: a plateau
+        goes back to the best ones before it goes on at lower rates.
     steps, planned : int
         Steps of an epoch, and those over which a table's own schedule runs.
     rows : int
@@ -139,6 +142,7 @@ class History:
     best: int = 0
     seconds: float = 0.0
     rates: list[float] = field(default_factory=list)
+    kept_rates: list[float] = field(default_factory=list)
     steps: int = 0
     planned: int = 0
     rows: int = 0
@@ -147,8 +151,9 @@ class History:
     @property
     def script(self) -> Script:
         """The steps and rates that led to the weights that were kept."""
-        parts = [(self.steps, rate) for rate in self.rates[: self.best + 1]]
-        return Script(tuple(parts), self.planned)
+        return Script(
+            tuple((self.steps, rate) for rate in self.kept_rates), self.planned
+        )
 
 
 def refuse_diverged(freeze: Callable[[Any], Layout]) -> Callable[[Any], Layout]:

@@ -84,7 +84,8 @@ class TrainingSettings(Options):
     schedule: str = option(
         "constant",
         "of the rates over epochs; linear ends at 0; plateau is constant until "
-        "`patience` looks bring nothing, `drops` times, and then ends the training",
+        "`patience` looks bring nothing, then goes on from the best weights at lower "
+        "rates, `drops` times, and then ends the training",
         choices=("constant", "linear", "plateau"),
     )
     drops: int = option(3, "times that a plateau lowers the rates", low=0)
@@ -286,10 +287,11 @@ class Watch:
         self.best = self.counted = -math.inf
         self.misses, self.drops_left = 0, settings.drops
         self.factor = 1.0
-        self.ended = False
+        self.ended = self.goes_back = False
 
     def look(self, metric: float) -> bool:
         """Whether a metric is the best yet; what follows of it is noted."""
+        self.goes_back = False
         if metric - self.counted > self.settings.tolerance * abs(metric):
             self.counted, self.misses = metric, 0
         else:
@@ -307,6 +309,7 @@ class Watch:
         elif waited:
             self.factor *= self.settings.decay
             self.ended = self.drops_left == 0
+            self.goes_back = not self.ended
             self.drops_left, self.misses = self.drops_left - 1, 0
 
 
@@ -356,6 +359,8 @@ class Trainer(Generic[M]):
         self.factor = 1.0
         self.watch = Watch(settings)
         self.kept: dict[str, Any] | None = None
+        self.kept_moments: list[Moments] = []
+        self.path: list[float] = []  # rates of the epochs that led to the weights
 
     def run(self) -> History:
         """All epochs, or until validation stops improving."""
@@ -380,8 +385,9 @@ class Trainer(Generic[M]):
             entry = {"train_loss": self._run_epoch()}
             history.epochs.append(entry)
             history.rates.append(self.factor)
+            self.path.append(self.factor)
             if self.stopped or not self.settings.patience or self.script:
-                history.best = epoch
+                history.best, history.kept_rates = epoch, list(self.path)
                 history.ended = "table" if self.stopped else "epochs"
                 if self.stopped:
                     break
@@ -392,8 +398,10 @@ class Trainer(Generic[M]):
                 if self.watch.ended:
                     history.ended = "plateau"
                     break
+                if self.watch.goes_back:
+                    self._go_back(history)
         else:
-            if self.settings.schedule == "plateau" and not self.script:
+            if waits_for_plateau(self.settings) and not self.script:
                 history.ended = "limit"
         if self.kept is not None:
             self.network.load_state_dict(self.kept)
@@ -408,8 +416,21 @@ class Trainer(Generic[M]):
     def _note_look(self, metric: float, epoch: int, history: History) -> None:
         """Keep the weights of the best look."""
         if self.watch.look(metric):
-            history.best = epoch
+            history.best, history.kept_rates = epoch, list(self.path)
             self.kept = copy.deepcopy(self.network.state_dict())
+            if waits_for_plateau(self.settings):
+                self.kept_moments = [copy_moments(o) for o in self.optimizers]
+
+    def _go_back(self, history: History) -> None:
+        """The weights of the best look, and what the optimisers knew then: lower rates
+        would not undo what was learnt too well since.
+        """
+        if self.kept is None:
+            return
+        self.network.load_state_dict(self.kept)
+        for optimizer, moments in zip(self.optimizers, self.kept_moments, strict=True):
+            restore_moments(optimizer, moments)
+        self.path = list(history.kept_rates)
 
     def _run_epoch(self) -> float:
         self.network.train()
@@ -511,8 +532,37 @@ def count_epochs(settings: TrainingSettings, script: Script | None, steps: int) 
     """Epochs of so many steps that are made at most."""
     if script is not None:
         return -(-script.steps // steps)
-    bounded = settings.schedule != "plateau" or not settings.patience
-    return settings.epochs * (1 if bounded else MOST_EPOCHS)
+    return settings.epochs * (MOST_EPOCHS if waits_for_plateau(settings) else 1)
+
+
+def waits_for_plateau(settings: TrainingSettings) -> bool:
+    """Whether validation alone ends the training."""
+    return settings.schedule == "plateau" and settings.patience > 0
+
+
+# What an optimiser keeps for each parameter, by name.
+Moments = dict[Tensor, dict[str, Any]]
+
+
+def copy_moments(optimizer: torch.optim.Optimizer) -> Moments:
+    """What an optimiser knows of its parameters."""
+    return {
+        weight: {
+            name: kept.clone() if isinstance(kept, Tensor) else kept
+            for name, kept in state.items()
+        }
+        for weight, state in optimizer.state.items()
+    }
+
+
+def restore_moments(optimizer: torch.optim.Optimizer, moments: Moments) -> None:
+    """Let it know that again, in the same memory: a recorded step reads it there."""
+    for weight, state in optimizer.state.items():
+        for name, kept in moments.get(weight, {}).items():
+            if isinstance(kept, Tensor):
+                state[name].copy_(kept)
+            else:
+                state[name] = kept
 
 
 def forget_rows(

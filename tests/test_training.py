@@ -308,10 +308,35 @@ def test_a_script_repeats_steps_and_rates_on_other_rows():
 def test_a_history_knows_the_script_of_what_was_kept():
     history, _ = plateau_run([0.5, 0.6, 0.6, 0.55, 0.7, 0.6, 0.6, 0.6, 0.6])
     script = history.script
-    assert script.steps == 10 and script.planned == 4  # five epochs of two steps
-    assert [script.rate_at(step) for step in (0, 7, 8, 9, 99)] == pytest.approx(
+    # Three epochs of two steps: it went back to the end of the second.
+    assert script.steps == 6 and script.planned == 4
+    assert [script.rate_at(step) for step in (0, 3, 4, 5, 99)] == pytest.approx(
         [1, 1, 0.3, 0.3, 0.3]
     )
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rowwise_adagrad", "sgd"])
+def test_a_plateau_goes_on_from_the_best_weights(optimizer):
+    """As if what was learnt since the best look had not been."""
+    begun = []
+
+    class Watching(FullEmbedding):
+        def advance(self, value):
+            begun.append(self.weight.detach().clone())
+
+    # The best is that of the second epoch, and after the two misses the fifth begins.
+    scores, given = [0.5, 0.6, 0.5, 0.5, 0.7, 0.1, 0.1], {"optimizer": optimizer}
+    net, objective, history = scripted_run(
+        scores, Watching(TableSpec.of_shape(3, 2)), schedule="plateau", patience=2,
+        drops=1, decay=0.3, **given,
+    )  # fmt: skip
+    assert torch.equal(begun[8], objective.states[1])
+    assert not torch.equal(begun[8], objective.states[3])
+    # The optimiser knows what it knew then: a training without the misses is the same.
+    script, objective = history.script, Scripted([])
+    again = Around(FullEmbedding(TableSpec.of_shape(3, 2)))
+    train(again, objective, TrainingSettings(learning_rate=0.1, **given), script=script)
+    assert torch.equal(again.table.weight, net.table.weight)
 
 
 def test_rows_are_counted_as_often_as_they_are_seen():

@@ -250,10 +250,18 @@ def rank(
 ) -> pd.Series[float]:
     """The place of each method at a ratio, 1 the best.
 
-    A method that does not reach it is given what `FALLBACK` makes of the budget.
+    A method that reaches only higher ratios counts by the nearest of them, which is
+    within the budget; one that reaches only lower ones is given what `FALLBACK` makes
+    of the budget.
     """
     results = list(results)
     means = compare(results, ratio, metric)["mean"].drop("full", errors="ignore")
     everyone = list(dict.fromkeys(name_curve(r) for r in results if r.key != "full"))
-    filled = means.reindex(everyone).fillna(means.get(FALLBACK, math.nan))
+    filled = means.reindex(everyone)
+    curves = draw_curves(results, metric)
+    for name in filled.index[filled.isna()]:
+        above = [p for p in curves.get(name, []) if p.reached[0] > ratio]
+        nearest = min(above, key=lambda point: point.reached, default=None)
+        fallback = means.get(FALLBACK, math.nan)
+        filled[name] = fallback if nearest is None else nearest.mean
     return filled.rank(ascending=False, method="average")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar
 
-from survey_code.catalog import AFTER, CATALOG, get_method
+from survey_code.catalog import AFTER, CATALOG, Method, get_method
 from survey_code.lab.experiment import Data, Experiment, note_failure
 from survey_code.lab.records import Course, Records, Wanted
 from survey_code.lab.results import Result
 from survey_code.lab.task import make_task, open_data
 from survey_code.lab.trial import Trial
 from survey_code.lab.tuning import Marks, Way, best_of, mark_of, tune
+from survey_code.method import AfterTraining
+from survey_code.options import Options, SearchOptions
 from survey_code.spec import OutOfReach, TableSpec
 
 T = TypeVar("T")
@@ -25,6 +27,8 @@ RATIOS = (2.0, 4.0, 10.0, 30.0)
 SEEDS = (1, 2, 3)
 # Settings are chosen at the first ratio, and the best three again at the second.
 TUNED_AT, CHECKED_AT, CHECKED = 10.0, 30.0, 3
+# Methods of whole columns, like a narrower table.
+NARROW = ("low_rank", "mlet")
 # Methods that ask what ids are, which no data set of these records says.
 ASK_CONTENT = ("semantic_ids",)
 
@@ -47,6 +51,9 @@ class Entrant:
         they reach.
     like : str, optional
         Name of the entrant whose settings it takes; by default its own are tuned.
+    rates_of : str, optional
+        Name of the entrant whose rates it takes, and tunes its own options alone: what
+        is compressed after training is the best table that there is.
     """
 
     name: str
@@ -55,6 +62,7 @@ class Entrant:
     ratios: tuple[float, ...] | None = None
     like: str | None = None
     once: bool = False
+    rates_of: str | None = None
 
     @property
     def tuned(self) -> bool:
@@ -102,10 +110,23 @@ class Contest:
         return next(one for one in self.entrants if one.name == name)
 
     def pose(self, entrant: Entrant, way: Way, ratio: float, seed: int) -> Experiment:
-        """One run of an entrant, trained in a way."""
+        """One run of an entrant, trained in a way.
+
+        A search goes on for as long as a table's own schedule.
+        """
         options = way.ask(entrant.key, dict(entrant.asked))
+        if isinstance(options, SearchOptions) and options.search_epochs is None:
+            options = options.replace(search_epochs=self.trial.settings.epochs)
         trial = way.adapt(self.trial)
         return Experiment(entrant.key, options, self.data, trial, ratio, seed)
+
+    def plan(self, entrant: Entrant, way: Way, ratio: float) -> Options | None:
+        """The options of a run, a plan's included; None where it is out of reach."""
+        asked = way.ask(entrant.key, dict(entrant.asked))
+        try:
+            return get_method(entrant.key).fit_budget(self.spec, ratio, asked)
+        except OutOfReach:
+            return None
 
     def reach(self, entrant: Entrant, ratio: float) -> float | None:
         """The ratio to ask for: the one wished, else the highest below it that is in
@@ -140,12 +161,17 @@ class Choice:
     marks: Marks
     checked: Marks
 
-    def way_at(self, ratio: float) -> Way:
-        """How to train for a ratio: the best at the nearer of the two."""
+    def way_at(self, ratio: float, fits: Callable[[Way], bool] | None = None) -> Way:
+        """How to train for a ratio: the best at the nearer of the two, of those ways
+        that can reach it.
+        """
         far = ratio > math.sqrt(TUNED_AT * CHECKED_AT)
-        if not self.marks:
-            return Way()
-        return best_of(self.checked if far and self.checked else self.marks)
+        checked = {w: mark for w, mark in self.checked.items() if mark > -math.inf}
+        for marks in (checked if far else {}, self.marks):
+            fitting = {w: m for w, m in marks.items() if fits is None or fits(w)}
+            if fitting:
+                return best_of(fitting)
+        return Way()
 
 
 def list_courses(
@@ -167,26 +193,57 @@ def enter(
 
     What tuning found is left in `choices`, where others wait for it.
     """
-    source = contest.named(entrant.like or entrant.name)
-    if source is entrant:
-        choices[source.name] = yield from tune_entrant(contest, entrant)
-    elif source.name not in choices:
-        known = choose_ways(contest, source, records)
-        if known is not None:
-            choices[source.name] = known
-        while source.name not in choices:
-            yield []  # it is being tuned
-    chosen = choices[source.name]
+    if entrant.like is not None:
+        chosen = yield from await_choice(contest, entrant.like, records, choices)
+    else:
+        start = None
+        if entrant.rates_of is not None:
+            rates = yield from await_choice(contest, entrant.rates_of, records, choices)
+            start = rates.way_at(1.0)
+        chosen = yield from tune_entrant(contest, entrant, start)
+        choices[entrant.name] = chosen
     yield [
-        Wanted(contest.pose(entrant, chosen.way_at(ratio), ratio, seed))
-        for ratio in list_ratios(contest, entrant)
+        Wanted(contest.pose(entrant, way, ratio, seed))
+        for ratio, way in list_runs(contest, entrant, chosen)
         for seed in contest.seeds
     ]
 
 
+def await_choice(
+    contest: Contest, name: str, records: Records, choices: dict[str, Choice]
+) -> Generator[list[Wanted], list[Result], Choice]:
+    """What another entrant's tuning found, once it is there."""
+    if name not in choices:
+        known = choose_ways(contest, contest.named(name), records)
+        if known is not None:
+            choices[name] = known
+    while name not in choices:
+        yield []  # it is being tuned
+    return choices[name]
+
+
+def list_runs(
+    contest: Contest, entrant: Entrant, chosen: Choice
+) -> Iterator[tuple[float, Way]]:
+    """The ratios at which an entrant is recorded, and how it is trained for each."""
+    for ratio in list_ratios(contest, entrant):
+        fits = partial(fits_ratio, contest, entrant, ratio)
+        yield ratio, chosen.way_at(ratio, fits)
+
+
+def fits_ratio(contest: Contest, entrant: Entrant, ratio: float, way: Way) -> bool:
+    """Whether an entrant reaches a ratio with the options of a way."""
+    return contest.plan(entrant, way, ratio) is not None
+
+
 def list_ratios(contest: Contest, entrant: Entrant) -> list[float]:
-    """What an entrant is asked for; `list_missed` has what is out of its reach."""
-    return [r for r in wish(contest, entrant) if contest.reach(entrant, r) == r]
+    """What an entrant is asked for; `list_missed` has what is out of its reach.
+
+    Of ratios for which it would do the same, the highest.
+    """
+    asked = [r for r in wish(contest, entrant) if contest.reach(entrant, r) == r]
+    plans = [contest.plan(entrant, Way(), ratio) for ratio in asked]
+    return [r for k, r in enumerate(asked) if plans[k] not in plans[k + 1 :]]
 
 
 def list_missed(contest: Contest, entrant: Entrant) -> list[float]:
@@ -205,14 +262,14 @@ def wish(contest: Contest, entrant: Entrant) -> tuple[float, ...]:
 
 
 def tune_entrant(
-    contest: Contest, entrant: Entrant
+    contest: Contest, entrant: Entrant, start: Way | None = None
 ) -> Generator[list[Wanted], list[Result], Choice]:
     """The trials of an entrant, and the best ones again at the second ratio."""
     marks: Marks = {}
     near = tuning_ratio(contest, entrant, TUNED_AT)
     if near is None:
         return Choice({}, {})
-    tries = tune(entrant.key, contest.trial, dict(entrant.asked))
+    tries = tune(entrant.key, contest.trial, dict(entrant.asked), start)
     ways = next(tries)
     while ways:
         found = yield from try_ways(contest, entrant, ways, near)
@@ -222,16 +279,29 @@ def tune_entrant(
         except StopIteration:
             ways = []
     far = tuning_ratio(contest, entrant, CHECKED_AT)
-    if far is None or far <= near:
+    if far is None or far <= near or same_plan(contest, entrant, near, far):
         return Choice(marks, {})
     best = sorted(marks, key=marks.__getitem__, reverse=True)[:CHECKED]
     found = yield from try_ways(contest, entrant, best, far)
     return Choice(marks, dict(zip(best, found, strict=True)))
 
 
+def same_plan(contest: Contest, entrant: Entrant, near: float, far: float) -> bool:
+    """Whether an entrant would do the same for two ratios."""
+    plans = [contest.plan(entrant, Way(), ratio) for ratio in (near, far)]
+    return plans[0] == plans[1]
+
+
 def tuning_ratio(contest: Contest, entrant: Entrant, ratio: float) -> float | None:
-    """The ratio at which an entrant is tuned: the wished, or the highest in reach."""
-    return 1.0 if entrant.key == "full" else contest.reach(entrant, ratio)
+    """The ratio at which an entrant is tuned: of its own the nearest; else the wished,
+    or the highest in reach.
+    """
+    if entrant.key == "full":
+        return 1.0
+    if entrant.ratios:
+        reached = [r for r in entrant.ratios if contest.reach(entrant, r) == r]
+        return min(reached, key=lambda own: abs(math.log(own / ratio)), default=None)
+    return contest.reach(entrant, ratio)
 
 
 def try_ways(
@@ -299,7 +369,13 @@ def replay(
 
 def choose_ways(contest: Contest, entrant: Entrant, records: Records) -> Choice | None:
     """What an entrant's tuning found; None while a trial is missing."""
-    return replay(tune_entrant(contest, entrant), records, [])
+    start = None
+    if entrant.rates_of is not None:
+        rates = choose_ways(contest, contest.named(entrant.rates_of), records)
+        if rates is None:
+            return None
+        start = rates.way_at(1.0)
+    return replay(tune_entrant(contest, entrant, start), records, [])
 
 
 def list_entrants(task: str, dim: int) -> tuple[Entrant, ...]:
@@ -310,20 +386,42 @@ def list_entrants(task: str, dim: int) -> tuple[Entrant, ...]:
     for method in CATALOG:
         if task not in method.tasks or method.key in ASK_CONTENT:
             continue
-        key, bits = method.key, list_bits(method.key)
-        # What has bits has one size for each number of them, and no others.
-        ratios = list_widths(dim) if key == "uniform" else () if bits else None
-        entrants.append(Entrant(key, key, ratios=ratios, once=key == "popular"))
-        # Rounded after training: the best full table there is.
-        like = "full" if method.stage == AFTER else key
-        for count in bits:
-            asked, name = (("bits", count),), f"{key}, {count} bits"
-            entrants.append(Entrant(name, key, asked, like=like, once=True))
+        key, rates_of = method.key, "full" if takes_full_table(method) else None
+        named = [(key, ())]
+        if bits := list_bits(key):
+            # One size for each number of bits, each tuned for itself.
+            named = [(f"{key}, {count} bits", (("bits", count),)) for count in bits]
+        for name, asked in named:
+            entrants.append(
+                Entrant(
+                    name, key, asked, list_own_ratios(key, dim),
+                    once=bool(bits) or key == "popular", rates_of=rates_of,
+                )
+            )  # fmt: skip
     rules = [
         Entrant(f"bccf, {rule}", "bccf", (("rule", rule),), like="bccf", once=True)
         for rule in ("sign", "pph", "itq")
     ]
-    return (*entrants, *rules, *RIVALS)
+    nested = Entrant(
+        "uniform, nested", "uniform", (("matryoshka", True),), list_widths(dim)
+    )
+    return (*entrants, *rules, nested, *RIVALS)
+
+
+def takes_full_table(method: Method) -> bool:
+    """Whether a method compresses the full table after its training."""
+    kind = method.load()
+    # A class method is bound anew whenever it is asked for.
+    own = kind.prepare.__func__ if method.stage == AFTER else None
+    return own is not None and own is AfterTraining.prepare.__func__
+
+
+def list_own_ratios(key: str, dim: int) -> tuple[float, ...] | None:
+    """The ratios of whole numbers of columns, for what has no sizes in between."""
+    if key == "uniform":
+        return list_widths(dim)
+    # A little is needed beside the columns.
+    return tuple(0.99 * r for r in list_widths(dim)) if key in NARROW else None
 
 
 def list_widths(dim: int) -> tuple[float, ...]:
@@ -340,7 +438,10 @@ def list_widths(dim: int) -> tuple[float, ...]:
 def list_bits(key: str) -> tuple[int, ...]:
     """The numbers of bits that a quantisation can be asked for."""
     method = get_method(key)
-    if method.family != "quantisation" or "bits" not in method.load().options.names():
+    # A cache of full rows beside rounded ones has any size.
+    if method.family != "quantisation" or key == "mixed_precision_cache":
+        return ()
+    if "bits" not in method.load().options.names():
         return ()
     allowed: tuple[int, ...] = method.load().options.rules["bits"].choices
     return allowed
@@ -351,7 +452,7 @@ RIVALS = (
     *(
         Entrant(
             f"rowwise, {bits} bits a table", "rowwise",
-            (("bits", bits), ("per", "table")), like="full", once=True,
+            (("bits", bits), ("per", "table")), once=True, rates_of="full",
         )
         for bits in (8, 4, 2)
     ),
@@ -359,11 +460,14 @@ RIVALS = (
             "hashing"),
     Entrant("hashing, fields together", "hashing", (("fields", "together"),), None,
             "hashing"),
-    Entrant("uniform, nested", "uniform", (("matryoshka", True),), None, "uniform"),
-    Entrant("magnitude, only cut", "magnitude", (("retrain", False),), None,
-            "magnitude"),
-    Entrant("magnitude, by reads", "magnitude", (("by_reads", True),), None,
-            "magnitude"),
-    Entrant("magnitude, by reads, rewound", "magnitude",
-            (("by_reads", True), ("rewind", True)), None, "magnitude"),
+    *(
+        Entrant(f"magnitude, {name}", "magnitude", tuple(asked.items()), None,
+                "magnitude")
+        for name, asked in {
+            "plain": {"by_reads": False, "rewind": False},
+            "only cut": {"by_reads": False, "rewind": False, "retrain": False},
+            "by reads": {"by_reads": True, "rewind": False},
+            "by reads, rewound": {"by_reads": True, "rewind": True},
+        }.items()
+    ),
 )  # fmt: skip

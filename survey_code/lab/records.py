@@ -64,6 +64,11 @@ class Wanted:
         return (one.seed, repr(one.trial), self.tests) if after else self.key
 
 
+# Runs that share a full table in one process, at most.
+MOST_SHARED = 8
+# What a group of runs gave, one by one.
+Made = list[Result | BaseException]
+
 # An empty list waits for what other courses find.
 Course = Generator[list[Wanted], list[Result], None]
 
@@ -89,6 +94,14 @@ class Records:
         for path in dict.fromkeys((*more, runs, *self.paths.values())):
             for result in load_results(path) if path.exists() else []:
                 self.note(result)
+
+    @classmethod
+    def of(cls, results: Iterable[Result]) -> Records:
+        """Of results that are in no file."""
+        records = cls(Path(os.devnull))
+        for result in results:
+            records.note(result)
+        return records
 
     def note(self, result: Result) -> None:
         """Remember a result."""
@@ -201,21 +214,25 @@ class Recorder:
     def __init__(self, records: Records, workers: Workers, command: str = "") -> None:
         self.records, self.workers, self.command = records, workers, command
         self.began = time.monotonic()
-        self.flying: dict[Future[list[Result]], list[Wanted]] = {}
+        self.flying: dict[Future[Made], list[Wanted]] = {}
         self.given_up: set[tuple[str, bool]] = set()
         self.failed: list[str] = []
-        self.times: dict[str, list[float]] = {}
+        self.times: dict[str, list[tuple[float, float]]] = {}
         for result in records.by_key.values():
             self.note_time(result)
 
     def note_time(self, result: Result) -> None:
         """How long a method's runs take, of which the longest are begun first."""
-        self.times.setdefault(result.key, []).append(sum(result.seconds.values()))
+        whole, own = sum(result.seconds.values()), result.seconds.get("compress", 0.0)
+        self.times.setdefault(result.key, []).append((whole, own))
 
-    def expect(self, wanted: Wanted) -> float:
-        """Seconds that a run may take."""
-        known = self.times.get(wanted.experiment.method)
-        return sum(known) / len(known) if known else 0.0
+    def expect(self, group: Sequence[Wanted]) -> float:
+        """Seconds that runs may take of which all but the first share its training."""
+        each = []
+        for wanted in group:
+            known = self.times.get(wanted.experiment.method, [(0.0, 0.0)])
+            each.append([sum(part) / len(known) for part in zip(*known)])
+        return each[0][0] + sum(own for _, own in each[1:])
 
     def left(self) -> float:
         """Seconds until the end."""
@@ -242,6 +259,8 @@ class Recorder:
                 ready, _ = wait(self.flying, limit, FIRST_COMPLETED)
                 for future in ready:
                     yield from self.land(future)
+            for future in [one for one in self.flying if one.done()]:
+                yield from self.land(future)
         finally:
             if pool is not None:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -260,16 +279,20 @@ class Recorder:
                 if not known and wanted.key not in flying:
                     flying.add(wanted.key)
                     queue.setdefault(wanted.shares, []).append(wanted)
+        groups = [
+            group[start : start + MOST_SHARED]
+            for group in queue.values()
+            for start in range(0, len(group), MOST_SHARED)
+        ]
         # Longest first; of equal ones seed by seed, as a record that is interrupted
         # should have all methods of the first seed.
         order = sorted(
-            queue.values(),
-            key=lambda group: (-self.expect(group[0]), group[0].experiment.seed),
+            groups, key=lambda group: (-self.expect(group), group[0].experiment.seed)
         )
         waiting = deque(order)
         while waiting and len(self.flying) < self.workers.jobs:
             group = waiting.popleft()
-            if 1.5 * self.expect(group[0]) > self.left():
+            if 1.5 * self.expect(group) > self.left():
                 continue
             moved = [
                 (move(wanted.experiment, self.workers.device), wanted.tests)
@@ -281,15 +304,17 @@ class Recorder:
     def land(self, future: Future[list[Result]]) -> Iterator[Result]:
         """Write the results of a group that has ended."""
         group = self.flying.pop(future)
-        if error := future.exception():
-            one = group[0].experiment
-            self.failed.append(f"{one.method} {one.ratio:g} {one.seed}: {error!r}")
-            self.given_up |= {wanted.key for wanted in group}
-            return
-        for wanted, result in zip(group, future.result(), strict=True):
-            self.note_time(result)
-            self.records.add(result, wanted)
-            yield result
+        died = future.exception()
+        made = [died] * len(group) if died else future.result()
+        for wanted, result in zip(group, made, strict=True):
+            if isinstance(result, Result):
+                self.note_time(result)
+                self.records.add(result, wanted)
+                yield result
+                continue
+            one = wanted.experiment
+            self.failed.append(f"{one.method} {one.ratio:g} {one.seed}: {result!r}")
+            self.given_up.add(wanted.key)
 
 
 def start(
@@ -297,15 +322,12 @@ def start(
     group: Sequence[tuple[Experiment, bool]],
     command: str,
     timed: bool,
-) -> Future[list[Result]]:
+) -> Future[Made]:
     """Make a group of runs in a process of the pool, or here and now."""
     if pool is not None:
         return pool.submit(make_group, group, command, timed)
-    done: Future[list[Result]] = Future()
-    try:
-        done.set_result(make_group(group, command, timed))
-    except Exception as error:  # kept as a process would
-        done.set_exception(error)
+    done: Future[Made] = Future()
+    done.set_result(make_group(group, command, timed))
     return done
 
 
@@ -322,9 +344,13 @@ def start_worker(plugins: Sequence[str], counter: Synchronized[int], gpus: int) 
 
 def make_group(
     group: Sequence[tuple[Experiment, bool]], command: str, timed: bool
-) -> list[Result]:
-    """The results of runs that share a table; layouts stay in the process."""
-    made = []
+) -> Made:
+    """The results of runs that share a table; layouts stay in the process.
+
+    A run that fails otherwise than a run may is an error in their place, and costs the
+    others nothing.
+    """
+    made: Made = []
     for one, tests in group:
         try:
             # What is asked and run is a copy: an experiment keeps the task it opened.
@@ -333,6 +359,9 @@ def make_group(
             )
         except (Diverged, OutOfReach) as error:
             result = note_failure(one, str(error), command or None)
+        except Exception as error:
+            made.append(RuntimeError(f"{type(error).__name__}: {error}"))
+            continue
         made.append(dataclasses.replace(result, layout=None))
     return made
 

@@ -31,6 +31,8 @@ RATE_GRID: dict[str, tuple[tuple[float, ...], float]] = {
     "learning_rate": ((1.0, 0.5, 2.0), 2.0),
     "l2": ((1.0, 1 / 3, 3.0), 3.0),
 }
+# That the grids leave to a method's own options, if it has any.
+KEPT_FOR_OPTIONS = 6
 # Trials that are drawn before the marks of the first of them are heard.
 DRAWN_AT_ONCE = 3
 # Draws until nothing new is expected.
@@ -64,8 +66,11 @@ class Way:
 
     def adapt(self, trial: Trial) -> Trial:
         """The trial with its settings multiplied."""
-        base = tunable(trial)
-        changes: dict[str, Any] = {n: base[n] * factor for n, factor in self.factors}
+        # All of them, as the table's rate would follow the network's if it were left
+        # out.
+        changes: dict[str, Any] = {
+            name: value * self.factor(name) for name, value in tunable(trial).items()
+        }
         return dataclasses.replace(trial, settings=trial.settings.replace(**changes))
 
     def ask(self, key: str, asked: Mapping[str, object]) -> Options:
@@ -91,7 +96,9 @@ def tunable(trial: Trial) -> dict[str, float]:
     return {name: value for name, value in found.items() if value}
 
 
-def tune(key: str, trial: Trial, asked: Mapping[str, object]) -> Tries:
+def tune(
+    key: str, trial: Trial, asked: Mapping[str, object], start: Way | None = None
+) -> Tries:
     """Ways to try, a few at a time; their marks are sent back, -inf for a failure.
 
     Parameters
@@ -102,23 +109,26 @@ def tune(key: str, trial: Trial, asked: Mapping[str, object]) -> Tries:
         What the factors are of.
     asked : dict
         Options that the method is always asked: they are not tuned.
+    start : Way, optional
+        Whose rates it takes: its own options alone are tuned then.
 
     Yields
     ------
     list of Way
         `TRIALS_EACH` in all, the same again for the same marks; fewer of a method
-        that does not learn by gradients, and has fewer options.
+        that has no rates to tune, and fewer options.
     """
     marks: Marks = {}
     kind = get_method(key).load()
-    base = tunable(trial) if kind.learns_by_gradient else {}
+    base = tunable(trial) if kind.learns_by_gradient and start is None else {}
     rules = kind.options.grid()
     knobs: dict[str, tuple[Any, ...]] = {
         n: v for n, v in rules.items() if n not in asked
     }
-    yield from look_up([Way()], marks)
+    yield from look_up([start or Way()], marks)
+    most = TRIALS_EACH - KEPT_FOR_OPTIONS * bool(knobs)
     for name in base:
-        yield from climb(name, marks)
+        yield from climb(name, marks, most)
     near = best_of(marks)
     while len(marks) < TRIALS_EACH:
         left = min(TRIALS_EACH - len(marks), DRAWN_AT_ONCE)
@@ -128,10 +138,10 @@ def tune(key: str, trial: Trial, asked: Mapping[str, object]) -> Tries:
         yield from look_up(ways, marks)
 
 
-def look_up(ways: list[Way], marks: Marks) -> Tries:
+def look_up(ways: list[Way], marks: Marks, most: int = TRIALS_EACH) -> Tries:
     """Ask for the marks of ways that were not tried, while trials are left."""
     fresh = [way for way in dict.fromkeys(ways) if way not in marks]
-    fresh = fresh[: TRIALS_EACH - len(marks)]
+    fresh = fresh[: max(most - len(marks), 0)]
     if fresh:
         found = yield fresh
         marks.update(zip(fresh, found, strict=True))
@@ -142,20 +152,22 @@ def best_of(marks: Marks) -> Way:
     return max(marks, key=marks.__getitem__)
 
 
-def climb(name: str, marks: Marks) -> Tries:
-    """Try one setting's grid around the best way, and on where the best is its edge."""
+def climb(name: str, marks: Marks, most: int = TRIALS_EACH) -> Tries:
+    """Try one setting's grid around the best way, and on where the best is its edge,
+    until so many trials are used.
+    """
     factors, growth = RATE_GRID[name]
     start = best_of(marks) if marks else Way()
     tried = {factor: start.scale(name, factor) for factor in factors}
-    yield from look_up(list(tried.values()), marks)
-    while len(marks) < TRIALS_EACH:
+    yield from look_up(list(tried.values()), marks, most)
+    while len(marks) < most:
         known = {factor: marks[way] for factor, way in tried.items() if way in marks}
         best = max(known, key=known.__getitem__)
         if min(known) < best < max(known):
             return
         further = best * growth if best == max(known) else best / growth
         tried[further] = start.scale(name, further)
-        yield from look_up([tried[further]], marks)
+        yield from look_up([tried[further]], marks, most)
 
 
 def draw_ways(

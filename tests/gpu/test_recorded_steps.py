@@ -39,6 +39,20 @@ def test_a_replayed_training_learns_the_same(key, ratio):
     assert found[0] == pytest.approx(found[1], abs=2e-3) and found[0] > 0.7
 
 
+@pytest.mark.parametrize("key", ["full", "hashing", "cafe", "optembed", "lsq"])
+def test_a_replayed_plateau_goes_back_to_the_best_weights(key):
+    """Weights and moments are written into the memory that the recording reads."""
+    found = []
+    for replay in (True, False):
+        how = {"schedule": "plateau", "decay": 0.3, "drops": 2, "patience": 2}
+        run = survey_code.run(
+            key, "synthetic", 1 if key == "full" else 4, device="cuda", measure=False,
+            settings={"replay": replay, "epochs": 2, **how},
+        )  # fmt: skip
+        found.append(run.test["auc"])
+    assert found[0] == pytest.approx(found[1], abs=2e-3) and found[0] > 0.7
+
+
 @pytest.mark.parametrize("key", ["uniform", "cigar", "recjpq"])
 def test_rankings_replay_too(key):
     found = [

@@ -117,6 +117,19 @@ def test_what_cannot_be_compared_is_an_error():
         subtract(RESULTS, "nobody", "uniform", 4)
 
 
+def test_what_fits_a_budget_with_room_to_spare_counts_by_what_it_does():
+    results = [
+        *make("cigar", 30, [0.26], 32.0),
+        *make("double_hashing", 10, [0.05]),
+        *make("hashing", 10, [0.04]),
+        *make("uniform", 10, [0.1]),
+        *make("half", 2, [0.9]),
+    ]
+    assert rank(results, 10).to_dict() == {
+        "cigar": 1, "uniform": 2, "double_hashing": 3.5, "half": 3.5, "hashing": 5,
+    }  # fmt: skip
+
+
 def test_ranks_give_those_that_cannot_what_double_hashing_makes_of_it():
     places = rank(RESULTS, 16)
     assert places.to_dict() == {

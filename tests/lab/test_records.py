@@ -2,14 +2,23 @@
 
 import dataclasses
 import pickle
+from concurrent.futures import Future
 
 import pytest
 import records as book
 
 from survey_code import data
+from survey_code.catalog import get_method
 from survey_code.data.synthetic import make_clicks
 from survey_code.lab import Trial, load_results
-from survey_code.lab.records import Recorder, Records, Wanted, Workers, arrange_record
+from survey_code.lab.records import (
+    Recorder,
+    Records,
+    Wanted,
+    Workers,
+    arrange_record,
+    ask_once,
+)
 from survey_code.lab.results import replace_results
 from survey_code.training import TrainingSettings
 
@@ -143,6 +152,36 @@ def test_a_run_that_diverges_is_a_result_and_others_are_an_error(tmp_path, monke
         follow([LIST[0]], tmp_path / "runs")
 
 
+def test_one_that_fails_costs_those_that_share_its_table_nothing(tmp_path, monkeypatch):
+    full = dataclasses.replace(
+        LIST[0], method="full", options=get_method("full").ask({}), ratio=1
+    )
+    broken = dataclasses.replace(
+        full, method="pq", options=get_method("pq").ask({}), ratio=4
+    )
+
+    def fail(weight, spec, options):
+        raise IndexError("out of codes")
+
+    monkeypatch.setattr(get_method("pq").load(), "compress", fail)
+    recorder = Recorder(Records(tmp_path / "runs"), Workers())
+    with pytest.raises(RuntimeError, match=r"1 runs failed: .*pq 4 1.*out of codes"):
+        list(recorder.follow([ask_once([broken, full])]))
+    assert [result.key for result in load_results(tmp_path / "runs")] == ["full"]
+
+
+def test_what_is_done_when_time_is_up_is_written(tmp_path):
+    """Also what ended while another result was being written."""
+    done = [Future(), Future()]
+    for future, one in zip(done, LIST[:2]):
+        future.set_result([dataclasses.replace(one).run(measure=False)])
+    recorder = Recorder(Records(tmp_path / "runs"), Workers(seconds=1))
+    recorder.began -= 10
+    recorder.flying = {f: [Wanted(o)] for f, o in zip(done, LIST[:2])}
+    assert len(list(recorder.follow([]))) == 2
+    assert len(load_results(tmp_path / "runs")) == 2
+
+
 def test_an_experiment_travels_without_what_it_opened():
     one = dataclasses.replace(LIST[0], data=data.load("synthetic"))
     alone = len(pickle.dumps(one))
@@ -162,7 +201,7 @@ def test_runs_are_made_seed_by_seed_the_longest_first(monkeypatch, tmp_path):
     assert made == [("hashing", 1), ("uniform", 1), ("hashing", 2), ("uniform", 2)]
     (tmp_path / "runs").unlink()
     recorder.records = Records(tmp_path / "runs")
-    recorder.times = {"hashing": [1.0], "uniform": [2.0]}
+    recorder.times = {"hashing": [(1.0, 0.0)], "uniform": [(2.0, 0.0)]}
     made = [(r.key, r.seed) for r in recorder.follow([course(apart)])]
     assert made == [("uniform", 1), ("uniform", 2), ("hashing", 1), ("hashing", 2)]
 

@@ -9,7 +9,15 @@ from survey_code import data
 from survey_code.catalog import get_method, methods
 from survey_code.data.synthetic import make_clicks
 from survey_code.lab import Result, Trial, repeat, run
-from survey_code.lab.tuning import RATE_GRID, TRIALS_EACH, Way, best_of, tunable, tune
+from survey_code.lab.tuning import (
+    KEPT_FOR_OPTIONS,
+    RATE_GRID,
+    TRIALS_EACH,
+    Way,
+    best_of,
+    tunable,
+    tune,
+)
 from survey_code.training import TrainingSettings
 
 TRIAL = Trial(
@@ -131,6 +139,37 @@ def test_factors_multiply_the_trials_settings():
     assert settings.table_learning_rate == pytest.approx(0.0005)
     assert settings.learning_rate == TRIAL.settings.learning_rate
     assert way.scale("l2", 1.0).scale("table_learning_rate", 1.0) == Way()
+
+
+def test_the_tables_rate_does_not_follow_the_networks():
+    assert TRIAL.settings.table_learning_rate is None
+    settings = Way().scale("learning_rate", 2.0).adapt(TRIAL).settings
+    assert settings.learning_rate == pytest.approx(0.002)
+    assert settings.table_learning_rate == pytest.approx(0.001)
+    marks, _ = tune_by("tt_rec", peak(table_learning_rate=1.0, learning_rate=2.0))
+    assert best_of(marks).factor("learning_rate") == 2.0
+
+
+@pytest.mark.parametrize("rate", [1e-9, 1.0, 1e9])
+def test_options_have_trials_left_however_far_the_grid_grows(rate):
+    marks, _ = tune_by("tt_rec", peak(table_learning_rate=rate))
+    assert sum(bool(way.options) for way in marks) >= 4
+    drawn = list(marks)[TRIALS_EACH - KEPT_FOR_OPTIONS :]
+    assert len(marks) == TRIALS_EACH and len(drawn) == KEPT_FOR_OPTIONS
+
+
+def test_what_takes_anothers_rates_tunes_its_own_options_alone():
+    start = Way().scale("table_learning_rate", 4.0).scale("l2", 3.0)
+    tries, marks = tune("rowwise", TRIAL, {"bits": 4}, start), {}
+    ways = next(tries)
+    assert ways == [start]
+    with pytest.raises(StopIteration):
+        while True:
+            marks.update(dict.fromkeys(ways, 0.5))
+            ways = tries.send([0.5] * len(ways))
+    assert {way.factors for way in marks} == {start.factors}
+    assert 1 < len(marks) <= TRIALS_EACH
+    assert any(way.options for way in marks)
 
 
 @pytest.mark.parametrize("key", TUNED)
