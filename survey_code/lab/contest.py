@@ -16,7 +16,6 @@ from survey_code.lab.results import Result
 from survey_code.lab.task import make_task, open_data
 from survey_code.lab.trial import Trial
 from survey_code.lab.tuning import Marks, Way, best_of, mark_of, tune
-from survey_code.method import AfterTraining
 from survey_code.options import Options, SearchOptions
 from survey_code.spec import OutOfReach, TableSpec
 
@@ -387,7 +386,7 @@ def list_entrants(task: str, dim: int) -> tuple[Entrant, ...]:
         if task not in method.tasks or method.key in ASK_CONTENT:
             continue
         key, rates_of = method.key, "full" if takes_full_table(method) else None
-        named = [(key, ())]
+        named: list[tuple[str, tuple[tuple[str, object], ...]]] = [(key, ())]
         if bits := list_bits(key):
             # One size for each number of bits, each tuned for itself.
             named = [(f"{key}, {count} bits", (("bits", count),)) for count in bits]
@@ -411,9 +410,7 @@ def list_entrants(task: str, dim: int) -> tuple[Entrant, ...]:
 def takes_full_table(method: Method) -> bool:
     """Whether a method compresses the full table after its training."""
     kind = method.load()
-    # A class method is bound anew whenever it is asked for.
-    own = kind.prepare.__func__ if method.stage == AFTER else None
-    return own is not None and own is AfterTraining.prepare.__func__
+    return method.stage == AFTER and "prepare" not in vars(kind)
 
 
 def list_own_ratios(key: str, dim: int) -> tuple[float, ...] | None:

@@ -301,7 +301,7 @@ class Recorder:
             made = start(pool, moved, self.command, self.workers.timed)
             self.flying[made] = group
 
-    def land(self, future: Future[list[Result]]) -> Iterator[Result]:
+    def land(self, future: Future[Made]) -> Iterator[Result]:
         """Write the results of a group that has ended."""
         group = self.flying.pop(future)
         died = future.exception()
