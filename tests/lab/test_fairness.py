@@ -8,7 +8,7 @@ import records as book
 
 from survey_code.catalog import get_method
 from survey_code.lab import load_results
-from survey_code.lab.contest import CHECKED
+from survey_code.lab.contest import CHECKED, list_missed, list_ratios
 from survey_code.lab.tuning import RATE_GRID, TRIALS_EACH, mark_of, tunable
 
 pytestmark = pytest.mark.parametrize("name", book.FINISHED)
@@ -46,13 +46,28 @@ def tuned_of(name):
     return found
 
 
+def tunes_rates(entrant):
+    """Whether its rates are its own, and there are some."""
+    learns = get_method(entrant.key).load().learns_by_gradient
+    return learns and entrant.rates_of is None
+
+
+def count_options(entrant):
+    """Ways to ask a method, the full table's rates given; at most all trials."""
+    grid = get_method(entrant.key).load().options.grid()
+    own = [
+        len(values) for name, values in grid.items() if name not in dict(entrant.asked)
+    ]
+    return min(math.prod(own), TRIALS_EACH)
+
+
 def test_everyone_has_as_many_trials_over_the_same_grid(name):
     contest = book.CONTESTS[name]
     base = tunable(contest.trial)["table_learning_rate"]
     for entrant, marks in tuned_of(name).items():
         near = marks[0]
-        kind = get_method(contest.named(entrant).key).load()
-        if not kind.learns_by_gradient:
+        if not tunes_rates(contest.named(entrant)):
+            assert len(near) == count_options(contest.named(entrant)), entrant
             continue
         assert len(near) == TRIALS_EACH, entrant
         rates = {rate / base for rate, *_ in near}
@@ -64,7 +79,7 @@ def test_everyone_has_as_many_trials_over_the_same_grid(name):
 def test_nobodys_best_rate_stands_at_an_edge(name):
     contest = book.CONTESTS[name]
     for entrant, marks in tuned_of(name).items():
-        if get_method(contest.named(entrant).key).load().learns_by_gradient:
+        if tunes_rates(contest.named(entrant)):
             rates = [rate for rate, *_ in marks[0]]
             best = max(marks[0], key=marks[0].__getitem__)[0]
             assert min(rates) < best < max(rates), entrant
@@ -96,10 +111,14 @@ def test_everyone_has_all_seeds_or_cannot(name):
     assert all(own == set(contest.seeds) for own in seeds.values())
     assert not missed & set(seeds)
     for entrant in contest.entrants:
-        if not entrant.once and entrant.key != "full":
-            wished = contest.ratios if entrant.ratios is None else entrant.ratios
-            for ratio in wished:
-                assert {(entrant.name, ratio)} & (missed | set(seeds)), entrant
+        recorded, out_of_reach = (
+            list_ratios(contest, entrant),
+            list_missed(contest, entrant),
+        )
+        # Of ratios for which it does the same, the highest is recorded.
+        assert {r for name, r in seeds if name == entrant.name} == set(recorded)
+        assert {r for name, r in missed if name == entrant.name} == set(out_of_reach)
+        assert recorded, entrant
 
 
 def test_runs_are_trained_as_their_best_trials_were(name):
@@ -107,6 +126,6 @@ def test_runs_are_trained_as_their_best_trials_were(name):
     for result in read(name, "runs"):
         entrant = contest.named(result.entrant)
         if result.failure is None and entrant.tuned:
-            marks = tuned[entrant.name]
+            marks = [ways for ways in tuned[entrant.name] if ways]
             ways = {max(own, key=own.__getitem__) for own in marks}
             assert way_of(result) in ways, result.entrant
