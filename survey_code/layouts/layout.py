@@ -6,6 +6,8 @@ import copy
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import is_
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, TypeVar, overload
 
@@ -20,15 +22,16 @@ from survey_code.checks import (
 )
 from survey_code.kernels import cuda
 from survey_code.kernels.cpu.pooling import CHUNK_NUMBERS, pool_bags, pool_chunks
+from survey_code.kernels.cpu.reader import Reader
 from survey_code.kernels.cpu.rows import gather_rows, take_rows
-from survey_code.kernels.cuda import launch
+from survey_code.kernels.cuda import array_module, is_cupys, launch
 from survey_code.layouts.files import Blueprint, write_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from survey_code.kernels.cuda import GpuArray, Shaped
-    from survey_code.kernels.cuda.formats import Format
+    from survey_code.kernels.formats import Format
 
 # A layout's own code is written for NumPy.  After to_gpu() CuPy's arrays stand where
 # NumPy's stood, and run through the same code: `array_module` says whose they are.
@@ -58,6 +61,8 @@ SMALLEST_FLOAT = 2.0**-149
 # Columns of a row, and numbers read for it, that any layout may have; with arrays of
 # more bytes it may have more, so that no small file makes a look-up slow or large.
 MOST_COLUMNS, MOST_WORK = 2**16, 2**17
+# Numbers of a call for which code is compiled, if there is none yet.
+LARGE_CALL = 2**16
 
 
 class Stored:
@@ -193,6 +198,19 @@ class Stored:
         }
         return self._twin(back)
 
+    def lay_out(self) -> Self:
+        """The layout, or a copy whose arrays have no gaps, as kernels read them."""
+        held: dict[str, StoredArray | Layout] = {
+            name: part.lay_out() if isinstance(part, Stored) else np.require(part, requirements="CA")
+            for name, part in self.held().items()
+        }
+        same = all(map(is_, held.values(), self.held().values()))
+        return self if same else self._twin(held)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What knows the arrays' addresses is made anew in a copy.
+        return {**self.__dict__, "device": None, "reader": None}
+
     def _twin(self, held: Mapping[str, StoredArray | Layout]) -> Self:
         """A copy that consists of these instead."""
         twin = copy.copy(self)
@@ -263,8 +281,14 @@ class Layout(Stored):
     # never trained; it does so only where its maker asked for it.
     open_ids: int = 0
 
+    # Whether bags are best read by one kernel: not where a product follows the sums.
+    describes_bags: ClassVar[bool] = True
+
     # Arrays of uint16 that are bit patterns of bfloat16.
     patterns: ClassVar[tuple[str, ...]] = ()
+
+    # On a processor: compiled code that reads the rows, once it was asked for.
+    reader: Compiled | None = None
 
     # What `validate` found: no entry of a row is larger, and no row takes more.
     largest: float | None = None
@@ -317,6 +341,43 @@ class Layout(Stored):
         None where no kernel reads this layout: the code for arrays does then.
         """
         return None
+
+    def prepare(self) -> bool:
+        """Compile the code that reads the rows now, not at the first large call.
+
+        Returns
+        -------
+        bool
+            Whether there is such code; otherwise NumPy reads the rows.
+        """
+        return not self.on_gpu and self._find_reader(MOST_COLUMNS) is not None
+
+    def _find_reader(self, numbers: int) -> Reader | None:
+        """Compiled code for a call of so many numbers; None where NumPy serves it.
+
+        It is compiled for large calls, and then serves small ones, too.
+        """
+        kept = self.reader
+        if kept is None or not kept.still_holds():
+            if kept is None and numbers < LARGE_CALL:
+                return None
+            kept = self.reader = Compiled.of(self)
+        return kept.reader
+
+    def read(self, ids: IdArray) -> RowArray:
+        """`read_rows` of checked ids, by compiled code where there is some."""
+        rows = None if is_cupys(ids) else self._read_compiled(ids)
+        return self.read_rows(ids) if rows is None else rows
+
+    def _read_compiled(self, ids: np.ndarray) -> RowArray | None:
+        """Rows of ids of any shape; None without compiled code, or for a bad id."""
+        reader = self._find_reader(ids.size * self.embedding_dim)
+        if reader is None or ids.dtype.kind not in "iu":
+            return None
+        rows = reader.read(np.ascontiguousarray(ids, dtype=np.int64).ravel())
+        if rows is None or ids.ndim == 1:
+            return rows
+        return rows.reshape(*ids.shape, self.embedding_dim)
 
     def validate(self) -> None:
         """Raise ValueError unless the layout is one whose look-ups are safe.
@@ -395,6 +456,10 @@ class Layout(Stored):
         """
         if self.device is not None:
             return as_given(ids, launch.read(self.device, cuda.as_cupy(ids), check))
+        if not self.on_gpu:
+            fast = self._read_compiled(as_numpy(ids))
+            if fast is not None:
+                return as_given(ids, fast)
         checked = self.check_ids(ids)
         rows = self.read_rows(checked.ravel())
         return as_given(ids, rows.reshape(*checked.shape, self.embedding_dim))
@@ -477,6 +542,11 @@ class Layout(Stored):
             factors = check_weights(moved, per_sample_weights, mode, cuda.load_cupy())
             how = (factors, mode, check, padding, last)
             return as_given(ids, launch.pool(self.device, moved, offsets, *how))
+        if not self.on_gpu:
+            how = (per_sample_weights, mode, padding, last)
+            fast = self._pool_compiled(as_numpy(ids), offsets, *how)
+            if fast is not None:
+                return as_given(ids, fast)
         checked = self.check_ids(ids)
         xp = array_module(checked)
         borders = check_offsets(checked, offsets, xp, last)
@@ -504,6 +574,33 @@ class Layout(Stored):
             weights = weights[:end]
         return self.read_bags(ids[:end], borders, weights, mode)
 
+    def _pool_compiled(
+        self,
+        ids: np.ndarray,
+        offsets: Offsets | None,
+        factors: Factors | None,
+        mode: str,
+        padding: int | None = None,
+        last: bool = False,
+    ) -> RowArray | None:
+        """`bag` by compiled code; None without it, or for ids or offsets that are bad."""
+        reader = self._find_reader(ids.size * self.embedding_dim)
+        if reader is None or ids.dtype.kind not in "iu":
+            return None
+        starts = launch.as_offsets(ids, offsets, np, last)
+        weights = check_weights(ids, factors, mode, np)
+        own = np.ascontiguousarray(ids, dtype=np.int64)
+        return reader.pool(own, starts, len(starts) - last, weights, mode, padding)
+
+    def pool(
+        self, ids: IdArray, starts: IdArray, weights: RowArray | None, mode: str
+    ) -> RowArray:
+        """`read_bags`, by compiled code where there is some."""
+        pooled = None
+        if not is_cupys(ids):
+            pooled = self._pool_compiled(ids, starts, weights, mode, last=True)
+        return self.read_bags(ids, starts, weights, mode) if pooled is None else pooled
+
     def check_ids(self, ids: Ids | GpuArray | Tensor) -> IdArray:
         """The ids as an int64 array on the layout's side, or one clear error."""
         # CuPy's arrays pass for NumPy's from here on.
@@ -520,6 +617,34 @@ class Layout(Stored):
                     f"{self.num_embeddings} rows (ids are 0 to {limit - 1})"
                 )
         return given.astype(np.int64, copy=False)
+
+
+@dataclass(eq=False)
+class Compiled:
+    """What reads a layout's rows, and the arrays whose addresses it knows.
+
+    Parameters
+    ----------
+    reader : Reader or None
+        None where no compiled code reads such a layout.
+    arrays : list of arrays
+    """
+
+    layout: Layout
+    reader: Reader | None
+    arrays: list[StoredArray]
+
+    @classmethod
+    def of(cls, layout: Layout) -> Compiled:
+        """Of a layout on a processor, compiled if need be."""
+        arrays = list(layout.arrays().values())
+        format = layout.lay_out().describe() if layout.describes_bags else None
+        return cls(layout, Reader.of(format), arrays)
+
+    def still_holds(self) -> bool:
+        """Whether the layout has the same arrays as before."""
+        now = self.layout.arrays().values()
+        return len(now) == len(self.arrays) and all(map(is_, now, self.arrays))
 
 
 def measure(layout: Layout, name: str, part: StoredArray | Layout) -> float:
@@ -602,16 +727,6 @@ def check_limit(
             f"a {layout.name} layout of {layout.nbytes:,} bytes may have "
             f"{max(least, stored):,} {what}, got {number:,}"
         )
-
-
-def is_cupys(array: object) -> bool:
-    """Whether an array is CuPy's."""
-    return hasattr(type(array), "__cuda_array_interface__")
-
-
-def array_module(array: Shaped) -> ModuleType:
-    """NumPy or CuPy, whichever made the array."""
-    return cuda.load_cupy() if is_cupys(array) else np
 
 
 def as_numpy(ids: npt.ArrayLike | GpuArray | Tensor) -> np.ndarray:

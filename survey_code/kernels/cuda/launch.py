@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from survey_code.kernels.cuda import MODES, GpuArray, Shaped, current_stream, load_cupy
-from survey_code.kernels.cuda.formats import (
+from survey_code.kernels.formats import (
     DenseFormat,
     Format,
     GeneratorFormat,
