@@ -30,7 +30,7 @@ from survey_code.layouts.files import Blueprint, write_file
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from survey_code.kernels.cuda import GpuArray, Shaped
+    from survey_code.kernels.cuda import GpuArray
     from survey_code.kernels.formats import Format
 
 # A layout's own code is written for NumPy.  After to_gpu() CuPy's arrays stand where
@@ -198,10 +198,12 @@ class Stored:
         }
         return self._twin(back)
 
-    def lay_out(self) -> Self:
+    def _lay_out(self) -> Self:
         """The layout, or a copy whose arrays have no gaps, as kernels read them."""
         held: dict[str, StoredArray | Layout] = {
-            name: part.lay_out() if isinstance(part, Stored) else np.require(part, requirements="CA")
+            name: part._lay_out()
+            if isinstance(part, Stored)
+            else np.require(part, requirements=["C", "A"])
             for name, part in self.held().items()
         }
         same = all(map(is_, held.values(), self.held().values()))
@@ -287,8 +289,10 @@ class Layout(Stored):
     # Arrays of uint16 that are bit patterns of bfloat16.
     patterns: ClassVar[tuple[str, ...]] = ()
 
-    # On a processor: compiled code that reads the rows, once it was asked for.
+    # On a processor: compiled code that reads the rows, once it was asked for; copies
+    # ask for it anew.
     reader: Compiled | None = None
+    compiles: bool = False
 
     # What `validate` found: no entry of a row is larger, and no row takes more.
     largest: float | None = None
@@ -350,7 +354,7 @@ class Layout(Stored):
         bool
             Whether there is such code; otherwise NumPy reads the rows.
         """
-        return not self.on_gpu and self._find_reader(MOST_COLUMNS) is not None
+        return not self.on_gpu and self._find_reader(LARGE_CALL) is not None
 
     def _find_reader(self, numbers: int) -> Reader | None:
         """Compiled code for a call of so many numbers; None where NumPy serves it.
@@ -359,15 +363,11 @@ class Layout(Stored):
         """
         kept = self.reader
         if kept is None or not kept.still_holds():
-            if kept is None and numbers < LARGE_CALL:
+            self.compiles = self.compiles or numbers >= LARGE_CALL
+            if not self.compiles:
                 return None
             kept = self.reader = Compiled.of(self)
         return kept.reader
-
-    def read(self, ids: IdArray) -> RowArray:
-        """`read_rows` of checked ids, by compiled code where there is some."""
-        rows = None if is_cupys(ids) else self._read_compiled(ids)
-        return self.read_rows(ids) if rows is None else rows
 
     def _read_compiled(self, ids: np.ndarray) -> RowArray | None:
         """Rows of ids of any shape; None without compiled code, or for a bad id."""
@@ -542,31 +542,27 @@ class Layout(Stored):
             factors = check_weights(moved, per_sample_weights, mode, cuda.load_cupy())
             how = (factors, mode, check, padding, last)
             return as_given(ids, launch.pool(self.device, moved, offsets, *how))
-        if not self.on_gpu:
-            how = (per_sample_weights, mode, padding, last)
-            fast = self._pool_compiled(as_numpy(ids), offsets, *how)
-            if fast is not None:
-                return as_given(ids, fast)
-        checked = self.check_ids(ids)
-        xp = array_module(checked)
-        borders = check_offsets(checked, offsets, xp, last)
-        weights = check_weights(checked, per_sample_weights, mode, xp)
-        pooled = self._pool_checked(checked.ravel(), borders, weights, mode, padding)
+        asked = (offsets, per_sample_weights, mode, padding, last)
+        pooled = None if self.on_gpu else self._pool_compiled(as_numpy(ids), *asked)
+        if pooled is None:
+            pooled = self._pool_plainly(self.check_ids(ids), *asked)
         return as_given(ids, pooled)
 
-    def _pool_checked(
+    def _pool_plainly(
         self,
         ids: IdArray,
-        borders: IdArray,
-        weights: RowArray | None,
+        offsets: Offsets | None,
+        factors: Factors | None,
         mode: str,
         padding: int | None,
+        last: bool,
     ) -> RowArray:
-        """`read_bags`, of the ids that belong to a bag."""
-        if weights is not None:
-            weights = weights.ravel()
+        """`bag` of checked ids by `read_bags`, of those that belong to a bag."""
+        xp = array_module(ids)
+        borders = check_offsets(ids, offsets, xp, last)
+        weights = check_weights(ids, factors, mode, xp)
+        ids, weights = ids.ravel(), None if weights is None else weights.ravel()
         if padding is not None:
-            xp = array_module(ids)
             kept: Any = launch.put_padding_last(ids, borders, weights, padding, xp)
             ids, borders, weights = kept
         end = int(borders[-1])
@@ -583,23 +579,17 @@ class Layout(Stored):
         padding: int | None = None,
         last: bool = False,
     ) -> RowArray | None:
-        """`bag` by compiled code; None without it, or for ids or offsets that are bad."""
+        """`bag` by compiled code; None without it, or for bad ids or offsets."""
         reader = self._find_reader(ids.size * self.embedding_dim)
         if reader is None or ids.dtype.kind not in "iu":
             return None
-        starts = launch.as_offsets(ids, offsets, np, last)
-        weights = check_weights(ids, factors, mode, np)
+        try:
+            starts = launch.as_offsets(ids, offsets, np, last)
+            weights = check_weights(ids, factors, mode, np)
+        except (TypeError, ValueError):  # bad ids are told of first
+            return None
         own = np.ascontiguousarray(ids, dtype=np.int64)
         return reader.pool(own, starts, len(starts) - last, weights, mode, padding)
-
-    def pool(
-        self, ids: IdArray, starts: IdArray, weights: RowArray | None, mode: str
-    ) -> RowArray:
-        """`read_bags`, by compiled code where there is some."""
-        pooled = None
-        if not is_cupys(ids):
-            pooled = self._pool_compiled(ids, starts, weights, mode, last=True)
-        return self.read_bags(ids, starts, weights, mode) if pooled is None else pooled
 
     def check_ids(self, ids: Ids | GpuArray | Tensor) -> IdArray:
         """The ids as an int64 array on the layout's side, or one clear error."""
@@ -638,13 +628,29 @@ class Compiled:
     def of(cls, layout: Layout) -> Compiled:
         """Of a layout on a processor, compiled if need be."""
         arrays = list(layout.arrays().values())
-        format = layout.lay_out().describe() if layout.describes_bags else None
+        format = layout._lay_out().describe() if layout.describes_bags else None
         return cls(layout, Reader.of(format), arrays)
 
     def still_holds(self) -> bool:
         """Whether the layout has the same arrays as before."""
         now = self.layout.arrays().values()
         return len(now) == len(self.arrays) and all(map(is_, now, self.arrays))
+
+
+def read_fast(layout: Layout, ids: IdArray) -> RowArray:
+    """`Layout.read_rows` of checked ids, by compiled code where there is some."""
+    rows = None if is_cupys(ids) else layout._read_compiled(ids)
+    return layout.read_rows(ids) if rows is None else rows
+
+
+def pool_fast(
+    layout: Layout, ids: IdArray, starts: IdArray, weights: RowArray | None, mode: str
+) -> RowArray:
+    """`Layout.read_bags`, by compiled code where there is some."""
+    pooled = None
+    if not is_cupys(ids):
+        pooled = layout._pool_compiled(ids, starts, weights, mode, last=True)
+    return layout.read_bags(ids, starts, weights, mode) if pooled is None else pooled
 
 
 def measure(layout: Layout, name: str, part: StoredArray | Layout) -> float:

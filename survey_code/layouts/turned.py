@@ -26,6 +26,8 @@ from survey_code.layouts.layout import (
     add_up,
     array_module,
     is_cupys,
+    pool_fast,
+    read_fast,
 )
 from survey_code.layouts.nearest import VectorSearch, score_part
 from survey_code.layouts.parts import bound_product, is_linear, part_work
@@ -205,7 +207,7 @@ class TurnedLayout(VectorSearch):
 
     def read_rows(self, ids: IdArray) -> RowArray:
         """The part's rows, turned."""
-        return self.turn(self.part.read(ids))
+        return self.turn(read_fast(self.part, ids))
 
     def read_bags(
         self, ids: IdArray, starts: IdArray, weights: RowArray | None, mode: str
@@ -224,7 +226,7 @@ class TurnedLayout(VectorSearch):
             borders = starts[first : first + step + 1]
             some = slice(int(borders[0]), int(borders[-1]))
             factors = None if weights is None else weights[some]
-            part = self.part.pool(ids[some], borders - borders[0], factors, mode)
+            part = pool_fast(self.part, ids[some], borders - borders[0], factors, mode)
             pooled[first : first + step] = self.turn(part)
         return pooled
 

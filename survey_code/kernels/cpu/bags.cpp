@@ -16,7 +16,7 @@ struct Call {
 
 // Places of the next rows, each found once.
 template <class Format> struct Window {
-  using Place = decltype(std::declval<const Format&>().find(0));
+  using Place = decltype(declare<const Format&>().find(0));
   static constexpr int AHEAD = 16;
   const Format& format;
   const Call& call;
@@ -37,13 +37,13 @@ template <class Format> struct Window {
     }
     const Place found = format.find(id);
     fetch_row(format, found);
-    std::memcpy(places + at % AHEAD * sizeof(Place), &found, sizeof(Place));
+    memcpy(places + at % AHEAD * sizeof(Place), &found, sizeof(Place));
   }
 
   // The place of a row, whose room the next one takes that is not found yet.
   __forceinline__ Place take(long long at) {
     Place found;
-    std::memcpy(&found, places + at % AHEAD * sizeof(Place), sizeof(Place));
+    memcpy(&found, places + at % AHEAD * sizeof(Place), sizeof(Place));
     if (at + AHEAD < last) find(at + AHEAD);
     return found;
   }
@@ -59,7 +59,7 @@ void read_rows(const typename Format::Fields& fields, const Call& call, float* o
     for (int first = 0; first < call.dim; first += E) {
       float entries[E];
       format.read(found, first, entries);
-      std::memcpy(out + first, entries, sizeof entries);
+      memcpy(out + first, entries, sizeof entries);
     }
   }
 }
@@ -73,7 +73,7 @@ struct Bags {
 };
 
 // What rows are joined to: -0, which leaves -0 as it is, or less than any number.
-template <int WAY> constexpr float start_of() { return WAY == LARGEST ? -INFINITY : -0.0f; }
+template <int WAY> constexpr float start_of() { return WAY == LARGEST ? -__builtin_inff() : -0.0f; }
 
 template <int WAY, int E>
 __forceinline__ void join(const float (&entries)[E], float factor, float (&pooled)[E]) {
@@ -105,7 +105,7 @@ __forceinline__ long long pool_whole(const Format& format, const Call& call,
     format.read(found, 0, entries);
     join<WAY>(entries, WAY == WEIGHTED ? bags.weights[at] : 1.0f, sums);
   }
-  std::memcpy(out, sums, sizeof sums);
+  memcpy(out, sums, sizeof sums);
   return joined;
 }
 
@@ -113,7 +113,7 @@ template <class Format, int WAY>
 __forceinline__ long long pool_parts(const Format& format, const Call& call,
                                      const Bags& bags, Window<Format>& window,
                                      long long begin, long long end, float* out) {
-  std::memset(out, 0, call.dim * sizeof(float));
+  memset(out, 0, call.dim * sizeof(float));
   long long joined = 0;
   for (long long at = begin; at < end; ++at) {
     const auto found = window.take(at);
@@ -141,16 +141,16 @@ __forceinline__ long long pool_pieces(const Format& format, const Call& call,
       const Place found = window.take(begin);
       if (call.ids[begin] == bags.padding) continue;
       if (WAY == WEIGHTED) factors[many] = bags.weights[begin];
-      std::memcpy(static_cast<void*>(places + many++), &found, sizeof found);
+      memcpy(static_cast<void*>(places + many++), &found, sizeof found);
     }
     for (int first = 0; first < call.dim; first += E) {
       float sums[E], entries[E];
-      std::memcpy(sums, out + first, sizeof sums);
+      memcpy(sums, out + first, sizeof sums);
       for (int k = 0; k < many; ++k) {
         format.read(places[k], first, entries);
         join<WAY>(entries, WAY == WEIGHTED ? factors[k] : 1.0f, sums);
       }
-      std::memcpy(out + first, sums, sizeof sums);
+      memcpy(out + first, sums, sizeof sums);
     }
     joined += many;
   }
@@ -186,7 +186,7 @@ void pool_bags(const Format& format, const Call& call, const Bags& bags,
       joined = pool_whole<Format, WAY>(format, call, bags, window, begin, end, out);
     else
       joined = pool_pieces<Format, WAY>(format, call, bags, window, begin, end, out);
-    if (!joined) std::memset(out, 0, call.dim * sizeof(float));
+    if (!joined) memset(out, 0, call.dim * sizeof(float));
     if (bags.mean && joined > 1)
       for (int c = 0; c < call.dim; ++c) out[c] /= (float)joined;
     begin = end;

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ HEADERS = HERE.parent / "formats"
 # A row is rounded as NumPy rounds it: no product and sum become one step unless the
 # headers ask for it.
 FLAGS = (
-    "-std=c++17", "-O2", "-ftree-vectorize", "-march=native", "-ffp-contract=off", "-fno-math-errno",
-    "-fPIC", "-shared", "-w", f"-I{HERE / 'words'}", f"-I{HERE}", f"-I{HEADERS}",
+    "-std=c++17", "-O2", "-ftree-vectorize", "-march=native", "-ffp-contract=off",
+    "-fno-math-errno", "-fPIC", "-shared", "-w", f"-I{HERE / 'words'}", f"-I{HERE}", f"-I{HEADERS}",
 )  # fmt: skip
 MOST_SECONDS = 120  # that a compiler may take
 
@@ -56,7 +56,9 @@ def find_compiler() -> tuple[str, ...] | None:
         if name and (found := shutil.which(name)):
             return (found,)
     if importlib.util.find_spec("ziglang") is not None:
-        return sys.executable, "-m", "ziglang", "c++"
+        # Its own C++ library, which nothing here needs, would take minutes to build.
+        plain = "-nostdlib++", "-fno-sanitize=undefined"
+        return sys.executable, "-m", "ziglang", "c++", *plain
     return None
 
 
@@ -114,8 +116,7 @@ def load_library(form: str, source: str) -> Library | None:
     keys = (text, read_sources(), describe_processor(), *compiler, *FLAGS)
     name = hashlib.sha256("\0".join(keys).encode()).hexdigest()[:32]
     try:
-        place = make_once(find_folder() / f"{name}.so", text, compiler)
-        library = ctypes.CDLL(str(place))
+        library = open_once(find_folder() / f"{name}.so", text, compiler)
     except (OSError, subprocess.SubprocessError) as error:
         output = getattr(error, "stderr", None) or str(error)
         warnings.warn(
@@ -125,6 +126,15 @@ def load_library(form: str, source: str) -> Library | None:
         )
         return None
     return declare(library)
+
+
+def open_once(place: Path, text: str, compiler: Sequence[str]) -> Library:
+    """A shared library that is kept, compiled anew where it is damaged."""
+    try:
+        return ctypes.CDLL(str(make_once(place, text, compiler)))
+    except OSError:
+        place.unlink(missing_ok=True)
+        return ctypes.CDLL(str(make_once(place, text, compiler)))
 
 
 def make_once(place: Path, text: str, compiler: Sequence[str]) -> Path:
@@ -158,6 +168,3 @@ def declare(library: Library) -> Library:
     library.pool.argtypes = [*call, *bags, *how, address, address]
     library.read.restype = library.pool.restype = None
     return library
-
-
-Function = Callable[..., None]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -121,7 +122,7 @@ def split(count: int, numbers: int) -> list[tuple[int, int]]:
     """Stretches of rows or bags, one for each thread that is worth its while."""
     pieces = max(min(count_threads(), numbers // LEAST_NUMBERS), 1)
     borders = [count * piece // pieces for piece in range(pieces + 1)]
-    return list(zip(borders, borders[1:]))
+    return list(pairwise(borders))
 
 
 def count_threads() -> int:

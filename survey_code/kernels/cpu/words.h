@@ -3,10 +3,9 @@
 
 #pragma once
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
+// Of C alone: a compiler needs no C++ library for this.
+#include <stdint.h>
+#include <string.h>
 
 #define ON_CPU
 #define __device__
@@ -22,16 +21,17 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 // Rows of an odd width begin anywhere.
 template <class T> __forceinline__ T __ldg(const T* place) {
   T value;
-  std::memcpy(&value, static_cast<const void*>(place), sizeof(T));
+  memcpy(&value, static_cast<const void*>(place), sizeof(T));
   return value;
 }
 inline void atomicOr(unsigned* place, unsigned value) { *place |= value; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 #define fmaf __builtin_fmaf
+#define fmaxf __builtin_fmaxf
 inline float __uint_as_float(unsigned bits) {
   float value;
-  std::memcpy(&value, &bits, 4);
+  memcpy(&value, &bits, 4);
   return value;
 }
 inline int __popcll(unsigned long long value) { return __builtin_popcountll(value); }
@@ -57,11 +57,13 @@ inline void fetch_bytes(const unsigned char* place, long long count) {
   for (; line < place + count; line += 64) __builtin_prefetch(line);
 }
 
+template <class T> T&& declare();    // some T, where only its type matters
+
 // The same of a row, of a format that knows where its rows are.
 template <class Format, class Place> constexpr bool has_fetch(...) { return false; }
 template <class Format, class Place>
-constexpr bool has_fetch(decltype(std::declval<const Format&>().fetch(
-    std::declval<const Place&>()))*) {
+constexpr bool has_fetch(
+    decltype(declare<const Format&>().fetch(declare<const Place&>()))*) {
   return true;
 }
 template <class Format, class Place>
@@ -77,17 +79,18 @@ template <class Format> constexpr bool adds(decltype(Format::ADDS)*) {
 
 inline unsigned add_bytes(const unsigned char* eight) {
   uint64_t bytes;
-  std::memcpy(&bytes, eight, 8);
+  memcpy(&bytes, eight, 8);
   constexpr uint64_t EVEN = 0x00ff00ff00ff00ffull;
   const uint64_t pairs = (bytes & EVEN) + (bytes >> 8 & EVEN);
   return pairs * 0x0001000100010001ull >> 48;
 }
 
+inline float widen_number(float number) { return number; }
+inline float widen_number(__half number) { return __half2float(number); }
 template <class Number> __forceinline__ float load_number(const unsigned char* place) {
   Number number;
-  std::memcpy(&number, place, sizeof(Number));
-  if constexpr (std::is_same<Number, float>::value) return number;
-  else return __half2float(number);
+  memcpy(&number, place, sizeof(Number));
+  return widen_number(number);
 }
 
 // Numbers that one instruction works on, and sums of products, rounded once, as a
@@ -126,7 +129,7 @@ template <class Vector> __forceinline__ Vector spread(float value) {
 }
 template <class Vector> __forceinline__ Vector load_vector(const float* place) {
   Vector found;
-  std::memcpy(&found, place, sizeof found);
+  memcpy(&found, place, sizeof found);
   return found;
 }
 
@@ -137,7 +140,7 @@ __forceinline__ void add_scaled(float factor, const float (&row)[E], float (&sum
 #pragma GCC unroll 16
     for (int j = 0; j < E; j += 8) {
       const Floats sum = load_vector<Floats>(sums + j) + factor * load_vector<Floats>(row + j);
-      std::memcpy(sums + j, &sum, sizeof sum);
+      memcpy(sums + j, &sum, sizeof sum);
     }
   } else {
     for (int j = 0; j < E; ++j) sums[j] += factor * row[j];
@@ -159,20 +162,20 @@ __forceinline__ void decode_codes(const unsigned char* row, int first, float sca
     Codes codes;
     if constexpr (BITS == 8) {
       unsigned low, high;
-      std::memcpy(&low, place + j, 4), std::memcpy(&high, place + j + 4, 4);
+      memcpy(&low, place + j, 4), memcpy(&high, place + j + 4, 4);
       codes = Codes{low, low, low, low, high, high, high, high};
       codes = codes >> Codes{0, 8, 16, 24, 0, 8, 16, 24} & MASK;
     } else {
       constexpr unsigned B = BITS;
       uint64_t word = 0;
-      std::memcpy(&word, place + j * BITS / 8, BITS);
+      memcpy(&word, place + j * BITS / 8, BITS);
       if (start) word |= (uint64_t)place[j * BITS / 8 + BITS] << 8 * BITS;
       codes = (Codes{} + unsigned(word >> start)) >>
               Codes{0, B, 2 * B, 3 * B, 4 * B, 5 * B, 6 * B, 7 * B} & MASK;
     }
     const Floats numbers = __builtin_convertvector((Integers)codes, Floats);
     const Floats values = CENTRED ? (numbers - CENTRE) * scale : numbers * scale + bias;
-    std::memcpy(entries + j, &values, sizeof values);
+    memcpy(entries + j, &values, sizeof values);
   }
   for (int j = E / 8 * 8; j < E; ++j) {
     const int at = start + j * BITS;

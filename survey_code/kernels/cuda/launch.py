@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from survey_code.kernels.cuda import MODES, GpuArray, Shaped, current_stream, load_cupy
+from survey_code.kernels.cuda.generate import generate_rows
+from survey_code.kernels.cuda.load import ID_TYPES, Kernel, load_kernel
+from survey_code.kernels.cuda.place import place_rows
 from survey_code.kernels.formats import (
     DenseFormat,
     Format,
@@ -18,9 +21,6 @@ from survey_code.kernels.formats import (
     PieceFormat,
     TurnedFormat,
 )
-from survey_code.kernels.cuda.generate import generate_rows
-from survey_code.kernels.cuda.load import ID_TYPES, Kernel, load_kernel
-from survey_code.kernels.cuda.place import place_rows
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -122,6 +122,10 @@ struct Rowwise {
 
   __device__ __forceinline__ Place find(long long id) const { return id; }
 #ifdef ON_CPU
+  __forceinline__ float parameter(const unsigned char* row, int k) const {
+    return HALF ? load_number<__half>(row + tail + 2 * k)
+                : load_number<float>(row + tail + 4 * k);
+  }
   void fetch(Place row) const {
     fetch_bytes(table + (unsigned long long)row * stride, stride);
   }
@@ -132,9 +136,7 @@ struct Rowwise {
     constexpr int IN_BYTE = 8 / BITS;
     const unsigned char* place = table + (unsigned long long)row * stride;
 #ifdef ON_CPU
-    using Number = typename std::conditional<HALF, __half, float>::type;
-    const float scale = load_number<Number>(place + tail);
-    const float bias = CENTRED ? 0.0f : load_number<Number>(place + tail + sizeof(Number));
+    const float scale = parameter(place, 0), bias = CENTRED ? 0.0f : parameter(place, 1);
     decode_codes<E, BITS, CENTRED>(place, first, scale, bias, entries);
 #else
     Piece found = piece(place, E < IN_BYTE ? first / IN_BYTE : first / E);
