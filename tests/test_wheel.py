@@ -25,6 +25,9 @@ NOT_SOURCE = shutil.ignore_patterns(
 )
 
 
+CPP = (".cu", ".cuh", ".cpp", ".h")
+
+
 def run(*words, folder, **variables):
     """What a command prints that is started in a folder, without a network."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
@@ -67,13 +70,15 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     files = {
         path.relative_to(source).as_posix()
         for path in (source / "survey_code").rglob("*")
-        if path.suffix in (".py", ".cu", ".cuh") or path.name == "py.typed"
+        if path.suffix in (".py", *CPP) or path.name == "py.typed"
     }
     assert "survey_code/py.typed" in files
     kernels = {name for name in files if name.startswith("survey_code/kernels/")}
-    for name in ("codebook.cuh", "composed.cu", "formats.py"):
-        assert f"survey_code/kernels/cuda/{name}" in kernels
-    assert "survey_code/kernels/cpu/codes.py" in kernels
+    for name in (
+        "formats/codebook.cuh", "cuda/composed.cu", "cpu/bags.cpp", "cpu/words.h",
+        "cpu/words/cuda_fp16.h", "cpu/codes.py",
+    ):  # fmt: skip
+        assert f"survey_code/kernels/{name}" in kernels
     held = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     assert held == files
 

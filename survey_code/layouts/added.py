@@ -10,7 +10,7 @@ from survey_code.layouts.nearest import VectorSearch, score_part
 from survey_code.layouts.parts import check_layouts, part_work
 
 if TYPE_CHECKING:
-    from survey_code.kernels.cuda.formats import Format
+    from survey_code.kernels.formats import Format
 
 
 class AddedLayout(VectorSearch):
@@ -72,7 +72,7 @@ class AddedLayout(VectorSearch):
 
     def describe(self) -> Format | None:
         """The parts' formats."""
-        from survey_code.kernels.cuda.formats import AddedFormat, describe_all
+        from survey_code.kernels.formats import AddedFormat, describe_all
 
         formats = describe_all(self.parts)
         return None if formats is None else AddedFormat.of(formats)

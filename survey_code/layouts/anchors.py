@@ -26,7 +26,7 @@ from survey_code.layouts.parts import (
 )
 
 if TYPE_CHECKING:
-    from survey_code.kernels.cuda.formats import Format
+    from survey_code.kernels.formats import Format
 
 
 class AnchorLayout(Layout):
@@ -133,7 +133,7 @@ class AnchorLayout(Layout):
 
     def describe(self) -> Format | None:
         """Each row's entries, and the anchors they name."""
-        from survey_code.kernels.cuda.formats import AnchorFormat, describe_rows
+        from survey_code.kernels.formats import AnchorFormat, describe_rows
 
         anchors = describe_rows(self.anchors)
         if anchors is None:

@@ -34,7 +34,7 @@ from survey_code.layouts.nearest import (
 
 if TYPE_CHECKING:
     from survey_code.kernels.cuda import GpuArray
-    from survey_code.kernels.cuda.formats import Format
+    from survey_code.kernels.formats import Format
 
 # Bytes of a code that the kernel for searching takes.
 LONGEST = 64
@@ -239,13 +239,21 @@ class BinaryLayout(Layout):
     def describe(self) -> Format | None:
         """Rows of one block as codes 0 and 1 with a scale and a bias.
 
-        An entry is then ``2 s q - s``, which is s or -s exactly.
+        An entry is then ``2 s q - s``, which is s or -s exactly; on a processor, where
+        scales stay where they are, ``2 s (q - 1/2)``.
         """
-        from survey_code.kernels.cuda.formats import RowwiseFormat
+        from survey_code.kernels.formats import ApartFormat, DenseFormat, RowwiseFormat
 
         if self.blocks > 1:
             return None
         xp = array_module(self.packed)
+        if xp is np:
+            scales = self.scales
+            if scales is None or self.levels is not None:
+                every = 1 if self.levels is None else self.num_embeddings
+                scales = self._read_scales(np.arange(every))
+            own, codes = DenseFormat.of(scales), self.packed[:, 0]
+            return ApartFormat.of(codes, self.embedding_dim, 1, own, factor=2)
         scale = self._read_scales(xp.arange(self.num_embeddings))  # (n, 1)
         tail = xp.concatenate([2 * scale, -scale], axis=1)
         return RowwiseFormat.beside(self.packed[:, 0], tail, self.embedding_dim, 1)

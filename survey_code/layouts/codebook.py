@@ -39,7 +39,7 @@ from survey_code.layouts.parts import (
 from survey_code.layouts.routed import RoutedLayout
 
 if TYPE_CHECKING:
-    from survey_code.kernels.cuda.formats import Format
+    from survey_code.kernels.formats import Format
 
 # Codewords side by side, or added.
 COMBINED = ("concat", "sum")
@@ -249,7 +249,7 @@ class CodebookLayout(VectorSearch):
 
     def describe(self) -> Format | None:
         """Codes and codewords in one kernel."""
-        from survey_code.kernels.cuda.formats import CodebookFormat, describe_rows
+        from survey_code.kernels.formats import CodebookFormat, describe_rows
 
         codes, words = describe_rows(self.codes), describe_rows(self.codewords)
         if codes is None or words is None:

@@ -21,7 +21,7 @@ from survey_code.layouts.layout import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from survey_code.kernels.cuda.formats import Format
+    from survey_code.kernels.formats import Format
 
 DENSE_FORMATS = ("float32", "float16", "bfloat16")
 LARGEST_BFLOAT16 = (2 - 2.0**-7) * 2.0**127
@@ -98,7 +98,7 @@ class DenseLayout(Layout):
 
     def describe(self) -> Format:
         """Rows of numbers."""
-        from survey_code.kernels.cuda.formats import DenseFormat
+        from survey_code.kernels.formats import DenseFormat
 
         return DenseFormat.of(self.values)
 

@@ -21,7 +21,7 @@ from survey_code.layouts.hashed import as_flag, check_served
 from survey_code.layouts.layout import A, IdArray, Layout, RowArray, array_module
 
 if TYPE_CHECKING:
-    from survey_code.kernels.cuda.formats import Format
+    from survey_code.kernels.formats import Format
 
 # Numbers that are read together.
 BLOCKS_AT_ONCE = 2**18
@@ -123,7 +123,7 @@ class FlatLayout(Layout):
 
     def describe(self) -> Format:
         """Blocks of a row, each read where it begins."""
-        from survey_code.kernels.cuda.formats import OPEN, FlatFormat
+        from survey_code.kernels.formats import OPEN, FlatFormat
 
         return FlatFormat.of(
             (OPEN if self.open_ids else self.num_embeddings, self.embedding_dim),

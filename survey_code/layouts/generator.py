@@ -28,7 +28,7 @@ from survey_code.layouts.layout import (
 )
 
 if TYPE_CHECKING:
-    from survey_code.kernels.cuda.formats import Format
+    from survey_code.kernels.formats import Format
 
 # Values that one hash takes, as in the paper.
 BUCKETS = 1_000_000
@@ -205,7 +205,7 @@ class GeneratorLayout(Layout):
 
     def describe(self) -> Format:
         """Hashes and activations by kernels, products by cuBLAS."""
-        from survey_code.kernels.cuda.formats import OPEN, GeneratorFormat
+        from survey_code.kernels.formats import OPEN, GeneratorFormat
 
         return GeneratorFormat(
             OPEN if self.open_ids else self.num_embeddings,

@@ -45,7 +45,7 @@ from survey_code.layouts.parts import (
 )
 
 if TYPE_CHECKING:
-    from survey_code.kernels.cuda.formats import Format
+    from survey_code.kernels.formats import Format
 
 # Ids of one block of the remap: eight words of 64 bits, a cache line per bit plane.
 BLOCK_WORDS = 8
@@ -346,7 +346,7 @@ class GroupedLayout(VectorSearch):
 
     def describe(self) -> Format | None:
         """Short rows, projected or spread as they are read."""
-        from survey_code.kernels.cuda.formats import GroupedFormat, describe_all
+        from survey_code.kernels.formats import GroupedFormat, describe_all
 
         tables = describe_all(self.tables)
         if tables is None:

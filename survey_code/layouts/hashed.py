@@ -42,7 +42,7 @@ from survey_code.layouts.parts import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from survey_code.kernels.cuda.formats import Format
+    from survey_code.kernels.formats import Format
 
 COMBINE = ("sum", "product", "concat", "path")
 # Units of a path that a kernel's thread holds; wider ones are read array by array.
@@ -308,7 +308,7 @@ class HashedLayout(Layout):
 
     def describe(self) -> Format | None:
         """The rows that digits name, put together as they are read."""
-        from survey_code.kernels.cuda.formats import (
+        from survey_code.kernels.formats import (
             OPEN,
             HashedFormat,
             PathFormat,

@@ -6,6 +6,8 @@ import copy
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import is_
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, TypeVar, overload
 
@@ -20,15 +22,16 @@ from survey_code.checks import (
 )
 from survey_code.kernels import cuda
 from survey_code.kernels.cpu.pooling import CHUNK_NUMBERS, pool_bags, pool_chunks
+from survey_code.kernels.cpu.reader import Reader
 from survey_code.kernels.cpu.rows import gather_rows, take_rows
-from survey_code.kernels.cuda import launch
+from survey_code.kernels.cuda import array_module, is_cupys, launch
 from survey_code.layouts.files import Blueprint, write_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from survey_code.kernels.cuda import GpuArray, Shaped
-    from survey_code.kernels.cuda.formats import Format
+    from survey_code.kernels.cuda import GpuArray
+    from survey_code.kernels.formats import Format
 
 # A layout's own code is written for NumPy.  After to_gpu() CuPy's arrays stand where
 # NumPy's stood, and run through the same code: `array_module` says whose they are.
@@ -58,6 +61,8 @@ SMALLEST_FLOAT = 2.0**-149
 # Columns of a row, and numbers read for it, that any layout may have; with arrays of
 # more bytes it may have more, so that no small file makes a look-up slow or large.
 MOST_COLUMNS, MOST_WORK = 2**16, 2**17
+# Numbers of a call for which code is compiled, if there is none yet.
+LARGE_CALL = 2**16
 
 
 class Stored:
@@ -193,6 +198,21 @@ class Stored:
         }
         return self._twin(back)
 
+    def _lay_out(self) -> Self:
+        """The layout, or a copy whose arrays have no gaps, as kernels read them."""
+        held: dict[str, StoredArray | Layout] = {
+            name: part._lay_out()
+            if isinstance(part, Stored)
+            else np.require(part, requirements=["C", "A"])
+            for name, part in self.held().items()
+        }
+        same = all(map(is_, held.values(), self.held().values()))
+        return self if same else self._twin(held)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What knows the arrays' addresses is made anew in a copy.
+        return {**self.__dict__, "device": None, "reader": None}
+
     def _twin(self, held: Mapping[str, StoredArray | Layout]) -> Self:
         """A copy that consists of these instead."""
         twin = copy.copy(self)
@@ -263,8 +283,16 @@ class Layout(Stored):
     # never trained; it does so only where its maker asked for it.
     open_ids: int = 0
 
+    # Whether bags are best read by one kernel: not where a product follows the sums.
+    describes_bags: ClassVar[bool] = True
+
     # Arrays of uint16 that are bit patterns of bfloat16.
     patterns: ClassVar[tuple[str, ...]] = ()
+
+    # On a processor: compiled code that reads the rows, once it was asked for; copies
+    # ask for it anew.
+    reader: Compiled | None = None
+    compiles: bool = False
 
     # What `validate` found: no entry of a row is larger, and no row takes more.
     largest: float | None = None
@@ -317,6 +345,39 @@ class Layout(Stored):
         None where no kernel reads this layout: the code for arrays does then.
         """
         return None
+
+    def prepare(self) -> bool:
+        """Compile the code that reads the rows now, not at the first large call.
+
+        Returns
+        -------
+        bool
+            Whether there is such code; otherwise NumPy reads the rows.
+        """
+        return not self.on_gpu and self._find_reader(LARGE_CALL) is not None
+
+    def _find_reader(self, numbers: int) -> Reader | None:
+        """Compiled code for a call of so many numbers; None where NumPy serves it.
+
+        It is compiled for large calls, and then serves small ones, too.
+        """
+        kept = self.reader
+        if kept is None or not kept.still_holds():
+            self.compiles = self.compiles or numbers >= LARGE_CALL
+            if not self.compiles:
+                return None
+            kept = self.reader = Compiled.of(self)
+        return kept.reader
+
+    def _read_compiled(self, ids: np.ndarray) -> RowArray | None:
+        """Rows of ids of any shape; None without compiled code, or for a bad id."""
+        reader = self._find_reader(ids.size * self.embedding_dim)
+        if reader is None or ids.dtype.kind not in "iu":
+            return None
+        rows = reader.read(np.ascontiguousarray(ids, dtype=np.int64).ravel())
+        if rows is None or ids.ndim == 1:
+            return rows
+        return rows.reshape(*ids.shape, self.embedding_dim)
 
     def validate(self) -> None:
         """Raise ValueError unless the layout is one whose look-ups are safe.
@@ -395,6 +456,10 @@ class Layout(Stored):
         """
         if self.device is not None:
             return as_given(ids, launch.read(self.device, cuda.as_cupy(ids), check))
+        if not self.on_gpu:
+            fast = self._read_compiled(as_numpy(ids))
+            if fast is not None:
+                return as_given(ids, fast)
         checked = self.check_ids(ids)
         rows = self.read_rows(checked.ravel())
         return as_given(ids, rows.reshape(*checked.shape, self.embedding_dim))
@@ -477,32 +542,54 @@ class Layout(Stored):
             factors = check_weights(moved, per_sample_weights, mode, cuda.load_cupy())
             how = (factors, mode, check, padding, last)
             return as_given(ids, launch.pool(self.device, moved, offsets, *how))
-        checked = self.check_ids(ids)
-        xp = array_module(checked)
-        borders = check_offsets(checked, offsets, xp, last)
-        weights = check_weights(checked, per_sample_weights, mode, xp)
-        pooled = self._pool_checked(checked.ravel(), borders, weights, mode, padding)
+        asked = (offsets, per_sample_weights, mode, padding, last)
+        pooled = None if self.on_gpu else self._pool_compiled(as_numpy(ids), *asked)
+        if pooled is None:
+            pooled = self._pool_plainly(self.check_ids(ids), *asked)
         return as_given(ids, pooled)
 
-    def _pool_checked(
+    def _pool_plainly(
         self,
         ids: IdArray,
-        borders: IdArray,
-        weights: RowArray | None,
+        offsets: Offsets | None,
+        factors: Factors | None,
         mode: str,
         padding: int | None,
+        last: bool,
     ) -> RowArray:
-        """`read_bags`, of the ids that belong to a bag."""
-        if weights is not None:
-            weights = weights.ravel()
+        """`bag` of checked ids by `read_bags`, of those that belong to a bag."""
+        xp = array_module(ids)
+        borders = check_offsets(ids, offsets, xp, last)
+        weights = check_weights(ids, factors, mode, xp)
+        ids, weights = ids.ravel(), None if weights is None else weights.ravel()
         if padding is not None:
-            xp = array_module(ids)
             kept: Any = launch.put_padding_last(ids, borders, weights, padding, xp)
             ids, borders, weights = kept
         end = int(borders[-1])
         if weights is not None:
             weights = weights[:end]
         return self.read_bags(ids[:end], borders, weights, mode)
+
+    def _pool_compiled(
+        self,
+        ids: np.ndarray,
+        offsets: Offsets | None,
+        factors: Factors | None,
+        mode: str,
+        padding: int | None = None,
+        last: bool = False,
+    ) -> RowArray | None:
+        """`bag` by compiled code; None without it, or for bad ids or offsets."""
+        reader = self._find_reader(ids.size * self.embedding_dim)
+        if reader is None or ids.dtype.kind not in "iu":
+            return None
+        try:
+            starts = launch.as_offsets(ids, offsets, np, last)
+            weights = check_weights(ids, factors, mode, np)
+        except (TypeError, ValueError):  # bad ids are told of first
+            return None
+        own = np.ascontiguousarray(ids, dtype=np.int64)
+        return reader.pool(own, starts, len(starts) - last, weights, mode, padding)
 
     def check_ids(self, ids: Ids | GpuArray | Tensor) -> IdArray:
         """The ids as an int64 array on the layout's side, or one clear error."""
@@ -520,6 +607,50 @@ class Layout(Stored):
                     f"{self.num_embeddings} rows (ids are 0 to {limit - 1})"
                 )
         return given.astype(np.int64, copy=False)
+
+
+@dataclass(eq=False)
+class Compiled:
+    """What reads a layout's rows, and the arrays whose addresses it knows.
+
+    Parameters
+    ----------
+    reader : Reader or None
+        None where no compiled code reads such a layout.
+    arrays : list of arrays
+    """
+
+    layout: Layout
+    reader: Reader | None
+    arrays: list[StoredArray]
+
+    @classmethod
+    def of(cls, layout: Layout) -> Compiled:
+        """Of a layout on a processor, compiled if need be."""
+        arrays = list(layout.arrays().values())
+        format = layout._lay_out().describe() if layout.describes_bags else None
+        return cls(layout, Reader.of(format), arrays)
+
+    def still_holds(self) -> bool:
+        """Whether the layout has the same arrays as before."""
+        now = self.layout.arrays().values()
+        return len(now) == len(self.arrays) and all(map(is_, now, self.arrays))
+
+
+def read_fast(layout: Layout, ids: IdArray) -> RowArray:
+    """`Layout.read_rows` of checked ids, by compiled code where there is some."""
+    rows = None if is_cupys(ids) else layout._read_compiled(ids)
+    return layout.read_rows(ids) if rows is None else rows
+
+
+def pool_fast(
+    layout: Layout, ids: IdArray, starts: IdArray, weights: RowArray | None, mode: str
+) -> RowArray:
+    """`Layout.read_bags`, by compiled code where there is some."""
+    pooled = None
+    if not is_cupys(ids):
+        pooled = layout._pool_compiled(ids, starts, weights, mode, last=True)
+    return layout.read_bags(ids, starts, weights, mode) if pooled is None else pooled
 
 
 def measure(layout: Layout, name: str, part: StoredArray | Layout) -> float:
@@ -602,16 +733,6 @@ def check_limit(
             f"a {layout.name} layout of {layout.nbytes:,} bytes may have "
             f"{max(least, stored):,} {what}, got {number:,}"
         )
-
-
-def is_cupys(array: object) -> bool:
-    """Whether an array is CuPy's."""
-    return hasattr(type(array), "__cuda_array_interface__")
-
-
-def array_module(array: Shaped) -> ModuleType:
-    """NumPy or CuPy, whichever made the array."""
-    return cuda.load_cupy() if is_cupys(array) else np
 
 
 def as_numpy(ids: npt.ArrayLike | GpuArray | Tensor) -> np.ndarray:

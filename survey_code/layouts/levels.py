@@ -30,7 +30,7 @@ from survey_code.layouts.layout import (
 from survey_code.layouts.rowwise import code_bytes
 
 if TYPE_CHECKING:
-    from survey_code.kernels.cuda.formats import Format
+    from survey_code.kernels.formats import Format
 
 # Bits of the longest code.
 MOST_LEVEL_BITS = 8
@@ -222,7 +222,7 @@ class LevelsLayout(Layout):
 
     def describe(self) -> Format:
         """Codes with what a row multiplies them by, and the levels."""
-        from survey_code.kernels.cuda.formats import LevelsFormat
+        from survey_code.kernels.formats import LevelsFormat
 
         scaling = 2 if self.block else int(self.scaled)
         shape, block = (self.embedding_dim, self.bits), self.columns_a_block

@@ -18,7 +18,7 @@ from survey_code.kernels.cpu.codes import take_codes
 from survey_code.layouts.layout import IdArray, Layout, RowArray, array_module, is_cupys
 
 if TYPE_CHECKING:
-    from survey_code.kernels.cuda.formats import Format
+    from survey_code.kernels.formats import Format
 
 
 class PackedLayout(Layout):
@@ -84,7 +84,7 @@ class PackedLayout(Layout):
 
     def describe(self) -> Format:
         """The stream, and the bits of an integer."""
-        from survey_code.kernels.cuda.formats import PackedFormat
+        from survey_code.kernels.formats import PackedFormat
 
         return PackedFormat(
             self.num_embeddings, self.embedding_dim, self.words, self.bits

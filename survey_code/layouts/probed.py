@@ -32,7 +32,7 @@ from survey_code.layouts.parts import (
 from survey_code.layouts.routed import key_type
 
 if TYPE_CHECKING:
-    from survey_code.kernels.cuda.formats import Format
+    from survey_code.kernels.formats import Format
 
 # What stands in a slot that no id has.
 FREE = -1
@@ -202,7 +202,7 @@ class ProbedLayout(Layout):
 
     def describe(self) -> Format | None:
         """The window and the rows' own format."""
-        from survey_code.kernels.cuda.formats import OPEN, ProbedFormat, describe_rows
+        from survey_code.kernels.formats import OPEN, ProbedFormat, describe_rows
 
         values = describe_rows(self.values)
         if values is None:

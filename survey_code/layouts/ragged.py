@@ -25,7 +25,7 @@ from survey_code.layouts.sparse import FORMATS, check_format, round_values
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from survey_code.kernels.cuda.formats import Format
+    from survey_code.kernels.formats import Format
 
 # Rows that share an offset; their lengths are one sector of a GPU's memory.
 BLOCK = 32
@@ -151,7 +151,7 @@ class RaggedLayout(Layout):
 
     def describe(self) -> Format:
         """Prefixes, found from the lengths of the rows before."""
-        from survey_code.kernels.cuda.formats import RaggedFormat
+        from survey_code.kernels.formats import RaggedFormat
 
         shape = (self.num_embeddings, self.embedding_dim)
         return RaggedFormat.of(shape, self.values, self.lengths, self.starts)

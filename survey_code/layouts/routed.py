@@ -24,7 +24,7 @@ from survey_code.layouts.nearest import VectorSearch, score_part
 from survey_code.layouts.parts import check_layouts, part_work
 
 if TYPE_CHECKING:
-    from survey_code.kernels.cuda.formats import Format
+    from survey_code.kernels.formats import Format
 
 
 def key_type(rows: int) -> np.dtype:
@@ -299,7 +299,7 @@ class RoutedLayout(VectorSearch):
 
     def describe(self) -> Format | None:
         """The parts' formats, and a bit for each id that says where it stands."""
-        from survey_code.kernels.cuda.formats import RoutedFormat, describe_all
+        from survey_code.kernels.formats import RoutedFormat, describe_all
 
         formats = describe_all(self.parts)
         if formats is None:

@@ -35,7 +35,7 @@ from survey_code.layouts.layout import (
 from survey_code.layouts.parts import are_first_ids
 
 if TYPE_CHECKING:
-    from survey_code.kernels.cuda.formats import Format
+    from survey_code.kernels.formats import Format
 
 BITS = (8, 4, 2)
 
@@ -236,11 +236,14 @@ class RowwiseLayout(Layout):
 
     def describe(self) -> Format:
         """Codes, and each row's scale and bias beside them."""
-        from survey_code.kernels.cuda.formats import RowwiseFormat
+        from survey_code.kernels.formats import ApartFormat, DenseFormat, RowwiseFormat
 
         shape = self.embedding_dim, self.bits
         if self.parameters is None:
             return RowwiseFormat.of(self.rows, *shape, self.bits < 8, self.centred)
+        if not is_cupys(self.rows):
+            own = DenseFormat.of(self.parameters)
+            return ApartFormat.of(self.rows, *shape, own, self.starts)
         # A fetch brings whole sectors, so that each row may as well have its group's
         # scale and bias beside it.
         xp = array_module(self.rows)

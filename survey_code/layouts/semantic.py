@@ -41,7 +41,7 @@ from survey_code.layouts.parts import (
 )
 
 if TYPE_CHECKING:
-    from survey_code.kernels.cuda.formats import Format
+    from survey_code.kernels.formats import Format
 
 # How the rows of n-grams make one.
 JOINED = ("sum", "concat")
@@ -274,7 +274,7 @@ class SemanticLayout(Layout):
 
     def describe(self) -> Format | None:
         """Codes, n-grams and tables in one kernel."""
-        from survey_code.kernels.cuda.formats import SemanticFormat, describe_rows
+        from survey_code.kernels.formats import SemanticFormat, describe_rows
 
         codes, values = describe_rows(self.codes), describe_rows(self.values)
         if codes is None or values is None:

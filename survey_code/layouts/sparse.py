@@ -27,7 +27,7 @@ from survey_code.layouts.parts import are_first_ids
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from survey_code.kernels.cuda.formats import Format
+    from survey_code.kernels.formats import Format
 
 FORMATS = ("float32", "float16")
 # Entries that are looked at together.
@@ -365,7 +365,7 @@ class SparseLayout(Layout):
 
     def describe(self) -> Format:
         """Entries of a row, found in its block."""
-        from survey_code.kernels.cuda.formats import SparseFormat
+        from survey_code.kernels.formats import SparseFormat
 
         shape = (self.num_embeddings, self.embedding_dim)
         return SparseFormat(

@@ -34,7 +34,7 @@ from survey_code.layouts.parts import (
 )
 
 if TYPE_CHECKING:
-    from survey_code.kernels.cuda.formats import Format
+    from survey_code.kernels.formats import Format
 
 
 def take_mixed_digits(ids: A, sizes: Sequence[int]) -> list[A]:
@@ -236,7 +236,7 @@ class TensorTrainLayout(Layout):
 
     def describe(self) -> Format | None:
         """Three cores, decoded, into which longer trains are merged."""
-        from survey_code.kernels.cuda.formats import TrainFormat
+        from survey_code.kernels.formats import TrainFormat
 
         given = self.decoded_cores()
         cores, steps = merge_cores(given, self._plan[2], 3)

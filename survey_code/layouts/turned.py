@@ -26,12 +26,14 @@ from survey_code.layouts.layout import (
     add_up,
     array_module,
     is_cupys,
+    pool_fast,
+    read_fast,
 )
 from survey_code.layouts.nearest import VectorSearch, score_part
 from survey_code.layouts.parts import bound_product, is_linear, part_work
 
 if TYPE_CHECKING:
-    from survey_code.kernels.cuda.formats import Format
+    from survey_code.kernels.formats import Format
 
 
 # Columns of the largest matrix that a GPU is given where none is stored.
@@ -111,6 +113,7 @@ class TurnedLayout(VectorSearch):
     """
 
     name: ClassVar[str] = "turned"
+    describes_bags: ClassVar[bool] = False
     array_names: ClassVar[tuple[str, ...]] = ("part", "matrix", "signs")
 
     part: Layout
@@ -204,7 +207,7 @@ class TurnedLayout(VectorSearch):
 
     def read_rows(self, ids: IdArray) -> RowArray:
         """The part's rows, turned."""
-        return self.turn(self.part.read_rows(ids))
+        return self.turn(read_fast(self.part, ids))
 
     def read_bags(
         self, ids: IdArray, starts: IdArray, weights: RowArray | None, mode: str
@@ -223,7 +226,7 @@ class TurnedLayout(VectorSearch):
             borders = starts[first : first + step + 1]
             some = slice(int(borders[0]), int(borders[-1]))
             factors = None if weights is None else weights[some]
-            part = self.part.read_bags(ids[some], borders - borders[0], factors, mode)
+            part = pool_fast(self.part, ids[some], borders - borders[0], factors, mode)
             pooled[first : first + step] = self.turn(part)
         return pooled
 
@@ -238,7 +241,7 @@ class TurnedLayout(VectorSearch):
 
     def describe(self) -> Format | None:
         """The part's format; the product follows it."""
-        from survey_code.kernels.cuda.formats import TurnedFormat, describe_rows
+        from survey_code.kernels.formats import TurnedFormat, describe_rows
 
         part = describe_rows(self.part)
         if part is None or (self.matrix is None and self.embedding_dim > WIDEST_TURN):

@@ -9,7 +9,7 @@ import pytest
 from layout_examples import EXAMPLES
 from nestings import draw_nesting
 
-from survey_code.kernels.cuda.formats import invert
+from survey_code.kernels.formats import invert
 from survey_code.layouts import AddedLayout, DenseLayout, HashedLayout, TurnedLayout
 from survey_code.layouts.hashed import mixed_index
 

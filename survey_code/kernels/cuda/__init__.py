@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager
 from types import EllipsisType, ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
     from torch import Tensor
 
@@ -133,6 +134,16 @@ def load_cupy() -> ModuleType:
     return cupy
 
 
+def is_cupys(array: object) -> bool:
+    """Whether an array is CuPy's."""
+    return hasattr(type(array), "__cuda_array_interface__")
+
+
+def array_module(array: Shaped) -> ModuleType:
+    """NumPy or CuPy, whichever made the array."""
+    return load_cupy() if is_cupys(array) else np
+
+
 def as_cupy(ids: npt.ArrayLike | GpuArray | Tensor) -> GpuArray:
     """A CuPy array of a CuPy array or a CUDA torch tensor (no copy).
 
@@ -154,8 +165,8 @@ def as_cupy(ids: npt.ArrayLike | GpuArray | Tensor) -> GpuArray:
 
 
 def copy_back(array: Any) -> np.ndarray:
-    """A CuPy array in NumPy."""
-    moved: np.ndarray = array.get()
+    """An array of either in NumPy."""
+    moved: np.ndarray = array.get() if is_cupys(array) else array
     return moved
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from survey_code.kernels.cuda import GpuArray, Shaped, load_cupy
-from survey_code.kernels.cuda.formats import GeneratorFormat
 from survey_code.kernels.cuda.load import ID_TYPES, THREADS, load_kernel
+from survey_code.kernels.formats import GeneratorFormat
 
 AT_ONCE = 1 << 16  # ids whose signals are in memory at the same time
 

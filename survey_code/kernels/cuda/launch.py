@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from survey_code.kernels.cuda import MODES, GpuArray, Shaped, current_stream, load_cupy
-from survey_code.kernels.cuda.formats import (
+from survey_code.kernels.cuda.generate import generate_rows
+from survey_code.kernels.cuda.load import ID_TYPES, Kernel, load_kernel
+from survey_code.kernels.cuda.place import place_rows
+from survey_code.kernels.formats import (
     DenseFormat,
     Format,
     GeneratorFormat,
     PieceFormat,
     TurnedFormat,
 )
-from survey_code.kernels.cuda.generate import generate_rows
-from survey_code.kernels.cuda.load import ID_TYPES, Kernel, load_kernel
-from survey_code.kernels.cuda.place import place_rows
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -42,7 +42,7 @@ def load_kernel(file: str, expression: str, before: str = "") -> Kernel:
     """
     module = load_cupy().RawModule(
         code=before + (FOLDER / file).read_text(encoding="utf-8"),
-        options=("-std=c++17", f"-I{FOLDER}"),
+        options=("-std=c++17", f"-I{FOLDER.parent / 'formats'}"),
         name_expressions=[expression],
     )
     return module.get_function(expression)

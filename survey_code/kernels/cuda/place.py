@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from survey_code.kernels.cuda import GpuArray, Shaped, load_cupy
+from survey_code.kernels.cuda import GpuArray, Shaped, is_cupys, load_cupy
 
 SECTOR = 32  # bytes that the memory fetches at least
 
@@ -24,7 +24,8 @@ def choose_stride(used: int) -> int:
 def address_of(array: Shaped) -> int:
     """Where an array begins; 0 where there is nothing in it."""
     held: Any = array
-    return int(held.__cuda_array_interface__["data"][0]) * bool(array.size)
+    told = held.__cuda_array_interface__ if is_cupys(held) else held.__array_interface__
+    return int(told["data"][0]) * bool(array.size)
 
 
 def row_stride(rows: Shaped) -> int:

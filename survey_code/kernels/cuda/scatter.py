@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from survey_code.kernels.cuda import GpuArray, current_stream, load_cupy
-from survey_code.kernels.cuda.formats import NO_HASH
 from survey_code.kernels.cuda.load import ID_TYPES, load_kernel
+from survey_code.kernels.formats import NO_HASH
 
 NUMBER_TYPES = {"float32": "float", "float64": "double"}
 BLOCK_THREADS = 128  # threads of a block

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from survey_code.kernels.cuda import GpuArray, Shaped, current_stream, load_cupy
-from survey_code.kernels.cuda.formats import Format
 from survey_code.kernels.cuda.load import SHARED_BYTES, THREADS, load_kernel
+from survey_code.kernels.formats import Format
 
 
 def score_codes(codes: Format, tables: Shaped, first: int, stop: int) -> GpuArray:

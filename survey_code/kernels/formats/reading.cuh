@@ -55,7 +55,7 @@ template <int BYTES> struct Word {
   }
 };
 
-// E numbers that lie side by side; rows begin at multiples of E numbers.
+// E numbers that lie side by side; on a GPU rows begin at multiples of E numbers.
 template <int E>
 __device__ __forceinline__ void load_floats(const float* place, float (&values)[E]) {
   if constexpr (E == 4) {
@@ -64,8 +64,10 @@ __device__ __forceinline__ void load_floats(const float* place, float (&values)[
   } else if constexpr (E == 2) {
     const float2 two = __ldg(reinterpret_cast<const float2*>(place));
     values[0] = two.x, values[1] = two.y;
-  } else {
+  } else if constexpr (E == 1) {
     values[0] = __ldg(place);
+  } else {    // on a processor, any number of them
+    for (int j = 0; j < E; ++j) values[j] = place[j];
   }
 }
 

@@ -1,5 +1,7 @@
 """What kernels are told about layouts: a description of each, on both sides alike.
 
+The headers beside this file read rows, on a GPU and on a processor.
+
 A `Format` is a small dataclass.  Those of its attributes that are marked `Told` are
 what a kernel reads: addresses of arrays, numbers, digits, and formats again where a
 layout holds layouts.  From the class the C++ struct is made that the kernel takes by
@@ -13,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from types import ModuleType
 from typing import Annotated, Any, ClassVar, Protocol, get_type_hints, runtime_checkable
 
 import numpy as np
 
-from survey_code.kernels.cuda import Shaped, load_cupy
+from survey_code.kernels.cuda import Shaped, array_module, is_cupys
 from survey_code.kernels.cuda.place import (
     address_of,
     pack_beside,
@@ -25,11 +28,17 @@ from survey_code.kernels.cuda.place import (
     row_stride,
 )
 
+__all__ = ["Format", "address_of", "describe_all", "describe_rows"]
+
 OPEN = 2**63 - 1  # ids of a layout that serves any
 FEW_BLOCKS = 8  # of a row, that are found at once
 FEW_TABLES = 2  # side by side, whose rows are found at once
 FLOATS = {"float32": "float", "float16": "__half", "uint16": "__nv_bfloat16"}
 INTEGERS = {"uint8": "unsigned char", "uint16": "unsigned short"}
+# Entries that are read at once: on a GPU by a thread; on a processor up to eight
+# vectors of them, as many as its registers hold.
+GPU: tuple[int, ...] = (4, 2, 1)
+PROCESSOR: tuple[int, ...] = tuple(range(64, 0, -1))
 IDENTITIES = {"int32": "int", "int64": "long long"}
 Shape = tuple[int, int]
 
@@ -178,6 +187,9 @@ class Format:
     header: ClassVar[str]
     parts: ClassVar[tuple[type, ...]] = ()  # further structs that its own one holds
     composes: ClassVar[bool] = True  # whether other formats can hold it
+    # Entries that a processor reads at once, at most: fewer where all of them take part
+    # in one computation, for which it has sixteen registers.
+    most: ClassVar[int] = 64
     # Rows that a thread asks for at once in a look-up.
     single: ClassVar[str] = "1"
     rows: int
@@ -187,13 +199,18 @@ class Format:
         """The C++ type that reads so many entries at once."""
         raise NotImplementedError
 
-    def unit(self) -> int:
-        """Entries that a thread may read at once: 4, 2 or 1."""
-        return choose_entries(self.dim)
+    def unit(self, among: Sequence[int] = GPU) -> int:
+        """Entries that may be read at once, one of these numbers."""
+        return choose_entries(self.dim, among=among)
 
     def inner(self) -> list[Format]:
         """Formats that it holds."""
         return []
+
+    @property
+    def widest(self) -> int:
+        """Entries that a processor reads at once, at most."""
+        return min([self.most, *(part.widest for part in self.inner())])
 
     @property
     def made(self) -> int:
@@ -223,9 +240,14 @@ class Format:
         return "\n".join([*map(emit_struct, structs), *includes, ""])
 
 
-def choose_entries(*widths: int) -> int:
-    """Entries that a thread reads at once: 4, 2 or 1, and all widths a multiple."""
-    return next(e for e in (4, 2, 1) if not any(width % e for width in widths))
+def choose_entries(*widths: int, among: Sequence[int] = GPU) -> int:
+    """The first of these numbers of which all widths are a multiple."""
+    return next(e for e in among if not any(width % e for width in widths))
+
+
+def narrow(among: Sequence[int], *widths: int) -> Sequence[int]:
+    """Those of these numbers of which all widths are a multiple."""
+    return [e for e in among if not any(width % e for width in widths)]
 
 
 @runtime_checkable
@@ -241,13 +263,25 @@ def describe_rows(part: Described | Shaped) -> Format | None:
     if isinstance(part, Described):
         described = part.describe()
         return described if described and described.composes else None
-    return DenseFormat.of(load_cupy().ascontiguousarray(part))
+    return DenseFormat.of(array_module(part).ascontiguousarray(part))
 
 
 def describe_all(parts: Iterable[Described | Shaped]) -> list[Format] | None:
     """Formats of layouts and arrays, or None where one has none."""
     found = [describe_rows(part) for part in parts]
     return None if any(one is None for one in found) else given(*found)
+
+
+def module_of(*parts: Format) -> ModuleType:
+    """NumPy or CuPy, whichever made the arrays of formats."""
+    for part in parts:
+        for name in told_fields(type(part)):
+            value = getattr(part, name)
+            if isinstance(value, Format):
+                return module_of(value)
+            if hasattr(value, "dtype"):
+                return array_module(value)
+    return np
 
 
 def form_of(part: Format | None, entries: int) -> str:
@@ -371,6 +405,57 @@ class RowwiseFormat(PieceFormat):
         return f"Rowwise<{entries}, {self.bits}, {flags}, {ahead}>"
 
 
+@dataclass(eq=False)
+class ApartFormat(Format):
+    """Codes, and scales and biases in an array of their own; on a processor alone.
+
+    Parameters
+    ----------
+    parameters : DenseFormat
+        Of float32 or float16 (n, 1): scales of centred rows; or (n, 2), with biases.
+    groups : int
+        Rows that share them: those from each of `starts` on; all, or none.
+    factor : float
+        Of all scales.
+    """
+
+    header = "rowwise.cuh"
+    table: Address
+    stride: Number
+    parameters: Inner
+    starts: AddressOrNull
+    groups: Number
+    count: Number
+    factor: Number
+    bits: int
+
+    @classmethod
+    def of(
+        cls,
+        codes: Shaped,
+        dim: int,
+        bits: int,
+        parameters: Format,
+        starts: Shaped | None = None,
+        factor: int = 1,
+    ) -> ApartFormat:
+        """Codes, uint8 (n, bytes)."""
+        rows, stride = codes.shape[0], row_stride(codes)
+        return cls(
+            rows, dim, codes, stride, parameters, starts, parameters.rows, rows,
+            factor, bits,
+        )  # fmt: skip
+
+    def inner(self) -> list[Format]:
+        """As for `Format`."""
+        return [self.parameters]
+
+    def form(self, entries: int) -> str:
+        """As for `Format`."""
+        centred = write(self.parameters.dim == 1)
+        return f"Apart<{entries}, {self.bits}, {centred}, {self.parameters.form(1)}>"
+
+
 def write(value: bool) -> str:
     """A truth value in C++."""
     return str(value).lower()
@@ -412,9 +497,10 @@ class LevelsFormat(Format):
         stride, tail = row_stride(rows), -(-dim * bits // 8)
         return cls(rows.shape[0], dim, rows, levels, stride, tail, block, bits, scaling)
 
-    def unit(self) -> int:
+    def unit(self, among: Sequence[int] = GPU) -> int:
         """As for `Format`: entries that are read at once share a scale."""
-        return choose_entries(*((self.dim, self.block) if self.block else (self.dim,)))
+        widths = (self.dim, self.block) if self.block else (self.dim,)
+        return choose_entries(*widths, among=among)
 
     def form(self, entries: int) -> str:
         """As for `Format`."""
@@ -456,9 +542,9 @@ class CodebookFormat(Format):
         """As for `Format`."""
         return [self.codes, self.words]
 
-    def unit(self) -> int:
+    def unit(self, among: Sequence[int] = GPU) -> int:
         """As for `Format`."""
-        return min(choose_entries(self.width, self.dim), self.words.unit())
+        return self.words.unit(narrow(among, self.width, self.dim))
 
     def form(self, entries: int) -> str:
         """As for `Format`."""
@@ -506,9 +592,9 @@ class HashedFormat(Format):
         """As for `Format`."""
         return given(self.values, self.weights)
 
-    def unit(self) -> int:
+    def unit(self, among: Sequence[int] = GPU) -> int:
         """As for `Format`."""
-        return min(choose_entries(self.values.dim, self.dim), self.values.unit())
+        return self.values.unit(narrow(among, self.values.dim, self.dim))
 
     def form(self, entries: int) -> str:
         """As for `Format`."""
@@ -533,7 +619,7 @@ class SideBySideFormat(Format):
     ) -> SideBySideFormat:
         """Threads read different digits, which the memory serves better by address."""
         numbers = np.array([list_numbers(digit) for digit in digits], dtype=np.int64)
-        held = load_cupy().asarray(numbers)
+        held = module_of(values).asarray(numbers)
         return cls(*shape, values, sign, held, len(digits))
 
     @property
@@ -545,9 +631,9 @@ class SideBySideFormat(Format):
         """As for `Format`."""
         return [self.values]
 
-    def unit(self) -> int:
+    def unit(self, among: Sequence[int] = GPU) -> int:
         """As for `Format`."""
-        return min(choose_entries(self.values.dim, self.dim), self.values.unit())
+        return self.values.unit(narrow(among, self.values.dim, self.dim))
 
     def form(self, entries: int) -> str:
         """As for `Format`."""
@@ -597,9 +683,9 @@ class SemanticFormat(Format):
         """As for `Format`."""
         return [self.codes, self.values]
 
-    def unit(self) -> int:
+    def unit(self, among: Sequence[int] = GPU) -> int:
         """As for `Format`."""
-        return min(choose_entries(self.values.dim, self.dim), self.values.unit())
+        return self.values.unit(narrow(among, self.values.dim, self.dim))
 
     def form(self, entries: int) -> str:
         """As for `Format`."""
@@ -611,6 +697,7 @@ class SemanticFormat(Format):
 class PathFormat(Format):
     """A row of a table that runs through a small network."""
 
+    most = 16
     header = "hashed.cuh"
     values: Inner
     networks: Address
@@ -684,9 +771,9 @@ class ProbedFormat(Format):
         """As for `Format`."""
         return [self.values]
 
-    def unit(self) -> int:
+    def unit(self, among: Sequence[int] = GPU) -> int:
         """As for `Format`."""
-        return min(choose_entries(self.dim), self.values.unit())
+        return self.values.unit(narrow(among, self.dim))
 
     def form(self, entries: int) -> str:
         """As for `Format`."""
@@ -729,9 +816,9 @@ class FlatFormat(Format):
             signs or NO_HASH,
         )
 
-    def unit(self) -> int:
+    def unit(self, among: Sequence[int] = GPU) -> int:
         """As for `Format`."""
-        return choose_entries(self.length)
+        return choose_entries(self.length, among=among)
 
     def form(self, entries: int) -> str:
         """As for `Format`."""
@@ -754,11 +841,13 @@ class TrainFormat(Format):
         cls, shape: Shape, cores: Sequence[Shaped], steps: Sequence[int]
     ) -> TrainFormat:
         """Up to three cores of shape (rows, left / step, columns / step, right)."""
-        cupy = load_cupy()
-        missing = 3 - len(cores)
-        ones = cupy.ones((1, 1, 1, 1), dtype=np.float32)
-        # Each core in an array of its own begins at a multiple of 16 bytes.
-        padded = [ones] * missing + [cupy.array(core, order="C") for core in cores]
+        missing, xp = 3 - len(cores), array_module(cores[0])
+        ones = xp.ones((1, 1, 1, 1), dtype=np.float32)
+        # On a GPU each core is copied: an array of its own begins at a multiple of 16
+        # bytes.
+        if is_cupys(cores[0]):
+            cores = [xp.array(core, order="C") for core in cores]
+        padded = [ones] * missing + list(cores)
         told_cores = [
             TrainCore(
                 core, core.shape[0], core.shape[2], core.shape[1], core.shape[3], step
@@ -772,9 +861,9 @@ class TrainFormat(Format):
         """As for `Format`."""
         return sum(core.values.nbytes for core in self.cores)
 
-    def unit(self) -> int:
+    def unit(self, among: Sequence[int] = GPU) -> int:
         """As for `Format`."""
-        return choose_entries(self.cores[2].columns)
+        return choose_entries(self.cores[2].columns, among=among)
 
     def form(self, entries: int) -> str:
         """Four entries of the state are read at once where ranks allow it."""
@@ -796,8 +885,8 @@ class RaggedFormat(Format):
     def of(
         cls, shape: Shape, values: Shaped, lengths: Shaped, starts: Shaped
     ) -> RaggedFormat:
-        """Lengths of a byte are read four at a time: padded to whole words."""
-        padded = pad_words(lengths)
+        """On a GPU lengths of a byte are read four at a time: padded to whole words."""
+        padded = pad_words(lengths) if is_cupys(lengths) else lengths
         extra = 0 if padded is lengths else padded.nbytes
         return cls(*shape, values, padded, starts, extra)
 
@@ -835,6 +924,7 @@ class SparseFormat(Format):
 class AnchorFormat(Format):
     """Weighted sums of anchors."""
 
+    most = 16
     header = "ragged.cuh"
     single = "2"
     anchors: Inner
@@ -846,9 +936,9 @@ class AnchorFormat(Format):
         """As for `Format`."""
         return [self.anchors]
 
-    def unit(self) -> int:
+    def unit(self, among: Sequence[int] = GPU) -> int:
         """As for `Format`."""
-        return self.anchors.unit()
+        return self.anchors.unit(among)
 
     def form(self, entries: int) -> str:
         """As for `Format`."""
@@ -871,6 +961,7 @@ class GroupFormat:
 class GroupedFormat(Format):
     """Short rows, projected or spread."""
 
+    most = 32
     header = "grouped.cuh"
     parts = (DenseFormat, GroupFormat)
     listed: Address
@@ -891,20 +982,20 @@ class GroupedFormat(Format):
         before: Shaped | None,
     ) -> GroupedFormat | None:
         """Tables of one format; None where their formats differ."""
-        cupy = load_cupy()
+        xp = module_of(*tables)
         groups, row = [], 0
         for table, projection, column in zip(tables, projections, columns):
             width, places = table.dim, None
             if column is not None and 0 < width < shape[1]:
                 spread = np.full(shape[1], -1, dtype=np.int16)
                 spread[column] = np.arange(width)
-                places = cupy.asarray(spread)
+                places = xp.asarray(spread)
             groups.append(GroupFormat(table, width, projection, places, row))
             row += table.rows
         if len({table.form(1) for table in tables if table.dim}) > 1:
             return None
         numbers = [list_numbers(group) for group in groups]
-        listed = cupy.asarray(np.array(numbers, dtype=np.int64))
+        listed = xp.asarray(np.array(numbers, dtype=np.int64))
         bits = 0 if planes is None else planes.shape[1]
         return cls(*shape, listed, len(groups), planes, bits, before, groups)
 
@@ -937,9 +1028,9 @@ class OthersFormat(Format):
         """As for `Format`."""
         return [self.part]
 
-    def unit(self) -> int:
+    def unit(self, among: Sequence[int] = GPU) -> int:
         """As for `Format`."""
-        return self.part.unit()
+        return self.part.unit(among)
 
     def form(self, entries: int) -> str:
         """As for `Format`."""
@@ -988,9 +1079,9 @@ class RoutedFormat(Format):
         """As for `Format`."""
         return [self.part, self.rest]
 
-    def unit(self) -> int:
+    def unit(self, among: Sequence[int] = GPU) -> int:
         """As for `Format`."""
-        return min(self.part.unit(), self.rest.unit())
+        return self.rest.unit(narrow(among, self.part.unit(among)))
 
     def form(self, entries: int) -> str:
         """As for `Format`."""
@@ -1017,9 +1108,9 @@ class AddedFormat(Format):
         """As for `Format`."""
         return [self.first_part, self.second_part]
 
-    def unit(self) -> int:
+    def unit(self, among: Sequence[int] = GPU) -> int:
         """As for `Format`."""
-        return min(self.first_part.unit(), self.second_part.unit())
+        return self.second_part.unit(narrow(among, self.first_part.unit(among)))
 
     def form(self, entries: int) -> str:
         """As for `Format`."""
@@ -1031,6 +1122,7 @@ class AddedFormat(Format):
 class TurnedFormat(Format):
     """Rows times a matrix, float32 (width, dim)."""
 
+    most = 16
     header = "parts.cuh"
     part: Inner
     matrix: Address
@@ -1090,7 +1182,7 @@ class GeneratorFormat(Format):
 
 # Every format, those that others hold before these.
 DESCRIBED: tuple[type[Format], ...] = (
-    DenseFormat, RowwiseFormat, LevelsFormat, PackedFormat, CodebookFormat,
+    DenseFormat, RowwiseFormat, ApartFormat, LevelsFormat, PackedFormat, CodebookFormat,
     HashedFormat,
     SideBySideFormat, SemanticFormat, PathFormat, ProbedFormat,
     FlatFormat, TrainFormat, RaggedFormat, SparseFormat, AnchorFormat, GroupedFormat,

@@ -38,6 +38,12 @@ template <int E, class Codes, class Values, int GRAMS, bool ADDED> struct Semant
     return found;
   }
 
+#ifdef ON_CPU
+  void fetch(const Place& found) const {
+    for (int t = 0; t < GRAMS; ++t) fetch_row(values, found.rows[t]);
+  }
+#endif
+
   __device__ __forceinline__ void read(const Place& found, int first,
                                        float (&entries)[E]) const {
     const int part = ADDED ? 0 : first / width;

@@ -26,6 +26,11 @@ template <int E, int BITS, int SCALING> struct Levels {
         stride(f.stride), tail(f.tail), block(f.block) {}
 
   __device__ __forceinline__ Place find(long long id) const { return id; }
+#ifdef ON_CPU
+  void fetch(Place row) const {
+    fetch_bytes(table + (unsigned long long)row * stride, stride);
+  }
+#endif
 
   __device__ __forceinline__ float scale(const unsigned char* row, int first) const {
     if constexpr (SCALING == HALVES) {
@@ -43,6 +48,23 @@ template <int E, int BITS, int SCALING> struct Levels {
 
   __device__ __forceinline__ void read(Place id, int first, float (&entries)[E]) const {
     const unsigned char* row = table + (unsigned long long)id * stride;
+#ifdef ON_CPU
+    const float own = scale(row, first);
+    if constexpr (8 % BITS == 0) {
+      for (int j = 0; j < E; ++j) {
+        const int at = (first + j) * BITS;
+        const float level = levels[row[at / 8] >> at % 8 & ((1 << BITS) - 1)];
+        entries[j] = SCALING == PLAIN ? level : level * own;
+      }
+    } else {
+      for (int j = 0; j < E; ++j) {
+        const int at = (first + j) * BITS, crosses = at % 8 + BITS > 8;
+        const unsigned both = row[at / 8] | row[at / 8 + crosses] << 8;
+        const float level = levels[both >> at % 8 & ((1 << BITS) - 1)];
+        entries[j] = SCALING == PLAIN ? level : level * own;
+      }
+    }
+#else
     // Codes of E entries lie in two neighbouring words at most; the second is read only
     // where it belongs to the row.
     const int start = first * BITS, shift = start & 31;
@@ -56,5 +78,6 @@ template <int E, int BITS, int SCALING> struct Levels {
       const float level = __ldg(levels + (codes >> (j * BITS) & ((1u << BITS) - 1)));
       entries[j] = SCALING == PLAIN ? level : __fmul_rn(level, factor);
     }
+#endif
   }
 };

@@ -9,6 +9,9 @@
 template <int E, typename Number, typename Length> struct Ragged {
   using Fields = RaggedFields;
   static constexpr int ENTRIES = E, AHEAD = 4, BLOCK = 32;
+#ifdef ON_CPU
+  static constexpr bool ADDS = true;
+#endif
   const Number* values;
   const Length* lengths;
   const unsigned* starts;
@@ -32,6 +35,14 @@ template <int E, typename Number, typename Length> struct Ragged {
   // are added up four at a time; their array is padded to whole words.
   static __device__ __forceinline__ unsigned sum_first(const Length* first, int count) {
     unsigned sum = 0;
+#ifdef ON_CPU
+    if constexpr (sizeof(Length) == 1) {
+      int k = 0;
+      for (; k + 8 <= count; k += 8) sum += add_bytes(first + k);
+      for (; k < count; ++k) sum += first[k];
+      return sum;
+    }
+#endif
     if constexpr (sizeof(Length) == 1) {
       const unsigned* words = reinterpret_cast<const unsigned*>(first);
 #pragma unroll
@@ -47,11 +58,25 @@ template <int E, typename Number, typename Length> struct Ragged {
     return sum;
   }
 
+#ifdef ON_CPU
+  // What there is of a row added to others, times a factor: the rest is 0.
+  void add(const Place& row, float factor, float* sums) const {
+    for (long long k = 0; k < row.length; ++k) sums[k] += factor * widen(row.first[k]);
+  }
+#endif
+
   __device__ __forceinline__ void read(const Place& row, int first,
                                        float (&entries)[E]) const {
+#ifdef ON_CPU
+    const int many = row.length - first < E ? int(row.length) - first : E;
+    int k = 0;
+    for (; k < many; ++k) entries[k] = widen(row.first[first + k]);
+    for (; k < E; ++k) entries[k] = 0.0f;
+#else
 #pragma unroll
     for (int j = 0; j < E; ++j)
       entries[j] = first + j < row.length ? widen(row.first[first + j]) : 0.0f;
+#endif
   }
 };
 
@@ -90,12 +115,26 @@ template <int E, typename Number, typename Column, bool FILLED> struct Sparse {
     return row;
   }
 
+#ifdef ON_CPU
+  static constexpr bool ADDS = !FILLED;
+  void add(const Place& row, float factor, float* sums) const {
+    for (unsigned at = row.first; at < row.last; ++at)
+      sums[int(columns[at]) - row.shift] += factor * widen(values[at]);
+  }
+#endif
+
   __device__ __forceinline__ void read(const Place& row, int first,
                                        float (&entries)[E]) const {
 #pragma unroll
     for (int j = 0; j < E; ++j)
       entries[j] = FILLED && first + j < dim
                        ? __ldg(fills + (long long)row.group * dim + first + j) : 0.0f;
+#ifdef ON_CPU
+    for (unsigned at = row.first; at < row.last; ++at) {
+      const unsigned column = int(columns[at]) - row.shift - first;
+      if (column < unsigned(E)) entries[column] = widen(values[at]);
+    }
+#else
     // Some entries are asked for before any is looked at.
     for (unsigned at = row.first; at < row.last; at += CHUNK) {
       int column[CHUNK];
@@ -112,6 +151,7 @@ template <int E, typename Number, typename Column, bool FILLED> struct Sparse {
         for (int j = 0; j < E; ++j)
           if (column[k] == j) entries[j] = widen(value[k]);
     }
+#endif
   }
 };
 
@@ -137,6 +177,13 @@ template <int E, class Rows, typename Column> struct Anchors {
                                        float (&entries)[E]) const {
 #pragma unroll
     for (int j = 0; j < E; ++j) entries[j] = 0.0f;
+#ifdef ON_CPU
+    for (unsigned at = row.x; at < row.y; ++at) {
+      float anchor[E];
+      anchors.read(anchors.find(columns[at]), first, anchor);
+      add_scaled(weights[at], anchor, entries);
+    }
+#else
     for (unsigned at = row.x; at < row.y; at += CHUNK) {
       float anchor[CHUNK][E], weight[CHUNK];
 #pragma unroll
@@ -152,5 +199,6 @@ template <int E, class Rows, typename Column> struct Anchors {
           if (at + k < row.y)
             entries[j] = __fadd_rn(entries[j], __fmul_rn(weight[k], anchor[k][j]));
     }
+#endif
   }
 };

@@ -34,6 +34,9 @@ struct Blocks {
 template <int E>
 __device__ __forceinline__ void read_block(const float* values, unsigned long long start,
                                            float sign, int left, float (&entries)[E]) {
+#ifdef ON_CPU
+  for (int j = 0; j < E; ++j) entries[j] = sign * values[start + j];
+#else
   if constexpr (E == 4) {
     const int shift = start % 4;
     const float* quad = values + (start - shift);
@@ -51,6 +54,7 @@ __device__ __forceinline__ void read_block(const float* values, unsigned long lo
     for (int j = 0; j < E; ++j)
       entries[j] = j < left ? sign * __ldg(values + start + j) : 0.0f;
   }
+#endif
 }
 
 // Rows of many blocks, each found where it is read.

@@ -35,11 +35,21 @@ template <int E, typename Number, int ROWS_AHEAD = 4> struct Dense {
   }
 
   __device__ __forceinline__ Place find(long long id) const { return id; }
+#ifdef ON_CPU
+  void fetch(Place row) const {
+    fetch_bytes(table + (unsigned long long)row * stride, stride);
+  }
+#endif
 
   __device__ __forceinline__ void read(Place row, int first, float (&entries)[E]) const {
     const unsigned char* place = table + (unsigned long long)row * stride + first * sizeof(Number);
     if constexpr (sizeof(Number) == 4) {
       load_floats<E>(reinterpret_cast<const float*>(place), entries);
+#ifdef ON_CPU
+    } else if constexpr (true) {
+      for (int j = 0; j < E; ++j)
+        entries[j] = widen(reinterpret_cast<const Number*>(place)[j]);
+#endif
     } else {
       const Piece found = {Word<BYTES>::read(place)};
 #pragma unroll

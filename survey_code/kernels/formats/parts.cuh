@@ -38,6 +38,9 @@ template <class Part, bool BY_NUMBER> struct Others {
   __device__ __forceinline__ int number(const Place& found, int j) const {
     return part.number(found, j);
   }
+#ifdef ON_CPU
+  void fetch(const Place& found) const { fetch_row(part, found); }
+#endif
 };
 
 // The ids that a part names, by a bit for each; all others are the rest's.
@@ -90,6 +93,12 @@ template <class Part, class Rest> struct Routed {
       return part.number(found.either.template held<typename Part::Place>(), j);
     return rest.number(found.either.template held<typename Rest::Place>(), j);
   }
+#ifdef ON_CPU
+  void fetch(const Place& found) const {
+    if (found.own) fetch_row(part, found.either.template held<typename Part::Place>());
+    else fetch_row(rest, found.either.template held<typename Rest::Place>());
+  }
+#endif
 };
 
 template <class First, class Second> struct Added {
@@ -109,6 +118,11 @@ template <class First, class Second> struct Added {
   __device__ __forceinline__ Place find(long long id) const {
     return {first_part.find(id), second_part.find(id)};
   }
+#ifdef ON_CPU
+  void fetch(const Place& found) const {
+    fetch_row(first_part, found.one), fetch_row(second_part, found.two);
+  }
+#endif
 
   __device__ __forceinline__ void read(const Place& found, int first,
                                        float (&entries)[ENTRIES]) const {

@@ -121,14 +121,69 @@ struct Rowwise {
   }
 
   __device__ __forceinline__ Place find(long long id) const { return id; }
+#ifdef ON_CPU
+  __forceinline__ float parameter(const unsigned char* row, int k) const {
+    return HALF ? load_number<__half>(row + tail + 2 * k)
+                : load_number<float>(row + tail + 4 * k);
+  }
+  void fetch(Place row) const {
+    fetch_bytes(table + (unsigned long long)row * stride, stride);
+  }
+#endif
 
   __device__ __forceinline__ void read(Place row, int first, float (&entries)[E]) const {
     // Less than a byte of codes is found within its byte.
     constexpr int IN_BYTE = 8 / BITS;
     const unsigned char* place = table + (unsigned long long)row * stride;
+#ifdef ON_CPU
+    const float scale = parameter(place, 0), bias = CENTRED ? 0.0f : parameter(place, 1);
+    decode_codes<E, BITS, CENTRED>(place, first, scale, bias, entries);
+#else
     Piece found = piece(place, E < IN_BYTE ? first / IN_BYTE : first / E);
     if (E < IN_BYTE) found.codes.part[0] >>= first % IN_BYTE * BITS;
 #pragma unroll
     for (int j = 0; j < E; ++j) entries[j] = found.value(j);
+#endif
   }
 };
+
+#ifdef ON_CPU
+// Codes whose scales and biases stand in an array of their own: one for all rows, for
+// each of them, or for each group.  A GPU has them copied beside the codes instead.
+template <int E, int BITS, bool CENTRED, class Parameters> struct Apart {
+  static constexpr int ENTRIES = E, AHEAD = 1;
+  using Fields = ApartFields<Parameters>;
+  const unsigned char* table;
+  long long stride, groups, rows;
+  const long long* starts;     // first row of each group
+  Parameters parameters;
+  float factor;
+
+  Apart(const Fields& f, int)
+      : table(array<unsigned char>(f.table)), stride(f.stride), groups(f.groups),
+        rows(f.count), starts(array<long long>(f.starts)),
+        parameters(f.parameters, CENTRED ? 1 : 2), factor(f.factor) {}
+
+  struct Place {
+    unsigned row;
+    float scale, bias;
+  };
+
+  __forceinline__ Place find(long long id) const {
+    long long group = groups == rows ? id : 0;
+    if (groups > 1 && starts) group = search(starts, 0, groups, id + 1) - 1;
+    const auto own = parameters.find(group);
+    const float scale = factor * read_number(parameters, own, 0);
+    return {(unsigned)id, scale, CENTRED ? 0.0f : read_number(parameters, own, 1)};
+  }
+
+  void fetch(const Place& found) const {
+    fetch_bytes(table + found.row * stride, stride);
+  }
+
+  __forceinline__ void read(const Place& found, int first, float (&entries)[E]) const {
+    decode_codes<E, BITS, CENTRED>(table + found.row * stride, first, found.scale,
+                                   found.bias, entries);
+  }
+};
+#endif

@@ -47,6 +47,12 @@ template <int E, class Values, class Weights, int TABLES, int COMBINE> struct Ha
     return found;
   }
 
+#ifdef ON_CPU
+  void fetch(const Place& found) const {
+    for (int t = 0; t < TABLES; ++t) fetch_row(values, found.rows[t]);
+  }
+#endif
+
   __device__ __forceinline__ float find_sign(long long id) const {
     if (!f.sign[0]) return 1.0f;
     return mix(id, f.sign[0], f.sign[1], f.sign[2]) >> 31 & 1 ? -1.0f : 1.0f;

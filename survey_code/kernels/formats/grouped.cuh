@@ -18,6 +18,11 @@ template <class Numbers> struct ShortRow {
   __device__ __forceinline__ float number(int at) const {
     return read_number(Numbers(group->numbers, width), row, at);
   }
+#ifdef ON_CPU
+  template <int E> __forceinline__ void numbers_from(int first, float (&entries)[E]) const {
+    for (int j = 0; j < E; ++j) entries[j] = number(first + j);
+  }
+#endif
 };
 
 // Plain numbers are read where they are.
@@ -34,6 +39,11 @@ template <typename Number, int AHEAD> struct ShortRow<Dense<1, Number, AHEAD>> {
         width(width) {}
 
   __device__ __forceinline__ float number(int at) const { return widen(__ldg(numbers + at)); }
+#ifdef ON_CPU
+  template <int E> __forceinline__ void numbers_from(int first, float (&entries)[E]) const {
+    for (int j = 0; j < E; ++j) entries[j] = widen(numbers[first + j]);
+  }
+#endif
 };
 
 // Numbers: the format of the groups' tables, one number at a time.
@@ -95,6 +105,20 @@ template <int E, class Numbers> struct Grouped {
   __device__ __forceinline__ void read(const Place& row, int first,
                                        float (&entries)[E]) const {
     const int width = row.row.width;
+#ifdef ON_CPU
+    if (row.projection && E % 8 == 0) {
+      constexpr int VECTORS = E % 8 ? 1 : E / 8;
+      Floats sums[VECTORS] = {};
+      for (int k = 0; k < width; ++k) {
+        const float number = row.row.number(k);
+#pragma GCC unroll 16
+        for (int v = 0; v < VECTORS; ++v)
+          sums[v] += number * load_vector<Floats>(row.projection + k * dim + first + 8 * v);
+      }
+      memcpy(entries, sums, sizeof entries);
+      return;
+    }
+#endif
     if (row.projection) {
 #pragma unroll
       for (int j = 0; j < E; ++j) entries[j] = 0.0f;
@@ -109,6 +133,12 @@ template <int E, class Numbers> struct Grouped {
       }
       return;
     }
+#ifdef ON_CPU
+    if (!row.places && width) {
+      row.row.numbers_from(first, entries);
+      return;
+    }
+#endif
 #pragma unroll
     for (int j = 0; j < E; ++j) {
       const int at = !row.places ? (width ? first + j : -1)

@@ -33,6 +33,10 @@ template <int E, class Values, typename Identity> struct Probed {
     return {values.find(found < 0 ? 0 : found), found >= 0};
   }
 
+#ifdef ON_CPU
+  void fetch(const Place& found) const { fetch_row(values, found.row); }
+#endif
+
   __device__ __forceinline__ void read(const Place& found, int first,
                                        float (&entries)[E]) const {
     values.read(found.row, first, entries);
