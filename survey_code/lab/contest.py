@@ -399,7 +399,8 @@ def list_entrants(task: str, dim: int) -> tuple[Entrant, ...]:
             )  # fmt: skip
     rules = [
         Entrant(f"bccf, {rule}", "bccf", (("rule", rule),), like="bccf", once=True)
-        for rule in ("sign", "pph", "itq")
+        # Rows that were rotated are no vectors that a network knows.
+        for rule in ("sign", "pph", *(("itq",) if task == "top-n" else ()))
     ]
     nested = Entrant(
         "uniform, nested", "uniform", (("matryoshka", True),), list_widths(dim)
