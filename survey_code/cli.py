@@ -453,7 +453,7 @@ def list_tensors(held: object, name: str) -> Iterator[tuple[str, Any]]:
 
 def describes_layout(name: str) -> bool:
     """Whether a tensor of this name is the description of a `FrozenEmbedding`."""
-    from survey_code.embedding import DESCRIPTION
+    from survey_code.serving.modules import DESCRIPTION
 
     return name.rpartition(".")[2] == DESCRIPTION
 
