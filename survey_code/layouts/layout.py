@@ -352,7 +352,7 @@ class Layout(Stored):
         It is compiled for large calls, and then serves small ones, too.
         """
         kept = self.reader
-        if kept is None or not kept.still_holds():
+        if kept is None or not kept.still_holds(self):
             self.compiles = self.compiles or numbers >= LARGE_CALL
             if not self.compiles:
                 return None
@@ -622,7 +622,6 @@ class Compiled:
     arrays : list of arrays
     """
 
-    layout: Layout
     reader: Reader | None
     arrays: list[StoredArray]
 
@@ -631,11 +630,11 @@ class Compiled:
         """Of a layout on a processor, compiled if need be."""
         arrays = list(layout.arrays().values())
         format = lay_out(layout).describe() if layout.describes_bags else None
-        return cls(layout, Reader.of(format), arrays)
+        return cls(Reader.of(format), arrays)
 
-    def still_holds(self) -> bool:
+    def still_holds(self, layout: Layout) -> bool:
         """Whether the layout has the same arrays as before."""
-        now = self.layout.arrays().values()
+        now = layout.arrays().values()
         return len(now) == len(self.arrays) and all(map(is_, now, self.arrays))
 
 
