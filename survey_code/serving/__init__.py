@@ -1,0 +1,1 @@
+"""What goes out: models and tables as they are served."""
