@@ -391,8 +391,8 @@ def require_budget(smallest: int, tables: Sequence[HeldTable], budget: int) -> N
         reach -= 1
     nearest = reach / 1000 if reach >= 1000 else None
     raise OutOfReach(
-        f"{budget:,} bytes are asked for, but the smallest forms of the "
-        f"{len(tables)} tables take {smallest:,}: the highest ratio they can reach is "
+        f"{budget:,} bytes are asked for, but the smallest forms of all tables take "
+        f"{smallest:,}: the highest ratio they can reach is "
         + ("below 1" if nearest is None else f"{nearest:.15g}"),
         nearest,
     )
