@@ -22,12 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from random_layouts import (
-    COMPOSED,
-    random_composed,
-    random_generator,
-    random_layout,
-)
+from random_layouts import COMPOSED, random_composed, random_generator, random_layout
 from threadpoolctl import threadpool_limits
 from torch.nn import functional
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from survey_code.layouts import Layout, load_layout
     from survey_code.method import AfterTraining, Searched, Trained
     from survey_code.options import Options
+    from survey_code.serving.models import compress_model
     from survey_code.serving.modules import FrozenEmbedding, FrozenEmbeddingBag
     from survey_code.spec import OutOfReach, TableSpec
 
@@ -43,6 +44,7 @@ _HOMES = {
     "TableSpec": "spec",
     "Trained": "method",
     "compress": "catalog",
+    "compress_model": "serving.models",
     "load_layout": "layouts",
     "load_plugin": "catalog",
     "methods": "catalog",
@@ -65,6 +67,7 @@ __all__ = [
     "TableSpec",
     "Trained",
     "compress",
+    "compress_model",
     "load_layout",
     "load_plugin",
     "methods",

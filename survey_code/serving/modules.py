@@ -362,8 +362,13 @@ class FrozenEmbeddingBag(HeldLayout):
         ------
         IndexError, ValueError
             As `survey_code.layouts.Layout.bag`.
+        RuntimeError
+            If the weights want a gradient; also as `FrozenEmbedding`.
         """
         refuse_trace(self)
+        if per_sample_weights is not None and per_sample_weights.requires_grad:
+            if torch.is_grad_enabled():
+                raise RuntimeError("per_sample_weights of frozen rows get no gradient")
         ids = self._replace_unknown(torch.as_tensor(input))
         options = (self.mode, self.padding_idx, self.include_last_offset)
         given = (ids, offsets, per_sample_weights)

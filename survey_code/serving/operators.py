@@ -37,7 +37,7 @@ def describe_tensors(layout: Layout) -> str:
     """
     kinds = [
         [name, array.dtype.str, None if array.size else list(array.shape)]
-        for name, array in list_arrays(layout)
+        for name, array in sort_arrays(layout)
     ]
     contents = {"blueprint": layout.blueprint(), "arrays": kinds}
     return json.dumps(contents, sort_keys=True)
@@ -48,10 +48,10 @@ def as_tensors(layout: Layout) -> list[Tensor]:
     their numbers lie side by side.
     """
     whole = layout if layout.on_gpu else lay_out(layout)
-    return [as_shared(array) for _, array in list_arrays(whole) if array.size]
+    return [as_shared(array) for _, array in sort_arrays(whole) if array.size]
 
 
-def list_arrays(layout: Layout) -> list[tuple[str, StoredArray]]:
+def sort_arrays(layout: Layout) -> list[tuple[str, StoredArray]]:
     """The arrays in the order of their names."""
     return sorted(layout.arrays().items())
 
@@ -191,12 +191,12 @@ def bag(
 
 
 @lookup.register_fake
-def _(ids: Tensor, arrays: list[Tensor], description: str) -> Tensor:
+def shape_lookup(ids: Tensor, arrays: list[Tensor], description: str) -> Tensor:
     return ids.new_empty((*ids.shape, read_dim(description)), dtype=torch.float32)
 
 
 @bag.register_fake
-def _(
+def shape_bag(
     ids: Tensor,
     offsets: Tensor | None,
     per_sample_weights: Tensor | None,
@@ -211,7 +211,13 @@ def _(
 
 
 @lookup.register_vmap
-def _(info: Any, in_dims: Any, ids: Tensor, arrays: Any, description: str) -> Any:
+def map_lookup(
+    info: object,
+    in_dims: tuple[int, list[int | None], None],
+    ids: Tensor,
+    arrays: list[Tensor],
+    description: str,
+) -> tuple[Tensor, int]:
     # A look-up of many rows of ids is one of all of them.
     if any(dim is not None for dim in in_dims[1]):
         raise ValueError("a layout's arrays cannot be mapped over, only ids can")
