@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from survey_code.baselines import FullEmbedding
     from survey_code.catalog import Method, compress, load_plugin, methods
-    from survey_code.embedding import CompressedEmbedding, FrozenEmbedding
+    from survey_code.embedding import CompressedEmbedding
     from survey_code.lab.experiment import Experiment, run
     from survey_code.lab.results import Result
     from survey_code.layouts import Layout, load_layout
     from survey_code.method import AfterTraining, Searched, Trained
     from survey_code.options import Options
+    from survey_code.serving.models import compress_model
+    from survey_code.serving.modules import FrozenEmbedding, FrozenEmbeddingBag
     from survey_code.spec import OutOfReach, TableSpec
 
 __version__ = "0.1.0"
@@ -30,7 +32,8 @@ _HOMES = {
     "AfterTraining": "method",
     "CompressedEmbedding": "embedding",
     "Experiment": "lab.experiment",
-    "FrozenEmbedding": "embedding",
+    "FrozenEmbedding": "serving.modules",
+    "FrozenEmbeddingBag": "serving.modules",
     "FullEmbedding": "baselines",
     "Layout": "layouts",
     "Method": "catalog",
@@ -41,6 +44,7 @@ _HOMES = {
     "TableSpec": "spec",
     "Trained": "method",
     "compress": "catalog",
+    "compress_model": "serving.models",
     "load_layout": "layouts",
     "load_plugin": "catalog",
     "methods": "catalog",
@@ -52,6 +56,7 @@ __all__ = [
     "CompressedEmbedding",
     "Experiment",
     "FrozenEmbedding",
+    "FrozenEmbeddingBag",
     "FullEmbedding",
     "Layout",
     "Method",
@@ -62,6 +67,7 @@ __all__ = [
     "TableSpec",
     "Trained",
     "compress",
+    "compress_model",
     "load_layout",
     "load_plugin",
     "methods",

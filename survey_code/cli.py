@@ -1,10 +1,13 @@
-"""The command line: ``survey-code methods | run | compress | inspect | convert``."""
+"""The command line: ``survey-code methods | run | compress | inspect | convert``, and
+``compress-model`` for all tables of a checkpoint.
+"""
 
 from __future__ import annotations
 
 import argparse
 import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -110,6 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
         parse_methods,
         parse_run,
         parse_compress,
+        parse_compress_model,
         parse_inspect,
         parse_convert,
     ):
@@ -163,6 +167,31 @@ def parse_compress(commands: Commands) -> None:
     add_words(compressing, "--option", "-o", "of the method, e.g. bits=4")
     add_plugin(compressing)
     compressing.set_defaults(action=compress_table)
+
+
+def parse_compress_model(commands: Commands) -> None:
+    """``compress-model CHECKPOINT ...``."""
+    compressing = commands.add_parser(
+        "compress-model", help="compress all tables of a checkpoint within one budget"
+    )
+    compressing.add_argument(
+        "checkpoint",
+        type=Path,
+        help=".pt or .safetensors (of a .pt only tensors are read, never code)",
+    )
+    size = compressing.add_mutually_exclusive_group(required=True)
+    size.add_argument("--budget", help="of all tables, such as 100MB or 64MiB")
+    size.add_argument(
+        "--ratio", type=float, help="bytes of all tables, before to after"
+    )
+    compressing.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    compressing.add_argument(
+        "--tensor",
+        action="append",
+        metavar="NAME",
+        help="a table; may be repeated; otherwise what is named after embeddings",
+    )
+    compressing.set_defaults(action=compress_tensors)
 
 
 def parse_inspect(commands: Commands) -> None:
@@ -287,6 +316,38 @@ def compress_table(given: argparse.Namespace) -> None:
     layout = method.compress(read_table(given.table, given.tensor), asked)
     layout.save(given.out)
     print(f"{given.out}: {layout!r}")
+
+
+def compress_tensors(given: argparse.Namespace) -> None:
+    """Compress the tables of a checkpoint into a folder."""
+    from survey_code.serving.checkpoints import compress_checkpoint
+
+    budget = None if given.budget is None else parse_size(given.budget)
+    report = compress_checkpoint(
+        given.checkpoint,
+        budget,
+        out=given.out,
+        names=given.tensor,
+        ratio=given.ratio,
+        progress=sys.stderr.isatty(),
+    )
+    print(report)
+
+
+def parse_size(words: str) -> int:
+    """Bytes in words.
+
+    Examples
+    --------
+    >>> parse_size("1.5MB"), parse_size("64 KiB"), parse_size("300")
+    (1500000, 65536, 300)
+    """
+    found = re.fullmatch(r"(\d+\.?\d*) *(?:([kmgt]?)(i?)b)?", words.strip().lower())
+    if found is None:
+        raise ValueError(f"a size is a number and a unit, like 100MB, got {words!r}")
+    number, unit, binary = found.groups()
+    base = 1024 if binary else 1000
+    return int(float(number) * base ** " kmgt".index(unit or " "))
 
 
 def check_output(out: Path, inputs: Sequence[Path]) -> None:
@@ -453,7 +514,7 @@ def list_tensors(held: object, name: str) -> Iterator[tuple[str, Any]]:
 
 def describes_layout(name: str) -> bool:
     """Whether a tensor of this name is the description of a `FrozenEmbedding`."""
-    from survey_code.embedding import DESCRIPTION
+    from survey_code.serving.modules import DESCRIPTION
 
     return name.rpartition(".")[2] == DESCRIPTION
 

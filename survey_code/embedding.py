@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from survey_code.layouts import Layout, rebuild
-from survey_code.layouts.files import Blueprint, check_blueprint
+from survey_code.layouts import Layout
 
 # What NumPy's generators take for a seed.
 Seed = int | Sequence[int]
@@ -337,215 +335,6 @@ class Fitted:
 
     network: Any
     history: History
-
-
-class FrozenEmbedding(CompressedEmbedding):
-    """A layout behind the same call: a table that is read but not trained.
-
-    Its `state_dict` holds the layout's arrays, by their names in a file with dots for
-    slashes, and its description; all are tensors on the CPU.  A state is loaded into
-    a module whose layout is of the same kind and size, whatever its rows: all of it,
-    checked as a file is, or not at all.
-
-    ``.to(device)`` moves the layout.  ``.half()`` and ``.to(dtype)`` change the type of
-    the vectors that are returned, never the stored numbers.  ``torch.jit.trace`` is an
-    error, since it would keep the example's rows for all ids; so is ``torch.export``,
-    and ``torch.compile`` is not supported yet.
-
-    Parameters
-    ----------
-    layout : Layout
-        A layout on the CPU takes CPU ids; after ``to_gpu()`` it takes CUDA ids.
-
-    Raises
-    ------
-    ValueError
-        If it is given anything else.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from survey_code.layouts import DenseLayout
-    >>> table = FrozenEmbedding(DenseLayout.from_weight(np.eye(3)))
-    >>> list(table.state_dict())
-    ['values', 'layout_description']
-    >>> table.half()(torch.tensor([2]))
-    tensor([[0., 0., 1.]], dtype=torch.float16)
-    """
-
-    def __init__(self, layout: Layout) -> None:
-        if not isinstance(layout, Layout):
-            raise ValueError(f"layout must be a Layout, got {type(layout).__name__}")
-        super().__init__(layout.num_embeddings, layout.embedding_dim)
-        self.layout = layout
-        self.kind = torch.float32  # of the vectors that are returned
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Vectors read from the layout, without gradients; ids as for any table.
-
-        Raises
-        ------
-        RuntimeError
-            Under ``torch.jit.trace``.
-        """
-        if torch.jit.is_tracing():
-            raise RuntimeError(
-                "a FrozenEmbedding cannot be traced: the trace would return the rows "
-                "of the example's ids whatever it is asked for"
-            )
-        return self.embed(torch.as_tensor(ids))
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """The layout's look-up, which checks the ids."""
-        return self.layout.lookup(ids).to(self.kind)
-
-    def freeze(self) -> Layout:
-        """The layout itself."""
-        return self.layout
-
-    def extra_repr(self) -> str:
-        """What the printed module shows."""
-        return repr(self.layout)
-
-    # -- torch's ways to move, change and keep a module -----------------------
-
-    def __getstate__(self) -> dict[str, Any]:
-        held, on_gpu = self.layout.to_cpu(), self.layout.on_gpu
-        return {**self.__dict__, "layout": held, "on_gpu": on_gpu}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        own = dict(state)
-        on_gpu = own.pop("on_gpu") and torch.cuda.is_available()
-        super().__setstate__(own)
-        if on_gpu:
-            self.layout = self.layout.to_gpu()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What ``.to``, ``.half`` and their kin do to each tensor, done to all."""
-        place = "cuda" if self.layout.on_gpu else "cpu"
-        probe = fn(torch.zeros(1, dtype=self.kind, device=place))
-        if not probe.is_floating_point() or probe.device.type not in ("cpu", "cuda"):
-            raise ValueError(
-                "a FrozenEmbedding returns floating-point numbers on a processor or a "
-                f"GPU, and cannot become {probe.dtype} on {probe.device}"
-            )
-        if probe.is_cuda:
-            with torch.cuda.device(probe.device):
-                self.layout = self.layout.to_gpu()
-        else:
-            self.layout = self.layout.to_cpu()
-        self.kind = probe.dtype
-        return super()._apply(fn, recurse)
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        held = self.layout.to_cpu()
-        for name, array in held.arrays().items():
-            destination[prefix + name.replace("/", ".")] = as_tensor(array)
-        words = json.dumps(held.blueprint(), sort_keys=True).encode()
-        destination[prefix + DESCRIPTION] = as_tensor(np.frombuffer(words, np.uint8))
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Mapping[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        own = {
-            name.removeprefix(prefix): part
-            for name, part in state_dict.items()
-            if name.startswith(prefix)
-        }
-        if not own:
-            missing_keys.append(prefix + DESCRIPTION)
-            return
-        try:
-            layout = read_state(own, self.layout)
-        except ValueError as error:
-            error_msgs.append(f"{prefix or 'state'}: {error}")
-            return
-        self.layout = layout.to_gpu() if self.layout.on_gpu else layout
-
-
-# In a state, the key of the layout's description.
-DESCRIPTION = "layout_description"
-
-
-def as_tensor(array: np.ndarray) -> Tensor:
-    """A tensor over an array, or over a copy where the array cannot be written to."""
-    writable = array.flags.writeable and array.flags.c_contiguous
-    return torch.from_numpy(array if writable else array.copy())
-
-
-def read_state(state: Mapping[str, Any], like: Layout) -> Layout:
-    """The layout of a `FrozenEmbedding`'s state, of the same kind and size as another.
-
-    Raises
-    ------
-    ValueError
-        If something is missing, too many, damaged, or of another kind or size.
-    """
-    if DESCRIPTION not in state:
-        raise ValueError(f"{DESCRIPTION} is missing, which says what the arrays are")
-    # Copies: the state may be changed afterwards.
-    arrays = {}
-    for name, part in state.items():
-        if not isinstance(part, Tensor):
-            raise ValueError(f"{name} is no tensor, but {type(part).__name__}")
-        arrays[name] = part.detach().cpu().contiguous().numpy().copy()
-    words = arrays.pop(DESCRIPTION)
-    if words.dtype != np.uint8 or words.ndim != 1:
-        raise ValueError(f"{DESCRIPTION} must hold bytes, got {words.dtype}")
-    try:
-        blueprint = check_blueprint(json.loads(words.tobytes()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{DESCRIPTION} is damaged ({error})") from error
-    named = {name.replace(".", "/"): array for name, array in arrays.items()}
-    wrong = compare_blueprints(blueprint, like.blueprint())
-    if wrong := wrong or compare_arrays(named, like.to_cpu().arrays()):
-        raise ValueError(f"the state does not fit: {wrong}")
-    return rebuild(blueprint, named)
-
-
-def compare_arrays(
-    given: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray]
-) -> str | None:
-    """In what the arrays of a state differ from a layout's, in words.
-
-    One that is missing may be one that a layout can do without: its rows are others.
-    """
-    if given.keys() != own.keys():
-        return f"arrays {sorted(given)}, expected {sorted(own)}"
-    for name, array in own.items():
-        found = given[name]
-        if (found.shape, found.dtype) != (array.shape, array.dtype):
-            return (
-                f"{name} of shape {found.shape} and {found.dtype}, expected "
-                f"{array.shape} and {array.dtype}"
-            )
-    return None
-
-
-def compare_blueprints(given: Blueprint, own: Blueprint) -> str | None:
-    """In what the description of one layout differs from another's, in words."""
-    for what in ("layout", "version"):
-        if given[what] != own[what]:
-            return f"{what} {given[what]!r}, expected {own[what]!r}"
-    if given["shape"] != own["shape"]:
-        return f"{given['layout']} of {given['shape']}, expected {own['shape']}"
-    if given["parts"].keys() != own["parts"].keys():
-        return f"parts {sorted(given['parts'])}, expected {sorted(own['parts'])}"
-    found = (
-        compare_blueprints(part, own["parts"][name])
-        for name, part in given["parts"].items()
-    )
-    return next((wrong for wrong in found if wrong), None)
 
 
 def decode_layout(layout: Layout, chunk: int = 65536) -> np.ndarray:

@@ -18,11 +18,18 @@ import pytest
 import torch
 
 import survey_code
-from survey_code import TableSpec, catalog, compress, load_plugin, methods
+from survey_code import (
+    FrozenEmbedding,
+    TableSpec,
+    catalog,
+    compress,
+    load_plugin,
+    methods,
+)
 from survey_code.baselines import FullEmbedding
 from survey_code.catalog import AFTER, CATALOG, DURING, SEARCH, TAXONOMY, get_method
 from survey_code.data.tasks import ClickData, ClickRows
-from survey_code.embedding import FrozenEmbedding, Regime, decode_layout
+from survey_code.embedding import Regime, decode_layout
 from survey_code.lab import Trial
 from survey_code.lab.task import make_task
 from survey_code.layouts import Layout

@@ -1,23 +1,12 @@
 """The contract's base class, the baselines, and a layout as a torch module."""
 
-import copy
 import io
-import pickle
-import re
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from survey_code import (
-    CompressedEmbedding,
-    FrozenEmbedding,
-    FullEmbedding,
-    OutOfReach,
-    TableSpec,
-    compress,
-)
+from survey_code import CompressedEmbedding, FullEmbedding, OutOfReach, TableSpec
 from survey_code.baselines import UniformEmbedding, as_table, nested_widths
 from survey_code.catalog import get_method
 from survey_code.checks import check_range
@@ -27,7 +16,6 @@ from survey_code.lab import Trial
 from survey_code.lab.task import make_task
 from survey_code.layouts import DenseLayout, GroupedLayout
 from survey_code.training import TrainingSettings
-from survey_code.weight_sharing.hashing import ROBE
 
 SPEC = TableSpec.of_shape(30, 4)
 
@@ -209,14 +197,6 @@ def test_a_prefix_that_was_trained_to_serve_beats_one_that_was_not():
         assert np.mean(own) > 2 * np.std(own, ddof=1) and min(own) > 0.01
 
 
-def test_frozen_embedding_is_a_module_without_weights():
-    layout = FullEmbedding(SPEC).freeze()
-    network = torch.nn.Sequential(FrozenEmbedding(layout), torch.nn.Linear(4, 1))
-    assert network(torch.tensor([[1, 2]])).shape == (1, 2, 1)
-    assert not list(network[0].parameters())
-    assert not network[0](torch.tensor([1])).requires_grad
-
-
 def test_frozen_rows_do_not_follow_the_table():
     table = FullEmbedding(SPEC)
     layout = table.freeze()
@@ -267,201 +247,3 @@ def test_check_range_wants_an_integer_in_range(value):
     with pytest.raises(ValueError, match="bits must be an integer from 1 to 3"):
         check_range("bits", value, 1, 3)
     check_range("bits", np.int32(2), 1, 3)
-
-
-def test_a_frozen_table_takes_ids_as_any_table_does():
-    weight = np.arange(12, dtype=np.float32).reshape(4, 3)
-    frozen = FrozenEmbedding(DenseLayout.from_weight(weight))
-    for ids in ([3, 1], np.array([3, 1]), torch.tensor([3, 1], dtype=torch.int32)):
-        assert torch.equal(frozen(ids), torch.from_numpy(weight[[3, 1]]))
-    with pytest.raises(IndexError, match="id 4 is out of range"):
-        frozen([4])
-
-
-# -- a layout as a module ----------------------------------------------------------
-
-DRAWN = np.random.default_rng(5).normal(size=(2, 40, 8)).astype(np.float32)
-EXAMPLES = [
-    ("full", {}), ("half", {"dtype": "bfloat16"}), ("rowwise", {"bits": 4}),
-    ("bccf", {}), ("magnitude", {}), ("pq", {"books": 2}), ("low_rank", {"rank": 2}),
-    ("tt_rec", {}),
-]  # fmt: skip
-
-
-def frozen_pair(key, options):
-    """Modules of the same kind whose rows differ."""
-    return [FrozenEmbedding(compress(part, key, **options)) for part in DRAWN]
-
-
-def read_all(table):
-    return table(torch.arange(40))
-
-
-@pytest.mark.parametrize(("key", "options"), EXAMPLES)
-def test_a_frozen_table_travels_in_a_state_dict(key, options):
-    source, target = frozen_pair(key, options)
-    rows, others = read_all(source), read_all(target)
-    assert not torch.equal(rows, others)
-    file = io.BytesIO()
-    torch.save(source.state_dict(), file)
-    file.seek(0)
-    state = torch.load(file, weights_only=True)
-    assert target.load_state_dict(state).missing_keys == []
-    assert torch.equal(read_all(target), rows)
-    for part in state.values():  # the module keeps nothing of the state
-        part.zero_()
-    assert torch.equal(read_all(target), rows)
-
-
-def test_a_state_holds_what_a_file_holds(tmp_path):
-    table = torch.nn.ModuleDict({"ids": FrozenEmbedding(compress(DRAWN[0], "pq"))})
-    state, arrays = table.state_dict(), table["ids"].layout.arrays()
-    names = {f"ids.{name.replace('/', '.')}" for name in arrays}
-    assert names and set(state) == names | {"ids.layout_description"}
-    save_file(state, tmp_path / "state.safetensors")
-    twin = torch.nn.ModuleDict({"ids": FrozenEmbedding(compress(DRAWN[1], "pq"))})
-    twin.load_state_dict(load_file(tmp_path / "state.safetensors"))
-    assert torch.equal(read_all(twin["ids"]), read_all(table["ids"]))
-
-
-def damage(state, how):
-    """A state that does not fit, and what is said of it."""
-    first = next(iter(state))
-    if how == "other kind":
-        return FrozenEmbedding(
-            compress(DRAWN[0], "full")
-        ).state_dict(), "layout 'dense'"
-    if how == "other size":
-        return FrozenEmbedding(compress(DRAWN[0][:9], "rowwise")).state_dict(), "of {"
-    if how == "other bits":
-        other = compress(DRAWN[0], "rowwise", bits=2)
-        return FrozenEmbedding(other).state_dict(), "'bits': 2"
-    if how == "a missing array":
-        return {n: p for n, p in state.items() if n != first}, "rows"
-    if how == "another array":
-        return {**state, "more": torch.zeros(3)}, "more"
-    if how == "a short array":
-        return {**state, first: state[first][:-1]}, "rows"
-    if how == "no description":
-        return {first: state[first]}, "layout_description is missing"
-    if how == "a full table":
-        return {"weight": torch.zeros(40, 8)}, "layout_description is missing"
-    if how == "no tensor":
-        return {**state, first: 3}, "is no tensor, but int"
-    noise = torch.arange(50, dtype=torch.uint8)
-    return {**state, "layout_description": noise}, "layout_description is damaged"
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        "other kind", "other size", "other bits", "a missing array", "another array",
-        "a short array", "no description", "a full table", "no tensor", "damaged",
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("strict", [True, False])
-def test_a_state_that_does_not_fit_is_an_error(how, strict):
-    table = FrozenEmbedding(compress(DRAWN[0], "rowwise", bits=4))
-    rows = read_all(table)
-    state, said = damage(table.state_dict(), how)
-    with pytest.raises(RuntimeError, match=re.escape(said)):
-        table.load_state_dict(state, strict=strict)
-    assert torch.equal(read_all(table), rows)
-
-
-@pytest.mark.parametrize(
-    ("layout", "change"),
-    [
-        # A layout can do without row scales; its rows are others then.
-        (compress(DRAWN[0], "bccf", rule="sign", scale="row"), {"scales": None}),
-        (ROBE.make(TableSpec.of_shape(11, 6), size=20).freeze(), {"values": 7}),
-        (compress(DRAWN[0], "half"), {"values": torch.float32}),
-    ],
-)
-def test_every_array_of_a_state_must_be_the_modules(layout, change):
-    table = FrozenEmbedding(layout)
-    rows, state = table(torch.arange(5)), table.state_dict()
-    for name, how in change.items():
-        if how is None:
-            del state[name]
-        elif isinstance(how, int):
-            state[name] = state[name][:how].clone()
-        else:
-            state[name] = state[name].to(how)
-    with pytest.raises(RuntimeError, match="the state does not fit"):
-        table.load_state_dict(state)
-    assert torch.equal(table(torch.arange(5)), rows)
-
-
-def test_a_state_without_the_table_is_missing():
-    table = torch.nn.ModuleDict({"ids": FrozenEmbedding(compress(DRAWN[0], "full"))})
-    with pytest.raises(RuntimeError, match=r"Missing key.*ids\.layout_description"):
-        table.load_state_dict({})
-    found = table.load_state_dict({}, strict=False)
-    assert found.missing_keys == ["ids.layout_description"]
-
-
-@pytest.mark.parametrize(("key", "options"), EXAMPLES)
-def test_a_frozen_table_can_be_copied(key, options):
-    table, _ = frozen_pair(key, options)
-    rows = read_all(table)
-    whole = io.BytesIO()
-    torch.save(table, whole)
-    whole.seek(0)
-    for twin in (
-        copy.deepcopy(table),
-        pickle.loads(pickle.dumps(table)),
-        torch.load(whole, weights_only=False),
-    ):
-        assert torch.equal(read_all(twin), rows)
-        for name, array in twin.layout.arrays().items():
-            assert not np.shares_memory(array, table.layout.arrays()[name])
-
-
-def test_a_type_is_that_of_the_vectors_and_never_of_the_numbers():
-    table = FrozenEmbedding(compress(DRAWN[0], "rowwise", bits=8))
-    rows, stored = read_all(table), table.layout.nbytes
-    network = torch.nn.Sequential(table, torch.nn.Linear(8, 1))
-    for kind, change in (
-        (torch.float16, network.half),
-        (torch.bfloat16, network.bfloat16),
-        (torch.float64, network.double),
-        (torch.float32, network.float),
-    ):
-        change()
-        assert torch.equal(read_all(table), rows.to(kind))
-        assert network(torch.tensor([3])).dtype == kind
-    assert network.to("cpu", torch.float16)(torch.tensor([3])).dtype == torch.float16
-    assert table.layout.nbytes == stored and table.share_memory() is table
-    assert torch.equal(copy.deepcopy(table)(torch.tensor([3])), rows[[3]].half())
-
-
-@pytest.mark.parametrize("device", ["meta", "cuda"])
-def test_a_device_that_holds_no_layout_is_an_error(device):
-    if device == "cuda" and torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
-    table = FrozenEmbedding(compress(DRAWN[0], "full"))
-    with pytest.raises((ValueError, AssertionError, RuntimeError), match=r"meta|CUDA"):
-        table.to(device)
-    assert torch.equal(read_all(table), torch.from_numpy(DRAWN[0]))
-
-
-def test_a_type_that_is_no_number_s_is_an_error():
-    with pytest.raises(ValueError, match=r"cannot become torch\.int8"):
-        FrozenEmbedding(compress(DRAWN[0], "full")).type(torch.int8)
-
-
-def test_a_trace_is_an_error():
-    """It would return the rows of the example's ids for all others."""
-    table = FrozenEmbedding(compress(DRAWN[0], "rowwise"))
-    network = torch.nn.Sequential(table, torch.nn.Linear(8, 1))
-    for module in (table, network):
-        with pytest.raises(RuntimeError, match="cannot be traced"):
-            torch.jit.trace(module, torch.tensor([1, 2]))
-    assert read_all(table).shape == (40, 8)
-
-
-@pytest.mark.parametrize("wrong", [DRAWN[0], "table.safetensors", None])
-def test_only_a_layout_is_frozen(wrong):
-    with pytest.raises(ValueError, match="layout must be a Layout"):
-        FrozenEmbedding(wrong)

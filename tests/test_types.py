@@ -65,6 +65,7 @@ reveal_type(layout.bag(np.array([1, 2]), np.array([0, 1]), mode="mean"))  # ndar
 reveal_type(survey_code.load_layout("table.safetensors"))  # Layout
 reveal_type(FrozenEmbedding(layout)(torch.tensor([1])))  # Tensor
 reveal_type(Doubled(3, 4)(torch.tensor([1])))  # Tensor
+reveal_type(survey_code.compress_model(mine, ratio=4))  # Report
 reveal_type(survey_code.FullEmbedding(spec).freeze())  # Layout
 reveal_type(result)  # Result
 reveal_type(result.test["auc"])  # float
@@ -89,6 +90,7 @@ layout = survey_code.load_layout("table.safetensors")
 survey_code.compress("table", "rowwise")  # wrong
 survey_code.compress([[1.0]], 3)  # wrong
 survey_code.run("hashing", 4)  # wrong
+survey_code.compress_model("model", ratio=4)  # wrong
 survey_code.run("hashing", "synthetic", "4")  # wrong
 survey_code.load_layout(3)  # wrong
 survey_code.magic  # wrong

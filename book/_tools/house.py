@@ -24,7 +24,7 @@ ROOMS = (
     "ranking", "sampled_softmax", "metrics", "spec", "bits", "kernels", "layouts",
     "embedding", "method", "baselines", "low_precision", "mixed_dimension",
     "weight_sharing", "hybrids", "catalog", "data", "models", "training",
-    "objectives", "book", "lab", "cli", "__main__",
+    "objectives", "serving", "book", "lab", "cli", "__main__",
 )  # fmt: skip
 
 # What each group of rooms does, in the book's words.
@@ -36,6 +36,7 @@ GROUPS = {
     "learns": ("low_precision", "hybrids"),
     "lists": ("catalog", "catalog"),
     "tasks": ("data", "objectives"),
+    "goes out": ("serving", "serving"),
     "measures": ("book", "lab"),
     "is called": ("cli", "__main__"),
 }

@@ -52,6 +52,7 @@ Factors: TypeAlias = (
 # Arrays or tensors: what comes in is what goes out.
 N = TypeVar("N", np.ndarray, "GpuArray")
 A = TypeVar("A", np.ndarray, "GpuArray", "Tensor")
+L = TypeVar("L", bound="Layout")
 
 
 # The largest of float32.
@@ -197,17 +198,6 @@ class Stored:
             for name, part in self.held().items()
         }
         return self._twin(back)
-
-    def _lay_out(self) -> Self:
-        """The layout, or a copy whose arrays have no gaps, as kernels read them."""
-        held: dict[str, StoredArray | Layout] = {
-            name: part._lay_out()
-            if isinstance(part, Stored)
-            else np.require(part, requirements=["C", "A"])
-            for name, part in self.held().items()
-        }
-        same = all(map(is_, held.values(), self.held().values()))
-        return self if same else self._twin(held)
 
     def __getstate__(self) -> dict[str, Any]:
         # What knows the arrays' addresses is made anew in a copy.
@@ -362,7 +352,7 @@ class Layout(Stored):
         It is compiled for large calls, and then serves small ones, too.
         """
         kept = self.reader
-        if kept is None or not kept.still_holds():
+        if kept is None or not kept.still_holds(self):
             self.compiles = self.compiles or numbers >= LARGE_CALL
             if not self.compiles:
                 return None
@@ -521,7 +511,7 @@ class Layout(Stored):
         padding_idx : int, optional
             An id that no bag reads; a negative one counts from the table's end.
         include_last_offset : bool, default False
-            One more offset says where the last bag ends; ids from there are in none.
+            One more offset says where the last bag ends: at the number of ids.
         check : bool, default True
 
         Returns
@@ -557,7 +547,7 @@ class Layout(Stored):
         padding: int | None,
         last: bool,
     ) -> RowArray:
-        """`bag` of checked ids by `read_bags`, of those that belong to a bag."""
+        """`bag` of checked ids by `read_bags`, without padding."""
         xp = array_module(ids)
         borders = check_offsets(ids, offsets, xp, last)
         weights = check_weights(ids, factors, mode, xp)
@@ -609,6 +599,18 @@ class Layout(Stored):
         return given.astype(np.int64, copy=False)
 
 
+def lay_out(layout: L) -> L:
+    """A layout, or a copy whose arrays have no gaps, as kernels read them."""
+    held: dict[str, StoredArray | Layout] = {}
+    for name, part in layout.held().items():
+        if isinstance(part, Layout):
+            held[name] = lay_out(part)
+        else:
+            held[name] = np.require(part, requirements=["C", "A"])
+    same = all(map(is_, held.values(), layout.held().values()))
+    return layout if same else layout._twin(held)
+
+
 @dataclass(eq=False)
 class Compiled:
     """What reads a layout's rows, and the arrays whose addresses it knows.
@@ -620,7 +622,6 @@ class Compiled:
     arrays : list of arrays
     """
 
-    layout: Layout
     reader: Reader | None
     arrays: list[StoredArray]
 
@@ -628,12 +629,12 @@ class Compiled:
     def of(cls, layout: Layout) -> Compiled:
         """Of a layout on a processor, compiled if need be."""
         arrays = list(layout.arrays().values())
-        format = layout._lay_out().describe() if layout.describes_bags else None
-        return cls(layout, Reader.of(format), arrays)
+        format = lay_out(layout).describe() if layout.describes_bags else None
+        return cls(Reader.of(format), arrays)
 
-    def still_holds(self) -> bool:
+    def still_holds(self, layout: Layout) -> bool:
         """Whether the layout has the same arrays as before."""
-        now = self.layout.arrays().values()
+        now = layout.arrays().values()
         return len(now) == len(self.arrays) and all(map(is_, now, self.arrays))
 
 
@@ -799,6 +800,7 @@ def check_offsets(
         end = xp.full(1, ids.size, dtype=np.int64)
         borders = xp.concatenate([borders, end])
     launch.check_order(borders, ids.size, xp)
+    launch.check_end(borders, ids.size)
     return borders
 
 

@@ -65,8 +65,8 @@ def test_bags_with_padding_and_a_last_offset_are_numpys(fake_cupy, name, mode):
     weights = None
     if mode == "sum":
         weights = np.random.default_rng(2).normal(size=60).astype(np.float32)
-    borders = np.append(OFFSETS[:-1], 50)
-    for offsets, last in ((OFFSETS, False), (borders, True), (borders[-1:] * 0, True)):
+    borders = np.append(OFFSETS, len(ids))
+    for offsets, last in ((OFFSETS, False), (borders, True)):
         for padding in (None, 7, 7 - 1000):
             how = (mode, padding, last)
             wanted = layout.bag(ids, offsets, weights, *how)
@@ -83,6 +83,19 @@ def test_bags_with_padding_and_a_last_offset_are_numpys(fake_cupy, name, mode):
     found = twin.bag(fake_cupy.asarray(even), mode=mode, padding_idx=7)
     wanted = layout.bag(even, mode=mode, padding_idx=7)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_last_offset_that_is_not_the_number_of_ids_is_an_error(fake_cupy):
+    twin = EXAMPLES["float32"]().to_gpu()
+    for offsets in ([0, 4], [0], [0, 10]):
+        for padding in (None, 3):
+            with pytest.raises(
+                ValueError, match=r"number of ids \(9\), got|not exceed"
+            ):
+                twin.bag(
+                    fake_cupy.asarray(np.full(9, 3)), fake_cupy.asarray(offsets),
+                    padding_idx=padding, include_last_offset=True,
+                )  # fmt: skip
 
 
 def test_bad_offsets_are_reported_where_padding_hides_them(fake_cupy):

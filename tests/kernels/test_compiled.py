@@ -55,15 +55,15 @@ def test_every_layout_reads_as_numpy_does(name, monkeypatch):
         assert any(word in name for word in (*BY_NUMPY, "nesting"))
         return
     ids, offsets, weights = draw_bags(layout.num_embeddings)
-    last = {"include_last_offset": True}
+    borders, last = np.append(offsets, len(ids)), {"include_last_offset": True}
     calls = [
         lambda one: one.lookup(ids),
         lambda one: one.lookup(ids.reshape(7, 100).astype(np.int32)),
         lambda one: one.bag(ids[:600].reshape(60, 10), mode="mean"),
         lambda one: one.bag(ids, offsets, weights),
         lambda one: one.bag(ids, offsets, mode="mean", padding_idx=int(ids[3])),
-        lambda one: one.bag(ids, offsets, mode="max", padding_idx=-1, **last),
-        lambda one: one.bag(ids, offsets, **last),
+        lambda one: one.bag(ids, borders, mode="max", padding_idx=-1, **last),
+        lambda one: one.bag(ids, borders, **last),
     ]
     for call in calls:
         found, wanted = call(layout), call(plain)
@@ -100,6 +100,8 @@ def calls(draw):
     offsets = sorted(draw(st.lists(st.integers(0, count + 1), max_size=8)))
     if draw(st.integers(0, 9)):
         offsets = [0, *(min(place, count) for place in offsets)]
+        if draw(st.booleans()):
+            offsets.append(count)
     mode = draw(st.sampled_from(["sum", "mean", "max"]))
     return np.array(ids, dtype=draw(st.sampled_from([np.int32, np.int64]))), {
         "offsets": np.array(offsets, dtype=np.int64),

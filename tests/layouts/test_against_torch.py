@@ -184,9 +184,12 @@ def test_bad_offsets_are_found_where_padding_hides_them():
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
-def test_ids_behind_the_last_offset_are_in_no_bag(mode):
-    """As torch says; its own means and maxima count some of them nevertheless."""
-    found = TABLE.bag([1, 2, 3, 4, 5], [0, 2, 4], mode=mode, include_last_offset=True)
+def test_ids_behind_the_last_offset_are_an_error(mode):
+    """torch's sums leave them out; its means and maxima count some of them."""
+    last = {"mode": mode, "include_last_offset": True}
+    with pytest.raises(ValueError, match=r"must be the number of ids \(5\), got 4"):
+        TABLE.bag([1, 2, 3, 4, 5], [0, 2, 4], **last)
+    found = TABLE.bag([1, 2, 3, 4], [0, 2, 4], **last)
     np.testing.assert_array_equal(found, TABLE.bag([1, 2, 3, 4], [0, 2], mode=mode))
 
 

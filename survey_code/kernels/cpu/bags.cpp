@@ -168,10 +168,6 @@ void pool_bags(const Format& format, const Call& call, const Bags& bags,
     report(call.flag, BAD_OFFSET);
     return;
   }
-  // Ids behind the last bag are in none, and must be some all the same.
-  if (last == bags.borders - 1)
-    for (long long at = stop; at < call.count; ++at)
-      if (!is_row(call.ids[at], call.rows)) report(call.flag, BAD_ID);
   Window<Format> window(format, call, begin, stop);
   for (long long bag = first; bag < last; ++bag, out += call.dim) {
     const long long end = border(bag + 1);

@@ -102,6 +102,8 @@ class Reader:
         ndarray of float32, shape (bags, dim), or None
             None for an id out of range, or offsets that contradict the ids.
         """
+        if len(offsets) > bags and offsets[-1] != ids.size:
+            return None
         out = np.empty((bags, self.format.dim), dtype=np.float32)
         flag = np.zeros(1, dtype=np.uint32)
         factors = 0 if weights is None else address_of(weights)

@@ -76,16 +76,18 @@ def pool(
     ids = as_ids(ids)
     with current_stream():
         starts = as_offsets(ids, offsets, cupy, include_last_offset)
-        bags = starts.size - include_last_offset
+        if include_last_offset:
+            if check:
+                check_end(starts, ids.size)
+            starts = starts[:-1]
+        bags = starts.size
         if padding is not None:
             if check:  # before places among other ids are made of them
                 check_order(starts, ids.size, cupy)
             ids, weights = ids.ravel(), None if weights is None else weights.ravel()
-            if not include_last_offset:
-                end = cupy.full(1, ids.size, dtype=np.int64)
-                starts = cupy.concatenate([starts, end])
+            end = cupy.full(1, ids.size, dtype=np.int64)
+            starts = cupy.concatenate([starts, end])
             ids, starts, weights = put_padding_last(ids, starts, weights, padding, cupy)
-        if starts.size > bags:
             starts = cut_rest(starts, ids.size, cupy)
         out = cupy.empty((starts.size, format.dim), dtype=np.float32)
         flag = cupy.zeros(1, dtype=np.uint32)
@@ -364,6 +366,17 @@ def check_order(starts: N, size: int, xp: ModuleType) -> None:
         )
 
 
+def check_end(borders: Shaped, size: int) -> None:
+    """Raise ValueError unless the last bag ends where the ids do."""
+    held: Any = borders
+    end = int(held[-1])
+    if end != size:
+        raise ValueError(
+            f"with include_last_offset=True the last offset must be the number of ids "
+            f"({size}), got {end}"
+        )
+
+
 def put_padding_last(
     ids: N, borders: N, weights: N | None, padding: int, xp: ModuleType
 ) -> tuple[N, N, N | None]:
@@ -394,7 +407,7 @@ def put_padding_last(
 
 
 def cut_rest(borders: GpuArray, size: int, xp: ModuleType) -> GpuArray:
-    """More bags, for the ids behind the last: a kernel gives each id to a bag.
+    """More bags, for the padding behind the last: a kernel gives each id to a bag.
 
     There are so many that no group of threads reads all of them.
     """

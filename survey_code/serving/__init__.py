@@ -1,0 +1,1 @@
+"""GOES OUT: layouts behind torch's modules and operators, and in other programs."""

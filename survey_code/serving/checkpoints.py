@@ -1,0 +1,212 @@
+"""The embedding tables of a checkpoint, compressed within one budget: a file each.
+
+Unless someone names them, tables are the weights of modules that are named after
+embeddings: 2-D, of floating-point numbers, and called ``user_emb.weight``,
+``embeddings.3.weight`` or the like.  Each becomes a file of its layout; one that stays
+as it is, a file of its own numbers (of float64, in float32).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from survey_code.catalog import get_method
+from survey_code.checks import check_range
+from survey_code.layouts.files import open_regular, write_atomically
+from survey_code.options import as_plain
+from survey_code.serving.many_tables import (
+    MEASURED_ROWS,
+    USUAL_FORMS,
+    Counts,
+    Form,
+    HeldTable,
+    Named,
+    Report,
+    compress_tables,
+)
+from survey_code.serving.models import locate
+
+# The weight of a module that is named after embeddings, or whose list or dictionary is:
+# ``user_emb.weight``, ``emb_l.3.weight``, ``embedding_bags.item.weight``.
+LIKE_TABLES = re.compile(
+    r"(^|\.)((\w*embed\w*|(\w+_)?embs?(_\w+)?)(\.\d+)?|embedding_bags\.[^.]+)\.weight$",
+    re.IGNORECASE,
+)
+# Beside the layouts' files.
+REPORT_NAME = "report.json"
+
+
+def compress_checkpoint(
+    checkpoint: str | os.PathLike[str] | Mapping[str, object],
+    budget_bytes: float | None = None,
+    methods: Sequence[Named] = USUAL_FORMS,
+    *,
+    out: str | os.PathLike[str],
+    names: Sequence[str] | None = None,
+    ratio: float | None = None,
+    counts: Counts | None = None,
+    least_rows: int = 1,
+    sample: int = MEASURED_ROWS,
+    progress: bool = False,
+) -> Report:
+    """Compress all embedding tables of a checkpoint within one budget.
+
+    Parameters
+    ----------
+    checkpoint : path or dict of Tensor
+        A ``state_dict``, or a file of one: .pt or .pth (only tensors are read, never
+        code) or .safetensors.  Names within names are joined by dots.
+    out : path
+        Folder for ``NAME.safetensors`` of each table and, written last,
+        ``report.json``; it is made if need be.
+    names : sequence of str, optional
+        The tensors that are tables.
+    budget_bytes, methods, ratio, counts, least_rows, sample, progress
+        As for `compress_model`, whose errors these are too; counts go by the tensors'
+        names.
+
+    Raises
+    ------
+    ValueError
+        Also if the file is no such checkpoint, or a name is no table in it.
+    OSError
+        If it cannot be read, or nothing can be written.
+    """
+    least = check_range("least_rows", least_rows, 1)
+    held = choose_tensors(read_checkpoint(checkpoint), names, least)
+    folder = check_folder(Path(out))
+    report = compress_tables(
+        held, budget_bytes, ratio, methods, counts, sample, progress
+    )
+    folder.mkdir(exist_ok=True)
+    save_report(report, folder)
+    return report
+
+
+def check_folder(folder: Path) -> Path:
+    """A folder to write into, or one that can be made: asked before the work."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: not a folder to write into")
+    if not folder.parent.is_dir():
+        raise FileNotFoundError(f"{folder.parent}: no such folder to make another in")
+    return folder
+
+
+def read_checkpoint(
+    checkpoint: str | os.PathLike[str] | Mapping[str, object],
+) -> dict[str, Tensor]:
+    """All tensors of a checkpoint by name."""
+    if isinstance(checkpoint, Mapping):
+        return dict(name_tensors(checkpoint, ""))
+    if not isinstance(checkpoint, str | os.PathLike):
+        raise ValueError(
+            f"a checkpoint is a file or a state_dict, got {type(checkpoint).__name__}"
+        )
+    path = Path(checkpoint)
+    if path.suffix not in (".pt", ".pth", ".safetensors"):
+        raise ValueError(
+            f"{path}: a checkpoint is a file that ends in .pt, .pth or .safetensors"
+        )
+    with open_regular(path):  # whether it is there, a file, and may be read
+        pass
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a way to write that is not torch's
+            mapped = zipfile.is_zipfile(path)
+            held = torch.load(path, "cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: holds more than tensors, or nothing that torch wrote; save a "
+            f"`state_dict` ({str(error).partition('.')[0]})"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: not a file of tensors ({error})") from error
+    return dict(name_tensors(held, ""))
+
+
+def name_tensors(held: object, name: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in dictionaries within dictionaries, their names joined by dots."""
+    if isinstance(held, Tensor):
+        yield name, held
+    elif isinstance(held, Mapping):
+        for key, part in held.items():
+            yield from name_tensors(part, f"{name}.{key}" if name else str(key))
+
+
+def choose_tensors(
+    tensors: Mapping[str, Tensor], names: Sequence[str] | None, least_rows: int
+) -> list[HeldTable]:
+    """The tables among tensors: those named, or those that look like tables.
+
+    Tensors over the same numbers are one table; one that also goes by a name which is
+    no table's is needed as a whole, and stays as it is.
+    """
+    able = {name: tensor for name, tensor in tensors.items() if is_matrix(tensor)}
+    if isinstance(names, str):
+        raise ValueError(f"names must be a sequence of names, got {names!r}")
+    chosen = [name for name in able if LIKE_TABLES.search(name)]
+    if names is not None:
+        chosen = list(dict.fromkeys(names))
+    wrong = [name for name in chosen if name not in able]
+    if wrong or not chosen:
+        what = f"{wrong[0]!r} is no table" if wrong else "no tensor is named as a table"
+        raise ValueError(
+            f"{what}: name some of the 2-D tensors of floating-point numbers, which "
+            f"are {', '.join(able) or 'none'}"
+        )
+    tables: dict[Hashable, HeldTable] = {}
+    for name in chosen:
+        table = HeldTable([], able[name], own=keep_numbers(able[name]))
+        if len(table.weight) < least_rows:
+            table.reason = f"it has fewer than {least_rows} rows"
+        tables.setdefault(locate(able[name]), table).names.append(name)
+    for name in able.keys() - set(chosen):
+        if tied := tables.get(locate(able[name])):
+            tied.reason = f"tied to {name}, which is no table"
+    return list(tables.values())
+
+
+def is_matrix(tensor: Tensor) -> bool:
+    """Whether a tensor can be a table."""
+    return tensor.ndim == 2 and tensor.numel() > 0 and tensor.is_floating_point()
+
+
+def keep_numbers(weight: Tensor) -> Form:
+    """The form that holds a table's own numbers."""
+    kind = str(weight.dtype).removeprefix("torch.")
+    short = kind in ("float16", "bfloat16")
+    method = get_method("half" if short else "full")
+    return Form(method, method.ask({"dtype": kind} if short else {}))
+
+
+def save_report(report: Report, folder: Path) -> None:
+    """Write the layouts' files, and then what they are."""
+    tables = []
+    hidden = {"layout", "names"}
+    for line in report.lines:
+        assert line.layout is not None
+        file = quote(line.name, safe="") + ".safetensors"
+        line.layout.save(folder / file)
+        said = {name: part for name, part in vars(line).items() if name not in hidden}
+        tables.append({"file": file, "names": list(line.names), **said})
+    whole = {
+        "budget": report.budget, "before": report.before, "after": report.after,
+        "error": report.error, "tables": tables,
+    }  # fmt: skip
+    text = json.dumps(as_plain(whole), indent=1)
+    write_atomically(folder / REPORT_NAME, [text.encode()])
