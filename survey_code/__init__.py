@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from survey_code.layouts import Layout, load_layout
     from survey_code.method import AfterTraining, Searched, Trained
     from survey_code.options import Options
+    from survey_code.serving.fbgemm import export_fbgemm
+    from survey_code.serving.onnx import export_onnx
     from survey_code.spec import OutOfReach, TableSpec
 
 __version__ = "0.1.0"
@@ -41,6 +43,8 @@ _HOMES = {
     "TableSpec": "spec",
     "Trained": "method",
     "compress": "catalog",
+    "export_fbgemm": "serving.fbgemm",
+    "export_onnx": "serving.onnx",
     "load_layout": "layouts",
     "load_plugin": "catalog",
     "methods": "catalog",
@@ -62,6 +66,8 @@ __all__ = [
     "TableSpec",
     "Trained",
     "compress",
+    "export_fbgemm",
+    "export_onnx",
     "load_layout",
     "load_plugin",
     "methods",

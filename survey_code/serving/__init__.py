@@ -1,0 +1,1 @@
+"""SERVES: tables written as other programs read them."""
