@@ -71,8 +71,7 @@ def pack_fbgemm(layout: Layout, row_alignment: int = 16) -> np.ndarray:
     ----------
     layout : RowwiseLayout or DenseLayout
     row_alignment : {16, 1}
-        What the bytes of a row are a multiple of, as FBGEMM has it by itself on a GPU
-        and on a processor.
+        What a row's bytes are a multiple of: FBGEMM's own for GPUs, and processors.
 
     Returns
     -------
