@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from survey_code.layouts import Layout, load_layout
     from survey_code.method import AfterTraining, Searched, Trained
     from survey_code.options import Options
+    from survey_code.serving.fbgemm import export_fbgemm
     from survey_code.serving.models import compress_model
     from survey_code.serving.modules import FrozenEmbedding, FrozenEmbeddingBag
+    from survey_code.serving.onnx import export_onnx
     from survey_code.spec import OutOfReach, TableSpec
 
 __version__ = "0.1.0"
@@ -45,6 +47,8 @@ _HOMES = {
     "Trained": "method",
     "compress": "catalog",
     "compress_model": "serving.models",
+    "export_fbgemm": "serving.fbgemm",
+    "export_onnx": "serving.onnx",
     "load_layout": "layouts",
     "load_plugin": "catalog",
     "methods": "catalog",
@@ -68,6 +72,8 @@ __all__ = [
     "Trained",
     "compress",
     "compress_model",
+    "export_fbgemm",
+    "export_onnx",
     "load_layout",
     "load_plugin",
     "methods",

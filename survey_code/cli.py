@@ -1,5 +1,7 @@
-"""The command line: ``survey-code methods | run | compress | inspect | convert``, and
-``compress-model`` for all tables of a checkpoint.
+"""The command line: ``survey-code`` and a command.
+
+``methods``, ``run``, ``compress``, ``compress-model``, ``inspect``, ``export`` and
+``convert``.
 """
 
 from __future__ import annotations
@@ -115,6 +117,7 @@ def make_parser() -> argparse.ArgumentParser:
         parse_compress,
         parse_compress_model,
         parse_inspect,
+        parse_export,
         parse_convert,
     ):
         describe(commands)
@@ -199,6 +202,35 @@ def parse_inspect(commands: Commands) -> None:
     inspecting = commands.add_parser("inspect", help="say what a file holds")
     inspecting.add_argument("file", type=Path)
     inspecting.set_defaults(action=inspect_file)
+
+
+def parse_export(commands: Commands) -> None:
+    """``export FILE --to TARGET``."""
+    exporting = commands.add_parser(
+        "export",
+        help="write a layout as ONNX, or as rows for FBGEMM",
+        description="Write a file of `survey-code compress` as other programs read "
+        "it. onnx: a graph of standard nodes, opset 18, from ids (int64, any number of "
+        "them) to rows (float32); it has the file's arrays as they are. fbgemm: the "
+        "rows of an inference table, in a safetensors file with the one tensor "
+        "`weights`; row-wise and dense layouts only, scales and biases in float16.",
+    )
+    exporting.add_argument("file", type=Path)
+    exporting.add_argument(
+        "--to",
+        required=True,
+        metavar="TARGET",
+        help="a file that ends in .onnx; or onnx or fbgemm, and the file after --out",
+    )
+    exporting.add_argument("--out", type=Path, help="the file, where --to names none")
+    exporting.add_argument(
+        "--row-alignment",
+        type=int,
+        choices=(16, 1),
+        help="fbgemm: what the bytes of a row are a multiple of, 16 (as on a GPU, the "
+        "default) or 1 (as on a processor)",
+    )
+    exporting.set_defaults(action=export_layout)
 
 
 def parse_convert(commands: Commands) -> None:
@@ -542,6 +574,49 @@ def inspect_file(given: argparse.Namespace) -> None:
     print(f"header      {header_bytes(given.file):,} bytes")
     for array in arrays:
         print(f"array       {array.name}: {array.kind} {array.shape}")
+
+
+def export_layout(given: argparse.Namespace) -> None:
+    """Write a layout as another program reads it."""
+    from survey_code.layouts import load_layout
+
+    format, out = choose_target(given.to, given.out)
+    if format == "onnx" and given.row_alignment is not None:
+        raise ValueError("--row-alignment is of --to fbgemm")
+    check_output(out, [given.file])
+    layout = load_layout(given.file)
+    if format == "onnx":
+        from survey_code.serving.onnx import export_onnx
+
+        written = export_onnx(layout, out)
+    else:
+        from survey_code.serving.fbgemm import export_fbgemm
+
+        written = export_fbgemm(layout, out, given.row_alignment or 16)
+    rows, dim = layout.num_embeddings, layout.embedding_dim
+    print(f"{out}: {format}, {rows} x {dim}, {written:,} bytes")
+
+
+def choose_target(target: str, out: Path | None) -> tuple[str, Path]:
+    """The format and the file that ``--to`` and ``--out`` name.
+
+    Raises
+    ------
+    ValueError
+        Unless one of them names a file, and `target` a format.
+    """
+    if target in ("onnx", "fbgemm"):
+        if out is None:
+            raise ValueError(f"--to {target} needs --out and a file")
+        return target, out
+    if not target.endswith(".onnx"):
+        raise ValueError(
+            "--to names a file that ends in .onnx, or a format, onnx or fbgemm, with "
+            f"--out, got {target!r}"
+        )
+    if out is not None:
+        raise ValueError(f"--to {target} and --out {out} both name a file")
+    return "onnx", Path(target)
 
 
 def convert_layout(given: argparse.Namespace) -> None:
