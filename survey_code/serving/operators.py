@@ -192,6 +192,7 @@ def bag(
 
 @lookup.register_fake
 def shape_lookup(ids: Tensor, arrays: list[Tensor], description: str) -> Tensor:
+    """What compilers ask of a look-up: shape and type."""
     return ids.new_empty((*ids.shape, read_dim(description)), dtype=torch.float32)
 
 
@@ -206,6 +207,7 @@ def shape_bag(
     padding_idx: int | None,
     include_last_offset: bool,
 ) -> Tensor:
+    """The same of a bag."""
     bags = ids.shape[0] if offsets is None else offsets.shape[0] - include_last_offset
     return ids.new_empty((bags, read_dim(description)), dtype=torch.float32)
 
@@ -218,7 +220,7 @@ def map_lookup(
     arrays: list[Tensor],
     description: str,
 ) -> tuple[Tensor, int]:
-    # A look-up of many rows of ids is one of all of them.
+    """A look-up of ids along one more axis, which is one of all of them."""
     if any(dim is not None for dim in in_dims[1]):
         raise ValueError("a layout's arrays cannot be mapped over, only ids can")
     return lookup(ids.movedim(in_dims[0], 0), arrays, description), 0
