@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from survey_code.layouts import Layout, load_layout
     from survey_code.method import AfterTraining, Searched, Trained
     from survey_code.options import Options
+    from survey_code.serving.streaming import compress_file
+    from survey_code.serving.updates import update_rows
     from survey_code.spec import OutOfReach, TableSpec
 
 __version__ = "0.1.0"
@@ -41,10 +43,12 @@ _HOMES = {
     "TableSpec": "spec",
     "Trained": "method",
     "compress": "catalog",
+    "compress_file": "serving.streaming",
     "load_layout": "layouts",
     "load_plugin": "catalog",
     "methods": "catalog",
     "run": "lab.experiment",
+    "update_rows": "serving.updates",
 }
 
 __all__ = [
@@ -62,10 +66,12 @@ __all__ = [
     "TableSpec",
     "Trained",
     "compress",
+    "compress_file",
     "load_layout",
     "load_plugin",
     "methods",
     "run",
+    "update_rows",
 ]
 
 

@@ -24,7 +24,7 @@ ROOMS = (
     "ranking", "sampled_softmax", "metrics", "spec", "bits", "kernels", "layouts",
     "embedding", "method", "baselines", "low_precision", "mixed_dimension",
     "weight_sharing", "hybrids", "catalog", "data", "models", "training",
-    "objectives", "book", "lab", "cli", "__main__",
+    "objectives", "book", "lab", "serving", "cli", "__main__",
 )  # fmt: skip
 
 # What each group of rooms does, in the book's words.
@@ -37,6 +37,7 @@ GROUPS = {
     "lists": ("catalog", "catalog"),
     "tasks": ("data", "objectives"),
     "measures": ("book", "lab"),
+    "goes out": ("serving", "serving"),
     "is called": ("cli", "__main__"),
 }
 
