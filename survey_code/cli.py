@@ -285,6 +285,7 @@ def run_method(given: argparse.Namespace) -> None:
 
 def compress_table(given: argparse.Namespace) -> None:
     """Compress a table from a file into a file, and say what came of it."""
+    from survey_code.catalog import get_method
     from survey_code.serving.streaming import check_picture, compress_file
     from survey_code.serving.tables import check_output
 
@@ -294,6 +295,7 @@ def compress_table(given: argparse.Namespace) -> None:
         check_picture(given.picture)
         check_output(given.picture, [given.table, given.out, *given.plugin])
     asked: Any = parse_options(given)
+    get_method(given.method).ask(asked)
     report = compress_file(
         given.table, given.method, given.out, tensor=given.tensor, **asked
     )

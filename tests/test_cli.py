@@ -325,7 +325,7 @@ def test_our_own_output_is_no_input(key, table, tmp_path, out, capsys):
 
 def test_a_mapped_file_is_not_copied_whole(tmp_path):
     np.save(tmp_path / "table.npy", TABLE)
-    assert isinstance(open_table(tmp_path / "table.npy").read_whole(), np.memmap)
+    assert isinstance(open_table(tmp_path / "table.npy").read_whole().base, np.memmap)
     torch.save(torch.from_numpy(TABLE), tmp_path / "table.pt")
     assert open_table(tmp_path / "table.pt").read_whole().tolist() == TABLE.tolist()
 

@@ -50,6 +50,9 @@ Factors: TypeAlias = (
     " | GpuArray | Tensor"
 )
 
+# Offsets, weights, mode, padding, and whether the last offset is an end.
+BagWords: TypeAlias = "tuple[Offsets | None, Factors | None, str, int | None, bool]"
+
 # Arrays or tensors: what comes in is what goes out.
 N = TypeVar("N", np.ndarray, "GpuArray")
 A = TypeVar("A", np.ndarray, "GpuArray", "Tensor")
@@ -575,14 +578,15 @@ class Layout(Stored):
             how = (factors, mode, check, padding, last)
             return as_given(ids, launch.pool(self.device, moved, offsets, *how))
         asked = (offsets, per_sample_weights, mode, padding, last)
+        pooled = self._read_steadily(lambda: self._pool(ids, asked))
+        return as_given(ids, pooled)
 
-        def pool() -> RowArray:
-            fast = None if self.on_gpu else self._pool_compiled(as_numpy(ids), *asked)
-            if fast is not None:
-                return fast
-            return self._pool_plainly(self.check_ids(ids), *asked)
-
-        return as_given(ids, self._read_steadily(pool))
+    def _pool(self, ids: Ids | GpuArray | Tensor, asked: BagWords) -> RowArray:
+        """`bag` by compiled code, or by code for arrays."""
+        fast = None if self.on_gpu else self._pool_compiled(as_numpy(ids), *asked)
+        if fast is not None:
+            return fast
+        return self._pool_plainly(self.check_ids(ids), *asked)
 
     def _pool_plainly(
         self,

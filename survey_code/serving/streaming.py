@@ -1,9 +1,19 @@
 """Tables larger than memory: a file compressed into a file, some rows at a time.
 
-Memory grows by a stretch of the table, and by what a method must know of all rows: a
-few numbers, or a sample.  The arrays of the new file are written where they
-will stand, into a part file beside the target; then its SHA-256 is put into the header,
-and the part takes the target's place.
+The new file is, byte for byte, what ``compress(...).save(out)`` writes of the same
+table, also where k-means sees a sample: it draws the same one.
+
+Memory grows by less than 256 MB, beside counts that are given and that sample (`sample`
+rows for each codeword, 65,536 of them unless asked for others), for the methods
+``full``, ``half``, ``rowwise``, ``greedy``, ``magnitude``, ``bccf`` with
+``rule="sign"``, ``pq``, and ``clustering`` without heads in one field.  All others, and
+tables in .npz files and in column order, are read into memory as a whole.
+
+Arrays are written where they will stand, into a part file beside the target,
+``.survey_code-*.part``; then their SHA-256 is put into the header, and the part takes
+the target's place.  What a killed run leaves is removed by the next one that writes
+into the folder.  It is not resumed: what was found about all rows would have to be kept
+with it, and reading them is most of the work.
 """
 
 from __future__ import annotations
@@ -20,7 +30,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from survey_code.catalog import AFTER, get_method
+from survey_code.catalog import AFTER, Method, get_method
 from survey_code.layouts import load_layout
 from survey_code.layouts.files import (
     Stretch,
@@ -32,6 +42,7 @@ from survey_code.layouts.files import (
     split_bytes,
     write_atomically,
 )
+from survey_code.options import Options
 from survey_code.serving.pieces import Piece, Pieces, describe_whole, plan_pieces
 from survey_code.serving.tables import Table, check_output, open_table
 from survey_code.spec import TableSpec
@@ -62,7 +73,7 @@ class Report:
         Relative errors of up to 1,000 rows drawn evenly, rising: the length of the
         difference by the length of the row.  Rows of zeros have none.
     in_pieces : bool
-        Whether the table was never in memory as a whole.
+        Whether the method worked on some rows at a time.
     seconds : float
     """
 
@@ -136,26 +147,12 @@ def compress_file(
 ) -> Report:
     """Compress a table in a file into a file, which may both be larger than memory.
 
-    The file is, byte for byte, what ``compress(...).save(out)`` writes of the same
-    table, also where k-means sees a sample: it draws the same one.
-
-    Memory grows by less than 256 MB, beside `counts` and that sample (`sample` rows for
-    each codeword, 65,536 of them unless asked for others), for the methods ``full``,
-    ``half``, ``rowwise``, ``greedy``, ``magnitude``, ``bccf`` with ``rule="sign"``,
-    ``pq``, and ``clustering`` without heads in one field.  All others, and tables in
-    .npz files and in column order, are read into memory as a whole.
-
-    A killed run leaves a part file, ``.survey_code-*.part`` beside `out`, which the
-    next one that writes into the folder removes.  It is not resumed: what is decided
-    for all rows would have to be kept with it, and reading is most of the work.
-
     Parameters
     ----------
     table : path
-        A .npy, .npz, .safetensors, .pt or .pth file; of the last two only tensors are
-        read, never code.
+        A .npy, .npz, .safetensors, .pt or .pth file; only tensors are read, no code.
     method : str
-        Key of a method that works after training.
+        Key of a method that works after training; see above which need little memory.
     out : path
         The file to write: beside its place, then renamed.
     tensor : str, optional
@@ -163,8 +160,7 @@ def compress_file(
     counts, field_starts : array of int, optional
         As for `survey_code.compress`.
     progress : bool, optional
-        Whether a bar on standard error shows the rows that are read; by default on a
-        terminal only.
+        Whether a bar counts the rows that are read; by default on a terminal only.
     **options
         The method's own, e.g. ``bits=4``.
 
@@ -179,42 +175,55 @@ def compress_file(
         package, which is compressed already; if `out` is the table itself.
     FileNotFoundError
         If there is no such table, or no folder for `out`.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     np.save(f"{folder}/emb.npy", np.eye(64, dtype=np.float32))
-    ...     report = compress_file(
-    ...         f"{folder}/emb.npy", "rowwise", f"{folder}/emb.safetensors", bits=4)
-    >>> report.nbytes, round(report.ratio, 2), report.error_quantiles()[1.0]
-    (2304, 7.11, 0.0)
     """
-    begun = time.perf_counter()
-    place = Path(out)
+    begun, place = time.perf_counter(), Path(out)
     check_output(place, [Path(table)])
     how = get_method(method)
     how.require_stage(AFTER)
     asked = how.ask(options)
     rows = open_table(table, tensor)
     spec = TableSpec.of_table(*rows.shape, counts, field_starts)
-    with show_progress(rows, progress) as expect:
-        pieces = plan_pieces(how, rows, spec, asked.settled())
-        expect(len(rows))
+    return write_table(rows, how, asked, spec, place, progress, begun)
+
+
+def write_table(
+    table: Table,
+    method: Method,
+    asked: Options,
+    spec: TableSpec,
+    out: Path,
+    progress: bool | None,
+    begun: float,
+) -> Report:
+    """`compress_file` of what was checked, which `begun` at a time of `perf_counter`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     table, out = f"{folder}/emb.npy", f"{folder}/emb.safetensors"
+    ...     np.save(table, np.eye(64, dtype=np.float32))
+    ...     report = compress_file(table, "rowwise", out, bits=4)
+    >>> report.nbytes, round(report.ratio, 2), report.in_pieces
+    (2304, 7.11, True)
+    """
+    with count_rows_read(table, progress) as expect:
+        pieces = plan_pieces(method, table, spec, asked.settled())
+        expect(len(table))
         if pieces is None:
-            how.compress(rows.read_whole(), asked, spec).save(place)
+            method.compress(table.read_whole(), asked, spec).save(out)
         else:
-            write_pieces(place, rows, pieces)
-    layout = load_layout(place, mmap=True)
-    errors = measure_rows(rows, place)
+            write_pieces(out, table, pieces)
+    layout = load_layout(out, mmap=True)
+    errors = measure_rows(table, out)
     return Report(
-        place, repr(layout), *rows.shape, layout.nbytes, errors, pieces is not None,
+        out, repr(layout), *table.shape, layout.nbytes, errors, pieces is not None,
         time.perf_counter() - begun,
     )  # fmt: skip
 
 
 @contextmanager
-def show_progress(
+def count_rows_read(
     table: Table, progress: bool | None
 ) -> Iterator[Callable[[int], None]]:
     """A bar that counts the rows that are read; told how many are still to come."""

@@ -1,4 +1,19 @@
-"""Rows of a served table, replaced where they stand."""
+"""Rows of a served table, replaced where they stand.
+
+Rows are rounded anew: those of `DenseLayout` to the nearest number of its format, those
+of `RowwiseLayout` between their own minimum and maximum (`quantize_rows`, also where a
+range search or a symmetric range made the others), those of `BinaryLayout` to signs,
+each block's scale the mean of its magnitudes.  A `RoutedLayout` hands rows to the parts
+that hold them.
+
+All is encoded before anything is written.  `Layout.lookup` and `Layout.bag` of this
+very layout, called from other threads of the process meanwhile, see all rows as they
+were or all as they are now, never a part of a row; they wait for the writing, which is
+a copy of the rows' bytes.  This does not hold for whoever reads in another way: a part
+of the layout by itself, a layout that holds this one, a copy that shares its arrays, or
+an operator that reads them by their addresses.  Arrays that were handed to the layout's
+constructor are the layout's own, and change.
+"""
 
 from __future__ import annotations
 
@@ -45,19 +60,7 @@ class Change(NamedTuple):
 def update_rows(layout: Layout, ids: npt.ArrayLike, rows: npt.ArrayLike) -> None:
     """Replace rows of a layout in which each row stands alone, in place.
 
-    Rows are rounded anew: those of `DenseLayout` to the nearest number of its format,
-    those of `RowwiseLayout` between their own minimum and maximum (`quantize_rows`,
-    also where a range search or a symmetric range made the others), those of
-    `BinaryLayout` to signs, each block's scale the mean of its magnitudes.  A
-    `RoutedLayout` hands rows to the parts that hold them.
-
-    All is encoded before anything is written.  `lookup` and `bag` of this very layout,
-    called from other threads of the process meanwhile, see all rows as they were or all
-    as they are now, never a part of a row; they wait for the writing, which is a copy
-    of the rows' bytes.  This does not hold for whoever reads in another way: a part of
-    the layout by itself, a layout that holds this one, a copy that shares its arrays,
-    or an operator that reads them by their addresses.  Arrays that were handed to the
-    layout's constructor are the layout's own, and change.
+    How they are rounded, and what readers see meanwhile, is told above.
 
     Parameters
     ----------
@@ -72,9 +75,8 @@ def update_rows(layout: Layout, ids: npt.ArrayLike, rows: npt.ArrayLike) -> None
     IndexError
         If an id is not in the table.
     ValueError
-        If rows of the layout do not stand alone, its arrays cannot be written (a mapped
-        file), it is on a GPU, or the rows are not finite, too large for its format, or
-        of another shape.
+        If rows of the layout do not stand alone, its arrays are read-only (a mapped
+        file) or on a GPU, or the rows are not finite or do not fit.
 
     Examples
     --------

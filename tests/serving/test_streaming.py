@@ -396,6 +396,7 @@ def test_places_beyond_two_to_the_31_are_read(tmp_path):
     )
 
 
+@pytest.mark.hypothesis  # so that `make fuzz` runs it
 def test_the_last_row_of_a_sparse_file(request, tmp_path, monkeypatch):
     """4 bits of a file that takes no room; under ``make fuzz``, which takes its time,
     of one whose last numbers have places that 32 bits cannot hold.

@@ -28,7 +28,8 @@ HEADERS = HERE.parent / "formats"
 # headers ask for it.
 FLAGS = (
     "-std=c++17", "-O2", "-ftree-vectorize", "-march=native", "-ffp-contract=off",
-    "-fno-math-errno", "-fPIC", "-shared", "-w", f"-I{HERE / 'words'}", f"-I{HERE}", f"-I{HEADERS}",
+    "-fno-math-errno", "-fPIC", "-shared", "-w",
+    f"-I{HERE / 'words'}", f"-I{HERE}", f"-I{HEADERS}",
 )  # fmt: skip
 MOST_SECONDS = 120  # that a compiler may take
 
