@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from survey_code.serving.models import compress_model
     from survey_code.serving.modules import FrozenEmbedding, FrozenEmbeddingBag
     from survey_code.serving.onnx import export_onnx
+    from survey_code.serving.streaming import compress_file
+    from survey_code.serving.updates import update_rows
     from survey_code.spec import OutOfReach, TableSpec
 
 __version__ = "0.1.0"
@@ -49,10 +51,12 @@ _HOMES = {
     "compress_model": "serving.models",
     "export_fbgemm": "serving.fbgemm",
     "export_onnx": "serving.onnx",
+    "compress_file": "serving.streaming",
     "load_layout": "layouts",
     "load_plugin": "catalog",
     "methods": "catalog",
     "run": "lab.experiment",
+    "update_rows": "serving.updates",
 }
 
 __all__ = [
@@ -71,6 +75,7 @@ __all__ = [
     "TableSpec",
     "Trained",
     "compress",
+    "compress_file",
     "compress_model",
     "export_fbgemm",
     "export_onnx",
@@ -78,6 +83,7 @@ __all__ = [
     "load_plugin",
     "methods",
     "run",
+    "update_rows",
 ]
 
 

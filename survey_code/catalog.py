@@ -145,7 +145,7 @@ class Method:
         self, spec: TableSpec, options: Options | Mapping[str, object], seed: int = 0
     ) -> Any:
         """A table ready to be trained, or retrained after a search."""
-        self._require(DURING, SEARCH)
+        self.require_stage(DURING, SEARCH)
         return self.load()(spec, self.ask(options, found=True).settled(), seed)
 
     def compress(
@@ -157,7 +157,7 @@ class Method:
         """A layout made from trained weights (stage "after training")."""
         from survey_code.layouts.layout import as_finite_table
 
-        self._require(AFTER)
+        self.require_stage(AFTER)
         rows = as_finite_table(weight)
         if spec is None:
             spec = TableSpec.of_shape(*rows.shape)
@@ -166,7 +166,8 @@ class Method:
         layout: Layout = self.load().compress(rows, spec, asked)
         return layout
 
-    def _require(self, *stages: str) -> None:
+    def require_stage(self, *stages: str) -> None:
+        """Raise ValueError unless the method compresses in one of these stages."""
         if not set(stages) & set(self.stages):
             raise ValueError(
                 f"{self.key} does not compress {stages[0]}, "

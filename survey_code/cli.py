@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,12 +162,18 @@ def parse_compress(commands: Commands) -> None:
         "table",
         type=Path,
         help=".npy, or .npz, .safetensors or .pt with one 2-D tensor (of a .pt only "
-        "tensors are read, never code)",
+        "tensors are read, never code); it may be larger than memory",
     )
     compressing.add_argument("--method", required=True)
     compressing.add_argument("--out", type=Path, required=True)
     compressing.add_argument("--tensor", help="name of the tensor in the file")
     add_words(compressing, "--option", "-o", "of the method, e.g. bits=4")
+    compressing.add_argument(
+        "--picture",
+        type=Path,
+        metavar="FILE",
+        help="draw how the rows' errors are distributed, as .png or .svg",
+    )
     add_plugin(compressing)
     compressing.set_defaults(action=compress_table)
 
@@ -339,15 +345,24 @@ def run_method(given: argparse.Namespace) -> None:
 
 
 def compress_table(given: argparse.Namespace) -> None:
-    """Compress a table from a file into a file."""
+    """Compress a table from a file into a file, and say what came of it."""
     from survey_code.catalog import get_method
+    from survey_code.serving.streaming import check_picture, compress_file
+    from survey_code.serving.tables import check_output
 
+    # Before the work, not after it.
     check_output(given.out, [given.table, *given.plugin])
-    method = get_method(given.method)
-    asked = method.ask(parse_options(given))
-    layout = method.compress(read_table(given.table, given.tensor), asked)
-    layout.save(given.out)
-    print(f"{given.out}: {layout!r}")
+    if given.picture is not None:
+        check_picture(given.picture)
+        check_output(given.picture, [given.table, given.out, *given.plugin])
+    asked: Any = parse_options(given)
+    get_method(given.method).ask(asked)
+    report = compress_file(
+        given.table, given.method, given.out, tensor=given.tensor, **asked
+    )
+    print(report)
+    if given.picture is not None:
+        report.draw(given.picture)
 
 
 def compress_tensors(given: argparse.Namespace) -> None:
@@ -382,184 +397,6 @@ def parse_size(words: str) -> int:
     return int(float(number) * base ** " kmgt".index(unit or " "))
 
 
-def check_output(out: Path, inputs: Sequence[Path]) -> None:
-    """Raise ValueError if a file cannot be written, or would replace what is read.
-
-    Before the work, not after it.
-    """
-    if out.is_dir():
-        raise ValueError(f"{out}: a folder, not a file to write")
-    if not out.parent.is_dir():
-        raise ValueError(f"{out}: no such folder to save into")
-    for path in inputs:
-        if out.exists() and path.exists() and out.samefile(path):
-            raise ValueError(f"{out}: is read from, and would be overwritten")
-
-
-def read_table(path: Path, name: str | None = None) -> Any:
-    """A 2-D array of a .npy, .npz, .safetensors or .pt file, by its name if it has one.
-
-    Files are mapped into memory where their format allows it, and no code in them is
-    run.
-
-    Raises
-    ------
-    ValueError
-        If the file is none of these or not readable, is a layout of this package
-        already, or it is not clear which tensor is meant.
-    """
-    readers = {
-        ".npy": read_npy, ".npz": read_npz, ".safetensors": read_safetensors,
-        ".pt": read_torch, ".pth": read_torch,
-    }  # fmt: skip
-    if path.suffix not in readers:
-        known = ", ".join(readers)
-        raise ValueError(f"{path}: a table is a file that ends in one of {known}")
-    if path.is_dir():
-        raise ValueError(f"{path}: a folder, not a file")
-    from survey_code.layouts.files import open_regular
-
-    # Whether it is there, a file, and may be read, in one error's words.
-    with open_regular(path):
-        pass
-    return readers[path.suffix](path, name)
-
-
-def choose_tensor(
-    path: Path, name: str | None, shapes: dict[str, tuple[tuple[int, ...], bool]]
-) -> str:
-    """The name that is asked for, or of the only table.
-
-    Parameters
-    ----------
-    path : Path
-    name : str or None
-    shapes : dict
-        Of each tensor its shape, and whether it holds floating-point numbers.
-    """
-    tables = sorted(
-        n for n, (shape, real) in shapes.items() if len(shape) == 2 and real
-    )
-    if name is None and len(tables) == 1:
-        return tables[0]
-    if name not in shapes or name is None:
-        found = f"from {tables}" if tables else f"but none is a table: {sorted(shapes)}"
-        raise ValueError(f"{path}: name one tensor with --tensor, {found}")
-    return name
-
-
-def read_npy(path: Path, name: str | None) -> Any:
-    """The array of a .npy file, mapped."""
-    import numpy as np
-
-    if name is not None:
-        raise ValueError(f"{path}: a .npy file holds one array; --tensor names none")
-    try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except (EOFError, ValueError) as error:
-        raise ValueError(f"{path}: not a .npy array of numbers ({error})") from error
-
-
-def read_npz(path: Path, name: str | None) -> Any:
-    """One array of a .npz file."""
-    import zipfile
-    import zlib
-
-    import numpy as np
-
-    try:
-        with open(path, "rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise ValueError("one array, not an archive of them")
-            held = {key: archive[key] for key in archive.files if name in (None, key)}
-            if not all(isinstance(part, np.ndarray) for part in held.values()):
-                raise ValueError("it holds other files")
-            known = archive.files
-    except (EOFError, OSError, zipfile.BadZipFile, zlib.error, ValueError) as error:
-        raise ValueError(f"{path}: not a .npz archive of arrays ({error})") from error
-    shapes = {key: (part.shape, part.dtype.kind == "f") for key, part in held.items()}
-    # Of those that were not read nothing is known.
-    shapes = {**{key: ((0, 0), True) for key in known}, **shapes}
-    return held[choose_tensor(path, name, shapes)]
-
-
-def read_safetensors(path: Path, name: str | None) -> Any:
-    """One tensor of a .safetensors file; the others are not read."""
-    from safetensors import SafetensorError, safe_open
-
-    from survey_code.layouts.files import METADATA_KEY
-
-    try:
-        with safe_open(path, "pt") as file:
-            refuse_layout(path, METADATA_KEY in (file.metadata() or {}))
-            slices = {key: file.get_slice(key) for key in file.keys()}
-            refuse_layout(path, any(map(describes_layout, slices)))
-            shapes = {
-                key: (tuple(s.get_shape()), s.get_dtype().startswith(("F", "BF")))
-                for key, s in slices.items()
-            }
-            return file.get_tensor(choose_tensor(path, name, shapes))
-    except SafetensorError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def read_torch(path: Path, name: str | None) -> Any:
-    """One tensor of a file of `torch.save`: a tensor, or dictionaries of them."""
-    import pickle
-    import warnings
-    import zipfile
-
-    import torch
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a way to write that is not torch's
-            # Files of before 2020 are no archives, and cannot be mapped.
-            mapped = zipfile.is_zipfile(path)
-            held = torch.load(path, "cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: not read, since it holds more than tensors, or nothing that "
-            f"torch wrote: save a `state_dict` ({str(error).partition('.')[0]})"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: not a file of tensors ({error})") from error
-    tensors = dict(list_tensors(held, ""))
-    if name is None and list(tensors) == [""]:
-        return tensors[""]
-    refuse_layout(path, any(map(describes_layout, tensors)))
-    shapes = {n: (tuple(t.shape), t.is_floating_point()) for n, t in tensors.items()}
-    return tensors[choose_tensor(path, name, shapes)]
-
-
-def list_tensors(held: object, name: str) -> Iterator[tuple[str, Any]]:
-    """The tensors in nested dictionaries, by their names with dots between."""
-    import torch
-
-    if isinstance(held, torch.Tensor):
-        yield name, held
-    elif isinstance(held, Mapping):
-        for key, part in held.items():
-            yield from list_tensors(part, f"{name}.{key}" if name else str(key))
-
-
-def describes_layout(name: str) -> bool:
-    """Whether a tensor of this name is the description of a `FrozenEmbedding`."""
-    from survey_code.serving.modules import DESCRIPTION
-
-    return name.rpartition(".")[2] == DESCRIPTION
-
-
-def refuse_layout(path: Path, is_one: bool) -> None:
-    """Raise ValueError for what this package wrote itself."""
-    if is_one:
-        raise ValueError(
-            f"{path}: holds a layout of this package, which is compressed already; "
-            "compress the table that it was made from"
-        )
-
-
 def inspect_file(given: argparse.Namespace) -> None:
     """Print layout, shape, bytes and arrays of a file."""
     from survey_code.layouts import header_bytes
@@ -579,6 +416,7 @@ def inspect_file(given: argparse.Namespace) -> None:
 def export_layout(given: argparse.Namespace) -> None:
     """Write a layout as another program reads it."""
     from survey_code.layouts import load_layout
+    from survey_code.serving.tables import check_output
 
     format, out = choose_target(given.to, given.out)
     if format == "onnx" and given.row_alignment is not None:

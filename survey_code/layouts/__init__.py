@@ -55,8 +55,22 @@ LAYOUTS: dict[str, type[Layout]] = {
 }
 
 
-def load_layout(path: str | os.PathLike[str]) -> Layout:
+def load_layout(
+    path: str | os.PathLike[str], mmap: bool = False, check: bool | None = None
+) -> Layout:
     """Read a layout that `Layout.save` wrote.
+
+    Parameters
+    ----------
+    path : path
+    mmap : bool, default False
+        Map the file instead of reading it: its pages are read when rows are first
+        looked up, and shared by all processes that map it.  The arrays are read-only.
+        The file may be replaced, as `save` does, but not be changed or cut short.
+    check : bool, optional
+        Whether the SHA-256 is compared, and all numbers are looked at.  By default
+        not for a mapped file, for which the whole of it would be read: **a mapped file
+        is trusted**, and only names, types and shapes are checked.
 
     Raises
     ------
@@ -65,15 +79,20 @@ def load_layout(path: str | os.PathLike[str]) -> Layout:
     FileNotFoundError
         If there is no such file.
     """
-    blueprint, arrays = read_file(path)
+    check = not mmap if check is None else check
+    blueprint, arrays = read_file(path, mmap, check)
     try:
-        return rebuild(blueprint, arrays)
+        return rebuild(blueprint, arrays, trusted=not check)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def rebuild(blueprint: Blueprint, arrays: Mapping[str, np.ndarray]) -> Layout:
+def rebuild(
+    blueprint: Blueprint, arrays: Mapping[str, np.ndarray], trusted: bool = False
+) -> Layout:
     """A layout from what a file says of it, and its arrays.
+
+    What is trusted is not looked at, but for its types and shapes.
 
     Raises
     ------
@@ -100,8 +119,8 @@ def rebuild(blueprint: Blueprint, arrays: Mapping[str, np.ndarray]) -> Layout:
     for part, inner in blueprint["parts"].items():
         if part in held:
             raise ValueError(f"{part!r} is both an array and a layout")
-        held[part] = rebuild(inner, below[part])
-    return LAYOUTS[name].from_file(blueprint["shape"], held)
+        held[part] = rebuild(inner, below[part], trusted)
+    return LAYOUTS[name].from_file(blueprint["shape"], held, trusted)
 
 
 __all__ = [

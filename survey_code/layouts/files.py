@@ -21,9 +21,9 @@ import os
 import shlex
 import stat
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, BinaryIO, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -59,7 +59,52 @@ class Blueprint(TypedDict):
     parts: dict[str, Blueprint]
 
 
-def describe_arrays(arrays: dict[str, np.ndarray]) -> list[list[Any]]:
+class Stretch(NamedTuple):
+    """Where an array stands in a file, and what it is an array of.
+
+    Parameters
+    ----------
+    name : str
+    kind : dtype
+    shape : tuple of int
+    start, stop : int
+        Its first and last-plus-one byte, from the end of the header.
+    """
+
+    name: str
+    kind: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return self.stop - self.start
+
+
+def place_arrays(arrays: Mapping[str, np.ndarray]) -> list[Stretch]:
+    """Where arrays stand in a file, in their order there, which is safetensors' own.
+
+    Raises
+    ------
+    ValueError
+        If a file holds no numbers of an array's type.
+    """
+    for name, array in arrays.items():
+        if array.dtype.str not in TYPES:
+            raise ValueError(f"{name}: a file holds no numbers of type {array.dtype}")
+    order = sorted(
+        arrays, key=lambda name: (-KINDS.index(arrays[name].dtype.str), name)
+    )
+    found, end = [], 0
+    for name in order:
+        start, end = end, end + arrays[name].nbytes
+        found.append(Stretch(name, arrays[name].dtype, arrays[name].shape, start, end))
+    return found
+
+
+def describe_arrays(arrays: Mapping[str, np.ndarray]) -> list[list[Any]]:
     """Name, type and shape of each array, in the order of their names."""
     return [
         [name, arrays[name].dtype.str, list(arrays[name].shape)]
@@ -111,46 +156,59 @@ def write_file(
         As `write_atomically`.
     """
     blueprint = check_blueprint(blueprint)
-    contents = {**blueprint, "sha256": hash_contents(blueprint, arrays)}
-    header, order = make_header(arrays, json.dumps(contents, sort_keys=True))
-    pieces = (piece for name in order for piece in split_bytes(arrays[name]))
+    places = place_arrays(arrays)
+    header = make_header(places, blueprint, hash_contents(blueprint, arrays))
+    pieces = (piece for one in places for piece in split_bytes(arrays[one.name]))
     write_atomically(Path(path), itertools.chain([header], pieces))
 
 
-def make_header(
-    arrays: dict[str, np.ndarray], contents: str
-) -> tuple[bytes, list[str]]:
-    """What stands in front of the arrays, and their order: as safetensors writes it.
+def make_header(places: Sequence[Stretch], blueprint: Blueprint, digest: str) -> bytes:
+    """What stands in front of the arrays, as safetensors writes it.
 
     Its own functions take bytes, of which there would be two copies.
+
+    Parameters
+    ----------
+    places : sequence of Stretch
+        From `place_arrays`.
+    blueprint : Blueprint
+    digest : str
+        The SHA-256 of all contents; the header is as long for any other.
     """
-    for name, array in arrays.items():
-        if array.dtype.str not in TYPES:
-            raise ValueError(f"{name}: a file holds no numbers of type {array.dtype}")
-    order = sorted(
-        arrays, key=lambda name: (-KINDS.index(arrays[name].dtype.str), name)
-    )
+    contents = json.dumps({**blueprint, "sha256": digest}, sort_keys=True)
     header: dict[str, Any] = {"__metadata__": {METADATA_KEY: contents}}
-    end = 0
-    for name in order:
-        start, end = end, end + arrays[name].nbytes
-        header[name] = {
-            "dtype": TYPES[arrays[name].dtype.str],
-            "shape": list(arrays[name].shape),
-            "data_offsets": [start, end],
+    for one in places:
+        header[one.name] = {
+            "dtype": TYPES[one.kind.str],
+            "shape": list(one.shape),
+            "data_offsets": [one.start, one.stop],
         }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text, order
+    return struct.pack("<Q", len(text)) + text
 
 
 def write_atomically(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     """Replace `path` by a file of these bytes, or leave it as it was.
 
-    A link stays, and the file that it names is replaced; a file keeps its mode.  The
-    bytes are first written to ``.survey_code-*.part`` in the same folder, which is
-    locked meanwhile: parts that nobody holds are what a killed process left, and are
-    removed.
+    Raises
+    ------
+    OSError
+        As `replace_file`.
+    """
+    with replace_file(path) as file:
+        for piece in pieces:
+            file.write(piece)
+
+
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, and to read, that takes the place of `path` at the end.
+
+    Where the block fails, `path` is what it was.  A link stays, and the file that it
+    names is replaced; a file keeps its mode.  The bytes are first written to
+    ``.survey_code-*.part`` in the same folder, which is locked meanwhile: parts that
+    nobody holds are what a killed process left, and are removed.
 
     Raises
     ------
@@ -166,9 +224,8 @@ def write_atomically(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     remove_stale_parts(target.parent)
     beside, handle = open_part(target.parent, 0o666 if mode is None else mode & 0o600)
     try:
-        with os.fdopen(handle, "wb") as file:
-            for piece in pieces:
-                file.write(piece)
+        with os.fdopen(handle, "w+b") as file:
+            yield file
             file.flush()
             flush_to_disk(file.fileno())
             if mode is not None:
@@ -194,7 +251,7 @@ def find_target(path: Path) -> tuple[Path, int | None]:
     Raises
     ------
     OSError
-        As `write_atomically`.
+        As `replace_file`.
     """
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
@@ -233,7 +290,7 @@ def open_part(folder: Path, mode: int) -> tuple[Path, int]:
         beside = folder / f"{BESIDE[0]}{os.urandom(8).hex()}{BESIDE[1]}"
         try:
             # Opened like any other file, so that it gets the usual permissions.
-            handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            handle = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         except PermissionError as error:
             raise PermissionError(
                 error.errno, "nothing may be written to this folder", str(folder)
@@ -301,8 +358,18 @@ def flush_to_disk(handle: int) -> None:
 # -- reading -------------------------------------------------------------------------
 
 
-def read_file(path: str | os.PathLike[str]) -> tuple[Blueprint, dict[str, np.ndarray]]:
-    """Blueprint and arrays of a file, all checked.
+def read_file(
+    path: str | os.PathLike[str], mmap: bool = False, check: bool = True
+) -> tuple[Blueprint, dict[str, np.ndarray]]:
+    """Blueprint and arrays of a file.
+
+    Parameters
+    ----------
+    path : path
+    mmap : bool, default False
+        Map the arrays, read-only, and read nothing yet.
+    check : bool, default True
+        Whether the hash is compared, for which all bytes are read.
 
     Raises
     ------
@@ -312,34 +379,11 @@ def read_file(path: str | os.PathLike[str]) -> tuple[Blueprint, dict[str, np.nda
     FileNotFoundError
         If there is no such file.
     """
-    contents, arrays = read_contents(path)
+    contents, arrays = read_contents(path, mmap)
     blueprint, stored = check_contents(path, contents)
-    check_hash(path, hash_contents(blueprint, arrays), stored)
+    if check:
+        check_hash(path, hash_contents(blueprint, arrays), stored)
     return blueprint, arrays
-
-
-class Stretch(NamedTuple):
-    """Where an array stands in a file, and what it is an array of.
-
-    Parameters
-    ----------
-    name : str
-    kind : dtype
-    shape : tuple of int
-    start, stop : int
-        Its first and last-plus-one byte, from the end of the header.
-    """
-
-    name: str
-    kind: np.dtype[np.generic]
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the array."""
-        return self.stop - self.start
 
 
 def inspect_arrays(path: str | os.PathLike[str]) -> tuple[Blueprint, list[Stretch]]:
@@ -356,18 +400,26 @@ def inspect_arrays(path: str | os.PathLike[str]) -> tuple[Blueprint, list[Stretc
         header = read_header(path, file)
         blueprint, stored = check_contents(path, header.contents)
         arrays = sorted(header.arrays)
-        described = [[it.name, it.kind.str, list(it.shape)] for it in arrays]
-        digest = hashlib.sha256()
-        digest.update(json.dumps([blueprint, described], sort_keys=True).encode())
-        for array in arrays:
-            file.seek(header.length + array.start)
-            for first in range(array.start, array.stop, PIECE_BYTES):
-                digest.update(file.read(min(PIECE_BYTES, array.stop - first)))
-        check_hash(path, digest.hexdigest(), stored)
+        check_hash(path, hash_file(file, header.length, blueprint, arrays), stored)
     sizes = [blueprint["shape"].get(name, 0) for name in TABLE_SIZES]
     if min(sizes) < 1 or not sum(array.nbytes for array in arrays):
         raise ValueError(f"{path}: a layout without rows, columns or bytes")
     return blueprint, arrays
+
+
+def hash_file(
+    file: BinaryIO, length: int, blueprint: Blueprint, arrays: Sequence[Stretch]
+) -> str:
+    """`hash_contents` of arrays that stand in a file, behind `length` bytes."""
+    arrays = sorted(arrays)
+    described = [[it.name, it.kind.str, list(it.shape)] for it in arrays]
+    digest = hashlib.sha256()
+    digest.update(json.dumps([blueprint, described], sort_keys=True).encode())
+    for array in arrays:
+        file.seek(length + array.start)
+        for first in range(array.start, array.stop, PIECE_BYTES):
+            digest.update(file.read(min(PIECE_BYTES, array.stop - first)))
+    return digest.hexdigest()
 
 
 def check_contents(
@@ -398,15 +450,19 @@ def check_hash(path: str | os.PathLike[str], found: str, stored: object) -> None
 
 
 def read_contents(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str], mmap: bool = False
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What a file of this package says of itself, unchecked, and its arrays.
 
-    They are read to where they stay, so that there is never more than one copy.
+    They are read to where they stay, so that there is never more than one copy; or
+    mapped, so that processes which map the same file share its pages.
     """
     arrays = {}
     with open_regular(path) as file:
         header = read_header(path, file)
+        if mmap:
+            mapped = np.memmap(file, np.uint8, "r", header.length - 8)
+            return header.contents, view_arrays(np.asarray(mapped)[8:], header.arrays)
         for name, kind, shape, start, stop in header.arrays:
             array = np.empty(shape, dtype=kind)
             file.seek(header.length + start)
@@ -414,6 +470,16 @@ def read_contents(
                 raise ValueError(f"{path}: cut short while it was read")
             arrays[name] = array
     return header.contents, arrays
+
+
+def view_arrays(
+    payload: np.ndarray, places: Sequence[Stretch]
+) -> dict[str, np.ndarray]:
+    """Arrays in the bytes behind a file's header, without a copy."""
+    return {
+        one.name: payload[one.start : one.stop].view(one.kind).reshape(one.shape)
+        for one in places
+    }
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_
 from types import ModuleType
@@ -49,6 +50,9 @@ Factors: TypeAlias = (
     " | GpuArray | Tensor"
 )
 
+# Offsets, weights, mode, padding, and whether the last offset is an end.
+BagWords: TypeAlias = "tuple[Offsets | None, Factors | None, str, int | None, bool]"
+
 # Arrays or tensors: what comes in is what goes out.
 N = TypeVar("N", np.ndarray, "GpuArray")
 A = TypeVar("A", np.ndarray, "GpuArray", "Tensor")
@@ -88,6 +92,9 @@ class Stored:
     listed: ClassVar[str | None] = None
     shape_names: ClassVar[tuple[str, ...]] = ("num_embeddings", "embedding_dim")
 
+    # Whether what arrays hold is taken as it is, unread: those of a mapped file.
+    trusted: bool = False
+
     # On a GPU: how a kernel reads, decodes and pools the rows; None where none does.
     device: Format | None = None
 
@@ -101,7 +108,10 @@ class Stored:
         self.embedding_dim = int(embedding_dim)
 
     def check_arrays(self) -> None:
-        """Raise ValueError if arrays and integers contradict each other."""
+        """Raise ValueError if arrays and integers contradict each other.
+
+        Where they are trusted, large arrays are not read for it.
+        """
 
     def validate(self) -> None:
         """What every constructor ends with: `check_arrays`, and what all must be."""
@@ -201,7 +211,7 @@ class Stored:
 
     def __getstate__(self) -> dict[str, Any]:
         # What knows the arrays' addresses is made anew in a copy.
-        return {**self.__dict__, "device": None, "reader": None}
+        return {**self.__dict__, "device": None, "reader": None, "edition": 0}
 
     def _twin(self, held: Mapping[str, StoredArray | Layout]) -> Self:
         """A copy that consists of these instead."""
@@ -212,9 +222,15 @@ class Stored:
 
     @classmethod
     def from_file(
-        cls, shape: Mapping[str, int], held: Mapping[str, StoredArray | Layout]
+        cls,
+        shape: Mapping[str, int],
+        held: Mapping[str, StoredArray | Layout],
+        trusted: bool = False,
     ) -> Self:
         """Rebuild a layout from its integers, and from what it consists of.
+
+        Where that is trusted, only types and shapes are checked, and nothing is read
+        but what is as small as a header.
 
         Raises
         ------
@@ -238,8 +254,9 @@ class Stored:
         for name in cls.shape_names:
             setattr(layout, name, int(shape[name]))
         layout._hold(held)
+        layout.trusted = trusted
         try:
-            layout.validate()
+            layout.check_arrays() if trusted else layout.validate()
         # A layout where there must be an array, or an array of too few axes.
         except (AttributeError, IndexError, TypeError) as error:
             raise ValueError(
@@ -283,6 +300,10 @@ class Layout(Stored):
     # ask for it anew.
     reader: Compiled | None = None
     compiles: bool = False
+
+    # Rises by one before rows are changed in place, and by one after: what was read
+    # while it was odd, or was another, is read again.
+    edition: int = 0
 
     # What `validate` found: no entry of a row is larger, and no row takes more.
     largest: float | None = None
@@ -376,6 +397,7 @@ class Layout(Stored):
         they make; rows are as long, and take as much work, as what is stored allows:
         `MOST_COLUMNS` and `MOST_WORK`, or more beside large arrays.
         """
+        self.trusted = False
         self.check_arrays()
         if self.on_gpu:
             return
@@ -446,13 +468,26 @@ class Layout(Stored):
         """
         if self.device is not None:
             return as_given(ids, launch.read(self.device, cuda.as_cupy(ids), check))
+        return as_given(ids, self._read_steadily(lambda: self._look_up(ids)))
+
+    def _look_up(self, ids: Ids | GpuArray | Tensor) -> RowArray:
+        """`lookup` by compiled code, or by code for arrays."""
         if not self.on_gpu:
             fast = self._read_compiled(as_numpy(ids))
             if fast is not None:
-                return as_given(ids, fast)
+                return fast
         checked = self.check_ids(ids)
         rows = self.read_rows(checked.ravel())
-        return as_given(ids, rows.reshape(*checked.shape, self.embedding_dim))
+        return rows.reshape(*checked.shape, self.embedding_dim)
+
+    def _read_steadily(self, read: Callable[[], RowArray]) -> RowArray:
+        """What was read while no row was being changed; see `edition`."""
+        while True:
+            before = self.edition
+            found = read()
+            if before % 2 == 0 and before == self.edition:
+                return found
+            time.sleep(0)  # let the thread go on that changes rows
 
     @overload
     def bag(
@@ -533,10 +568,15 @@ class Layout(Stored):
             how = (factors, mode, check, padding, last)
             return as_given(ids, launch.pool(self.device, moved, offsets, *how))
         asked = (offsets, per_sample_weights, mode, padding, last)
-        pooled = None if self.on_gpu else self._pool_compiled(as_numpy(ids), *asked)
-        if pooled is None:
-            pooled = self._pool_plainly(self.check_ids(ids), *asked)
+        pooled = self._read_steadily(lambda: self._pool(ids, asked))
         return as_given(ids, pooled)
+
+    def _pool(self, ids: Ids | GpuArray | Tensor, asked: BagWords) -> RowArray:
+        """`bag` by compiled code, or by code for arrays."""
+        fast = None if self.on_gpu else self._pool_compiled(as_numpy(ids), *asked)
+        if fast is not None:
+            return fast
+        return self._pool_plainly(self.check_ids(ids), *asked)
 
     def _pool_plainly(
         self,
@@ -771,15 +811,20 @@ def as_finite_table(weight: npt.ArrayLike | Tensor, name: str = "weight") -> np.
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} must be an array of numbers: {error}") from error
     check_weight_type(name, given.dtype)
-    if given.ndim != 2 or 0 in given.shape:
-        raise ValueError(
-            f"{name} must be 2-D with at least one row and one column, "
-            f"got shape {given.shape}"
-        )
+    check_table_shape(name, given.shape)
     with np.errstate(over="ignore"):  # infinity is reported below
         table = np.ascontiguousarray(given, dtype=np.float32)
     check_finite(name, table)
     return table
+
+
+def check_table_shape(name: str, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless an array of this shape is a table with a row."""
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(
+            f"{name} must be 2-D with at least one row and one column, "
+            f"got shape {shape}"
+        )
 
 
 def cut(vector: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:

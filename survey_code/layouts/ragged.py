@@ -130,24 +130,30 @@ class RaggedLayout(Layout):
             lengths is None
             or lengths.dtype != kind
             or lengths.shape != (self.num_embeddings,)
-            or int(lengths.max()) > self.embedding_dim
+            or (not self.trusted and int(lengths.max()) > self.embedding_dim)
         ):
             raise ValueError(
                 f"lengths must be {kind} of shape ({self.num_embeddings},), each up to "
                 f"{self.embedding_dim}"
             )
-        total = int(lengths.sum(dtype=np.int64))
+        if self.trusted and values is not None:
+            total = values.size
+        else:
+            total = int(lengths.sum(dtype=np.int64))
         if values is None or values.shape != (total,) or values.dtype not in FORMATS:
             raise ValueError(f"values must be one of {FORMATS} of shape ({total},)")
-        xp = array_module(lengths)
-        wanted = block_starts(lengths, xp)
         if (
             starts is None
             or starts.dtype != np.uint32
-            or starts.shape != wanted.shape
-            or bool((starts != wanted).any())
+            or starts.shape != (-(-self.num_embeddings // BLOCK),)
+            or not (self.trusted or self._starts_fit())
         ):
             raise ValueError("starts must be uint32, the sum of all lengths before")
+
+    def _starts_fit(self) -> bool:
+        """Whether the starts are the sums of all lengths before."""
+        wanted = block_starts(self.lengths, array_module(self.lengths))
+        return bool((self.starts == wanted).all())
 
     def describe(self) -> Format:
         """Prefixes, found from the lengths of the rows before."""

@@ -211,6 +211,9 @@ class RoutedLayout(VectorSearch):
                 or self.marks.shape != shape
             ):
                 raise ValueError(f"marks must be uint64 of shape {shape}")
+        if self.trusted:
+            self._check_ranks()
+            return
         named = self.part_ids()
         if [len(ids) for ids in named] != sizes:
             raise ValueError(f"marks must name {sizes} ids")
@@ -225,13 +228,21 @@ class RoutedLayout(VectorSearch):
             raise ValueError(
                 f"the named ids must be different ids from 0 to {rows - 1}"
             )
+        self._check_ranks(named)
+
+    def _check_ranks(self, named: Sequence[IdArray] | None = None) -> None:
+        """With marks there are ranks of their shape, those of the named ids."""
         if self.marks is None:
             return
-        ranks = np.stack([mark_ids(ids, rows)[1] for ids in named])
-        if self.ranks is None or not (
-            self.ranks.dtype == np.uint32 and np.array_equal(self.ranks, ranks)
-        ):
-            raise ValueError("ranks must count the marks below each word")
+        ranks = self.ranks
+        fits = ranks is not None and ranks.dtype == np.uint32
+        if fits and ranks is not None and ranks.shape == self.marks.shape:
+            if named is None:
+                return
+            wanted = [mark_ids(ids, self.num_embeddings)[1] for ids in named]
+            if np.array_equal(ranks, np.stack(wanted)):
+                return
+        raise ValueError("ranks must count the marks below each word")
 
     def count_work(self) -> int:
         """A row of a part, and the search for it."""

@@ -280,8 +280,7 @@ class SparseLayout(Layout):
         """
         last = parts[-1]
         kept = sum(len(part.values) for part in parts)
-        if kept >= 2**32:
-            raise ValueError(f"at most 2**32 - 1 entries can be kept, got {kept:,}")
+        check_kept(kept)
         if len(parts) == 1:
             return last
         ends, before = [np.zeros(1, np.uint32)], 0
@@ -311,18 +310,23 @@ class SparseLayout(Layout):
             or offsets.shape != (blocks + 1,)
             or int(offsets[0]) != 0
             or int(offsets[-1]) != len(values)
-            or bool((offsets[1:] < offsets[:-1]).any())
+            or (not self.trusted and bool((offsets[1:] < offsets[:-1]).any()))
         ):
             raise ValueError(
                 f"offsets must be {blocks + 1} numbers of uint32 that rise from 0 to "
                 f"{len(values)}"
             )
         self._check_fills()
-        xp, last = array_module(columns), -1
-        for start in range(0, len(values), NUMBERS_JOINED):
-            some = columns[start : start + NUMBERS_JOINED]
+        if not self.trusted:
+            self._check_columns(width)
+
+    def _check_columns(self, width: int) -> None:
+        """Places rise within each block, and lie in the table."""
+        xp, last = array_module(self.columns), -1
+        for start in range(0, len(self.values), NUMBERS_JOINED):
+            some = self.columns[start : start + NUMBERS_JOINED]
             order = xp.arange(start, start + len(some))
-            block = xp.searchsorted(offsets, order, side="right") - 1
+            block = xp.searchsorted(self.offsets, order, side="right") - 1
             place = block * width + some
             rising = int(place[0]) > last and bool((place[1:] > place[:-1]).all())
             last = int(place[-1])
@@ -412,6 +416,12 @@ class SparseLayout(Layout):
             groups = xp.searchsorted(self.starts, ids, side="right") - 1
         rows: RowArray = self.fills[groups]
         return rows
+
+
+def check_kept(kept: int) -> None:
+    """Raise ValueError for more entries than offsets can count."""
+    if kept >= 2**32:
+        raise ValueError(f"at most 2**32 - 1 entries can be kept, got {kept:,}")
 
 
 def check_block(block_rows: int) -> int:

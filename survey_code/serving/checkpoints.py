@@ -30,11 +30,11 @@ from survey_code.options import as_plain
 from survey_code.serving.many_tables import (
     MEASURED_ROWS,
     USUAL_FORMS,
+    BudgetReport,
     Counts,
     Form,
     HeldTable,
     Named,
-    Report,
     compress_tables,
 )
 from survey_code.serving.models import locate
@@ -61,7 +61,7 @@ def compress_checkpoint(
     least_rows: int = 1,
     sample: int = MEASURED_ROWS,
     progress: bool = False,
-) -> Report:
+) -> BudgetReport:
     """Compress all embedding tables of a checkpoint within one budget.
 
     Parameters
@@ -194,7 +194,7 @@ def keep_numbers(weight: Tensor) -> Form:
     return Form(method, method.ask({"dtype": kind} if short else {}))
 
 
-def save_report(report: Report, folder: Path) -> None:
+def save_report(report: BudgetReport, folder: Path) -> None:
     """Write the layouts' files, and then what they are."""
     tables = []
     hidden = {"layout", "names"}

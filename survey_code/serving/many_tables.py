@@ -178,7 +178,7 @@ class TableLine:
 
 
 @dataclass(frozen=True, eq=False)
-class Report:
+class BudgetReport:
     """What became of all tables; printed, a table of text.
 
     Parameters
@@ -268,7 +268,7 @@ def compress_tables(
     counts: Counts | None,
     sample: int,
     progress: bool,
-) -> Report:
+) -> BudgetReport:
     """Measure all tables in all forms, divide the budget, make the layouts.
 
     Parameters and errors are those of `compress_model`.
@@ -289,7 +289,7 @@ def compress_tables(
     require_budget(sum(min(offers_)[0] for offers_ in offers), tables, budget)
     taken = divide_budget(offers, budget)
     chosen = [list(one.offers)[place] for one, place in zip(lines, taken)]
-    return Report(
+    return BudgetReport(
         [one.settle(form, s) for one, form, s in zip(lines, chosen, shares)], budget
     )
 

@@ -25,10 +25,10 @@ from survey_code.layouts import Layout
 from survey_code.serving.many_tables import (
     MEASURED_ROWS,
     USUAL_FORMS,
+    BudgetReport,
     Counts,
     HeldTable,
     Named,
-    Report,
     compress_tables,
 )
 from survey_code.serving.modules import FrozenEmbedding, FrozenEmbeddingBag
@@ -48,7 +48,7 @@ def compress_model(
     least_rows: int = 1,
     sample: int = MEASURED_ROWS,
     progress: bool = False,
-) -> Report:
+) -> BudgetReport:
     """Compress all embedding tables of a model within one budget, and put them back.
 
     Parameters
@@ -72,7 +72,7 @@ def compress_model(
 
     Returns
     -------
-    Report
+    BudgetReport
         Table by table what was chosen, bytes and error; print it.
 
     Raises
@@ -101,14 +101,14 @@ def check_model(model: nn.Module) -> None:
         )
 
 
-def put_back(model: nn.Module, tables: list[ModelTable], report: Report) -> None:
+def put_back(model: nn.Module, tables: list[ModelTable], report: BudgetReport) -> None:
     """Replace the modules of the tables that have a layout now: all, or none.
 
     Parameters
     ----------
     model : nn.Module
     tables : list of ModelTable
-    report : Report
+    report : BudgetReport
         A line for each.
     """
     frozen: dict[str, nn.Module] = {}

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 
 # Numbers that are widened together: their indices, 8 bytes each, stay in a cache.
 BLOCK_NUMBERS = 2**16
+
+
+class NumberRows(Protocol):
+    """A table whose rows are read in stretches: an array, or what reads a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows and columns."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
 
 
 def cut_rows(rows: int, dim: int, numbers: int) -> Iterator[slice]:

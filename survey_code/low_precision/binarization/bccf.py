@@ -13,6 +13,7 @@ from survey_code.baselines import FullEmbedding
 from survey_code.bits import pack_codes
 from survey_code.checks import check_finite
 from survey_code.embedding import pick_rows
+from survey_code.kernels.cpu.rows import NumberRows
 from survey_code.layouts import BinaryLayout
 from survey_code.layouts.binary import pack_signs
 from survey_code.low_precision.binarization.signs import as_half, sign_bytes
@@ -101,7 +102,7 @@ def learn_rotation(table: np.ndarray, iterations: int = 50) -> np.ndarray:
 
 
 def read_in_parts(
-    table: np.ndarray, turn: np.ndarray | None = None
+    table: NumberRows, turn: np.ndarray | None = None
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """A table in float64, turned or not, a few megabytes of rows at a time."""
     step = max(1, NUMBERS_SIGNED // table.shape[1])
@@ -142,13 +143,22 @@ def fit_scales(
     """
     if scale == "none":
         return None
-    means = np.empty((len(table), 1))
+    means, total = np.empty((len(table), 1)), 0.0
     for part, rows in read_in_parts(table, turn):
         signed = np.where(codes[part] > 0, rows, -rows)
         means[part] = signed.mean(axis=1, keepdims=True)
+        total += float(means[part].sum())
     if scale == "table":
-        means = means.mean(keepdims=True)
+        means = np.array([[total / len(table)]])
     return means.astype(np.float32)
+
+
+def fit_shared_scale(table: NumberRows) -> np.ndarray:
+    """`fit_scales` of a table and its own signs, for ``scale="table"``."""
+    total = 0.0
+    for _, rows in read_in_parts(table):
+        total += float(np.abs(rows).mean(axis=1, keepdims=True).sum())
+    return np.array([[total / len(table)]]).astype(np.float32)
 
 
 def split_magnitudes(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

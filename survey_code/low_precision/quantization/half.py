@@ -8,7 +8,7 @@ from torch import Tensor
 
 from survey_code.bits import pack_codes
 from survey_code.embedding import draw_normal
-from survey_code.kernels.cpu.rows import cut_rows
+from survey_code.kernels.cpu.rows import NumberRows, cut_rows
 from survey_code.layouts import DenseLayout, LevelsLayout
 from survey_code.layouts.dense import TOGETHER, refuse_beyond
 from survey_code.low_precision.quantization.rounding import ROUNDINGS, round_to_whole
@@ -140,16 +140,7 @@ class HalfPrecision(
             return compress_small(weight, SMALL_FORMATS[options.dtype], rounding)
         if rounding != "stochastic":
             return DenseLayout.from_weight(weight, options.dtype)
-        rng, dtype = np.random.default_rng(0), options.dtype
-        largest = torch.finfo(getattr(torch, dtype)).max
-        values = np.empty(weight.shape, dtype=BITS_OF[dtype])
-        count, dim = weight.shape
-        for part in cut_rows(count, dim, TOGETHER):
-            rows = torch.from_numpy(weight[part].copy())
-            refuse_beyond(dtype, largest, float(rows.abs().max()))
-            rounded = round_to_format(rows, dtype, "stochastic", rng)
-            values[part] = rounded.view(torch.int16).numpy().view(values.dtype)
-        return DenseLayout(values)
+        return round_by_chance(weight, options.dtype, np.random.default_rng(0))
 
     def load_rows(self, ids: Tensor) -> Tensor:
         """Widen rows to float32."""
@@ -208,18 +199,49 @@ def shorten_rows(
     return pack_codes(codes, form.bits), powers
 
 
+def round_by_chance(
+    weight: np.ndarray, dtype: str, rng: np.random.Generator
+) -> DenseLayout:
+    """A table in a format of 16 bits, numbers rounded up or down by chance."""
+    largest = torch.finfo(getattr(torch, dtype)).max
+    values = np.empty(weight.shape, dtype=BITS_OF[dtype])
+    count, dim = weight.shape
+    for part in cut_rows(count, dim, TOGETHER):
+        rows = torch.from_numpy(weight[part].copy())
+        refuse_beyond(dtype, largest, float(rows.abs().max()))
+        rounded = round_to_format(rows, dtype, "stochastic", rng)
+        values[part] = rounded.view(torch.int16).numpy().view(values.dtype)
+    return DenseLayout(values)
+
+
 def compress_small(
     weight: np.ndarray, form: SmallFormat, rounding: str
 ) -> LevelsLayout:
     """A table in a format of 8 or 4 bits, some rows at a time."""
-    rng, (count, dim) = np.random.default_rng(0), weight.shape
-    shared = None
-    if not form.block:
-        largest = max(
-            float(np.abs(weight[part]).max()) for part in cut_rows(count, dim, TOGETHER)
-        )
-        shared = find_powers(torch.tensor([[largest]]), form, rounding)
-    packed, powers = [], []
+    shared = share_power(weight, form, rounding)
+    return code_table(weight, form, rounding, shared, np.random.default_rng(0))
+
+
+def share_power(weight: NumberRows, form: SmallFormat, rounding: str) -> Tensor | None:
+    """The power of two that a whole table shares; None where its blocks have theirs."""
+    if form.block:
+        return None
+    count, dim = weight.shape
+    largest = max(
+        float(np.abs(weight[part]).max()) for part in cut_rows(count, dim, TOGETHER)
+    )
+    return find_powers(torch.tensor([[largest]]), form, rounding)
+
+
+def code_table(
+    weight: np.ndarray,
+    form: SmallFormat,
+    rounding: str,
+    shared: Tensor | None,
+    rng: np.random.Generator,
+) -> LevelsLayout:
+    """A table's codes by the power that it shares, or by those of its blocks."""
+    (count, dim), packed, powers = weight.shape, [], []
     for part in cut_rows(count, dim, TOGETHER):
         rows = torch.from_numpy(weight[part].copy())
         own = find_powers(rows, form, rounding) if shared is None else shared

@@ -166,9 +166,17 @@ def measure_table(
     table: np.ndarray, bits: int, symmetric: bool
 ) -> tuple[np.float32, np.float32]:
     """Scale and bias that a whole table shares."""
+    return measure_range(table.min(), table.max(), bits, symmetric)
+
+
+def measure_range(
+    low: np.float32, high: np.float32, bits: int, symmetric: bool
+) -> tuple[np.float32, np.float32]:
+    """Scale and bias of a table by its least and its largest number."""
     parameter_type(bits)
     middle, top = np.float32(2 ** (bits - 1)), np.float32(2**bits - 1)
-    low, high = table.min(), table.max()
+    # Which of 0.0 and -0.0 is the least depends on the processor.
+    low = low + np.float32(0)
     with np.errstate(over="ignore", invalid="ignore"):
         if symmetric:
             scale = np.maximum(-low, high) / (middle - 1)
@@ -212,8 +220,18 @@ def compress_rows(
 
 def round_together(weight: np.ndarray, bits: int, symmetric: bool) -> RowwiseLayout:
     """A layout of rows that share one scale and bias, some rows at a time."""
-    count, dim = weight.shape
     shared = measure_table(weight, bits, symmetric)
+    return round_by(weight, shared, bits, symmetric)
+
+
+def round_by(
+    weight: np.ndarray,
+    shared: tuple[np.float32, np.float32],
+    bits: int,
+    symmetric: bool,
+) -> RowwiseLayout:
+    """A layout of rows by a scale and a bias that they share."""
+    count, dim = weight.shape
     rows = np.empty((count, code_bytes(dim, bits)), dtype=np.uint8)
     for part in cut_rows(count, dim, ROUNDED_TOGETHER):
         codes = round_to_table(weight[part], *shared, bits, symmetric)

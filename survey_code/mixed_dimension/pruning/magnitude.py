@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
 from survey_code.checks import check_range
+from survey_code.kernels.cpu.rows import NumberRows
 from survey_code.layouts import SparseLayout
 from survey_code.layouts.sparse import FORMATS, default_block
 from survey_code.method import AfterTraining, Found, Judge, Searched
@@ -123,29 +126,65 @@ class MagnitudePruning(
         ValueError
             If rows are to be weighted by reads, and it is not said how often they are.
         """
-        size, dim = weight.shape[0] * weight.shape[1], weight.shape[1]
-        keep = int(SHARE * size) if options.keep is None else options.keep
-        check_range("keep", keep, 0, size)
-        factors = None
-        if options.by_reads:
-            if not spec.train_counts.any():
-                raise ValueError("by_reads needs the counts of the ids, got none")
-            factors = read_factors(spec)
-        # Whole blocks, so that the parts can be put one after another.
-        block = default_block(dim)
-        step = block * max(NUMBERS_CUT // (block * dim), 1)
-        edge, equal = find_edge(weight, keep, step, factors)
+        cut, step = plan_cut(weight, spec, options)
         parts = []
         for start in range(0, len(weight), step):
-            part = weight[start : start + step]
-            scores = score_rows(part, start, factors)
-            kept, ties = scores > edge, np.flatnonzero(scores == edge)[:equal]
-            kept.reshape(-1)[ties] = True
-            equal -= len(ties)
-            parts.append(
-                SparseLayout.from_dense(np.where(kept, part, 0), options.format)
-            )
+            kept = cut.keep(weight[start : start + step], start)
+            parts.append(SparseLayout.from_dense(kept, options.format))
         return SparseLayout.join(parts)
+
+
+@dataclass
+class Cut:
+    """Which entries of a table are kept: those above an edge, and some on it.
+
+    Parameters
+    ----------
+    edge : float32
+        The smallest score that is kept.
+    equal : int
+        How many more entries of this score are, the first ones.
+    factors : ndarray of float32, shape (n,), optional
+        Of `read_factors`.
+    """
+
+    edge: np.float32
+    equal: int
+    factors: np.ndarray | None
+
+    def keep(self, part: np.ndarray, start: int) -> np.ndarray:
+        """Some rows, the first of which is `start`, zero where they are cut.
+
+        Parts are to be given in their order, each once.
+        """
+        scores = score_rows(part, start, self.factors)
+        kept, ties = scores > self.edge, np.flatnonzero(scores == self.edge)
+        kept.reshape(-1)[ties[: self.equal]] = True
+        self.equal -= len(ties[: self.equal])
+        return np.where(kept, part, np.float32(0))
+
+
+def plan_cut(
+    weight: NumberRows, spec: TableSpec, options: MagnitudeOptions
+) -> tuple[Cut, int]:
+    """How a table is cut, and rows of a part: whole blocks, to be put together.
+
+    Raises
+    ------
+    ValueError
+        If rows are to be weighted by reads, and it is not said how often they are.
+    """
+    size, dim = weight.shape[0] * weight.shape[1], weight.shape[1]
+    keep = int(SHARE * size) if options.keep is None else options.keep
+    check_range("keep", keep, 0, size)
+    factors = None
+    if options.by_reads:
+        if not spec.train_counts.any():
+            raise ValueError("by_reads needs the counts of the ids, got none")
+        factors = read_factors(spec)
+    block = default_block(dim)
+    step = block * max(NUMBERS_CUT // (block * dim), 1)
+    return Cut(*find_edge(weight, keep, step, factors), factors), step
 
 
 def read_factors(spec: TableSpec) -> np.ndarray:
@@ -163,7 +202,7 @@ def score_rows(part: np.ndarray, start: int, factors: np.ndarray | None) -> np.n
 
 
 def find_edge(
-    weight: np.ndarray, keep: int, step: int, factors: np.ndarray | None = None
+    weight: NumberRows, keep: int, step: int, factors: np.ndarray | None = None
 ) -> tuple[np.float32, int]:
     """The smallest score that is kept, and how many of its equals are.
 

@@ -222,11 +222,8 @@ class ProductQuantization(AfterTraining[PQOptions]):
         cls, weight: np.ndarray, spec: TableSpec, options: PQOptions
     ) -> Layout:
         """Quantise an (n, d) table."""
-        rows, dim = weight.shape
-        choices = part_choices(spec, options.books, options.width)
-        halves = [m for m in choices if 2 * m <= dim] or [1]
-        books = options.books or halves[-1]
-        bits = options.bits or most_bits(rows)
+        rows = len(weight)
+        books, bits = choose_product(spec, options)
         found = quantize_product(
             weight,
             books,
@@ -237,6 +234,14 @@ class ProductQuantization(AfterTraining[PQOptions]):
             sample=options.sample,
         )
         return freeze_product(found, bits, options.half)
+
+
+def choose_product(spec: TableSpec, options: PQOptions) -> tuple[int, int]:
+    """Books and bits that were asked for, or those of no budget."""
+    choices = part_choices(spec, options.books, options.width)
+    halves = [m for m in choices if 2 * m <= spec.embedding_dim] or [1]
+    bits = options.bits or most_bits(spec.num_embeddings)
+    return options.books or halves[-1], bits
 
 
 def freeze_product(found: ProductCodes, bits: int, half: bool) -> Layout:
