@@ -65,7 +65,7 @@ reveal_type(layout.bag(np.array([1, 2]), np.array([0, 1]), mode="mean"))  # ndar
 reveal_type(survey_code.load_layout("table.safetensors"))  # Layout
 reveal_type(FrozenEmbedding(layout)(torch.tensor([1])))  # Tensor
 reveal_type(Doubled(3, 4)(torch.tensor([1])))  # Tensor
-reveal_type(survey_code.compress_model(mine, ratio=4))  # Report
+reveal_type(survey_code.compress_model(mine, ratio=4))  # BudgetReport
 reveal_type(survey_code.FullEmbedding(spec).freeze())  # Layout
 reveal_type(result)  # Result
 reveal_type(result.test["auc"])  # float
