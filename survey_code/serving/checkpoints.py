@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
-import warnings
-import zipfile
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -38,6 +34,7 @@ from survey_code.serving.many_tables import (
     compress_tables,
 )
 from survey_code.serving.models import locate
+from survey_code.serving.tables import list_tensors, read_torch
 
 # The weight of a module that is named after embeddings, or whose list or dictionary is:
 # ``user_emb.weight``, ``emb_l.3.weight``, ``embedding_bags.item.weight``.
@@ -110,7 +107,7 @@ def read_checkpoint(
 ) -> dict[str, Tensor]:
     """All tensors of a checkpoint by name."""
     if isinstance(checkpoint, Mapping):
-        return dict(name_tensors(checkpoint, ""))
+        return dict(list_tensors(checkpoint, ""))
     if not isinstance(checkpoint, str | os.PathLike):
         raise ValueError(
             f"a checkpoint is a file or a state_dict, got {type(checkpoint).__name__}"
@@ -122,30 +119,12 @@ def read_checkpoint(
         )
     with open_regular(path):  # whether it is there, a file, and may be read
         pass
+    if path.suffix != ".safetensors":
+        return dict(list_tensors(read_torch(path), ""))
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a way to write that is not torch's
-            mapped = zipfile.is_zipfile(path)
-            held = torch.load(path, "cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: holds more than tensors, or nothing that torch wrote; save a "
-            f"`state_dict` ({str(error).partition('.')[0]})"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, KeyError, AttributeError) as error:
+        return load_file(path)
+    except SafetensorError as error:
         raise ValueError(f"{path}: not a file of tensors ({error})") from error
-    return dict(name_tensors(held, ""))
-
-
-def name_tensors(held: object, name: str) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in dictionaries within dictionaries, their names joined by dots."""
-    if isinstance(held, Tensor):
-        yield name, held
-    elif isinstance(held, Mapping):
-        for key, part in held.items():
-            yield from name_tensors(part, f"{name}.{key}" if name else str(key))
 
 
 def choose_tensors(

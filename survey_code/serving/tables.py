@@ -262,32 +262,45 @@ def open_safetensors(path: Path, name: str | None) -> Callable[[], Source]:
 
 def open_torch(path: Path, name: str | None) -> Callable[[], Source]:
     """Opens one tensor of a file of `torch.save`: a tensor, or dictionaries of them."""
+    import zipfile
+
+    def open_source() -> Source:
+        return read_array_rows(choose_held(path, read_torch(path), name))
+
+    if zipfile.is_zipfile(path):  # and mapped
+        return open_source
+    kept = open_source()
+    return lambda: kept
+
+
+def read_torch(path: Path) -> object:
+    """What `torch.save` wrote, if it is tensors alone: no code in the file is run.
+
+    Raises
+    ------
+    ValueError
+        If it is not, or nothing of torch.
+    """
     import pickle
     import warnings
     import zipfile
 
     import torch
 
-    def open_source() -> Source:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of a way to write that is not torch's
-                held = torch.load(path, "cpu", weights_only=True, mmap=mapped)
-        except pickle.UnpicklingError as error:
-            raise ValueError(
-                f"{path}: not read, since it holds more than tensors, or nothing that "
-                f"torch wrote: save a `state_dict` ({str(error).partition('.')[0]})"
-            ) from error
-        except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path}: not a file of tensors ({error})") from error
-        return read_array_rows(choose_held(path, held, name))
-
     # Files of before 2020 are no archives, and cannot be mapped.
     mapped = zipfile.is_zipfile(path)
-    if mapped:
-        return open_source
-    kept = open_source()
-    return lambda: kept
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a way to write that is not torch's
+            held: object = torch.load(path, "cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: not read, since it holds more than tensors, or nothing that "
+            f"torch wrote: save a `state_dict` ({str(error).partition('.')[0]})"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: not a file of tensors ({error})") from error
+    return held
 
 
 def choose_held(path: Path, held: object, name: str | None) -> Tensor:
