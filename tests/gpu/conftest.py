@@ -22,12 +22,13 @@ import numpy as np
 import pytest
 
 HERE = Path(__file__).parent
+WORDS = HERE.parents[1] / "survey_code" / "kernels" / "cpu" / "words"
 COMPILER = shutil.which("g++")
 FOLDER = Path(tempfile.gettempdir()) / "survey_code_kernels"
 # Without unique symbols: kernels of one name in two libraries have memory of their own.
 FLAGS = (
     "-std=c++17", "-O0", "-mfma", "-ffp-contract=off", "-fPIC", "-fno-gnu-unique", "-w",
-    f"-I{HERE}/words",
+    f"-I{HERE}/words", f"-I{WORDS}",
 )  # fmt: skip
 SHARED_BYTES = 48 * 1024  # that a block may have unless its kernel asks for more
 ALIGNED = r"(?:(?:__align__|alignas)\s*\([^)]*\)\s*)?"
@@ -172,7 +173,8 @@ def compile_words():
     by another g++, the text is read again.
     """
     text = (HERE / "cuda_words.h").read_text()
-    header = FOLDER / digest(text, *FLAGS) / "cuda_words.h"
+    shared = [file.read_text() for file in sorted(WORDS.glob("*.h"))]
+    header = FOLDER / digest(text, *shared, *FLAGS) / "cuda_words.h"
     make_once(header, lambda place: place.write_text(text))
     make_once(
         header.with_suffix(".h.gch"),

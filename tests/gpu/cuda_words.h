@@ -13,6 +13,9 @@
 #include <cstdlib>
 #include <cstring>
 
+#include <arithmetic.h>
+#include <halves.h>
+
 #define __global__
 #define __device__
 #define __host__
@@ -56,44 +59,10 @@ template <class T, class V> T atomicAdd(T* place, V value) {
   *place += value;
   return old;
 }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __uint_as_float(unsigned bits) {
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-inline unsigned __byte_perm(unsigned low, unsigned high, unsigned select) {
-  const uint64_t both = (uint64_t)high << 32 | low;
-  unsigned found = 0;
-  for (int k = 0; k < 4; ++k)
-    found |= (unsigned)(both >> 8 * (select >> 4 * k & 7) & 255) << 8 * k;
-  return found;
-}
-inline int __popc(unsigned value) { return __builtin_popcount(value); }
-inline int __popcll(unsigned long long value) { return __builtin_popcountll(value); }
-inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
-  return (unsigned __int128)a * b >> 64;
-}
-inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
-  for (int k = 0; k < 4; ++k) sum += (a >> 8 * k & 255) * (b >> 8 * k & 255);
-  return sum;
-}
 using std::fmaf;
 using std::fmaxf;
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
-
-// Half precision: g++ has the type, and the processor the conversion.
-struct __half { _Float16 value; };
-struct __half2 { __half x, y; };
-inline float __half2float(__half half) { return (float)half.value; }
-inline float __low2float(__half2 both) { return __half2float(both.x); }
-inline float __high2float(__half2 both) { return __half2float(both.y); }
-struct __nv_bfloat16 { uint16_t bits; };
-inline float __bfloat162float(__nv_bfloat16 value) {
-  return __uint_as_float((unsigned)value.bits << 16);
-}
 
 // Shared memory.  A GPU clears none, so it is filled before each block with bytes that
 // are NaN as floats and -1 as integers.

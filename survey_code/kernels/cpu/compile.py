@@ -86,7 +86,8 @@ def find_folder() -> Path:
 @cache
 def read_sources() -> str:
     """All text that is compiled for every format."""
-    files = [*sorted(HEADERS.glob("*.cuh")), HERE / "words.h", HERE / "bags.cpp"]
+    words = [HERE / "words.h", *sorted((HERE / "words").glob("*.h"))]
+    files = [*sorted(HEADERS.glob("*.cuh")), *words, HERE / "bags.cpp"]
     return "\0".join(file.read_text(encoding="utf-8") for file in files)
 
 

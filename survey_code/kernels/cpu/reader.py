@@ -133,7 +133,11 @@ def count_threads() -> int:
     if torch is not None and hasattr(torch, "get_num_threads"):
         return int(torch.get_num_threads())
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() else len(os.sched_getaffinity(0))
+    if asked.isdigit():
+        return int(asked)
+    # Not every system tells.
+    known = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
 
 
 @cache

@@ -4,8 +4,8 @@
 #pragma once
 
 // Of C alone: a compiler needs no C++ library for this.
-#include <stdint.h>
-#include <string.h>
+#include "words/arithmetic.h"
+#include "words/halves.h"
 
 #define ON_CPU
 #define __device__
@@ -25,31 +25,8 @@ template <class T> __forceinline__ T __ldg(const T* place) {
   return value;
 }
 inline void atomicOr(unsigned* place, unsigned value) { *place |= value; }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
 #define fmaf __builtin_fmaf
 #define fmaxf __builtin_fmaxf
-inline float __uint_as_float(unsigned bits) {
-  float value;
-  memcpy(&value, &bits, 4);
-  return value;
-}
-inline int __popcll(unsigned long long value) { return __builtin_popcountll(value); }
-inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
-  return (unsigned __int128)a * b >> 64;
-}
-inline unsigned __dp4a(unsigned, unsigned, unsigned sum) { return sum; }    // of a GPU
-inline unsigned __byte_perm(unsigned low, unsigned, unsigned) { return low; }
-
-struct __half { _Float16 value; };
-struct __half2 { __half x, y; };
-inline float __half2float(__half half) { return (float)half.value; }
-inline float __low2float(__half2 both) { return __half2float(both.x); }
-inline float __high2float(__half2 both) { return __half2float(both.y); }
-struct __nv_bfloat16 { uint16_t bits; };
-inline float __bfloat162float(__nv_bfloat16 value) {
-  return __uint_as_float((unsigned)value.bits << 16);
-}
 
 // Bytes that will be read soon.
 inline void fetch_bytes(const unsigned char* place, long long count) {
