@@ -151,7 +151,7 @@ def measure_generator(
     for codes, width in ((64, 128), (1024, 1024)):
         layout = random_generator(rows, dim, codes, width, seed)
         device = layout.to_gpu()
-        fused: Any = device.device
+        fused: Any = device.device.format
         layers = fused.layers
         signals = drawn.standard_normal((batch, codes), dtype=np.float32)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import arithmetic_rates
+import calls
 import rates
 
 from survey_code.lab.results import append_line
@@ -23,6 +24,7 @@ from survey_code.lab.results import append_line
 RATES: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "rows": rates.measure_rates,
     "composed": rates.measure_composed,
+    "calls": calls.measure_calls,
     "scans": rates.measure_scans,
     "writes": rates.measure_writes,
     "codes": arithmetic_rates.measure_codes,
@@ -37,15 +39,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=list(RATES))
     parser.add_argument(
-        "--kind", action="append", help="of rows or composed, e.g. '4 bits'"
+        "--kind", action="append", help="of rows, composed or calls, e.g. '4 bits'"
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=SPEED)
     given = parser.parse_args()
     options: dict[str, Any] = {"seed": given.seed}
     if given.kind:
-        if given.what not in ("rows", "composed"):
-            parser.error(f"--kind is of rows and composed, not of {given.what}")
+        if given.what not in ("rows", "composed", "calls"):
+            parser.error(f"--kind is of rows, composed, calls, not of {given.what}")
         options["kinds"] = tuple(given.kind)
     command = f"python benchmarks/gpu.py {given.what} --seed {given.seed}"
     for line in RATES[given.what](**options, command=command):
@@ -58,6 +60,11 @@ def describe_rate(line: dict[str, Any]) -> str:
     if "per_s" in line:
         rate = line["per_s"] / 1e9
         return f"{line['kind']:12} {line['what']:20} {rate:9.4f} billion/s"
+    if "queued_us" in line:
+        return (
+            f"{line['kind']:10} {line['bags']:>5,} x {line['length']} {line['what']:20}"
+            f" {line['queued_us']:7.1f} us queued, {line['waited_us']:7.1f} waited"
+        )
     if "queries" in line:
         return (
             f"{line['queries']:>5,} queries: {line['codes_per_s'] / 1e9:7.1f} "

@@ -54,7 +54,7 @@ def measure_rates(
         layout = random_layout(kind, rows, dim, seed)
         device = layout.to_gpu()
         del layout
-        fused: Any = device.device
+        fused: Any = device.device.format
         table = whole_rows(fused.table)
         for bags, length in shapes:
             ids = draw_ids(cupy, rows, bags, length, seed)

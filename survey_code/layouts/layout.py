@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from operator import is_
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, TypeVar, overload
@@ -21,17 +22,19 @@ from survey_code.checks import (
     check_weight_type,
     refuse_no_table,
 )
-from survey_code.kernels import cuda
+from survey_code.kernels import bags, cuda
 from survey_code.kernels.cpu.pooling import CHUNK_NUMBERS, pool_bags, pool_chunks
 from survey_code.kernels.cpu.reader import Reader
 from survey_code.kernels.cpu.rows import gather_rows, take_rows
-from survey_code.kernels.cuda import array_module, is_cupys, launch
+from survey_code.kernels.cuda import Check, array_module, is_cupys
 from survey_code.layouts.files import Blueprint, write_file
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from survey_code.kernels.cuda import GpuArray
+    from survey_code.kernels.cuda.launch import Launcher
     from survey_code.kernels.formats import Format
 
 # A layout's own code is written for NumPy.  After to_gpu() CuPy's arrays stand where
@@ -52,6 +55,12 @@ Factors: TypeAlias = (
 
 # Offsets, weights, mode, padding, and whether the last offset is an end.
 BagWords: TypeAlias = "tuple[Offsets | None, Factors | None, str, int | None, bool]"
+
+# Types that rows may have.
+KINDS = "float32", "float16", "bfloat16", "float64"
+
+# What rows are read as, by name or as a dtype of NumPy or torch.
+OutType: TypeAlias = "str | np.dtype[np.floating] | type[np.floating] | torch.dtype"
 
 # Arrays or tensors: what comes in is what goes out.
 N = TypeVar("N", np.ndarray, "GpuArray")
@@ -95,8 +104,8 @@ class Stored:
     # Whether what arrays hold is taken as it is, unread: those of a mapped file.
     trusted: bool = False
 
-    # On a GPU: how a kernel reads, decodes and pools the rows; None where none does.
-    device: Format | None = None
+    # On a GPU: what starts the kernels that read the rows; None where none does.
+    device: Launcher | None = None
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         if num_embeddings < 1 or embedding_dim < 1:
@@ -174,7 +183,7 @@ class Stored:
         """Bytes in memory: `nbytes`, or more where a GPU pads rows for speed."""
         if not self.on_gpu:
             return self.nbytes
-        held = 0 if self.device is None else self.device.made
+        held = 0 if self.device is None else self.device.format.made
         for array in self.arrays().values():
             padded = array.shape[0] * array.strides[0] if array.ndim else 0
             held += max(int(array.nbytes), padded)
@@ -429,31 +438,50 @@ class Layout(Stored):
         if self.on_gpu:
             return self
         twin = self._moved()
-        twin.device = twin.describe()
+        twin.find_kernel()
         return twin
 
+    def find_kernel(self) -> None:
+        """On a GPU: note how kernels read the rows, and where these are."""
+        from survey_code.kernels.cuda.launch import Launcher
+
+        array = next(iter(self.arrays().values()))
+        self.device = Launcher.of(self.describe(), array)
+
     @overload
-    def lookup(self, ids: Ids, check: bool = True) -> RowArray: ...
+    def lookup(
+        self, ids: Ids, check: Check = True, out_dtype: OutType = "float32"
+    ) -> RowArray: ...
     @overload
-    def lookup(self, ids: GpuArray, check: bool = True) -> GpuArray: ...
+    def lookup(
+        self, ids: GpuArray, check: Check = True, out_dtype: OutType = "float32"
+    ) -> GpuArray: ...
     @overload
-    def lookup(self, ids: Tensor, check: bool = True) -> Tensor: ...
+    def lookup(
+        self, ids: Tensor, check: Check = True, out_dtype: OutType = "float32"
+    ) -> Tensor: ...
 
     def lookup(
-        self, ids: Ids | GpuArray | Tensor, check: bool = True
+        self,
+        ids: Ids | GpuArray | Tensor,
+        check: Check = True,
+        out_dtype: OutType = "float32",
     ) -> RowArray | GpuArray | Tensor:
         """Read rows.
 
         Parameters
         ----------
         ids : integer array of any shape
-        check : bool, default True
-            On a GPU, wait for the kernel and raise for a bad id.  Without it
-            nothing waits, and the row of a bad id is undefined.
+        check : bool or "late", default True
+            On a GPU, wait for the kernel and raise for a bad id.  With "late" nothing
+            waits, and one of the next such calls raises, or `raise_late`.  With False
+            nobody does.  The row of a bad id is 0.
+        out_dtype : {"float32", "float16", "bfloat16", "float64"}, or such a dtype
+            What the rows are rounded to.  NumPy and CuPy have no bfloat16.
 
         Returns
         -------
-        array of float32, shape (*ids.shape, embedding_dim)
+        array of `out_dtype`, shape (*ids.shape, embedding_dim)
             NumPy's, or CuPy's where the layout is on a GPU; a tensor where the ids
             are one.
 
@@ -467,8 +495,9 @@ class Layout(Stored):
             If the layout is on a GPU and the ids are not, or the reverse.
         """
         if self.device is not None:
-            return as_given(ids, launch.read(self.device, cuda.as_cupy(ids), check))
-        return as_given(ids, self._read_steadily(lambda: self._look_up(ids)))
+            return self.device.read(ids, check, as_torch_type(out_dtype))
+        rows = self._read_steadily(lambda: self._look_up(ids))
+        return as_given(ids, rows, out_dtype)
 
     def _look_up(self, ids: Ids | GpuArray | Tensor) -> RowArray:
         """`lookup` by compiled code, or by code for arrays."""
@@ -498,7 +527,8 @@ class Layout(Stored):
         mode: str = "sum",
         padding_idx: int | None = None,
         include_last_offset: bool = False,
-        check: bool = True,
+        check: Check = True,
+        out_dtype: OutType = "float32",
     ) -> RowArray: ...
     @overload
     def bag(
@@ -509,7 +539,8 @@ class Layout(Stored):
         mode: str = "sum",
         padding_idx: int | None = None,
         include_last_offset: bool = False,
-        check: bool = True,
+        check: Check = True,
+        out_dtype: OutType = "float32",
     ) -> GpuArray: ...
     @overload
     def bag(
@@ -520,7 +551,8 @@ class Layout(Stored):
         mode: str = "sum",
         padding_idx: int | None = None,
         include_last_offset: bool = False,
-        check: bool = True,
+        check: Check = True,
+        out_dtype: OutType = "float32",
     ) -> Tensor: ...
 
     def bag(
@@ -531,7 +563,8 @@ class Layout(Stored):
         mode: str = "sum",
         padding_idx: int | None = None,
         include_last_offset: bool = False,
-        check: bool = True,
+        check: Check = True,
+        out_dtype: OutType = "float32",
     ) -> RowArray | GpuArray | Tensor:
         """Read rows and pool them bag by bag, as torch's `embedding_bag` does.
 
@@ -547,11 +580,14 @@ class Layout(Stored):
             An id that no bag reads; a negative one counts from the table's end.
         include_last_offset : bool, default False
             One more offset says where the last bag ends: at the number of ids.
-        check : bool, default True
+        check : bool or "late", default True
+            As for `lookup`; bad ids add nothing, and a bag of bad offsets is empty.
+        out_dtype : {"float32", "float16", "bfloat16", "float64"}, or such a dtype
+            What the sums are rounded to.
 
         Returns
         -------
-        array or tensor of float32, shape (bags, embedding_dim)
+        array or tensor of `out_dtype`, shape (bags, embedding_dim)
             As from `lookup`.
 
         Raises
@@ -563,13 +599,22 @@ class Layout(Stored):
         limit = 2**63 if self.open_ids else self.num_embeddings
         padding = check_padding(padding_idx, self.num_embeddings, limit)
         if self.device is not None:
-            moved = cuda.as_cupy(ids)
-            factors = check_weights(moved, per_sample_weights, mode, cuda.load_cupy())
-            how = (factors, mode, check, padding, last)
-            return as_given(ids, launch.pool(self.device, moved, offsets, *how))
+            how = (mode, check, padding, last, as_torch_type(out_dtype))
+            return self.device.pool(ids, offsets, per_sample_weights, *how)
         asked = (offsets, per_sample_weights, mode, padding, last)
         pooled = self._read_steadily(lambda: self._pool(ids, asked))
-        return as_given(ids, pooled)
+        return as_given(ids, pooled, out_dtype)
+
+    def raise_late(self) -> None:
+        """Wait for the GPU, and raise what calls with ``check="late"`` were given.
+
+        Raises
+        ------
+        IndexError, ValueError
+            As these calls would have, had they waited.
+        """
+        if self.device is not None:
+            self.device.wait_late()
 
     def _pool(self, ids: Ids | GpuArray | Tensor, asked: BagWords) -> RowArray:
         """`bag` by compiled code, or by code for arrays."""
@@ -593,7 +638,7 @@ class Layout(Stored):
         weights = check_weights(ids, factors, mode, xp)
         ids, weights = ids.ravel(), None if weights is None else weights.ravel()
         if padding is not None:
-            kept: Any = launch.put_padding_last(ids, borders, weights, padding, xp)
+            kept: Any = bags.put_padding_last(ids, borders, weights, padding, xp)
             ids, borders, weights = kept
         end = int(borders[-1])
         if weights is not None:
@@ -614,7 +659,7 @@ class Layout(Stored):
         if reader is None or ids.dtype.kind not in "iu":
             return None
         try:
-            starts = launch.as_offsets(ids, offsets, np, last)
+            starts = bags.as_offsets(ids, offsets, np, last)
             weights = check_weights(ids, factors, mode, np)
         except (TypeError, ValueError):  # bad ids are told of first
             return None
@@ -783,7 +828,7 @@ def as_numpy(ids: npt.ArrayLike | GpuArray | Tensor) -> np.ndarray:
             "ids are on a GPU but the layout is not: call layout.to_gpu() "
             "or move the ids to the CPU"
         )
-    launch.refuse_masked("ids", ids)
+    bags.refuse_masked("ids", ids)
     try:
         array = np.asarray(ids)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -840,12 +885,12 @@ def check_offsets(
     include_last_offset: bool = False,
 ) -> IdArray:
     """Bag borders, shape (bags + 1,): where each starts, and where the last ends."""
-    borders = launch.as_offsets(ids, offsets, xp, include_last_offset)
+    borders = bags.as_offsets(ids, offsets, xp, include_last_offset)
     if not include_last_offset:
         end = xp.full(1, ids.size, dtype=np.int64)
         borders = xp.concatenate([borders, end])
-    launch.check_order(borders, ids.size, xp)
-    launch.check_end(borders, ids.size)
+    bags.check_order(borders, ids.size, xp)
+    bags.check_end(borders, ids.size)
     return borders
 
 
@@ -867,21 +912,15 @@ def check_weights(
     ids: N, weights: Factors | None, mode: str, xp: ModuleType
 ) -> N | None:
     """The per-sample weights as float32, or None."""
-    if mode not in cuda.MODES:
-        raise ValueError(f"mode must be one of {cuda.MODES}, got {mode!r}")
+    bags.check_mode(mode, weights is not None)
     if weights is None:
         return None
-    if mode != "sum":
-        raise ValueError(f"per_sample_weights need mode='sum', got mode={mode!r}")
-    launch.refuse_masked("per_sample_weights", weights)
+    bags.refuse_masked("per_sample_weights", weights)
     given = xp.asarray(widen_tensor(weights))
     if given.dtype.name == "bfloat16":  # of the package ml_dtypes
         given = given.astype(np.float32)
     if given.shape != ids.shape or given.dtype.kind not in "fiu":
-        raise ValueError(
-            f"per_sample_weights must be numbers of the ids' shape {ids.shape}, "
-            f"got dtype {given.dtype} and shape {given.shape}"
-        )
+        bags.raise_weights(ids.shape, str(given.dtype), given.shape)
     # Kernels read them by their address: side by side, whatever view was given.
     with np.errstate(over="ignore"):  # beyond float32 they are infinite, as in torch
         return xp.ascontiguousarray(given.astype(np.float32, copy=False))
@@ -898,12 +937,46 @@ def widen_tensor(given: object) -> Any:
     return held.float() if held.is_floating_point() and held.itemsize < 4 else held
 
 
-def as_given(ids: object, found: RowArray | GpuArray) -> Any:
+def as_given(ids: object, found: RowArray | GpuArray, out_dtype: OutType) -> Any:
     """What was read: a tensor where the ids are one, beside them."""
     torch = sys.modules.get("torch")
-    if torch is None or not isinstance(ids, torch.Tensor):
-        return found
-    return torch.from_dlpack(found) if is_cupys(found) else torch.from_numpy(found)
+    if torch is not None and isinstance(ids, torch.Tensor):
+        rows = torch.from_dlpack(found) if is_cupys(found) else torch.from_numpy(found)
+        return rows.to(as_torch_type(out_dtype))
+    kind = name_type(out_dtype)
+    bags.refuse_bfloat16(kind)
+    with np.errstate(over="ignore"):  # beyond float16 they are infinite, as in torch
+        return found.astype(kind, copy=False)
+
+
+def name_type(out_dtype: OutType) -> str:
+    """One of `KINDS`."""
+    # The types of NumPy have names of their own.
+    name = str(getattr(out_dtype, "__name__", out_dtype))
+    if name.removeprefix("torch.") not in KINDS:
+        raise ValueError(
+            f"out_dtype must be one of {', '.join(KINDS)}, got {out_dtype!r}"
+        )
+    return name.removeprefix("torch.")
+
+
+def as_torch_type(out_dtype: OutType) -> torch.dtype:
+    """The dtype of torch."""
+    wanted: Any = out_dtype
+    try:
+        return find_torch_type(wanted)
+    except TypeError:  # of what cannot be kept, a list for one
+        name_type(out_dtype)
+        raise
+
+
+@cache
+def find_torch_type(out_dtype: OutType) -> torch.dtype:
+    """The same, found once for each."""
+    import torch
+
+    found: torch.dtype = getattr(torch, name_type(out_dtype))
+    return found
 
 
 def take(array: np.ndarray, places: IdArray) -> np.ndarray:

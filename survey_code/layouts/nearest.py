@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from survey_code.checks import check_range
-from survey_code.kernels.cuda.launch import refuse_masked
+from survey_code.kernels.bags import refuse_masked
 from survey_code.layouts.layout import Layout, N, array_module, widen_tensor
 from survey_code.order import largest_first
 

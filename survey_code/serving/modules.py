@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from survey_code.checks import check_switch
 from survey_code.embedding import CompressedEmbedding
-from survey_code.kernels.cuda import MODES
+from survey_code.kernels.cuda import MODES, Check
 from survey_code.layouts import Layout, rebuild
 from survey_code.layouts.files import Blueprint, check_blueprint
-from survey_code.layouts.layout import check_padding
+from survey_code.layouts.layout import as_torch_type, check_padding
 from survey_code.serving import operators
 
 
@@ -50,9 +50,18 @@ class HeldLayout(nn.Module):
     def layout(self, layout: Layout) -> None:
         self._adopt(layout)
 
-    def _begin(self, layout: Layout | None, default_id: int | None) -> None:
+    def _begin(
+        self,
+        layout: Layout | None,
+        default_id: int | None,
+        check: Check,
+        out_dtype: torch.dtype,
+    ) -> None:
         """What every constructor does, after that of `nn.Module`."""
-        self.kind = torch.float32  # of the vectors that are returned
+        if check not in (True, False, "late"):
+            raise ValueError(f"check must be True, False or 'late', got {check!r}")
+        self.kind = as_torch_type(out_dtype)  # of the vectors that are returned
+        self.check: Check = check
         self.default_id = default_id
         self._layout: Layout | None = None
         self.num_embeddings = self.embedding_dim = self.count = 0
@@ -86,21 +95,30 @@ class HeldLayout(nn.Module):
         """The layout's arrays, for an operator."""
         return [getattr(self, f"array{number}") for number in range(self.count)]
 
-    def _replace_unknown(self, ids: Tensor) -> Tensor:
+    def _replace_unknown(self, ids: Tensor, default_id: int) -> Tensor:
         """The ids, those that the table does not know replaced by the default."""
-        if self.default_id is None:
-            return ids
         known = ids >= 0
         if not self.layout.open_ids:
             known &= ids < self.num_embeddings
-        return torch.where(known, ids, self.default_id)
+        return torch.where(known, ids, default_id)
 
-    def _returned(self, rows: Tensor) -> Tensor:
-        """Rows in the type that is asked for, by the module or by autocast."""
-        place, kind = rows.device.type, self.kind
-        if kind == torch.float32 and torch.is_autocast_enabled(place):
-            kind = torch.get_autocast_dtype(place)
-        return rows.to(kind)
+    def _wanted_kind(self, ids: Tensor) -> torch.dtype:
+        """The type of the vectors that is asked for, by the module or by autocast."""
+        if self.kind is torch.float32:
+            place = ids.device.type
+            if torch.is_autocast_enabled(place):
+                return torch.get_autocast_dtype(place)
+        return self.kind
+
+    def raise_late(self) -> None:
+        """Wait for the GPU, and raise what earlier calls were given.
+
+        Raises
+        ------
+        IndexError, ValueError
+            As from `survey_code.layouts.Layout.raise_late`.
+        """
+        self.layout.raise_late()
 
     def freeze(self) -> Layout:
         """The layout itself."""
@@ -208,6 +226,11 @@ class FrozenEmbedding(HeldLayout, CompressedEmbedding):
     default_id : int, optional
         Whose row is returned for ids that the table does not have; by default they are
         an IndexError.
+    check : {"late", True, False}
+        On a GPU: whether a bad id is raised by one of the next calls, for which nothing
+        waits, by the call itself, or not at all; its row is 0.
+    out_dtype : torch.dtype, default float32
+        Or float16, or bfloat16: type of the vectors, to which the GPU's kernels round.
 
     Raises
     ------
@@ -230,6 +253,8 @@ class FrozenEmbedding(HeldLayout, CompressedEmbedding):
         layout: Layout,
         padding_idx: int | None = None,
         default_id: int | None = None,
+        check: Check = "late",
+        out_dtype: torch.dtype = torch.float32,
     ) -> None:
         if not isinstance(layout, Layout):
             raise ValueError(f"layout must be a Layout, got {type(layout).__name__}")
@@ -237,15 +262,20 @@ class FrozenEmbedding(HeldLayout, CompressedEmbedding):
         self.padding_idx = check_padding(
             padding_idx, layout.num_embeddings, find_limit(layout)
         )
-        self._begin(layout, default_id)
+        self._begin(layout, default_id, check, out_dtype)
 
     @classmethod
-    def empty(cls, default_id: int | None = None) -> Self:
+    def empty(
+        cls,
+        default_id: int | None = None,
+        check: Check = "late",
+        out_dtype: torch.dtype = torch.float32,
+    ) -> Self:
         """A module without a table, into which a state is to be loaded."""
         module = cls.__new__(cls)
         CompressedEmbedding.__init__(module, 0, 0)
         module.padding_idx = None
-        module._begin(None, default_id)
+        module._begin(None, default_id, check, out_dtype)
         return module
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -258,17 +288,16 @@ class FrozenEmbedding(HeldLayout, CompressedEmbedding):
         RuntimeError
             Under ``torch.jit.trace``, or if the module is empty.
         """
-        refuse_trace(self)
-        return self.embed(torch.as_tensor(ids))
+        return self.embed(ids if isinstance(ids, Tensor) else torch.as_tensor(ids))
 
     def embed(self, ids: Tensor) -> Tensor:
         """The layout's look-up, which checks the ids."""
-        ids = self._replace_unknown(ids)
-        if is_compiled(ids):
-            rows = operators.lookup(ids, self._tensors(), self.description)
-        else:
-            rows = self.layout.lookup(ids)
-        return self._returned(rows)
+        if self.default_id is not None:
+            ids = self._replace_unknown(ids, self.default_id)
+        kind = self._wanted_kind(ids)
+        if not is_followed(self, ids):
+            return self.layout.lookup(ids, self.check, kind)
+        return operators.lookup(ids, self._tensors(), self.description).to(kind)
 
 
 class FrozenEmbeddingBag(HeldLayout):
@@ -290,6 +319,10 @@ class FrozenEmbeddingBag(HeldLayout):
     default_id : int, optional
         Whose row stands for ids that the table does not have; by default they are an
         IndexError.
+    check : {"late", True, False}
+        On a GPU, as for `FrozenEmbedding`; bad ids add nothing.
+    out_dtype : torch.dtype, default float32
+        Or float16, or bfloat16: type of the sums, which are made in float32.
 
     Raises
     ------
@@ -312,13 +345,15 @@ class FrozenEmbeddingBag(HeldLayout):
         include_last_offset: bool = False,
         padding_idx: int | None = None,
         default_id: int | None = None,
+        check: Check = "late",
+        out_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         if not isinstance(layout, Layout):
             raise ValueError(f"layout must be a Layout, got {type(layout).__name__}")
         check_padding(padding_idx, layout.num_embeddings, find_limit(layout))
         self._set_up(mode, include_last_offset, padding_idx)
-        self._begin(layout, default_id)
+        self._begin(layout, default_id, check, out_dtype)
 
     @classmethod
     def empty(
@@ -327,12 +362,14 @@ class FrozenEmbeddingBag(HeldLayout):
         include_last_offset: bool = False,
         padding_idx: int | None = None,
         default_id: int | None = None,
+        check: Check = "late",
+        out_dtype: torch.dtype = torch.float32,
     ) -> Self:
         """A module without a table, into which a state is to be loaded."""
         module = cls.__new__(cls)
         nn.Module.__init__(module)
         module._set_up(mode, include_last_offset, padding_idx)
-        module._begin(None, default_id)
+        module._begin(None, default_id, check, out_dtype)
         return module
 
     def _set_up(self, mode: str, last: bool, padding_idx: int | None) -> None:
@@ -365,34 +402,36 @@ class FrozenEmbeddingBag(HeldLayout):
         RuntimeError
             If the weights want a gradient; also as `FrozenEmbedding`.
         """
-        refuse_trace(self)
-        if per_sample_weights is not None and per_sample_weights.requires_grad:
-            if torch.is_grad_enabled():
-                raise RuntimeError("per_sample_weights of frozen rows get no gradient")
-        ids = self._replace_unknown(torch.as_tensor(input))
+        weights = per_sample_weights
+        if weights is not None and weights.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError("per_sample_weights of frozen rows get no gradient")
+        ids = input if isinstance(input, Tensor) else torch.as_tensor(input)
+        if self.default_id is not None:
+            ids = self._replace_unknown(ids, self.default_id)
         options = (self.mode, self.padding_idx, self.include_last_offset)
-        given = (ids, offsets, per_sample_weights)
-        if is_compiled(ids):
-            held = (self._tensors(), self.description)
-            return self._returned(operators.bag(*given, *held, *options))
-        return self._returned(self.layout.bag(*given, *options))
+        kind = self._wanted_kind(ids)
+        if not is_followed(self, ids):
+            return self.layout.bag(ids, offsets, weights, *options, self.check, kind)
+        held = (self._tensors(), self.description)
+        return operators.bag(ids, offsets, weights, *held, *options).to(kind)
 
 
-def is_compiled(ids: Tensor) -> bool:
-    """Whether a compiler follows the call, or a transform, and not a user waits."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.is_functorch_wrapped_tensor(ids)
-    )
+def is_followed(module: nn.Module, ids: Tensor) -> bool:
+    """Whether a compiler follows the call, or a transform, and not a user waits.
 
-
-def refuse_trace(module: nn.Module) -> None:
-    """Raise RuntimeError under ``torch.jit.trace``."""
-    if not torch.compiler.is_compiling() and torch.jit.is_tracing():
+    Raises
+    ------
+    RuntimeError
+        Under ``torch.jit.trace``.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    if torch.jit.is_tracing():
         raise RuntimeError(
             f"a {type(module).__name__} cannot be traced: the trace would return the "
             "rows of the example's ids whatever it is asked for; torch.export keeps it"
         )
+    return torch._C._functorch.is_functorch_wrapped_tensor(ids)
 
 
 def find_limit(layout: Layout) -> int:

@@ -128,7 +128,8 @@ def rebuild_layout(tensors: list[Tensor], description: str) -> Layout:
         else:
             arrays[name] = place.empty(shape, dtype=kind)
     layout = rebuild(check_blueprint(contents["blueprint"]), arrays)
-    layout.device = layout.describe() if layout.on_gpu else None
+    if layout.on_gpu:
+        layout.find_kernel()
     layout.compiles = True
     return layout
 
@@ -165,7 +166,7 @@ def lookup(ids: Tensor, arrays: list[Tensor], description: str) -> Tensor:
     -------
     Tensor of float32, shape (*ids.shape, embedding_dim)
     """
-    return hold_layout(arrays, description).lookup(ids.contiguous())
+    return hold_layout(arrays, description).lookup(ids.contiguous(), check="late")
 
 
 @torch.library.custom_op("survey_code::bag", mutates_args=())
@@ -187,7 +188,8 @@ def bag(
     """
     layout = hold_layout(arrays, description)
     how = (mode, padding_idx, include_last_offset)
-    return layout.bag(ids.contiguous(), offsets, per_sample_weights, *how)
+    ids = ids.contiguous()
+    return layout.bag(ids, offsets, per_sample_weights, *how, check="late")
 
 
 @lookup.register_fake

@@ -15,8 +15,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,6 +103,7 @@ class FakeModule:
 
     def get_function(self, expression):
         self.library.launch_address.restype = ctypes.c_void_p
+        self.library.packed_address.restype = ctypes.c_void_p
         address = self.library.launch_address()
 
         def launch(grid, block, arguments, *, shared_mem=0):
@@ -116,7 +119,19 @@ class FakeModule:
             fault = ctypes.CFUNCTYPE(ctypes.c_char_p, *kinds)(address)(*sizes, *values)
             assert not fault, f"{expression}: {fault.decode()}"
 
+        def launch_packed(grid, block, shared, extra):
+            self.launched.append(expression)
+            _, memory, _, size, _ = (ctypes.c_uint64 * 5).from_address(extra)
+            size = ctypes.c_uint64.from_address(size).value
+            kinds = [ctypes.c_int] * 7 + [ctypes.c_uint64] * 2
+            start = ctypes.CFUNCTYPE(ctypes.c_char_p, *kinds)
+            fault = start(self.library.packed_address())(
+                *grid, *block, shared, memory, size
+            )
+            assert not fault, f"{expression}: {fault.decode()}"
+
         launch.max_dynamic_shared_size_bytes = SHARED_BYTES  # may be set, as in CuPy
+        launch.kernel = SimpleNamespace(ptr=launch_packed)
         return launch
 
 
@@ -217,20 +232,28 @@ def fake_cupy(monkeypatch):
     """CuPy's stand-in, wherever the package asks for CuPy; also beside a GPU."""
     if COMPILER is None:
         pytest.skip("kernels are compiled by g++, which is not installed")
-    from contextlib import nullcontext
-    from types import SimpleNamespace
-
     import torch
 
     from survey_code.kernels.cuda.load import load_kernel
 
+    def launch_kernel(kernel, *numbers):
+        *sizes, _, _, extra = numbers
+        kernel(sizes[:3], sizes[3:6], sizes[6], extra)
+
     fake = FakeCupy()
     fake.cuda = SimpleNamespace(
-        is_available=lambda: True, get_current_stream=nullcontext
+        is_available=lambda: True,
+        get_current_stream=nullcontext,
+        Device=lambda index: SimpleNamespace(use=lambda: None),
+        driver=SimpleNamespace(launchKernel=launch_kernel),
     )
     monkeypatch.setitem(sys.modules, "cupy", fake)
-    # No stream of a GPU is asked for.
+    # No GPU is asked for its streams: tensors of a processor are its own.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda place: nullcontext())
+    streams = "_cuda_getCurrentRawStream"
+    monkeypatch.setattr(torch._C, streams, lambda index: 0, raising=False)
     load_kernel.cache_clear()
     yield fake
     load_kernel.cache_clear()

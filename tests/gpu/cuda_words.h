@@ -277,11 +277,38 @@ template <class... Arguments> struct Launcher<void (*)(Arguments...)> {
                             Arguments... arguments) {
     return run_threads(kernel, {a, b, c, d, e, f, shared}, arguments...);
   }
+
+  // The same with its arguments in one piece of memory, as a driver takes them.
+  template <void (*kernel)(Arguments...)> struct Packed {
+    const char* fault;
+    Packed(const int (&sizes)[7], Arguments... arguments)
+        : fault(run_threads(kernel, sizes, arguments...)) {}
+  };
+  template <class T> static T next(const char* memory, size_t& at) {
+    at = (at + alignof(T) - 1) / alignof(T) * alignof(T);
+    T taken;
+    memcpy((void*)&taken, memory + at, sizeof(T));
+    at += sizeof(T);
+    return taken;
+  }
+  template <void (*kernel)(Arguments...)>
+  static const char* launch_packed(int a, int b, int c, int d, int e, int f, int shared,
+                                   const char* memory, size_t size) {
+    size_t at = 0;
+    const int sizes[7] = {a, b, c, d, e, f, shared};
+    const Packed<kernel> done{sizes, next<Arguments>(memory, at)...};
+    if (at == size) return done.fault;
+    snprintf(fault, sizeof fault, "%zu bytes of arguments, expected %zu", size, at);
+    return fault;
+  }
 };
 
 // `launch(grid, block, bytes of shared memory, the kernel's own arguments ...)`, with
 // C's calling convention; it returns what went wrong.
 #define BARE(...) __VA_ARGS__
 #define LAUNCHER(kernel)                                                    \
-  static auto chosen = Launcher<decltype(&BARE kernel)>::template launch<&BARE kernel>; \
-  extern "C" void* launch_address() { return (void*)chosen; }
+  using Chosen = Launcher<decltype(&BARE kernel)>;                          \
+  static auto chosen = Chosen::template launch<&BARE kernel>;               \
+  static auto packed = Chosen::template launch_packed<&BARE kernel>;        \
+  extern "C" void* launch_address() { return (void*)chosen; }               \
+  extern "C" void* packed_address() { return (void*)packed; }

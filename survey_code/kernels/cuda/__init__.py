@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 from contextlib import AbstractContextManager
 from types import EllipsisType, ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
+
+# Whether a call waits for its kernels to raise for bad ids, leaves that to a later one,
+# or does not ask.
+Check: TypeAlias = bool | Literal["late"]
 
 # How the rows of a bag are pooled; kernels know a mode by its place in this list.
 MODES = ("sum", "mean", "max")

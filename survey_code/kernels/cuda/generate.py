@@ -6,60 +6,101 @@ One kernel makes the network's input, another one follows each product.
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from survey_code.kernels.cuda import GpuArray, Shaped, load_cupy
+from survey_code.kernels.cuda import Shaped, current_stream
 from survey_code.kernels.cuda.load import ID_TYPES, THREADS, load_kernel
-from survey_code.kernels.formats import GeneratorFormat
+from survey_code.kernels.cuda.place import SECTOR, round_up
+from survey_code.kernels.formats import Format, GeneratorFormat
 
 AT_ONCE = 1 << 16  # ids whose signals are in memory at the same time
+FEW = 1 << 12  # ids that are not sorted: all their rows are computed
 
 
 def generate_rows(
-    format: GeneratorFormat, ids: GpuArray, flag: GpuArray
-) -> tuple[GpuArray, GpuArray]:
-    """The distinct rows of a call, each computed once; to find them, the call waits.
+    format: GeneratorFormat, ids: Tensor, flag: int
+) -> tuple[Tensor, Tensor]:
+    """The rows of a call; of many ids the distinct ones, for which the call waits.
+
+    Parameters
+    ----------
+    format : GeneratorFormat
+    ids : Tensor of int32 or int64, shape (m,)
+    flag : int
+        Address of the word where kernels report what is wrong.
 
     Returns
     -------
-    table : CuPy array of float32, shape (distinct ids, dim)
-    places : CuPy array of int64, shape (m,)
+    table : Tensor of float32, shape (rows + 1, dim)
+        From `make_table`; the last row belongs to no id.
+    places : Tensor of int64, shape (m,)
         The row of the table for each id.
     """
-    cupy = load_cupy()
-    distinct, places = cupy.unique(ids, return_inverse=True)
-    table = cupy.zeros((max(distinct.size, 1), format.dim), dtype=np.float32)
-    for start in range(0, distinct.size, AT_ONCE):
+    if len(ids) <= FEW or torch.cuda.is_current_stream_capturing():
+        distinct, places = ids, torch.arange(len(ids), device=ids.device)
+    else:
+        distinct, places = torch.unique(ids, return_inverse=True)
+    table = make_table(len(distinct), format.dim, ids.device)
+    for start in range(0, len(distinct), AT_ONCE):
         part = distinct[start : start + AT_ONCE]
         signals = encode_ids(format, part, flag)
         for number, (matrix, bias) in enumerate(format.layers, start=1):
-            signals = signals @ matrix
+            signals = signals @ borrow_once(format, matrix)
             last = number == len(format.layers)
-            add_bias(signals, bias, "nothing" if last else format.activation)
-        table[start : start + AT_ONCE] = signals
-    return table, places.ravel()
+            add_bias(
+                signals,
+                borrow_once(format, bias),
+                "nothing" if last else format.activation,
+            )
+        table[start : start + len(part)] = signals
+    return table, places
 
 
-def encode_ids(format: GeneratorFormat, ids: GpuArray, flag: GpuArray) -> GpuArray:
+def make_table(rows: int, dim: int, place: torch.device) -> Tensor:
+    """Rows of float32 that kernels can read, and one more; a view of padded ones."""
+    used = 4 * dim
+    width = round_up(used, 16 if used <= 16 else SECTOR) // 4
+    return torch.zeros((rows + 1, width), device=place)[:, :dim]
+
+
+def borrow_once(format: Format, array: Shaped) -> Tensor:
+    """An array of a format as a tensor."""
+    key = "tensor", id(array)
+    found: Tensor | None = format.kept.get(key)
+    if found is None:
+        found = format.kept[key] = torch.from_dlpack(array)
+    return found
+
+
+def encode_ids(format: GeneratorFormat, ids: Tensor, flag: int) -> Tensor:
     """The network's input, float32 of shape (m, codes)."""
-    signals = load_cupy().empty((ids.size, format.codes), dtype=np.float32)
-    form = f"{str(format.normal).lower()}, {ID_TYPES[str(ids.dtype)]}"
+    signals = torch.empty((len(ids), format.codes), device=ids.device)
+    kind = str(ids.dtype).removeprefix("torch.")
+    form = f"{str(format.normal).lower()}, {ID_TYPES[kind]}"
     kernel = load_kernel("generator.cu", f"make_codes<{form}>")
-    threads = signals.size // (2 if format.normal else 1)
+    threads = signals.numel() // (2 if format.normal else 1)
     numbers = [np.uint64(number % 2**64) for number in format.multipliers]
-    kernel(
-        (-(-threads // THREADS),), (THREADS,),
-        (
-            ids, np.int64(ids.size), np.int64(format.rows), *numbers,
-            np.int32(format.codes), signals, flag,
-        ),
-    )  # fmt: skip
+    with current_stream():
+        kernel(
+            (-(-threads // THREADS),), (THREADS,),
+            (
+                np.uint64(ids.data_ptr()), np.int64(len(ids)), np.int64(format.rows),
+                *numbers, np.int32(format.codes), np.uint64(signals.data_ptr()),
+                np.uint64(flag),
+            ),
+        )  # fmt: skip
     return signals
 
 
-def add_bias(signals: GpuArray, bias: Shaped, activation: str) -> None:
+def add_bias(signals: Tensor, bias: Tensor, activation: str) -> None:
     """What follows a product, in place."""
     kernel = load_kernel("generator.cu", f"add_bias<{activation.upper()}>")
-    kernel(
-        (-(-signals.size // THREADS),), (THREADS,),
-        (signals, bias, np.int64(signals.size), np.int32(signals.shape[1])),
-    )  # fmt: skip
+    with current_stream():
+        kernel(
+            (-(-signals.numel() // THREADS),), (THREADS,),
+            (
+                np.uint64(signals.data_ptr()), np.uint64(bias.data_ptr()),
+                np.int64(signals.numel()), np.int32(signals.shape[1]),
+            ),
+        )  # fmt: skip

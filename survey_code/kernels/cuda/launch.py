@@ -1,19 +1,32 @@
-"""Starting the kernels of look-ups and bags, whatever format the rows have."""
+"""Starting the kernels of look-ups and bags, whatever format the rows have.
+
+Memory, streams and products are torch's, also where ids come from CuPy: a call waits
+for nothing, and may be recorded into one of torch's CUDA graphs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, cast
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from survey_code.kernels.cuda import MODES, GpuArray, Shaped, current_stream, load_cupy
-from survey_code.kernels.cuda.generate import generate_rows
-from survey_code.kernels.cuda.load import ID_TYPES, Kernel, load_kernel
-from survey_code.kernels.cuda.place import place_rows
+from survey_code.kernels.bags import (
+    check_bags,
+    check_end,
+    check_mode,
+    raise_offsets,
+    raise_weights,
+    refuse_bfloat16,
+    refuse_masked,
+)
+from survey_code.kernels.cuda import MODES, Check, GpuArray, Shaped, load_cupy
+from survey_code.kernels.cuda.generate import borrow_once, generate_rows, make_table
+from survey_code.kernels.cuda.load import ID_TYPES, load_kernel
+from survey_code.kernels.cuda.start import Starter
 from survey_code.kernels.formats import (
     DenseFormat,
     Format,
@@ -22,264 +35,420 @@ from survey_code.kernels.formats import (
     TurnedFormat,
 )
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-N = TypeVar("N", np.ndarray, "GpuArray")
-
 SHARING = 64  # threads of a block that share rows
 ENOUGH_GROUPS = 8192  # of threads that share rows
+TYPES = {
+    torch.int32: "int",
+    torch.int64: "long long",
+    torch.float32: "float",
+    torch.float16: "__half",
+    torch.bfloat16: "__nv_bfloat16",
+}
+WRITTEN = torch.float32, torch.float16, torch.bfloat16
+NATIVE = torch.int64, torch.int32
+WHOLE = {
+    *NATIVE, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32,
+    torch.uint64,
+}  # fmt: skip
+BAD_ID, BAD_OFFSET, BAD_END = 1, 2, 4  # as in reading.cuh
 
 
 # -- what layouts call ---------------------------------------------------------
 
 
-def read(format: Format, ids: GpuArray, check: bool = True) -> GpuArray:
-    """One row per id.
+@dataclass(eq=False)
+class Launcher:
+    """What reads the rows of one layout on a GPU.
 
     Parameters
     ----------
     format : Format
-    ids : CuPy array of int32 or int64, any shape
-    check : bool, default True
-        Wait for the kernel and raise for a bad id; without it the row of a bad id is
-        not written.
-
-    Returns
-    -------
-    CuPy array of float32, shape (*ids.shape, dim)
+        Of arrays of CuPy, which it keeps.
+    place : torch.device
+        Where these are.
     """
-    cupy = load_cupy()
-    shape, ids = ids.shape, as_ids(ids).ravel()
-    with current_stream():
-        out = cupy.empty((ids.size, format.dim), dtype=np.float32)
-        flag = cupy.zeros(1, dtype=np.uint32)
-        if ids.size:
-            start_read(format, Call(ids, out, flag))
-        if check:
-            raise_if(flag, ids, format.rows)
-    return out.reshape(*shape, format.dim)
+
+    format: Format
+    place: torch.device
+    late: Notice = field(default_factory=lambda: Notice())
+    index: int = field(init=False)  # of the GPU
+
+    def __post_init__(self) -> None:
+        self.index = -1 if self.place.index is None else self.place.index
+
+    @classmethod
+    def of(cls, format: Format | None, array: Shaped) -> Launcher | None:
+        """A launcher beside one of the layout's arrays; None where no kernel reads."""
+        if format is None:
+            return None
+        return cls(format, torch.from_dlpack(array).device)
+
+    def read(
+        self, ids: object, check: Check = True, kind: torch.dtype = torch.float32
+    ) -> Any:
+        """One row per id; see `survey_code.layouts.Layout.lookup`.
+
+        Returns
+        -------
+        CuPy array or tensor, as the ids are, shape (*ids.shape, dim)
+            The row of a bad id is 0.
+        """
+        own, format = self.as_ids(ids), self.format
+        notice = self.take_notice(check)
+        made = kind if kind in WRITTEN else torch.float32
+        out = torch.empty((*own.shape, format.dim), dtype=made, device=self.place)
+        if own.numel():
+            start_read(format, Call(own, out, notice.address))
+        if check is True:
+            notice.wait(format, own)
+        return as_given(ids, out if made is kind else out.to(kind))
+
+    def pool(
+        self,
+        ids: object,
+        offsets: object = None,
+        weights: object = None,
+        mode: str = "sum",
+        check: Check = True,
+        padding: int | None = None,
+        last: bool = False,
+        kind: torch.dtype = torch.float32,
+    ) -> Any:
+        """One pooled row per bag; see `survey_code.layouts.Layout.bag`."""
+        own, format = self.as_ids(ids), self.format
+        check_mode(mode, weights is not None)
+        factors = None if weights is None else self.as_factors(own, weights)
+        starts = None if offsets is None else self.as_starts(offsets)
+        many = None if starts is None else starts.numel()
+        if own.ndim != 1 or not many:
+            check_bags(own.shape, many, last)
+        bags, many = own.shape if many is None else (many - last, many)
+        notice = self.take_notice(check)
+        made = kind if kind in WRITTEN else torch.float32
+        out = torch.empty((bags, format.dim), dtype=made, device=self.place)
+        if bags:
+            left_out = -1 if padding is None else padding
+            how = (notice.address, starts, many, bags, factors, mode, left_out)
+            start_pool(format, Call(own, out, *how))
+        elif starts is not None and last:
+            check_end(starts, own.numel())
+        if check is True:
+            notice.wait(format, own, starts)
+        return as_given(ids, out if made is kind else out.to(kind))
+
+    def as_ids(self, ids: object) -> Tensor:
+        """Ids as a contiguous tensor of int32 or int64, beside the layout."""
+        if isinstance(ids, Tensor) and ids.get_device() == self.index:
+            own = ids
+        else:
+            own = borrow_tensor(ids)
+            if own.device != self.place:
+                raise ValueError(
+                    f"ids are on {own.device}, but the layout is on {self.place}"
+                )
+        if own.dtype not in NATIVE:
+            if own.dtype not in WHOLE:
+                kind = name_type(own.dtype)
+                raise ValueError(f"ids must be integers, got dtype {kind}")
+            own = own.to(torch.int64)
+        if own.numel() >= 2**31:
+            raise ValueError(f"at most 2**31 - 1 ids a call, got {own.numel()}")
+        return own if own.is_contiguous() else own.contiguous()
+
+    def as_starts(self, offsets: object) -> Tensor:
+        """Offsets beside the layout, contiguous, int32 or int64, in any order."""
+        own = self.bring("offsets", offsets)
+        if own.ndim != 1 or (own.dtype not in WHOLE and own.numel()):
+            raise_offsets(name_type(own.dtype), tuple(own.shape))
+        if own.dtype not in NATIVE:
+            own = own.to(torch.int64)
+        return own if own.is_contiguous() else own.contiguous()
+
+    def as_factors(self, ids: Tensor, weights: object) -> Tensor:
+        """The per-sample weights as contiguous float32."""
+        own = self.bring("per_sample_weights", weights).detach()
+        number = own.dtype.is_floating_point or own.dtype in WHOLE
+        if own.shape != ids.shape or not number:
+            raise_weights(tuple(ids.shape), name_type(own.dtype), tuple(own.shape))
+        return own.to(torch.float32).contiguous()
+
+    def bring(self, name: str, given: Any) -> Tensor:
+        """A tensor of anything that can be one, beside the layout."""
+        if isinstance(given, Tensor):
+            return given if given.get_device() == self.index else given.to(self.place)
+        if isinstance(given, load_cupy().ndarray):
+            return torch.from_dlpack(given)
+        refuse_masked(name, given)
+        held = np.array(given)  # a copy, which torch may write to
+        if held.dtype.kind not in "biuf":
+            raise ValueError(f"{name} must be numbers, got dtype {held.dtype}")
+        if held.dtype.name == "bfloat16":  # of the package ml_dtypes
+            held = held.astype(np.float32)
+        return torch.from_numpy(held).to(self.place)
+
+    def take_notice(self, check: Check) -> Notice:
+        """Where the kernel of a call reports to; raise what late calls reported."""
+        if check is True:
+            return _FREE.pop() if _FREE else Notice()
+        if check == "late":
+            if self.late.word[0]:
+                self.late.raise_for(self.format)
+            return self.late
+        if check is not False:
+            raise ValueError(f"check must be True, False or 'late', got {check!r}")
+        if not _UNREAD:
+            _UNREAD.append(Notice())
+        return _UNREAD[0]
+
+    def wait_late(self) -> None:
+        """Raise what calls with ``check="late"`` report, once their kernels end."""
+        if self.place.type == "cuda":
+            torch.cuda.synchronize(self.place)
+        if self.late.word[0]:
+            self.late.raise_for(self.format)
 
 
-def pool(
-    format: Format,
-    ids: GpuArray,
-    offsets: Shaped | Tensor | Sequence[int] | None = None,
-    weights: GpuArray | None = None,
-    mode: str = "sum",
-    check: bool = True,
-    padding: int | None = None,
-    include_last_offset: bool = False,
-) -> GpuArray:
-    """One pooled row per bag; see `survey_code.layouts.Layout.bag`."""
-    cupy = load_cupy()
-    ids = as_ids(ids)
-    with current_stream():
-        starts = as_offsets(ids, offsets, cupy, include_last_offset)
-        if include_last_offset:
-            if check:
-                check_end(starts, ids.size)
-            starts = starts[:-1]
-        bags = starts.size
-        if padding is not None:
-            if check:  # before places among other ids are made of them
-                check_order(starts, ids.size, cupy)
-            ids, weights = ids.ravel(), None if weights is None else weights.ravel()
-            end = cupy.full(1, ids.size, dtype=np.int64)
-            starts = cupy.concatenate([starts, end])
-            ids, starts, weights = put_padding_last(ids, starts, weights, padding, cupy)
-            starts = cut_rest(starts, ids.size, cupy)
-        out = cupy.empty((starts.size, format.dim), dtype=np.float32)
-        flag = cupy.zeros(1, dtype=np.uint32)
-        if starts.size:
-            start_pool(format, Call(ids, out, flag, starts, weights, mode))
-        if check:
-            raise_if(flag, ids, format.rows)
-    return out[:bags]
+# -- what kernels report ---------------------------------------------------------
 
 
-def raise_if(flag: GpuArray, ids: GpuArray, rows: int) -> None:
-    """Raise what a kernel reported."""
-    found = int(flag[0])
-    if found & 1:
-        low, high = int(ids.min()), int(ids.max())
-        raise IndexError(
-            f"id {low if low < 0 else high} is out of range for a table of "
-            f"{rows} rows (ids are 0 to {rows - 1})"
-        )
-    if found & 2:
-        raise ValueError(
-            "offsets must start at 0, never fall, and not exceed the number of "
-            f"ids ({ids.size})"
-        )
+class Notice:
+    """A word in the processor's memory, which a kernel writes to where it must."""
+
+    def __init__(self) -> None:
+        pinned = torch.cuda.is_available()
+        self.words = torch.zeros(1, dtype=torch.int32, pin_memory=pinned)
+        self.address = self.words.data_ptr()
+        held: Any = self.words.numpy()
+        self.word = memoryview(held)
+
+    def wait(self, format: Format, ids: Tensor, starts: Tensor | None = None) -> None:
+        """Wait for a call's kernels, and raise what they reported."""
+        if ids.is_cuda:
+            torch.cuda.current_stream(ids.device).synchronize()
+        try:
+            if self.word[0]:
+                self.raise_for(format, ids, starts)
+        finally:
+            _FREE.append(self)
+
+    def raise_for(
+        self, format: Format, ids: Tensor | None = None, starts: Tensor | None = None
+    ) -> None:
+        """Raise what was reported, of an earlier call where its ids are not given."""
+        found, self.word[0] = self.word[0], 0
+        limit = f"for a table of {format.rows} rows (ids are 0 to {format.rows - 1})"
+        whose = "" if ids is not None else "an earlier call: "
+        if found & BAD_ID and ids is not None:
+            low, high = int(ids.min()), int(ids.max())
+            wrong = low if low < 0 else high
+            raise IndexError(f"id {wrong} is out of range {limit}")
+        if found & BAD_ID:
+            raise IndexError(f"{whose}an id is out of range {limit}")
+        size = "" if ids is None else f" ({ids.numel()})"
+        if found & BAD_OFFSET or starts is None:
+            raise ValueError(
+                f"{whose}offsets must start at 0, never fall, and not exceed the "
+                f"number of ids{size}; with include_last_offset=True the last must be "
+                "that number"
+            )
+        check_end(starts, int(ids.numel()) if ids is not None else 0)
+
+
+# Those of calls that wait, while nobody does; and that of calls that ask for nothing.
+_FREE: list[Notice] = []
+_UNREAD: list[Notice] = []
 
 
 # -- one start for each kind of format -----------------------------------------
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """What a kernel is called with, beside a format.
 
     Parameters
     ----------
-    ids : CuPy array of int32 or int64, one axis, or (bags, length)
-    out : CuPy array of float32, shape (ids or bags, dim)
-    flag : CuPy array of uint32, shape (1,)
-        Where kernels report what is wrong.
-    offsets : CuPy array of int64, shape (bags,), optional
-        Of bags.
-    weights : CuPy array of float32, as many as ids, optional
+    ids : Tensor of int32 or int64, contiguous
+    out : Tensor of float32, float16 or bfloat16, shape (ids or bags, dim)
+    flag : int
+        Address of the word where kernels report what is wrong.
+    offsets : Tensor of int32 or int64, contiguous, optional
+        Of bags; without them, bags have equal lengths.
+    many : int
+        How many offsets there are, or the length of each bag.
+    bags : int
+    weights : Tensor of float32, contiguous, as many as ids, optional
     mode : {"sum", "mean", "max"}
+    padding : int
+        The id that no bag reads; -1 for none.
     """
 
-    ids: GpuArray
-    out: GpuArray
-    flag: GpuArray
-    offsets: GpuArray | None = None
-    weights: GpuArray | None = None
+    ids: Tensor
+    out: Tensor
+    flag: int
+    offsets: Tensor | None = None
+    many: int = 0
+    bags: int = 0
+    weights: Tensor | None = None
     mode: str = "sum"
+    padding: int = -1
 
-    def ids_of(self, format: Format) -> tuple[Shaped, ...]:
-        """What every kernel is told first: the format, and its ids."""
-        sizes = (np.int64(format.rows), np.int32(format.dim))
-        return format.arguments, *sizes, self.ids, np.int64(self.ids.size)
+    def told_read(self) -> tuple[int, int, int, int]:
+        """What a kernel of look-ups is told."""
+        ids = self.ids
+        return ids.data_ptr(), ids.numel(), self.out.data_ptr(), self.flag
 
-    def bags(self) -> tuple[GpuArray, int]:
-        """Where bags begin, and how many there are."""
-        assert self.offsets is not None
-        return self.offsets, self.offsets.size
+    def told_pool(self) -> tuple[int, ...]:
+        """What a kernel of bags is told."""
+        ids, offsets, weights = self.ids, self.offsets, self.weights
+        return (
+            ids.data_ptr(), ids.numel(), 0 if offsets is None else offsets.data_ptr(),
+            self.many, self.bags, 0 if weights is None else weights.data_ptr(),
+            self.padding, self.out.data_ptr(), self.flag, MODES.index(self.mode),
+        )  # fmt: skip
 
-    def factors(self) -> tuple[Shaped]:
-        """The weights, or the address of none."""
-        return (np.uint64(0) if self.weights is None else self.weights,)
+    def types(self) -> str:
+        """Of ids, offsets and results, in C++."""
+        kinds = [self.ids.dtype, self.out.dtype]
+        if self.bags:
+            offsets = self.offsets
+            kinds[1:1] = [torch.int64 if offsets is None else offsets.dtype]
+        return ", ".join(TYPES[kind] for kind in kinds)
+
+    def key(self) -> tuple[object, ...]:
+        """What decides which kernel a format needs."""
+        offsets = None if self.offsets is None else self.offsets.dtype
+        short = self.ids.numel() < 4 * self.bags
+        return self.ids.dtype, self.out.dtype, self.bags > 0, offsets, short, self.mode
 
 
 @singledispatch
 def start_read(format: Format, call: Call) -> None:
-    """Start the kernel of a look-up; ids have one axis, at least one of them."""
-    kernel, lanes, groups = compose(format, "read_composed", call.ids, format.single)
+    """Start the kernel of a look-up; there is at least one id."""
+    key = call.key()
+    starter = format.kept.get(key)
+    if starter is None:
+        starter = compose(format, "read_composed", call, format.single)
+        format.kept[key] = starter
     # Threads that share rows find up to `lanes` of them at once; fewer where there
     # would be too few groups to keep the whole GPU busy.
-    each = min(max(call.ids.size // ENOUGH_GROUPS, 1), lanes)
-    kernel(
-        (-(-call.ids.size // (groups * each)),),
-        (lanes, groups),
-        (*call.ids_of(format), np.int32(each), call.out, call.flag),
-    )
+    count = call.ids.numel()
+    each = min(max(count // ENOUGH_GROUPS, 1), starter.block[0])
+    starter(-(-count // each), *call.told_read(), each)
 
 
 @singledispatch
 def start_pool(format: Format, call: Call) -> None:
     """Start the kernel of a bag; there is at least one."""
-    count = call.bags()[1]
-    # For short bags, fewer registers and so more threads at once.
-    ahead = "1" if call.ids.size < 4 * count else ""
-    kernel, lanes, bags = compose(format, "pool_composed", call.ids, ahead)
-    how = (*call.factors(), np.int32(MODES.index(call.mode)))
-    start_bags(kernel, lanes, bags, format, call, how)
-
-
-def start_bags(
-    kernel: Kernel,
-    lanes: int,
-    bags: int,
-    format: Format,
-    call: Call,
-    how: tuple[Shaped, ...],
-) -> None:
-    """Start a kernel of bags: `lanes` threads a bag, so many bags a block."""
-    offsets, count = call.bags()
-    kernel(
-        (-(-count // bags),),
-        (lanes, bags),
-        (*call.ids_of(format), offsets, np.int64(count), *how, call.out, call.flag),
-    )
+    key = call.key()
+    starter = format.kept.get(key)
+    if starter is None:
+        # For short bags, fewer registers and so more threads at once.
+        ahead = "1" if call.ids.numel() < 4 * call.bags else ""
+        starter = format.kept[key] = compose(format, "pool_composed", call, ahead)
+    starter(call.bags, *call.told_pool())
 
 
 @start_read.register
 def _(format: PieceFormat, call: Call) -> None:
-    kernel, lanes, rows = choose_piece(format, "read_rows", "single", call.ids)
-    blocks = -(-call.ids.size // (4 * rows))
-    kernel((blocks,), (lanes, rows), (*call.ids_of(format), call.out, call.flag))
+    key = call.key()
+    starter = format.kept.get(key)
+    if starter is None:
+        starter = format.kept[key] = choose_piece(format, "read_rows", "single", call)
+    starter(-(-call.ids.numel() // 4), *call.told_read())
 
 
 @start_pool.register
 def _(format: PieceFormat, call: Call) -> None:
-    use = "pooled" if call.ids.size >= 4 * call.bags()[1] else "short"
-    largest = call.mode == "max"
-    name = "max_rows" if largest else "pool_rows"
-    how = () if largest else (*call.factors(), np.int32(call.mode == "mean"))
-    start_bags(*choose_piece(format, name, use, call.ids), format, call, how)
+    key = call.key()
+    starter = format.kept.get(key)
+    if starter is None:
+        use = "pooled" if call.ids.numel() >= 4 * call.bags else "short"
+        name = "max_rows" if call.mode == "max" else "pool_rows"
+        starter = format.kept[key] = choose_piece(format, name, use, call)
+    starter(call.bags, *call.told_pool())
 
 
 @start_read.register
 def _(format: GeneratorFormat, call: Call) -> None:
-    table, places = generate_rows(format, call.ids, call.flag)
+    table, places = generate_rows(format, call.ids.view(-1), call.flag)
     start_read(hold_rows(table), replace(call, ids=places))
 
 
 @start_pool.register
 def _(format: GeneratorFormat, call: Call) -> None:
-    table, places = generate_rows(format, call.ids, call.flag)
-    start_pool(hold_rows(table), replace(call, ids=places))
+    table, places = generate_rows(format, call.ids.view(-1), call.flag)
+    start_pool(hold_rows(table), put_apart(call, places, table))
 
 
 @start_read.register
 def _(format: TurnedFormat, call: Call) -> None:
-    cupy = load_cupy()
-    rows = cupy.empty((call.ids.size, format.width), dtype=np.float32)
+    rows = call.out.new_empty((call.ids.numel(), format.width), dtype=torch.float32)
     start_read(format.part, replace(call, out=rows))
-    cupy.matmul(rows, format.matrix, out=call.out)
+    call.out.view(-1, format.dim).copy_(rows @ borrow_once(format, format.matrix))
 
 
 @start_pool.register
 def _(format: TurnedFormat, call: Call) -> None:
-    cupy = load_cupy()
     if call.mode != "max":
         # A sum of turned rows is the turned sum: one product for a bag.
-        rows = cupy.empty((call.bags()[1], format.width), dtype=np.float32)
+        rows = call.out.new_empty((call.bags, format.width), dtype=torch.float32)
         start_pool(format.part, replace(call, out=rows))
-        cupy.matmul(rows, format.matrix, out=call.out)
+        call.out.copy_(rows @ borrow_once(format, format.matrix))
         return
     # The largest entry is another one once the rows are turned.
-    count = call.ids.size
-    table = cupy.zeros((max(count, 1), format.dim), dtype=np.float32)
+    count = call.ids.numel()
+    table = make_table(count, format.dim, call.ids.device)
     if count:
-        start_read(format, replace(call, ids=call.ids.ravel(), out=table[:count]))
-    places = cupy.arange(count, dtype=np.int64)
-    start_pool(hold_rows(table), replace(call, ids=places))
+        start_read(format, Call(call.ids, table[:count], call.flag))
+    places = torch.arange(count, device=table.device)
+    start_pool(hold_rows(table), put_apart(call, places, table))
 
 
-def hold_rows(rows: GpuArray) -> DenseFormat:
-    """Rows of float32 that were just made."""
-    return DenseFormat.of(place_rows(rows))
+def put_apart(call: Call, places: Tensor, table: Tensor) -> Call:
+    """The same bags of places in a table, whose last row stands for padding."""
+    spare = len(table) - 1
+    if call.padding >= 0:
+        places = torch.where(call.ids.view(-1) == call.padding, spare, places)
+    return replace(call, ids=places.view(call.ids.shape), padding=spare)
+
+
+def hold_rows(table: Tensor) -> DenseFormat:
+    """Rows of `make_table`, until the kernels that read them have ended."""
+    (rows, dim), address = table.shape, cast("Shaped", table.data_ptr())
+    return DenseFormat(rows, dim, address, 4 * table.stride(0), "float32")
 
 
 # -- what the starts share -----------------------------------------------------
 
 
-def compose(
-    format: Format, name: str, ids: GpuArray, ahead: str = ""
-) -> tuple[Kernel, int, int]:
-    """A kernel, the threads that share a row, and the rows of a block."""
+def compose(format: Format, name: str, call: Call, ahead: str = "") -> Starter:
+    """A kernel of rows that several arrays make together."""
     entries = format.unit()
-    form, kind = format.form(entries), ID_TYPES[str(ids.dtype)]
-    expression = f"{name}<{form}, {kind}, {ahead or f'{form}::AHEAD'}>"
-    kernel = load_kernel("composed.cu", expression, format.source)
-    return kernel, *share_threads(format.dim, entries)
+    form = format.form(entries)
+    expression = f"{name}<{form}, {call.types()}, {ahead or f'{form}::AHEAD'}>"
+    return make_starter("composed.cu", expression, format, entries, call)
 
 
-def choose_piece(
-    format: PieceFormat, name: str, use: str, ids: GpuArray
-) -> tuple[Kernel, int, int]:
-    """A kernel, the threads that share a row, and the rows of a block."""
+def choose_piece(format: PieceFormat, name: str, use: str, call: Call) -> Starter:
+    """A kernel of rows of one table."""
     entries, ahead = format.shape(use)
     while entries > format.least and entries // 2 >= format.dim:
         entries //= 2  # a short row needs no more
-    expression = f"{name}<{format.piece(entries, ahead)}, {ID_TYPES[str(ids.dtype)]}>"
-    kernel = load_kernel("pieces.cu", expression, format.source)
-    return kernel, *share_threads(format.dim, entries)
+    expression = f"{name}<{format.piece(entries, ahead)}, {call.types()}>"
+    return make_starter("pieces.cu", expression, format, entries, call)
+
+
+def make_starter(
+    file: str, expression: str, format: Format, entries: int, call: Call
+) -> Starter:
+    """One kernel with what it is told about a format."""
+    kernel = load_kernel(file, expression, format.source)
+    fields = format.arguments["numbers"].tolist()
+    kinds = "9qi" if call.bags else "4qi" if file == "composed.cu" else "4q"
+    block = share_threads(format.dim, entries)
+    place = call.ids.device
+    return Starter(kernel, fields, format.rows, format.dim, kinds, block, place)
 
 
 def share_threads(dim: int, entries: int) -> tuple[int, int]:
@@ -290,131 +459,32 @@ def share_threads(dim: int, entries: int) -> tuple[int, int]:
     return lanes, SHARING // lanes
 
 
-def as_ids(ids: GpuArray) -> GpuArray:
-    """Ids as contiguous int32 or int64."""
-    cupy = load_cupy()
-    if ids.dtype.kind not in "iu":
-        raise ValueError(f"ids must be integers, got dtype {ids.dtype}")
-    if ids.size >= 2**31:
-        raise ValueError(f"at most 2**31 - 1 ids a call, got {ids.size}")
-    if str(ids.dtype) not in ID_TYPES:
-        ids = ids.astype(np.int64)
-    return cupy.ascontiguousarray(ids)
+# -- what is given ---------------------------------------------------------------
 
 
-# -- bags, on either side ------------------------------------------------------
+def borrow_tensor(ids: object) -> Tensor:
+    """A tensor over the memory of CuPy's array; a CUDA tensor as it is."""
+    if isinstance(ids, Tensor) and ids.is_cuda:
+        return ids
+    if isinstance(ids, load_cupy().ndarray):
+        return torch.from_dlpack(ids)
+    raise TypeError(
+        f"the layout is on a GPU, so ids must be a CuPy array or a CUDA tensor, "
+        f"got {type(ids).__module__}.{type(ids).__name__}"
+    )
 
 
-def refuse_masked(name: str, given: object) -> None:
-    """Raise ValueError for an array of NumPy with a mask, which would be dropped."""
-    if isinstance(given, np.ma.MaskedArray):
-        raise ValueError(
-            f"{name} must not be a masked array: its mask would have no effect"
-        )
+def as_given(ids: object, found: Tensor) -> Any:
+    """What was read: a tensor where the ids are one, otherwise CuPy's array."""
+    if isinstance(ids, Tensor):
+        return found
+    refuse_bfloat16(name_type(found.dtype))
+    return load_cupy().from_dlpack(found)
 
 
-def as_offsets(
-    ids: N,
-    offsets: Shaped | Tensor | Sequence[int] | None,
-    xp: ModuleType,
-    include_last_offset: bool = False,
-) -> N:
-    """Where each bag starts, as int64, their order unchecked.
-
-    Parameters
-    ----------
-    ids : array of integers, one axis, or (bags, length) without offsets
-    offsets : array of integers, shape (bags,), or (bags + 1,)
-    xp : module
-        NumPy or CuPy.
-    include_last_offset : bool, default False
-        Whether the end of the last bag follows; there is one more then.
-    """
-    if offsets is None:
-        if ids.ndim != 2:
-            raise ValueError(
-                f"without offsets, ids must have shape (bags, length), got {ids.shape}"
-            )
-        if include_last_offset:
-            raise ValueError("include_last_offset=True needs offsets")
-        return xp.arange(ids.shape[0], dtype=np.int64) * ids.shape[1]
-    if ids.ndim != 1:
-        raise ValueError(f"with offsets, ids must have one axis, got shape {ids.shape}")
-    refuse_masked("offsets", offsets)
-    starts = xp.asarray(offsets)
-    if starts.ndim != 1 or (starts.size and starts.dtype.kind not in "iu"):
-        raise ValueError(
-            f"offsets must be integers of shape (bags,), got dtype {starts.dtype} "
-            f"and shape {starts.shape}"
-        )
-    if not starts.size and include_last_offset:
-        raise ValueError("include_last_offset=True needs one offset or more, got none")
-    if not starts.size and ids.size:
-        raise ValueError(f"{ids.size} ids, but no bag to put them in")
-    return xp.ascontiguousarray(starts.astype(np.int64, copy=False))
-
-
-def check_order(starts: N, size: int, xp: ModuleType) -> None:
-    """Raise ValueError unless offsets start at 0, never fall, and end by `size`."""
-    if not starts.size:
-        return
-    falls = bool((xp.diff(starts) < 0).any())
-    if falls or int(starts[0]) != 0 or int(starts[-1]) > size:
-        raise ValueError(
-            "offsets must start at 0, never fall, and not exceed the number of "
-            f"ids ({size}), got {starts[:8]}"
-        )
-
-
-def check_end(borders: Shaped, size: int) -> None:
-    """Raise ValueError unless the last bag ends where the ids do."""
-    held: Any = borders
-    end = int(held[-1])
-    if end != size:
-        raise ValueError(
-            f"with include_last_offset=True the last offset must be the number of ids "
-            f"({size}), got {end}"
-        )
-
-
-def put_padding_last(
-    ids: N, borders: N, weights: N | None, padding: int, xp: ModuleType
-) -> tuple[N, N, N | None]:
-    """Ids that are not padding, in their order, and behind them the others.
-
-    Nothing here waits for a GPU.
-
-    Parameters
-    ----------
-    ids : array of integers, shape (m,)
-    borders : array of int64, shape (bags + 1,)
-        Where each bag starts, and where the last one ends.
-    weights : array of float32, shape (m,), or None
-    padding : int
-        The id to be left out.
-    xp : module
-
-    Returns
-    -------
-    ids, borders, weights
-        The last border is the number of ids that are left in bags.
-    """
-    padded: Any = ids == padding
-    order = padded.astype(np.uint8).argsort(kind="stable")
-    below = xp.zeros(ids.size + 1, dtype=np.int64)
-    below[1:] = xp.cumsum(~padded, dtype=np.int64)
-    return ids[order], below[borders], None if weights is None else weights[order]
-
-
-def cut_rest(borders: GpuArray, size: int, xp: ModuleType) -> GpuArray:
-    """More bags, for the padding behind the last: a kernel gives each id to a bag.
-
-    There are so many that no group of threads reads all of them.
-    """
-    pieces = size // SHARING + 1
-    end = borders[-1:]
-    rest = end + (size - end) * xp.arange(1, pieces, dtype=np.int64) // pieces
-    return xp.concatenate([borders, rest])
+def name_type(kind: torch.dtype) -> str:
+    """As NumPy calls it."""
+    return str(kind).removeprefix("torch.")
 
 
 def gather_ceiling(table: GpuArray, ids: GpuArray) -> None:

@@ -11,66 +11,58 @@
 // under way at once. Each thread therefore first asks for several rows, and only then
 // uses any of them.
 
-template <class Format, typename Id>
+#include <writing.cuh>
+
+template <class Format, typename Id, typename Out>
 __global__ void read_rows(const __grid_constant__ typename Format::Fields fields,
                           long long rows, int dim, const Id* __restrict__ ids,
-                          long long count, float* __restrict__ out, unsigned* flag) {
+                          long long count, Out* __restrict__ out, unsigned* flag) {
   constexpr int E = Format::ENTRIES, AHEAD = 4;
   const Format format(fields, dim);
   const long long block = (long long)blockIdx.x * AHEAD * blockDim.y;
   for (int piece = threadIdx.x; piece * E < dim; piece += blockDim.x) {
     typename Format::Piece pieces[AHEAD];
-    bool wanted[AHEAD];
+    bool valid[AHEAD];
 #pragma unroll
     for (int k = 0; k < AHEAD; ++k) {
       const long long place = block + (long long)k * blockDim.y + threadIdx.y;
-      wanted[k] = place < count;
-      if (!wanted[k]) continue;
+      valid[k] = false;
+      if (place >= count) continue;
       const long long id = ids[place];
-      if (!is_row(id, rows)) {
-        report(flag, BAD_ID);
-        wanted[k] = false;
-      } else {
-        pieces[k] = format.piece(id, piece);
-      }
+      valid[k] = is_row(id, rows);
+      if (valid[k]) pieces[k] = format.piece(id, piece);
+      else report(flag, BAD_ID);
     }
 #pragma unroll
     for (int k = 0; k < AHEAD; ++k) {
-      if (!wanted[k]) continue;
       const long long place = block + (long long)k * blockDim.y + threadIdx.y;
-      float* target = out + place * dim + piece * E;
+      if (place >= count) continue;
       float values[E];
 #pragma unroll
-      for (int j = 0; j < E; ++j) values[j] = pieces[k].value(j);
-      if (E % 4 == 0 && dim % 4 == 0 && piece * E + E <= dim) {
-#pragma unroll
-        for (int j = 0; j < E / 4; ++j)
-          __stcs(reinterpret_cast<float4*>(target) + j,
-                 make_float4(values[4 * j], values[4 * j + 1], values[4 * j + 2],
-                             values[4 * j + 3]));
-      } else {
-        for (int j = 0; j < E && piece * E + j < dim; ++j) target[j] = values[j];
-      }
+      for (int j = 0; j < E; ++j) values[j] = valid[k] ? pieces[k].value(j) : 0.0f;
+      write_piece<true>(out + place * dim + piece * E, values, dim - piece * E, dim);
     }
   }
 }
 
-template <class Format, typename Id>
+template <class Format, typename Id, typename Offset, typename Out>
 __global__ void pool_rows(const __grid_constant__ typename Format::Fields fields,
                           long long rows, int dim, const Id* __restrict__ ids,
-                          long long count, const long long* __restrict__ offsets,
-                          long long bags, const float* __restrict__ weights, int mean,
-                          float* __restrict__ out, unsigned* flag) {
+                          long long count, const Offset* __restrict__ offsets,
+                          long long many, long long bags,
+                          const float* __restrict__ weights, long long padding,
+                          Out* __restrict__ out, unsigned* flag, int mode) {
   constexpr int E = Format::ENTRIES, AHEAD = Format::AHEAD;
   const long long bag = (long long)blockIdx.x * blockDim.y + threadIdx.y;
   if (bag >= bags) return;
   long long first, last;
-  find_bag(offsets, bag, bags, count, first, last, flag);
+  find_bag(offsets, many, bag, bags, count, first, last, flag);
   const Format format(fields, dim);
   const Id* own = ids + first;
   const int length = last - first;
   for (int piece = threadIdx.x; piece * E < dim; piece += blockDim.x) {
     typename Format::Sum sum;
+    int added = 0;
     for (int start = 0; start < length; start += AHEAD) {
       typename Format::Piece pieces[AHEAD];
       float factors[AHEAD];
@@ -82,50 +74,54 @@ __global__ void pool_rows(const __grid_constant__ typename Format::Fields fields
         const long long id = own[start + k];
         if (!is_row(id, rows)) {
           report(flag, BAD_ID);
-        } else {
+        } else if (id != padding) {
           factors[k] = weights ? weights[first + start + k] : 1.0f;
           pieces[k] = format.piece(id, piece);
+          ++added;
         }
       }
 #pragma unroll
       for (int k = 0; k < AHEAD; ++k) sum.add(pieces[k], factors[k]);
     }
-    const float scale = mean && length ? 1.0f / length : 1.0f;
+    const float scale = mode == MEAN && added ? 1.0f / added : 1.0f;
     float values[E];
 #pragma unroll
     for (int j = 0; j < E; ++j) values[j] = sum.value(j) * scale;
-    write_piece<E>(out + bag * dim + piece * E, values, dim - piece * E, dim);
+    write_piece(out + bag * dim + piece * E, values, dim - piece * E, dim);
   }
 }
 
-template <class Format, typename Id>
+// Weights and mode are not asked for: arguments are those of `pool_rows`.
+template <class Format, typename Id, typename Offset, typename Out>
 __global__ void max_rows(const __grid_constant__ typename Format::Fields fields,
                          long long rows, int dim, const Id* __restrict__ ids,
-                         long long count, const long long* __restrict__ offsets,
-                         long long bags, float* __restrict__ out, unsigned* flag) {
+                         long long count, const Offset* __restrict__ offsets,
+                         long long many, long long bags, const float*,
+                         long long padding, Out* __restrict__ out, unsigned* flag,
+                         int) {
   constexpr int E = Format::ENTRIES;
   const long long bag = (long long)blockIdx.x * blockDim.y + threadIdx.y;
   if (bag >= bags) return;
   long long first, last;
-  find_bag(offsets, bag, bags, count, first, last, flag);
+  find_bag(offsets, many, bag, bags, count, first, last, flag);
   const Format format(fields, dim);
   for (int piece = threadIdx.x; piece * E < dim; piece += blockDim.x) {
     float largest[E];
+    bool any = false;
 #pragma unroll
     for (int j = 0; j < E; ++j) largest[j] = 0.0f;
     for (long long place = first; place < last; ++place) {
       const long long id = ids[place];
-      if (!is_row(id, rows)) {
-        report(flag, BAD_ID);
-        continue;
-      }
+      if (!is_row(id, rows)) report(flag, BAD_ID);
+      if (!is_row(id, rows) || id == padding) continue;
       const auto row = format.piece(id, piece);
 #pragma unroll
       for (int j = 0; j < E; ++j) {
         const float value = row.value(j);
-        largest[j] = place == first ? value : fmaxf(largest[j], value);
+        largest[j] = any ? fmaxf(largest[j], value) : value;
       }
+      any = true;
     }
-    write_piece<E>(out + bag * dim + piece * E, largest, dim - piece * E, dim);
+    write_piece(out + bag * dim + piece * E, largest, dim - piece * E, dim);
   }
 }

@@ -218,6 +218,11 @@ class Format:
         return sum(part.made for part in self.inner())
 
     @cached_property
+    def kept(self) -> dict[object, Any]:
+        """What is made for this format at the first call, and used in others."""
+        return {}
+
+    @cached_property
     def arguments(self) -> np.ndarray:
         """The struct that a kernel takes by value: int64s, as one structured entry."""
         numbers = list_numbers(self)

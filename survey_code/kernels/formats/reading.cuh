@@ -11,7 +11,7 @@
 #include <cuda_fp16.h>
 
 // Errors, reported through one word that the caller reads back.
-constexpr unsigned BAD_ID = 1, BAD_OFFSET = 2;
+constexpr unsigned BAD_ID = 1, BAD_OFFSET = 2, BAD_END = 4;
 
 constexpr int SUM = 0, MEAN = 1, MAX = 2;
 
@@ -78,34 +78,6 @@ __device__ __forceinline__ void report(unsigned* flag, unsigned what) {
 // As an unsigned number, a negative id is beyond every table.
 __device__ __forceinline__ bool is_row(long long id, long long rows) {
   return (unsigned long long)id < (unsigned long long)rows;
-}
-
-// First and last place of a bag; an impossible one is reported and taken as empty.
-__device__ __forceinline__ void find_bag(const long long* offsets, long long bag,
-                                         long long bags, long long count,
-                                         long long& first, long long& last,
-                                         unsigned* flag) {
-  first = offsets[bag];
-  last = bag + 1 < bags ? offsets[bag + 1] : count;
-  if (first < 0 || last > count || first > last || (bag == 0 && first != 0)) {
-    report(flag, BAD_OFFSET);
-    first = last = 0;
-  }
-}
-
-template <int E>
-__device__ __forceinline__ void write_piece(float* target, const float (&values)[E],
-                                            int left, int dim) {
-  if (E % 4 == 0 && dim % 4 == 0 && left >= E) {
-#pragma unroll
-    for (int j = 0; j < E / 4; ++j)
-      reinterpret_cast<float4*>(target)[j] = make_float4(
-          values[4 * j], values[4 * j + 1], values[4 * j + 2], values[4 * j + 3]);
-  } else {
-#pragma unroll
-    for (int j = 0; j < E; ++j)
-      if (j < left) target[j] = values[j];
-  }
 }
 
 // First place in numbers[low..high), which rise, that is not below `wanted`.

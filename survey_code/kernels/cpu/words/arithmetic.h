@@ -12,6 +12,11 @@ inline float __uint_as_float(unsigned bits) {
   memcpy(&value, &bits, 4);
   return value;
 }
+inline unsigned __float_as_uint(float value) {
+  unsigned bits;
+  memcpy(&bits, &value, 4);
+  return bits;
+}
 inline unsigned __byte_perm(unsigned low, unsigned high, unsigned select) {
   const uint64_t both = (uint64_t)high << 32 | low;
   unsigned found = 0;

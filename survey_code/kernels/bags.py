@@ -1,0 +1,154 @@
+"""What bags are given, checked on either side: modes, weights, and where bags begin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import numpy as np
+
+from survey_code.kernels.cuda import MODES, GpuArray, Shaped
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+N = TypeVar("N", np.ndarray, "GpuArray")
+
+
+def refuse_masked(name: str, given: object) -> None:
+    """Raise ValueError for an array of NumPy with a mask, which would be dropped."""
+    if isinstance(given, np.ma.MaskedArray):
+        raise ValueError(
+            f"{name} must not be a masked array: its mask would have no effect"
+        )
+
+
+def as_offsets(
+    ids: N,
+    offsets: Shaped | Tensor | Sequence[int] | None,
+    xp: ModuleType,
+    include_last_offset: bool = False,
+) -> N:
+    """Where each bag starts, as int64, their order unchecked.
+
+    Parameters
+    ----------
+    ids : array of integers, one axis, or (bags, length) without offsets
+    offsets : array of integers, shape (bags,), or (bags + 1,)
+    xp : module
+        NumPy or CuPy.
+    include_last_offset : bool, default False
+        Whether the end of the last bag follows; there is one more then.
+    """
+    if offsets is None:
+        check_bags(ids.shape, None, include_last_offset)
+        return xp.arange(ids.shape[0], dtype=np.int64) * ids.shape[1]
+    refuse_masked("offsets", offsets)
+    starts = xp.asarray(offsets)
+    if starts.ndim != 1 or (starts.size and starts.dtype.kind not in "iu"):
+        raise_offsets(str(starts.dtype), starts.shape)
+    check_bags(ids.shape, starts.size, include_last_offset)
+    return xp.ascontiguousarray(starts.astype(np.int64, copy=False))
+
+
+def raise_offsets(kind: str, shape: tuple[int, ...]) -> NoReturn:
+    """Raise ValueError for what no offsets are."""
+    raise ValueError(
+        f"offsets must be integers of shape (bags,), got dtype {kind} and shape {shape}"
+    )
+
+
+def raise_weights(
+    wanted: tuple[int, ...], kind: str, shape: tuple[int, ...]
+) -> NoReturn:
+    """Raise ValueError for what no weights of such ids are."""
+    raise ValueError(
+        f"per_sample_weights must be numbers of the ids' shape {wanted}, "
+        f"got dtype {kind} and shape {shape}"
+    )
+
+
+def refuse_bfloat16(kind: str) -> None:
+    """Raise ValueError for what arrays of NumPy and CuPy cannot hold."""
+    if kind == "bfloat16":
+        raise ValueError("bfloat16 is a type of torch: ids must be a tensor for it")
+
+
+def check_mode(mode: str, weighted: bool) -> None:
+    """Raise ValueError for an unknown mode, or one that takes no weights."""
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
+    if weighted and mode != "sum":
+        raise ValueError(f"per_sample_weights need mode='sum', got mode={mode!r}")
+
+
+def check_bags(shape: Sequence[int], offsets: int | None, last: bool) -> None:
+    """Raise ValueError unless ids of a shape and so many offsets, or none, are bags."""
+    shape = tuple(shape)
+    if offsets is None:
+        if len(shape) != 2:
+            raise ValueError(
+                f"without offsets, ids must have shape (bags, length), got {shape}"
+            )
+        if last:
+            raise ValueError("include_last_offset=True needs offsets")
+        return
+    if len(shape) != 1:
+        raise ValueError(f"with offsets, ids must have one axis, got shape {shape}")
+    if not offsets and last:
+        raise ValueError("include_last_offset=True needs one offset or more, got none")
+    if not offsets and shape[0]:
+        raise ValueError(f"{shape[0]} ids, but no bag to put them in")
+
+
+def check_order(starts: N, size: int, xp: ModuleType) -> None:
+    """Raise ValueError unless offsets start at 0, never fall, and end by `size`."""
+    if not starts.size:
+        return
+    falls = bool((xp.diff(starts) < 0).any())
+    if falls or int(starts[0]) != 0 or int(starts[-1]) > size:
+        raise ValueError(
+            "offsets must start at 0, never fall, and not exceed the number of "
+            f"ids ({size}), got {starts[:8]}"
+        )
+
+
+def check_end(borders: object, size: int) -> None:
+    """Raise ValueError unless the last bag ends where the ids do."""
+    held: Any = borders
+    end = int(held[-1])
+    if end != size:
+        raise ValueError(
+            f"with include_last_offset=True the last offset must be the number of ids "
+            f"({size}), got {end}"
+        )
+
+
+def put_padding_last(
+    ids: N, borders: N, weights: N | None, padding: int, xp: ModuleType
+) -> tuple[N, N, N | None]:
+    """Ids that are not padding, in their order, and behind them the others.
+
+    Nothing here waits for a GPU.
+
+    Parameters
+    ----------
+    ids : array of integers, shape (m,)
+    borders : array of int64, shape (bags + 1,)
+        Where each bag starts, and where the last one ends.
+    weights : array of float32, shape (m,), or None
+    padding : int
+        The id to be left out.
+    xp : module
+
+    Returns
+    -------
+    ids, borders, weights
+        The last border is the number of ids that are left in bags.
+    """
+    padded: Any = ids == padding
+    order = padded.astype(np.uint8).argsort(kind="stable")
+    below = xp.zeros(ids.size + 1, dtype=np.int64)
+    below[1:] = xp.cumsum(~padded, dtype=np.int64)
+    return ids[order], below[borders], None if weights is None else weights[order]

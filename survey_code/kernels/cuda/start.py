@@ -1,0 +1,92 @@
+"""Starting a kernel of look-ups or bags in the few microseconds that the driver takes.
+
+What such a kernel is told about a layout never changes: it is laid out once, as C lays
+out arguments, and only what differs from call to call is written behind it.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from survey_code.kernels.cuda import load_cupy
+from survey_code.kernels.cuda.load import Kernel
+
+# CU_LAUNCH_PARAM_BUFFER_POINTER, CU_LAUNCH_PARAM_BUFFER_SIZE, CU_LAUNCH_PARAM_END
+POINTER, SIZE, END = 1, 2, 0
+
+_ENTERED = threading.local()
+
+
+class Starter:
+    """A kernel, ready to be started in the stream that torch uses.
+
+    Parameters
+    ----------
+    kernel : kernel
+    fields : sequence of int
+        The struct that it takes first: whole numbers of 64 bits.
+    rows, dim : int
+        What it takes next.
+    kinds : str
+        Types of its other arguments, as of `struct`: "q" for addresses, too.
+    block : (int, int)
+        Threads that share a row; rows of a block.
+    place : torch.device
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        fields: Sequence[int],
+        rows: int,
+        dim: int,
+        kinds: str,
+        block: tuple[int, int],
+        place: torch.device,
+    ) -> None:
+        head = struct.Struct(f"@{len(fields)}qqi")
+        self.first = struct.calcsize(f"@{len(fields)}qqi0q")
+        self.words = struct.Struct(f"@{kinds}")
+        self.memory = bytearray(self.first + self.words.size)
+        head.pack_into(self.memory, 0, *fields, rows, dim)
+        size = np.array([len(self.memory)], dtype=np.uint64)
+        held = np.frombuffer(self.memory, dtype=np.uint8)
+        told = [POINTER, held.ctypes.data, SIZE, size.ctypes.data, END]
+        self.told = np.array(told, dtype=np.uint64)
+        self.kept = size, held  # what addresses point to
+        self.block, self.place, self.index = block, place, place.index or 0
+        self.lock = threading.Lock()
+        self.launch = load_cupy().cuda.driver.launchKernel
+        enter(self.index)
+        with torch.cuda.device(place):
+            self.address = kernel.kernel.ptr
+        self.extra = int(self.told.ctypes.data)
+
+    def __call__(self, rows: int, *arguments: int) -> None:
+        """Start it on as many blocks as so many rows or bags take."""
+        index = self.index
+        if torch.cuda.current_device() != index:
+            with torch.cuda.device(index):
+                self(rows, *arguments)
+            return
+        if not hasattr(_ENTERED, "here"):
+            enter(index)
+        across, down = self.block
+        stream = torch._C._cuda_getCurrentRawStream(index)
+        with self.lock:  # the driver copies the arguments before it returns
+            self.words.pack_into(self.memory, self.first, *arguments)
+            self.launch(
+                self.address, -(-rows // down), 1, 1, across, down, 1, 0, stream, 0,
+                self.extra,
+            )  # fmt: skip
+
+
+def enter(index: int) -> None:
+    """Make a GPU's context that of this thread, which torch does only when it must."""
+    load_cupy().cuda.Device(index).use()
+    _ENTERED.here = True
