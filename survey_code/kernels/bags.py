@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -14,6 +15,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 N = TypeVar("N", np.ndarray, "GpuArray")
+
+
+def as_view(given: Any) -> np.ndarray | None:
+    """NumPy's view of a plain tensor on the processor, in the shortest time; an array
+    as it is; None of anything else.
+    """
+    view: np.ndarray
+    if type(given) is np.ndarray:
+        view = given
+        return view
+    torch = sys.modules.get("torch")
+    if torch is None or type(given) is not torch.Tensor or not given.is_cpu:
+        return None
+    try:
+        view = given.numpy()
+    except (TypeError, RuntimeError):  # of a type that NumPy lacks, or with a gradient
+        return None
+    return view
 
 
 def refuse_masked(name: str, given: object) -> None:
@@ -44,8 +63,10 @@ def as_offsets(
     if offsets is None:
         check_bags(ids.shape, None, include_last_offset)
         return xp.arange(ids.shape[0], dtype=np.int64) * ids.shape[1]
-    refuse_masked("offsets", offsets)
-    starts = xp.asarray(offsets)
+    starts: Any = as_view(offsets) if xp is np else None
+    if starts is None:
+        refuse_masked("offsets", offsets)
+        starts = xp.asarray(offsets)
     if starts.ndim != 1 or (starts.size and starts.dtype.kind not in "iu"):
         raise_offsets(str(starts.dtype), starts.shape)
     check_bags(ids.shape, starts.size, include_last_offset)

@@ -176,7 +176,16 @@ class Stored:
     @property
     def on_gpu(self) -> bool:
         """Whether the arrays are CuPy's."""
-        return is_cupys(next(iter(self.arrays().values())))
+        part = self._first_part()
+        return part.on_gpu if isinstance(part, Stored) else is_cupys(part)
+
+    def _first_part(self) -> StoredArray | Layout:
+        """The first of what the layout consists of; every call asks for it."""
+        for name in self.array_names:
+            part: StoredArray | Layout | None = getattr(self, name)
+            if part is not None:
+                return part
+        return next(iter(self.held().values()))
 
     @property
     def held_bytes(self) -> int:
@@ -704,23 +713,47 @@ class Compiled:
     ----------
     reader : Reader or None
         None where no compiled code reads such a layout.
-    arrays : list of arrays
+    arrays : list of (part, name, array)
+        Attributes of the layout (None) and of its parts, and what they were; a tuple of
+        what stood in a list.
     """
 
     reader: Reader | None
-    arrays: list[StoredArray]
+    arrays: list[tuple[Stored | None, str, object]]
 
     @classmethod
     def of(cls, layout: Layout) -> Compiled:
         """Of a layout on a processor, compiled if need be."""
-        arrays = list(layout.arrays().values())
         format = lay_out(layout).describe() if layout.describes_bags else None
-        return cls(Reader.of(format), arrays)
+        # Not the layout itself, which would then hold itself in memory.
+        known = [
+            (None if owner is layout else owner, name, part)
+            for owner, name, part in list_attributes(layout)
+        ]
+        return cls(Reader.of(format), known)
 
     def still_holds(self, layout: Layout) -> bool:
-        """Whether the layout has the same arrays as before."""
-        now = layout.arrays().values()
-        return len(now) == len(self.arrays) and all(map(is_, now, self.arrays))
+        """Whether the layout has the same arrays as before; every call asks."""
+        for owner, name, part in self.arrays:
+            now = getattr(layout if owner is None else owner, name)
+            if now is part:
+                continue
+            if not isinstance(part, tuple) or len(now) != len(part):
+                return False
+            if not all(map(is_, now, part)):
+                return False
+        return True
+
+
+def list_attributes(layout: Stored) -> Iterator[tuple[Stored, str, object]]:
+    """The attributes that hold a layout's arrays and parts, and those of its parts."""
+    for name in layout.array_names:
+        yield layout, name, getattr(layout, name)
+    if layout.listed is not None:
+        yield layout, layout.listed, tuple(getattr(layout, layout.listed))
+    for part in layout.held().values():
+        if isinstance(part, Stored):
+            yield from list_attributes(part)
 
 
 def read_fast(layout: Layout, ids: IdArray) -> RowArray:
@@ -823,6 +856,9 @@ def check_limit(
 
 def as_numpy(ids: npt.ArrayLike | GpuArray | Tensor) -> np.ndarray:
     """Ids as a NumPy array; an empty list is an empty integer array."""
+    found = bags.as_view(ids)
+    if found is not None:
+        return found
     if hasattr(ids, "__cuda_array_interface__"):
         raise TypeError(
             "ids are on a GPU but the layout is not: call layout.to_gpu() "
@@ -942,7 +978,10 @@ def as_given(ids: object, found: RowArray | GpuArray, out_dtype: OutType) -> Any
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(ids, torch.Tensor):
         rows = torch.from_dlpack(found) if is_cupys(found) else torch.from_numpy(found)
-        return rows.to(as_torch_type(out_dtype))
+        wanted = as_torch_type(out_dtype)
+        return rows if wanted is torch.float32 else rows.to(wanted)
+    if out_dtype == "float32":
+        return found
     kind = name_type(out_dtype)
     bags.refuse_bfloat16(kind)
     with np.errstate(over="ignore"):  # beyond float16 they are infinite, as in torch

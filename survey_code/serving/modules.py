@@ -105,7 +105,7 @@ class HeldLayout(nn.Module):
     def _wanted_kind(self, ids: Tensor) -> torch.dtype:
         """The type of the vectors that is asked for, by the module or by autocast."""
         if self.kind is torch.float32:
-            place = ids.device.type
+            place = "cuda" if ids.is_cuda else "cpu"
             if torch.is_autocast_enabled(place):
                 return torch.get_autocast_dtype(place)
         return self.kind
@@ -296,7 +296,11 @@ class FrozenEmbedding(HeldLayout, CompressedEmbedding):
             ids = self._replace_unknown(ids, self.default_id)
         kind = self._wanted_kind(ids)
         if not is_followed(self, ids):
-            return self.layout.lookup(ids, self.check, kind)
+            layout = self.layout
+            if layout.device is not None:  # as `Layout.lookup` does, in less time
+                rows: Tensor = layout.device.read(ids, self.check, kind)
+                return rows
+            return layout.lookup(ids, self.check, kind)
         return operators.lookup(ids, self._tensors(), self.description).to(kind)
 
 
@@ -372,6 +376,12 @@ class FrozenEmbeddingBag(HeldLayout):
         module._begin(None, default_id, check, out_dtype)
         return module
 
+    def _adopt(self, layout: Layout) -> None:
+        super()._adopt(layout)
+        rows = layout.num_embeddings
+        # The id itself, which a state of another size may change.
+        self.padding = check_padding(self.padding_idx, rows, find_limit(layout))
+
     def _set_up(self, mode: str, last: bool, padding_idx: int | None) -> None:
         if mode not in MODES:
             raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
@@ -408,10 +418,15 @@ class FrozenEmbeddingBag(HeldLayout):
         ids = input if isinstance(input, Tensor) else torch.as_tensor(input)
         if self.default_id is not None:
             ids = self._replace_unknown(ids, self.default_id)
-        options = (self.mode, self.padding_idx, self.include_last_offset)
-        kind = self._wanted_kind(ids)
+        mode, last, kind = self.mode, self.include_last_offset, self._wanted_kind(ids)
+        options = (mode, self.padding_idx, last)
         if not is_followed(self, ids):
-            return self.layout.bag(ids, offsets, weights, *options, self.check, kind)
+            layout = self.layout
+            if layout.device is not None:  # as `Layout.bag` does, in less time
+                how = (mode, self.check, self.padding, last, kind)
+                sums: Tensor = layout.device.pool(ids, offsets, weights, *how)
+                return sums
+            return layout.bag(ids, offsets, weights, *options, self.check, kind)
         held = (self._tensors(), self.description)
         return operators.bag(ids, offsets, weights, *held, *options).to(kind)
 

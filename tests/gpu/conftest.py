@@ -250,10 +250,9 @@ def fake_cupy(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", fake)
     # No GPU is asked for its streams: tensors of a processor are its own.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda place: nullcontext())
-    streams = "_cuda_getCurrentRawStream"
-    monkeypatch.setattr(torch._C, streams, lambda index: 0, raising=False)
+    for name in ("_cuda_getDevice", "_cuda_getCurrentRawStream"):
+        monkeypatch.setattr(torch._C, name, lambda *index: 0, raising=False)
     load_kernel.cache_clear()
     yield fake
     load_kernel.cache_clear()

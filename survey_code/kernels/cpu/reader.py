@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Callable
@@ -63,19 +64,18 @@ class Reader:
         ndarray of float32, shape (m, dim), or None
             None for an id out of range.
         """
-        out = np.empty((len(ids), self.format.dim), dtype=np.float32)
-        flag = np.zeros(1, dtype=np.uint32)
-        stretches = split(len(ids), out.size)
+        count, (fields, rows, dim) = len(ids), self.told
+        out = np.empty((count, dim), dtype=np.float32)
+        flag, source, target = ctypes.c_uint32(), find_start(ids), find_start(out)
 
         def work(first: int, last: int) -> None:
-            part, rows = ids[first:last], out[first:last]
             self.library.read(
-                *self.told, address_of(part), len(part), address_of(rows),
-                address_of(flag),
+                fields, rows, dim, source + 8 * first, last - first,
+                target + 4 * dim * first, ctypes.byref(flag),
             )  # fmt: skip
 
-        share(work, stretches)
-        return None if flag[0] else out
+        share(work, count, count * dim)
+        return None if flag.value else out
 
     def pool(
         self,
@@ -104,27 +104,27 @@ class Reader:
         """
         if len(offsets) > bags and offsets[-1] != ids.size:
             return None
-        out = np.empty((bags, self.format.dim), dtype=np.float32)
-        flag = np.zeros(1, dtype=np.uint32)
-        factors = 0 if weights is None else address_of(weights)
-        head = (*self.told, address_of(ids), ids.size, address_of(offsets))
+        dim = self.format.dim
+        out = np.empty((bags, dim), dtype=np.float32)
+        flag, target = ctypes.c_uint32(), find_start(out)
+        factors = 0 if weights is None else find_start(weights)
+        head = (*self.told, find_start(ids), ids.size, find_start(offsets))
         how = factors, MODES.index(mode), -1 if padding is None else padding
 
         def work(first: int, last: int) -> None:
             self.library.pool(
-                *head, len(offsets), first, last, *how, address_of(out[first:last]),
-                address_of(flag),
+                *head, len(offsets), first, last, *how, target + 4 * dim * first,
+                ctypes.byref(flag),
             )  # fmt: skip
 
-        share(work, split(bags, ids.size * self.format.dim))
-        return None if flag[0] else out
+        share(work, bags, ids.size * dim)
+        return None if flag.value else out
 
 
-def split(count: int, numbers: int) -> list[tuple[int, int]]:
-    """Stretches of rows or bags, one for each thread that is worth its while."""
-    pieces = max(min(count_threads(), numbers // LEAST_NUMBERS), 1)
-    borders = [count * piece // pieces for piece in range(pieces + 1)]
-    return list(pairwise(borders))
+def find_start(array: np.ndarray) -> int:
+    """The address of an array; a call asks for four, so it is the cheapest way."""
+    start: int = array.__array_interface__["data"][0]
+    return start
 
 
 def count_threads() -> int:
@@ -146,9 +146,17 @@ def open_pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), "survey_code")
 
 
-def share(work: Callable[[int, int], None], stretches: list[tuple[int, int]]) -> None:
-    """Do the first stretch here, and the others beside it."""
-    others = [open_pool(os.getpid()).submit(work, *one) for one in stretches[1:]]
-    work(*stretches[0])
+def share(work: Callable[[int, int], None], count: int, numbers: int) -> None:
+    """Do all rows or bags: the first stretch here, others beside it where each of them
+    has numbers enough to be worth a thread.
+    """
+    if numbers < 2 * LEAST_NUMBERS:
+        work(0, count)
+        return
+    pieces = min(count_threads(), numbers // LEAST_NUMBERS)
+    borders = [count * piece // pieces for piece in range(pieces + 1)]
+    first, *rest = pairwise(borders)
+    others = [open_pool(os.getpid()).submit(work, *one) for one in rest]
+    work(*first)
     for other in others:
         other.result()

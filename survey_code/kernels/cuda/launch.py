@@ -6,9 +6,9 @@ for nothing, and may be recorded into one of torch's CUDA graphs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import singledispatch
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -71,6 +71,8 @@ class Launcher:
     format: Format
     place: torch.device
     late: Notice = field(default_factory=lambda: Notice())
+    # By what decides which kernel a call needs; None where it needs several.
+    starters: dict[object, Starter | None] = field(default_factory=dict)
     index: int = field(init=False)  # of the GPU
 
     def __post_init__(self) -> None:
@@ -98,7 +100,12 @@ class Launcher:
         made = kind if kind in WRITTEN else torch.float32
         out = torch.empty((*own.shape, format.dim), dtype=made, device=self.place)
         if own.numel():
-            start_read(format, Call(own, out, notice.address))
+            call = Call(own, out, notice.address)
+            starter = self.starters.get(key := call.key())
+            if starter is not None:
+                start_rows(starter, call)
+            else:
+                self.starters[key] = start_read(format, call)
         if check is True:
             notice.wait(format, own)
         return as_given(ids, out if made is kind else out.to(kind))
@@ -129,7 +136,12 @@ class Launcher:
         if bags:
             left_out = -1 if padding is None else padding
             how = (notice.address, starts, many, bags, factors, mode, left_out)
-            start_pool(format, Call(own, out, *how))
+            call = Call(own, out, *how)
+            starter = self.starters.get(key := call.key())
+            if starter is not None:
+                starter(bags, *call.told_pool())
+            else:
+                self.starters[key] = start_pool(format, call)
         elif starts is not None and last:
             check_end(starts, own.numel())
         if check is True:
@@ -262,8 +274,7 @@ _UNREAD: list[Notice] = []
 # -- one start for each kind of format -----------------------------------------
 
 
-@dataclass(slots=True)
-class Call:
+class Call(NamedTuple):
     """What a kernel is called with, beside a format.
 
     Parameters
@@ -300,11 +311,11 @@ class Call:
 
     def told_pool(self) -> tuple[int, ...]:
         """What a kernel of bags is told."""
-        ids, offsets, weights = self.ids, self.offsets, self.weights
+        ids, out, flag, offsets, many, bags, weights, mode, padding = self
         return (
             ids.data_ptr(), ids.numel(), 0 if offsets is None else offsets.data_ptr(),
-            self.many, self.bags, 0 if weights is None else weights.data_ptr(),
-            self.padding, self.out.data_ptr(), self.flag, MODES.index(self.mode),
+            many, bags, 0 if weights is None else weights.data_ptr(), padding,
+            out.data_ptr(), flag, MODES.index(mode),
         )  # fmt: skip
 
     def types(self) -> str:
@@ -315,64 +326,75 @@ class Call:
             kinds[1:1] = [torch.int64 if offsets is None else offsets.dtype]
         return ", ".join(TYPES[kind] for kind in kinds)
 
+    @property
+    def is_short(self) -> bool:
+        """Whether bags have fewer than four ids on average."""
+        return self.ids.numel() < 4 * self.bags
+
     def key(self) -> tuple[object, ...]:
         """What decides which kernel a format needs."""
-        offsets = None if self.offsets is None else self.offsets.dtype
-        short = self.ids.numel() < 4 * self.bags
-        return self.ids.dtype, self.out.dtype, self.bags > 0, offsets, short, self.mode
+        ids, out, _, offsets, _, bags, _, mode, _ = self
+        if not bags:
+            return ids.dtype, out.dtype
+        kind = None if offsets is None else offsets.dtype
+        return ids.dtype, out.dtype, kind, mode, ids.numel() < 4 * bags
 
 
-@singledispatch
-def start_read(format: Format, call: Call) -> None:
-    """Start the kernel of a look-up; there is at least one id."""
-    key = call.key()
-    starter = format.kept.get(key)
-    if starter is None:
-        starter = compose(format, "read_composed", call, format.single)
-        format.kept[key] = starter
-    # Threads that share rows find up to `lanes` of them at once; fewer where there
-    # would be too few groups to keep the whole GPU busy.
+def start_rows(starter: Starter, call: Call) -> None:
+    """Start a kernel of look-ups again."""
     count = call.ids.numel()
-    each = min(max(count // ENOUGH_GROUPS, 1), starter.block[0])
-    starter(-(-count // each), *call.told_read(), each)
+    if starter.shares:
+        # Threads that share rows find up to `lanes` of them at once; fewer where there
+        # would be too few groups to keep the whole GPU busy.
+        each = min(max(count // ENOUGH_GROUPS, 1), starter.block[0])
+        starter(-(-count // each), *call.told_read(), each)
+    else:
+        starter(-(-count // 4), *call.told_read())
 
 
 @singledispatch
-def start_pool(format: Format, call: Call) -> None:
-    """Start the kernel of a bag; there is at least one."""
-    key = call.key()
-    starter = format.kept.get(key)
-    if starter is None:
-        # For short bags, fewer registers and so more threads at once.
-        ahead = "1" if call.ids.numel() < 4 * call.bags else ""
-        starter = format.kept[key] = compose(format, "pool_composed", call, ahead)
+def start_read(format: Format, call: Call) -> Starter | None:
+    """Start the kernel of a look-up; there is at least one id.
+
+    Returns
+    -------
+    Starter or None
+        For other calls of this kind; None where it took more than one kernel.
+    """
+    starter = compose(format, "read_composed", call, format.single)
+    start_rows(starter, call)
+    return starter
+
+
+@singledispatch
+def start_pool(format: Format, call: Call) -> Starter | None:
+    """Start the kernel of a bag, as `start_read`; there is at least one."""
+    # For short bags, fewer registers and so more threads at once.
+    starter = compose(format, "pool_composed", call, "1" if call.is_short else "")
     starter(call.bags, *call.told_pool())
+    return starter
 
 
 @start_read.register
-def _(format: PieceFormat, call: Call) -> None:
-    key = call.key()
-    starter = format.kept.get(key)
-    if starter is None:
-        starter = format.kept[key] = choose_piece(format, "read_rows", "single", call)
-    starter(-(-call.ids.numel() // 4), *call.told_read())
+def _(format: PieceFormat, call: Call) -> Starter:
+    starter = choose_piece(format, "read_rows", "single", call)
+    start_rows(starter, call)
+    return starter
 
 
 @start_pool.register
-def _(format: PieceFormat, call: Call) -> None:
-    key = call.key()
-    starter = format.kept.get(key)
-    if starter is None:
-        use = "pooled" if call.ids.numel() >= 4 * call.bags else "short"
-        name = "max_rows" if call.mode == "max" else "pool_rows"
-        starter = format.kept[key] = choose_piece(format, name, use, call)
+def _(format: PieceFormat, call: Call) -> Starter:
+    name = "max_rows" if call.mode == "max" else "pool_rows"
+    use = "short" if call.is_short else "pooled"
+    starter = choose_piece(format, name, use, call)
     starter(call.bags, *call.told_pool())
+    return starter
 
 
 @start_read.register
 def _(format: GeneratorFormat, call: Call) -> None:
     table, places = generate_rows(format, call.ids.view(-1), call.flag)
-    start_read(hold_rows(table), replace(call, ids=places))
+    start_read(hold_rows(table), call._replace(ids=places))
 
 
 @start_pool.register
@@ -384,7 +406,7 @@ def _(format: GeneratorFormat, call: Call) -> None:
 @start_read.register
 def _(format: TurnedFormat, call: Call) -> None:
     rows = call.out.new_empty((call.ids.numel(), format.width), dtype=torch.float32)
-    start_read(format.part, replace(call, out=rows))
+    start_read(format.part, call._replace(out=rows))
     call.out.view(-1, format.dim).copy_(rows @ borrow_once(format, format.matrix))
 
 
@@ -393,7 +415,7 @@ def _(format: TurnedFormat, call: Call) -> None:
     if call.mode != "max":
         # A sum of turned rows is the turned sum: one product for a bag.
         rows = call.out.new_empty((call.bags, format.width), dtype=torch.float32)
-        start_pool(format.part, replace(call, out=rows))
+        start_pool(format.part, call._replace(out=rows))
         call.out.copy_(rows @ borrow_once(format, format.matrix))
         return
     # The largest entry is another one once the rows are turned.
@@ -410,7 +432,7 @@ def put_apart(call: Call, places: Tensor, table: Tensor) -> Call:
     spare = len(table) - 1
     if call.padding >= 0:
         places = torch.where(call.ids.view(-1) == call.padding, spare, places)
-    return replace(call, ids=places.view(call.ids.shape), padding=spare)
+    return call._replace(ids=places.view(call.ids.shape), padding=spare)
 
 
 def hold_rows(table: Tensor) -> DenseFormat:
@@ -442,13 +464,19 @@ def choose_piece(format: PieceFormat, name: str, use: str, call: Call) -> Starte
 def make_starter(
     file: str, expression: str, format: Format, entries: int, call: Call
 ) -> Starter:
-    """One kernel with what it is told about a format."""
-    kernel = load_kernel(file, expression, format.source)
-    fields = format.arguments["numbers"].tolist()
-    kinds = "9qi" if call.bags else "4qi" if file == "composed.cu" else "4q"
-    block = share_threads(format.dim, entries)
+    """One kernel with what it is told about a format; kept, as parts of others."""
     place = call.ids.device
-    return Starter(kernel, fields, format.rows, format.dim, kinds, block, place)
+    found: Starter | None = format.kept.get(expression)
+    if found is None:
+        kernel = load_kernel(file, expression, format.source)
+        fields = format.arguments["numbers"].tolist()
+        shares = file == "composed.cu" and not call.bags
+        kinds = "9qi" if call.bags else "4qi" if shares else "4q"
+        block = share_threads(format.dim, entries)
+        sizes = format.rows, format.dim
+        found = Starter(kernel, fields, sizes, kinds, block, place, shares)
+        format.kept[expression] = found
+    return found
 
 
 def share_threads(dim: int, entries: int) -> tuple[int, int]:

@@ -30,36 +30,38 @@ class Starter:
     kernel : kernel
     fields : sequence of int
         The struct that it takes first: whole numbers of 64 bits.
-    rows, dim : int
-        What it takes next.
+    sizes : (int, int)
+        Rows and columns, which it takes next.
     kinds : str
         Types of its other arguments, as of `struct`: "q" for addresses, too.
     block : (int, int)
         Threads that share a row; rows of a block.
     place : torch.device
+    shares : bool, default False
+        Whether it is told how many rows each group of threads finds.
     """
 
     def __init__(
         self,
         kernel: Kernel,
         fields: Sequence[int],
-        rows: int,
-        dim: int,
+        sizes: tuple[int, int],
         kinds: str,
         block: tuple[int, int],
         place: torch.device,
+        shares: bool = False,
     ) -> None:
         head = struct.Struct(f"@{len(fields)}qqi")
         self.first = struct.calcsize(f"@{len(fields)}qqi0q")
         self.words = struct.Struct(f"@{kinds}")
         self.memory = bytearray(self.first + self.words.size)
-        head.pack_into(self.memory, 0, *fields, rows, dim)
+        head.pack_into(self.memory, 0, *fields, *sizes)
         size = np.array([len(self.memory)], dtype=np.uint64)
         held = np.frombuffer(self.memory, dtype=np.uint8)
         told = [POINTER, held.ctypes.data, SIZE, size.ctypes.data, END]
         self.told = np.array(told, dtype=np.uint64)
         self.kept = size, held  # what addresses point to
-        self.block, self.place, self.index = block, place, place.index or 0
+        self.block, self.shares, self.index = block, shares, place.index or 0
         self.lock = threading.Lock()
         self.launch = load_cupy().cuda.driver.launchKernel
         enter(self.index)
@@ -70,7 +72,7 @@ class Starter:
     def __call__(self, rows: int, *arguments: int) -> None:
         """Start it on as many blocks as so many rows or bags take."""
         index = self.index
-        if torch.cuda.current_device() != index:
+        if torch._C._cuda_getDevice() != index:
             with torch.cuda.device(index):
                 self(rows, *arguments)
             return
