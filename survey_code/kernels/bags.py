@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 N = TypeVar("N", np.ndarray, "GpuArray")
 
 
-def as_view(given: Any) -> np.ndarray | None:
+def as_view(given: object) -> np.ndarray | None:
     """NumPy's view of a plain tensor on the processor, in the shortest time; an array
     as it is; None of anything else.
     """
@@ -25,11 +25,12 @@ def as_view(given: Any) -> np.ndarray | None:
     if type(given) is np.ndarray:
         view = given
         return view
+    held: Any = given
     torch = sys.modules.get("torch")
-    if torch is None or type(given) is not torch.Tensor or not given.is_cpu:
+    if torch is None or type(given) is not torch.Tensor or not held.is_cpu:
         return None
     try:
-        view = given.numpy()
+        view = held.numpy()
     except (TypeError, RuntimeError):  # of a type that NumPy lacks, or with a gradient
         return None
     return view

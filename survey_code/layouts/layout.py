@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from operator import is_
@@ -57,7 +58,7 @@ Factors: TypeAlias = (
 BagWords: TypeAlias = "tuple[Offsets | None, Factors | None, str, int | None, bool]"
 
 # Types that rows may have.
-KINDS = "float32", "float16", "bfloat16", "float64"
+OUT_TYPES = "float32", "float16", "bfloat16", "float64"
 
 # What rows are read as, by name or as a dtype of NumPy or torch.
 OutType: TypeAlias = "str | np.dtype[np.floating] | type[np.floating] | torch.dtype"
@@ -75,6 +76,7 @@ SMALLEST_FLOAT = 2.0**-149
 # Columns of a row, and numbers read for it, that any layout may have; with arrays of
 # more bytes it may have more, so that no small file makes a look-up slow or large.
 MOST_COLUMNS, MOST_WORK = 2**16, 2**17
+NO_STREAM = nullcontext()
 # Numbers of a call for which code is compiled, if there is none yet.
 LARGE_CALL = 2**16
 
@@ -176,8 +178,7 @@ class Stored:
     @property
     def on_gpu(self) -> bool:
         """Whether the arrays are CuPy's."""
-        part = self._first_part()
-        return part.on_gpu if isinstance(part, Stored) else is_cupys(part)
+        return is_on_gpu(self._first_part())
 
     def _first_part(self) -> StoredArray | Layout:
         """The first of what the layout consists of; every call asks for it."""
@@ -248,7 +249,7 @@ class Stored:
         """Rebuild a layout from its integers, and from what it consists of.
 
         Where that is trusted, only types and shapes are checked, and nothing is read
-        but what is as small as a header.
+        but what is as small as a header; on a GPU nothing is.
 
         Raises
         ------
@@ -273,6 +274,8 @@ class Stored:
             setattr(layout, name, int(shape[name]))
         layout._hold(held)
         layout.trusted = trusted
+        if any(is_on_gpu(part) for part in held.values()):
+            return layout  # as it was moved there: what checks it is made for NumPy
         try:
             layout.check_arrays() if trusted else layout.validate()
         # A layout where there must be an array, or an array of too few axes.
@@ -288,6 +291,11 @@ class Stored:
             f"{type(self).__name__}({self.num_embeddings} x {self.embedding_dim}, "
             f"{self.nbytes:,} bytes, {ratio:.1f}x)"
         )
+
+
+def is_on_gpu(part: StoredArray | Layout) -> bool:
+    """Whether an array is CuPy's, or the arrays of a layout are."""
+    return part.on_gpu if isinstance(part, Stored) else is_cupys(part)
 
 
 class Layout(Stored):
@@ -444,18 +452,7 @@ class Layout(Stored):
         RuntimeError
             If CuPy is not installed or no GPU is present.
         """
-        if self.on_gpu:
-            return self
-        twin = self._moved()
-        twin.find_kernel()
-        return twin
-
-    def find_kernel(self) -> None:
-        """On a GPU: note how kernels read the rows, and where these are."""
-        from survey_code.kernels.cuda.launch import Launcher
-
-        array = next(iter(self.arrays().values()))
-        self.device = Launcher.of(self.describe(), array)
+        return self if self.on_gpu else place_layout(self)
 
     @overload
     def lookup(
@@ -505,7 +502,8 @@ class Layout(Stored):
         """
         if self.device is not None:
             return self.device.read(ids, check, as_torch_type(out_dtype))
-        rows = self._read_steadily(lambda: self._look_up(ids))
+        with self._beside():
+            rows = self._read_steadily(lambda: self._look_up(ids))
         return as_given(ids, rows, out_dtype)
 
     def _look_up(self, ids: Ids | GpuArray | Tensor) -> RowArray:
@@ -517,6 +515,13 @@ class Layout(Stored):
         checked = self.check_ids(ids)
         rows = self.read_rows(checked.ravel())
         return rows.reshape(*checked.shape, self.embedding_dim)
+
+    def _beside(self) -> AbstractContextManager[object]:
+        """On a GPU without a kernel: the stream that torch uses, for CuPy's words."""
+        if not self.on_gpu:
+            return NO_STREAM
+        cuda.refuse_recording(self.name)
+        return cuda.current_stream()
 
     def _read_steadily(self, read: Callable[[], RowArray]) -> RowArray:
         """What was read while no row was being changed; see `edition`."""
@@ -611,7 +616,8 @@ class Layout(Stored):
             how = (mode, check, padding, last, as_torch_type(out_dtype))
             return self.device.pool(ids, offsets, per_sample_weights, *how)
         asked = (offsets, per_sample_weights, mode, padding, last)
-        pooled = self._read_steadily(lambda: self._pool(ids, asked))
+        with self._beside():
+            pooled = self._read_steadily(lambda: self._pool(ids, asked))
         return as_given(ids, pooled, out_dtype)
 
     def raise_late(self) -> None:
@@ -691,6 +697,16 @@ class Layout(Stored):
                     f"{self.num_embeddings} rows (ids are 0 to {limit - 1})"
                 )
         return given.astype(np.int64, copy=False)
+
+
+def place_layout(layout: L) -> L:
+    """A copy whose arrays lie on a GPU as kernels want them, and what reads it."""
+    from survey_code.kernels.cuda.launch import Launcher
+
+    twin = layout._moved()
+    array = next(iter(twin.arrays().values()))
+    twin.device = Launcher.of(twin.describe(), array)
+    return twin
 
 
 def lay_out(layout: L) -> L:
@@ -989,12 +1005,12 @@ def as_given(ids: object, found: RowArray | GpuArray, out_dtype: OutType) -> Any
 
 
 def name_type(out_dtype: OutType) -> str:
-    """One of `KINDS`."""
+    """One of `OUT_TYPES`."""
     # The types of NumPy have names of their own.
     name = str(getattr(out_dtype, "__name__", out_dtype))
-    if name.removeprefix("torch.") not in KINDS:
+    if name.removeprefix("torch.") not in OUT_TYPES:
         raise ValueError(
-            f"out_dtype must be one of {', '.join(KINDS)}, got {out_dtype!r}"
+            f"out_dtype must be one of {', '.join(OUT_TYPES)}, got {out_dtype!r}"
         )
     return name.removeprefix("torch.")
 

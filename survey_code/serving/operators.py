@@ -20,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from survey_code.kernels.cuda import is_cupys, load_cupy
 from survey_code.layouts import rebuild
 from survey_code.layouts.files import check_blueprint
-from survey_code.layouts.layout import lay_out
+from survey_code.layouts.layout import lay_out, place_layout
 
 if TYPE_CHECKING:
     from survey_code.layouts.layout import Layout, StoredArray
@@ -129,7 +129,8 @@ def rebuild_layout(tensors: list[Tensor], description: str) -> Layout:
             arrays[name] = place.empty(shape, dtype=kind)
     layout = rebuild(check_blueprint(contents["blueprint"]), arrays)
     if layout.on_gpu:
-        layout.find_kernel()
+        # Rows lie as kernels want them, unless a compiler has laid them otherwise.
+        layout = place_layout(layout)
     layout.compiles = True
     return layout
 

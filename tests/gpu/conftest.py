@@ -251,6 +251,7 @@ def fake_cupy(monkeypatch):
     # No GPU is asked for its streams: tensors of a processor are its own.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device", lambda place: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     for name in ("_cuda_getDevice", "_cuda_getCurrentRawStream"):
         monkeypatch.setattr(torch._C, name, lambda *index: 0, raising=False)
     load_kernel.cache_clear()

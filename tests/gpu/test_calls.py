@@ -17,6 +17,9 @@ except RuntimeError:
 
 OFFSETS = [0, 0, 5, 5, 6, 40, 60]
 
+# Of torch's own compilers and exporters, on what they do not do better yet.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
 
 @pytest.fixture(params=EXAMPLES)
 def modules(request):
@@ -57,14 +60,15 @@ def test_calls_wait_for_nothing_and_are_recorded_into_graphs(modules):
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         work()  # compiled, and what is kept is made
-        mode = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            work()
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
+        if rows.layout.device is not None:
+            expect_no_wait(work)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
+    if rows.layout.device is None:
+        with pytest.raises(RuntimeError, match="cannot be recorded"):
+            with torch.cuda.graph(graph):
+                work()
+        return
     with torch.cuda.graph(graph):
         found = work()
     for seed in (2, 3):
@@ -81,8 +85,19 @@ def test_calls_wait_for_nothing_and_are_recorded_into_graphs(modules):
         close(found[3], host.bag(ids, OFFSETS, mode="max", **how))
 
 
+def expect_no_wait(work):
+    """Fail where a call waits for the GPU."""
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        work()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_a_bad_id_in_a_graph_is_raised_by_the_next_call(modules):
     host, rows, _ = modules
+    if rows.layout.device is None:
+        pytest.skip("no kernel reads it, so that it cannot be recorded")
     _, given = draw(host)
     rows(given)
     torch.cuda.synchronize()
@@ -114,7 +129,9 @@ def test_types_threads_and_streams(modules):
         outcomes.append((kind, found))
 
     torch.cuda.synchronize()
-    kinds = [torch.float32, torch.float16, torch.bfloat16] * 2
+    kinds = [torch.float32, torch.bfloat16] * 2
+    if np.abs(wanted).max() < 6e4:
+        kinds += [torch.float16] * 2
     threads = [threading.Thread(target=work, args=(kind,)) for kind in kinds]
     for thread in threads:
         thread.start()

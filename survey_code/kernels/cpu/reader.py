@@ -127,6 +127,13 @@ def find_start(array: np.ndarray) -> int:
     return start
 
 
+def split(count: int, numbers: int) -> list[tuple[int, int]]:
+    """Stretches of rows or bags, one for each thread that is worth its while."""
+    pieces = max(min(count_threads(), numbers // LEAST_NUMBERS), 1)
+    borders = [count * piece // pieces for piece in range(pieces + 1)]
+    return list(pairwise(borders))
+
+
 def count_threads() -> int:
     """As many as torch uses; without torch, as the process may have."""
     torch = sys.modules.get("torch")
@@ -153,9 +160,7 @@ def share(work: Callable[[int, int], None], count: int, numbers: int) -> None:
     if numbers < 2 * LEAST_NUMBERS:
         work(0, count)
         return
-    pieces = min(count_threads(), numbers // LEAST_NUMBERS)
-    borders = [count * piece // pieces for piece in range(pieces + 1)]
-    first, *rest = pairwise(borders)
+    first, *rest = split(count, numbers)
     others = [open_pool(os.getpid()).submit(work, *one) for one in rest]
     work(*first)
     for other in others:

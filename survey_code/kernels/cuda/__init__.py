@@ -184,3 +184,13 @@ def current_stream() -> AbstractContextManager[object]:
     if hasattr(cupy.cuda.Stream, "from_external"):
         return cupy.cuda.Stream.from_external(stream)
     return cupy.cuda.ExternalStream(stream.cuda_stream)
+
+
+def refuse_recording(name: str) -> None:
+    """Raise RuntimeError where a CUDA graph is being recorded."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"a {name} layout with such parts is read without a kernel of its own, "
+            "step by step: it cannot be recorded into a CUDA graph"
+        )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import singledispatch
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from survey_code.kernels.formats import (
 
 SHARING = 64  # threads of a block that share rows
 ENOUGH_GROUPS = 8192  # of threads that share rows
-TYPES = {
+C_NAMES = {
     torch.int32: "int",
     torch.int64: "long long",
     torch.float32: "float",
@@ -46,7 +46,7 @@ TYPES = {
 }
 WRITTEN = torch.float32, torch.float16, torch.bfloat16
 NATIVE = torch.int64, torch.int32
-WHOLE = {
+INTEGERS_OF_TORCH = {
     *NATIVE, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32,
     torch.uint64,
 }  # fmt: skip
@@ -70,7 +70,11 @@ class Launcher:
 
     format: Format
     place: torch.device
+    # What late calls report to; calls that ask for nothing; and calls that wait, each
+    # while it does.
     late: Notice = field(default_factory=lambda: Notice())
+    unread: Notice = field(default_factory=lambda: Notice())
+    free: list[Notice] = field(default_factory=list)
     # By what decides which kernel a call needs; None where it needs several.
     starters: dict[object, Starter | None] = field(default_factory=dict)
     index: int = field(init=False)  # of the GPU
@@ -103,12 +107,12 @@ class Launcher:
             call = Call(own, out, notice.address)
             starter = self.starters.get(key := call.key())
             if starter is not None:
-                start_rows(starter, call)
+                start_again(starter, call)
             else:
                 self.starters[key] = start_read(format, call)
         if check is True:
-            notice.wait(format, own)
-        return as_given(ids, out if made is kind else out.to(kind))
+            self.wait(notice, own)
+        return give_back(ids, out if made is kind else out.to(kind))
 
     def pool(
         self,
@@ -145,8 +149,8 @@ class Launcher:
         elif starts is not None and last:
             check_end(starts, own.numel())
         if check is True:
-            notice.wait(format, own, starts)
-        return as_given(ids, out if made is kind else out.to(kind))
+            self.wait(notice, own, starts)
+        return give_back(ids, out if made is kind else out.to(kind))
 
     def as_ids(self, ids: object) -> Tensor:
         """Ids as a contiguous tensor of int32 or int64, beside the layout."""
@@ -159,8 +163,8 @@ class Launcher:
                     f"ids are on {own.device}, but the layout is on {self.place}"
                 )
         if own.dtype not in NATIVE:
-            if own.dtype not in WHOLE:
-                kind = name_type(own.dtype)
+            if own.dtype not in INTEGERS_OF_TORCH:
+                kind = spell_type(own.dtype)
                 raise ValueError(f"ids must be integers, got dtype {kind}")
             own = own.to(torch.int64)
         if own.numel() >= 2**31:
@@ -170,8 +174,8 @@ class Launcher:
     def as_starts(self, offsets: object) -> Tensor:
         """Offsets beside the layout, contiguous, int32 or int64, in any order."""
         own = self.bring("offsets", offsets)
-        if own.ndim != 1 or (own.dtype not in WHOLE and own.numel()):
-            raise_offsets(name_type(own.dtype), tuple(own.shape))
+        if own.ndim != 1 or (own.dtype not in INTEGERS_OF_TORCH and own.numel()):
+            raise_offsets(spell_type(own.dtype), tuple(own.shape))
         if own.dtype not in NATIVE:
             own = own.to(torch.int64)
         return own if own.is_contiguous() else own.contiguous()
@@ -179,12 +183,12 @@ class Launcher:
     def as_factors(self, ids: Tensor, weights: object) -> Tensor:
         """The per-sample weights as contiguous float32."""
         own = self.bring("per_sample_weights", weights).detach()
-        number = own.dtype.is_floating_point or own.dtype in WHOLE
+        number = own.dtype.is_floating_point or own.dtype in INTEGERS_OF_TORCH
         if own.shape != ids.shape or not number:
-            raise_weights(tuple(ids.shape), name_type(own.dtype), tuple(own.shape))
+            raise_weights(tuple(ids.shape), spell_type(own.dtype), tuple(own.shape))
         return own.to(torch.float32).contiguous()
 
-    def bring(self, name: str, given: Any) -> Tensor:
+    def bring(self, name: str, given: object) -> Tensor:
         """A tensor of anything that can be one, beside the layout."""
         if isinstance(given, Tensor):
             return given if given.get_device() == self.index else given.to(self.place)
@@ -201,16 +205,24 @@ class Launcher:
     def take_notice(self, check: Check) -> Notice:
         """Where the kernel of a call reports to; raise what late calls reported."""
         if check is True:
-            return _FREE.pop() if _FREE else Notice()
+            return self.free.pop() if self.free else Notice()
         if check == "late":
             if self.late.word[0]:
                 self.late.raise_for(self.format)
             return self.late
         if check is not False:
             raise ValueError(f"check must be True, False or 'late', got {check!r}")
-        if not _UNREAD:
-            _UNREAD.append(Notice())
-        return _UNREAD[0]
+        return self.unread
+
+    def wait(self, notice: Notice, ids: Tensor, starts: Tensor | None = None) -> None:
+        """Wait for a call's kernels, and raise what they reported."""
+        if self.place.type == "cuda":
+            torch.cuda.current_stream(self.place).synchronize()
+        try:
+            if notice.word[0]:
+                notice.raise_for(self.format, ids, starts)
+        finally:
+            self.free.append(notice)
 
     def wait_late(self) -> None:
         """Raise what calls with ``check="late"`` report, once their kernels end."""
@@ -233,16 +245,6 @@ class Notice:
         held: Any = self.words.numpy()
         self.word = memoryview(held)
 
-    def wait(self, format: Format, ids: Tensor, starts: Tensor | None = None) -> None:
-        """Wait for a call's kernels, and raise what they reported."""
-        if ids.is_cuda:
-            torch.cuda.current_stream(ids.device).synchronize()
-        try:
-            if self.word[0]:
-                self.raise_for(format, ids, starts)
-        finally:
-            _FREE.append(self)
-
     def raise_for(
         self, format: Format, ids: Tensor | None = None, starts: Tensor | None = None
     ) -> None:
@@ -264,11 +266,6 @@ class Notice:
                 "that number"
             )
         check_end(starts, int(ids.numel()) if ids is not None else 0)
-
-
-# Those of calls that wait, while nobody does; and that of calls that ask for nothing.
-_FREE: list[Notice] = []
-_UNREAD: list[Notice] = []
 
 
 # -- one start for each kind of format -----------------------------------------
@@ -324,7 +321,7 @@ class Call(NamedTuple):
         if self.bags:
             offsets = self.offsets
             kinds[1:1] = [torch.int64 if offsets is None else offsets.dtype]
-        return ", ".join(TYPES[kind] for kind in kinds)
+        return ", ".join(C_NAMES[kind] for kind in kinds)
 
     @property
     def is_short(self) -> bool:
@@ -340,7 +337,7 @@ class Call(NamedTuple):
         return ids.dtype, out.dtype, kind, mode, ids.numel() < 4 * bags
 
 
-def start_rows(starter: Starter, call: Call) -> None:
+def start_again(starter: Starter, call: Call) -> None:
     """Start a kernel of look-ups again."""
     count = call.ids.numel()
     if starter.shares:
@@ -362,7 +359,7 @@ def start_read(format: Format, call: Call) -> Starter | None:
         For other calls of this kind; None where it took more than one kernel.
     """
     starter = compose(format, "read_composed", call, format.single)
-    start_rows(starter, call)
+    start_again(starter, call)
     return starter
 
 
@@ -378,7 +375,7 @@ def start_pool(format: Format, call: Call) -> Starter | None:
 @start_read.register
 def _(format: PieceFormat, call: Call) -> Starter:
     starter = choose_piece(format, "read_rows", "single", call)
-    start_rows(starter, call)
+    start_again(starter, call)
     return starter
 
 
@@ -437,7 +434,8 @@ def put_apart(call: Call, places: Tensor, table: Tensor) -> Call:
 
 def hold_rows(table: Tensor) -> DenseFormat:
     """Rows of `make_table`, until the kernels that read them have ended."""
-    (rows, dim), address = table.shape, cast("Shaped", table.data_ptr())
+    rows, dim = table.shape
+    address: Any = table.data_ptr()
     return DenseFormat(rows, dim, address, 4 * table.stride(0), "float32")
 
 
@@ -502,15 +500,15 @@ def borrow_tensor(ids: object) -> Tensor:
     )
 
 
-def as_given(ids: object, found: Tensor) -> Any:
+def give_back(ids: object, found: Tensor) -> Any:
     """What was read: a tensor where the ids are one, otherwise CuPy's array."""
     if isinstance(ids, Tensor):
         return found
-    refuse_bfloat16(name_type(found.dtype))
+    refuse_bfloat16(spell_type(found.dtype))
     return load_cupy().from_dlpack(found)
 
 
-def name_type(kind: torch.dtype) -> str:
+def spell_type(kind: torch.dtype) -> str:
     """As NumPy calls it."""
     return str(kind).removeprefix("torch.")
 

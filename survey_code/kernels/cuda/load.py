@@ -9,7 +9,7 @@ from typing import Protocol
 from survey_code.kernels.cuda import Shaped, load_cupy
 
 FOLDER = Path(__file__).parent
-HEADERS = "formats", "cuda"  # folders
+INCLUDED = "formats", "cuda"  # folders
 THREADS = 256  # of a block
 SHARED_BYTES = 48 * 1024  # that every block may have
 ID_TYPES = {"int32": "int", "int64": "long long"}
@@ -53,7 +53,7 @@ def load_kernel(file: str, expression: str, before: str = "") -> Kernel:
     """
     module = load_cupy().RawModule(
         code=before + (FOLDER / file).read_text(encoding="utf-8"),
-        options=("-std=c++17", *(f"-I{FOLDER.parent / name}" for name in HEADERS)),
+        options=("-std=c++17", *(f"-I{FOLDER.parent / name}" for name in INCLUDED)),
         name_expressions=[expression],
     )
     return module.get_function(expression)

@@ -64,7 +64,7 @@ class Starter:
         self.block, self.shares, self.index = block, shares, place.index or 0
         self.lock = threading.Lock()
         self.launch = load_cupy().cuda.driver.launchKernel
-        enter(self.index)
+        enter_context(self.index)
         with torch.cuda.device(place):
             self.address = kernel.kernel.ptr
         self.extra = int(self.told.ctypes.data)
@@ -77,7 +77,7 @@ class Starter:
                 self(rows, *arguments)
             return
         if not hasattr(_ENTERED, "here"):
-            enter(index)
+            enter_context(index)
         across, down = self.block
         stream = torch._C._cuda_getCurrentRawStream(index)
         with self.lock:  # the driver copies the arguments before it returns
@@ -88,7 +88,7 @@ class Starter:
             )  # fmt: skip
 
 
-def enter(index: int) -> None:
+def enter_context(index: int) -> None:
     """Make a GPU's context that of this thread, which torch does only when it must."""
     load_cupy().cuda.Device(index).use()
     _ENTERED.here = True
