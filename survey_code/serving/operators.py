@@ -32,23 +32,40 @@ SIGNED = {np.dtype(f"u{size}"): np.dtype(f"i{size}") for size in (2, 4, 8)}
 
 
 def describe_tensors(layout: Layout) -> str:
-    """What `as_tensors` of a layout are: its blueprint, names and types, as JSON; and
-    the shapes of arrays with nothing in them, which are no tensors: torch writes none.
+    """What `as_tensors` of a layout are: its blueprint, names and types, as JSON; the
+    columns of padded rows; and the shapes of arrays with nothing in them, which are no
+    tensors: torch writes none.
     """
     kinds = [
-        [name, array.dtype.str, None if array.size else list(array.shape)]
+        [
+            name, array.dtype.str, None if array.size else list(array.shape),
+            None if find_whole(array) is array else array.shape[1],
+        ]
         for name, array in sort_arrays(layout)
-    ]
+    ]  # fmt: skip
     contents = {"blueprint": layout.blueprint(), "arrays": kinds}
     return json.dumps(contents, sort_keys=True)
 
 
 def as_tensors(layout: Layout) -> list[Tensor]:
     """The stored arrays, in the order of their names; they share its memory where
-    their numbers lie side by side.
+    their numbers lie side by side.  Rows that a GPU pads come with their padding.
     """
     whole = layout if layout.on_gpu else lay_out(layout)
-    return [as_shared(array) for _, array in sort_arrays(whole) if array.size]
+    arrays = [array for _, array in sort_arrays(whole) if array.size]
+    return [as_shared(find_whole(array)) for array in arrays]
+
+
+def find_whole(array: StoredArray) -> StoredArray:
+    """The padded table of which an array on a GPU is the first columns; torch's
+    exporter writes no views.  Other arrays as they are.
+    """
+    if not is_cupys(array) or array.ndim != 2 or not array.size:
+        return array
+    base: StoredArray | None = array.base
+    padded = array.shape[0], array.strides[0] // array.itemsize
+    same = base is not None and base.shape == padded and base.dtype == array.dtype
+    return base if same and base is not None and padded != array.shape else array
 
 
 def sort_arrays(layout: Layout) -> list[tuple[str, StoredArray]]:
@@ -117,16 +134,17 @@ def hold_layout(tensors: list[Tensor], description: str) -> Layout:
 def rebuild_layout(tensors: list[Tensor], description: str) -> Layout:
     """A layout over the memory of tensors."""
     contents = json.loads(description)
-    wanted = sum(shape is None for _, _, shape in contents["arrays"])
+    wanted = sum(shape is None for _, _, shape, _ in contents["arrays"])
     if wanted != len(tensors):
         raise ValueError(f"{wanted} arrays are described, got {len(tensors)}")
     place: Any = load_cupy() if tensors and tensors[0].is_cuda else np
     waiting, arrays = iter(tensors), {}
-    for name, kind, shape in contents["arrays"]:
-        if shape is None:
-            arrays[name] = borrow(next(waiting), np.dtype(kind))
-        else:
+    for name, kind, shape, width in contents["arrays"]:
+        if shape is not None:
             arrays[name] = place.empty(shape, dtype=kind)
+            continue
+        held = borrow(next(waiting), np.dtype(kind))
+        arrays[name] = held if width is None else held[:, :width]
     layout = rebuild(check_blueprint(contents["blueprint"]), arrays)
     if layout.on_gpu:
         # Rows lie as kernels want them, unless a compiler has laid them otherwise.

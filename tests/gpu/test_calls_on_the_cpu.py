@@ -206,3 +206,15 @@ def test_bad_bags_are_the_processors_errors(pair):
                 layout.bag(*given, **options)
             errors.append(str(caught.value).split(",")[0].split("(")[0])
         assert errors[0][:30] == errors[1][:30], errors
+
+
+@pytest.mark.parametrize("name", [*SOME, "2 bits, odd", "bfloat16", "levels, odd"])
+def test_padded_rows_are_handed_over_whole(fake_cupy, name):
+    from survey_code.serving import operators
+
+    layout = EXAMPLES[name]()
+    twin = layout.to_gpu()
+    tensors = operators.as_tensors(twin)
+    assert all(tensor.is_contiguous() for tensor in tensors)
+    rebuilt = operators.rebuild_layout(tensors, operators.describe_tensors(twin))
+    np.testing.assert_array_equal(rebuilt.lookup(IDS), layout.lookup(IDS))
