@@ -208,7 +208,7 @@ def test_bad_bags_are_the_processors_errors(pair):
         assert errors[0][:30] == errors[1][:30], errors
 
 
-@pytest.mark.parametrize("name", [*SOME, "2 bits, odd", "bfloat16", "levels, odd"])
+@pytest.mark.parametrize("name", [*SOME, "2 bits, odd", "bfloat16", "levels, odd blocks"])
 def test_padded_rows_are_handed_over_whole(fake_cupy, name):
     from survey_code.serving import operators
 
