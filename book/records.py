@@ -235,6 +235,7 @@ CONTESTS = {
             until_plateau(
                 TRIALS["synthetic", "dcnv2"], 2, batch_size=4096, patience=1,
                 tolerance=1e-4, table_learning_rate=1e-2, precision="float32",
+                products="tf32",
             ),
             list_entrants("ctr", 16), ratios=(2.0, 4.0, 10.0, 30.0, 100.0),
             tuned_on=(0,),
