@@ -502,6 +502,7 @@ class Layout(Stored):
         """
         if self.device is not None:
             return self.device.read(ids, check, as_torch_type(out_dtype))
+        bags.refuse_check(check)
         with self._beside():
             rows = self._read_steadily(lambda: self._look_up(ids))
         return as_given(ids, rows, out_dtype)
@@ -615,6 +616,7 @@ class Layout(Stored):
         if self.device is not None:
             how = (mode, check, padding, last, as_torch_type(out_dtype))
             return self.device.pool(ids, offsets, per_sample_weights, *how)
+        bags.refuse_check(check)
         asked = (offsets, per_sample_weights, mode, padding, last)
         with self._beside():
             pooled = self._read_steadily(lambda: self._pool(ids, asked))
@@ -880,11 +882,7 @@ def as_numpy(ids: npt.ArrayLike | GpuArray | Tensor) -> np.ndarray:
             "ids are on a GPU but the layout is not: call layout.to_gpu() "
             "or move the ids to the CPU"
         )
-    bags.refuse_masked("ids", ids)
-    try:
-        array = np.asarray(ids)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"ids must be an array of integers: {error}") from error
+    array = bags.make_array("ids", ids, np, "integers")
     if array.size == 0 and isinstance(ids, list | tuple):
         array = array.astype(np.int64)
     return array
@@ -967,8 +965,7 @@ def check_weights(
     bags.check_mode(mode, weights is not None)
     if weights is None:
         return None
-    bags.refuse_masked("per_sample_weights", weights)
-    given = xp.asarray(widen_tensor(weights))
+    given: Any = bags.make_array("per_sample_weights", widen_tensor(weights), xp)
     if given.dtype.name == "bfloat16":  # of the package ml_dtypes
         given = given.astype(np.float32)
     if given.shape != ids.shape or given.dtype.kind not in "fiu":
@@ -981,11 +978,12 @@ def check_weights(
 def widen_tensor(given: object) -> Any:
     """A tensor that an array can be made of; anything else as it is.
 
-    One that wants a gradient is no array, nor is one of bfloat16.
+    One that wants a gradient is no array, nor is one of bfloat16, nor one whose signs
+    are still to be turned.
     """
     if not hasattr(given, "detach"):
         return given
-    held: Any = given.detach()
+    held: Any = given.detach().resolve_neg()
     return held.float() if held.is_floating_point() and held.itemsize < 4 else held
 
 
