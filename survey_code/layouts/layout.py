@@ -502,8 +502,7 @@ class Layout(Stored):
         """
         if self.device is not None:
             return self.device.read(ids, check, as_torch_type(out_dtype))
-        bags.refuse_check(check)
-        with self._beside():
+        with self._beside(check):
             rows = self._read_steadily(lambda: self._look_up(ids))
         return as_given(ids, rows, out_dtype)
 
@@ -517,8 +516,12 @@ class Layout(Stored):
         rows = self.read_rows(checked.ravel())
         return rows.reshape(*checked.shape, self.embedding_dim)
 
-    def _beside(self) -> AbstractContextManager[object]:
-        """On a GPU without a kernel: the stream that torch uses, for CuPy's words."""
+    def _beside(self, check: Check) -> AbstractContextManager[object]:
+        """On a GPU without a kernel: the stream that torch uses, for CuPy's words.
+
+        Code for arrays always checks ids at once, whatever is allowed.
+        """
+        bags.refuse_check(check)
         if not self.on_gpu:
             return NO_STREAM
         cuda.refuse_recording(self.name)
@@ -616,9 +619,8 @@ class Layout(Stored):
         if self.device is not None:
             how = (mode, check, padding, last, as_torch_type(out_dtype))
             return self.device.pool(ids, offsets, per_sample_weights, *how)
-        bags.refuse_check(check)
         asked = (offsets, per_sample_weights, mode, padding, last)
-        with self._beside():
+        with self._beside(check):
             pooled = self._read_steadily(lambda: self._pool(ids, asked))
         return as_given(ids, pooled, out_dtype)
 
