@@ -32,8 +32,29 @@ def as_view(given: object) -> np.ndarray | None:
     try:
         view = held.numpy()
     except (TypeError, RuntimeError):  # of a type that NumPy lacks, or with a gradient
-        return None
+        if held.requires_grad or not held.is_neg():
+            return None
+        view = held.resolve_neg().numpy()
     return view
+
+
+def make_array(
+    name: str, given: object, xp: ModuleType, wanted: str = "numbers"
+) -> np.ndarray:
+    """An array of NumPy or CuPy, or one clear ValueError."""
+    refuse_masked(name, given)
+    try:
+        array: np.ndarray = xp.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be an array of {wanted}: {error}") from error
+    return array
+
+
+def refuse_check(check: object) -> None:
+    """Raise ValueError for what says neither whether nor when errors are raised."""
+    late = isinstance(check, str) and check == "late"
+    if not late and check is not True and check is not False:
+        raise ValueError(f"check must be True, False or 'late', got {check!r}")
 
 
 def refuse_masked(name: str, given: object) -> None:
@@ -66,8 +87,7 @@ def as_offsets(
         return xp.arange(ids.shape[0], dtype=np.int64) * ids.shape[1]
     starts: Any = as_view(offsets) if xp is np else None
     if starts is None:
-        refuse_masked("offsets", offsets)
-        starts = xp.asarray(offsets)
+        starts = make_array("offsets", offsets, xp, "integers")
     if starts.ndim != 1 or (starts.size and starts.dtype.kind not in "iu"):
         raise_offsets(str(starts.dtype), starts.shape)
     check_bags(ids.shape, starts.size, include_last_offset)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 import time
@@ -234,8 +233,8 @@ class Stored:
 
     def _twin(self, held: Mapping[str, StoredArray | Layout]) -> Self:
         """A copy that consists of these instead."""
-        twin = copy.copy(self)
-        twin.device = None
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__getstate__())
         twin._hold(held)
         return twin
 
@@ -334,6 +333,11 @@ class Layout(Stored):
     # What `validate` found: no entry of a row is larger, and no row takes more.
     largest: float | None = None
     row_work: int | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.on_gpu:  # what is copied there has lost its padding
+            self.__dict__.update(place_layout(self).__dict__)
 
     # -- what subclasses say -------------------------------------------------
 
@@ -502,7 +506,7 @@ class Layout(Stored):
         """
         if self.device is not None:
             return self.device.read(ids, check, as_torch_type(out_dtype))
-        with self._beside():
+        with self._beside(check):
             rows = self._read_steadily(lambda: self._look_up(ids))
         return as_given(ids, rows, out_dtype)
 
@@ -516,8 +520,12 @@ class Layout(Stored):
         rows = self.read_rows(checked.ravel())
         return rows.reshape(*checked.shape, self.embedding_dim)
 
-    def _beside(self) -> AbstractContextManager[object]:
-        """On a GPU without a kernel: the stream that torch uses, for CuPy's words."""
+    def _beside(self, check: Check) -> AbstractContextManager[object]:
+        """On a GPU without a kernel: the stream that torch uses, for CuPy's words.
+
+        Code for arrays always checks ids at once, whatever is allowed.
+        """
+        bags.refuse_check(check)
         if not self.on_gpu:
             return NO_STREAM
         cuda.refuse_recording(self.name)
@@ -616,7 +624,7 @@ class Layout(Stored):
             how = (mode, check, padding, last, as_torch_type(out_dtype))
             return self.device.pool(ids, offsets, per_sample_weights, *how)
         asked = (offsets, per_sample_weights, mode, padding, last)
-        with self._beside():
+        with self._beside(check):
             pooled = self._read_steadily(lambda: self._pool(ids, asked))
         return as_given(ids, pooled, out_dtype)
 
@@ -880,11 +888,7 @@ def as_numpy(ids: npt.ArrayLike | GpuArray | Tensor) -> np.ndarray:
             "ids are on a GPU but the layout is not: call layout.to_gpu() "
             "or move the ids to the CPU"
         )
-    bags.refuse_masked("ids", ids)
-    try:
-        array = np.asarray(ids)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"ids must be an array of integers: {error}") from error
+    array = bags.make_array("ids", ids, np, "integers")
     if array.size == 0 and isinstance(ids, list | tuple):
         array = array.astype(np.int64)
     return array
@@ -967,8 +971,7 @@ def check_weights(
     bags.check_mode(mode, weights is not None)
     if weights is None:
         return None
-    bags.refuse_masked("per_sample_weights", weights)
-    given = xp.asarray(widen_tensor(weights))
+    given: Any = bags.make_array("per_sample_weights", widen_tensor(weights), xp)
     if given.dtype.name == "bfloat16":  # of the package ml_dtypes
         given = given.astype(np.float32)
     if given.shape != ids.shape or given.dtype.kind not in "fiu":
@@ -981,11 +984,12 @@ def check_weights(
 def widen_tensor(given: object) -> Any:
     """A tensor that an array can be made of; anything else as it is.
 
-    One that wants a gradient is no array, nor is one of bfloat16.
+    One that wants a gradient is no array, nor is one of bfloat16, nor one whose signs
+    are still to be turned.
     """
     if not hasattr(given, "detach"):
         return given
-    held: Any = given.detach()
+    held: Any = given.detach().resolve_neg()
     return held.float() if held.is_floating_point() and held.itemsize < 4 else held
 
 

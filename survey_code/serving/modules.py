@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from survey_code.checks import check_switch
 from survey_code.embedding import CompressedEmbedding
+from survey_code.kernels.bags import refuse_check
 from survey_code.kernels.cuda import MODES, Check
+from survey_code.kernels.cuda.launch import INTEGERS_OF_TORCH
 from survey_code.layouts import Layout, rebuild
 from survey_code.layouts.files import Blueprint, check_blueprint
 from survey_code.layouts.layout import as_torch_type, check_padding
@@ -58,8 +60,7 @@ class HeldLayout(nn.Module):
         out_dtype: torch.dtype,
     ) -> None:
         """What every constructor does, after that of `nn.Module`."""
-        if check not in (True, False, "late"):
-            raise ValueError(f"check must be True, False or 'late', got {check!r}")
+        refuse_check(check)
         self.kind = as_torch_type(out_dtype)  # of the vectors that are returned
         self.check: Check = check
         self.default_id = default_id
@@ -72,8 +73,7 @@ class HeldLayout(nn.Module):
         """Hold a layout, its arrays as buffers."""
         if not isinstance(layout, Layout):
             raise ValueError(f"layout must be a Layout, got {type(layout).__name__}")
-        if self.default_id is not None:
-            check_default(self.default_id, layout)
+        self._fit(layout)
         if not layout.on_gpu:
             layout.compiles = True
         self._layout = layout
@@ -86,6 +86,11 @@ class HeldLayout(nn.Module):
         for number, tensor in enumerate(tensors):
             self.register_buffer(f"array{number}", tensor, persistent=False)
 
+    def _fit(self, layout: Layout) -> None:
+        """Raise ValueError unless the module's options fit a layout."""
+        if self.default_id is not None:
+            check_default(self.default_id, layout)
+
     def _drop_buffers(self) -> None:
         for number in range(self.count):
             delattr(self, f"array{number}")
@@ -97,6 +102,10 @@ class HeldLayout(nn.Module):
 
     def _replace_unknown(self, ids: Tensor, default_id: int) -> Tensor:
         """The ids, those that the table does not know replaced by the default."""
+        if ids.dtype not in INTEGERS_OF_TORCH:
+            return ids  # which the look-up refuses
+        # Torch would compare, and replace, in the ids' own type, however narrow.
+        ids = ids.long()
         known = ids >= 0
         if not self.layout.open_ids:
             known &= ids < self.num_embeddings
@@ -119,6 +128,8 @@ class HeldLayout(nn.Module):
             As from `survey_code.layouts.Layout.raise_late`.
         """
         self.layout.raise_late()
+        # Calls of compiled code are those of another layout over the same memory.
+        operators.raise_late(self._tensors(), self.description)
 
     def freeze(self) -> Layout:
         """The layout itself."""
@@ -153,6 +164,7 @@ class HeldLayout(nn.Module):
                 f"a {type(self).__name__} returns floating-point numbers on a "
                 f"processor or a GPU, and cannot become {probe.dtype} on {probe.device}"
             )
+        kind = as_torch_type(probe.dtype)
         # Stored numbers keep their types.
         self._drop_buffers()
         super()._apply(fn, recurse)
@@ -161,7 +173,7 @@ class HeldLayout(nn.Module):
                 held = held.to_gpu()
         elif held is not None:
             held = held.to_cpu()
-        self.kind = probe.dtype
+        self.kind = kind
         if held is not None:
             self._adopt(held)
         return self
@@ -197,10 +209,9 @@ class HeldLayout(nn.Module):
         held = self._layout
         try:
             layout = read_state(own, held)
+            self._adopt(layout.to_gpu() if held is not None and held.on_gpu else layout)
         except ValueError as error:
             error_msgs.append(f"{prefix or 'state'}: {error}")
-            return
-        self._adopt(layout.to_gpu() if held is not None and held.on_gpu else layout)
 
 
 class FrozenEmbedding(HeldLayout, CompressedEmbedding):
@@ -229,8 +240,9 @@ class FrozenEmbedding(HeldLayout, CompressedEmbedding):
     check : {"late", True, False}
         On a GPU: whether a bad id is raised by one of the next calls, for which nothing
         waits, by the call itself, or not at all; its row is 0.
+        What a compiler or an exported program calls is always late.
     out_dtype : torch.dtype, default float32
-        Or float16, or bfloat16: type of the vectors, to which the GPU's kernels round.
+        Or float16, bfloat16 or float64: type of the vectors.
 
     Raises
     ------
@@ -259,9 +271,7 @@ class FrozenEmbedding(HeldLayout, CompressedEmbedding):
         if not isinstance(layout, Layout):
             raise ValueError(f"layout must be a Layout, got {type(layout).__name__}")
         CompressedEmbedding.__init__(self, layout.num_embeddings, layout.embedding_dim)
-        self.padding_idx = check_padding(
-            padding_idx, layout.num_embeddings, find_limit(layout)
-        )
+        self.padding_idx = find_padding(padding_idx, layout)
         self._begin(layout, default_id, check, out_dtype)
 
     @classmethod
@@ -326,7 +336,7 @@ class FrozenEmbeddingBag(HeldLayout):
     check : {"late", True, False}
         On a GPU, as for `FrozenEmbedding`; bad ids add nothing.
     out_dtype : torch.dtype, default float32
-        Or float16, or bfloat16: type of the sums, which are made in float32.
+        Or float16, bfloat16 or float64: type of the sums, made in float32.
 
     Raises
     ------
@@ -355,7 +365,7 @@ class FrozenEmbeddingBag(HeldLayout):
         super().__init__()
         if not isinstance(layout, Layout):
             raise ValueError(f"layout must be a Layout, got {type(layout).__name__}")
-        check_padding(padding_idx, layout.num_embeddings, find_limit(layout))
+        find_padding(padding_idx, layout)
         self._set_up(mode, include_last_offset, padding_idx)
         self._begin(layout, default_id, check, out_dtype)
 
@@ -376,16 +386,26 @@ class FrozenEmbeddingBag(HeldLayout):
         module._begin(None, default_id, check, out_dtype)
         return module
 
-    def _adopt(self, layout: Layout) -> None:
-        super()._adopt(layout)
-        rows = layout.num_embeddings
+    @property
+    def padding_idx(self) -> int | None:
+        """The id that no bag reads, as it was given."""
+        return self._padding_idx
+
+    @padding_idx.setter
+    def padding_idx(self, padding_idx: int | None) -> None:
+        if self._layout is not None:
+            self.padding = find_padding(padding_idx, self._layout)
+        self._padding_idx = padding_idx
+
+    def _fit(self, layout: Layout) -> None:
+        super()._fit(layout)
         # The id itself, which a state of another size may change.
-        self.padding = check_padding(self.padding_idx, rows, find_limit(layout))
+        self.padding = find_padding(self.padding_idx, layout)
 
     def _set_up(self, mode: str, last: bool, padding_idx: int | None) -> None:
         if mode not in MODES:
             raise ValueError(f"mode must be one of {MODES}, got {mode!r}")
-        self.mode, self.padding_idx = mode, padding_idx
+        self.mode, self._padding_idx = mode, padding_idx
         self.include_last_offset = check_switch("include_last_offset", last)
 
     def forward(
@@ -452,6 +472,11 @@ def is_followed(module: nn.Module, ids: Tensor) -> bool:
 def find_limit(layout: Layout) -> int:
     """Ids of a layout are below it."""
     return 2**63 if layout.open_ids else layout.num_embeddings
+
+
+def find_padding(padding_idx: int | None, layout: Layout) -> int | None:
+    """The id itself that bags of a layout leave out; ValueError where it has none."""
+    return check_padding(padding_idx, layout.num_embeddings, find_limit(layout))
 
 
 def check_default(default_id: int, layout: Layout) -> None:

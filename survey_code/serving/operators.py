@@ -118,7 +118,7 @@ def hold_layout(tensors: list[Tensor], description: str) -> Layout:
     ValueError
         If the tensors are not what the description says.
     """
-    key = (description, *(tensor.data_ptr() for tensor in tensors))
+    key = name_held(tensors, description)
     held = _HELD.get(key)
     if held is None or not held.is_there():
         layout = rebuild_layout(tensors, description)
@@ -129,6 +129,18 @@ def hold_layout(tensors: list[Tensor], description: str) -> Layout:
         while len(_HELD) > MOST_HELD:
             _HELD.popitem(last=False)
     return held.layout
+
+
+def name_held(tensors: list[Tensor], description: str) -> tuple[object, ...]:
+    """What a layout over the memory of tensors is kept by."""
+    return description, *(tensor.data_ptr() for tensor in tensors)
+
+
+def raise_late(tensors: list[Tensor], description: str) -> None:
+    """Raise what operators were given of these tensors, once their kernels end."""
+    held = _HELD.get(name_held(tensors, description))
+    if held is not None and held.is_there():
+        held.layout.raise_late()
 
 
 def rebuild_layout(tensors: list[Tensor], description: str) -> Layout:

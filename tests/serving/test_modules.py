@@ -482,3 +482,75 @@ def test_buffers_share_the_memory_of_the_layout():
     (buffer,) = FrozenEmbedding(DenseLayout(fixed)).buffers()
     assert buffer.data_ptr() == fixed.ctypes.data
     assert "array0" not in module.state_dict()
+
+
+@pytest.mark.parametrize(
+    "kind", ["int8", "uint8", "int16", "uint16", "uint32", "uint64"]
+)
+def test_unknown_ids_of_narrow_types_are_the_default(kind):
+    rows = 70_000  # beyond int16, and below 0 there
+    layout = DenseLayout.from_weight(np.arange(rows, dtype=np.float32)[:, None])
+    ids = torch.tensor([5, 100], dtype=torch.int64).to(getattr(torch, kind))
+    for default in (0, 69_999):
+        assert FrozenEmbedding(layout, default_id=default)(ids).tolist() == [[5], [100]]
+    least = torch.tensor([5, torch.iinfo(ids.dtype).max], dtype=ids.dtype)
+    found = FrozenEmbedding(layout, default_id=69_999)(least)
+    known = torch.iinfo(ids.dtype).max
+    assert found[1].item() == (known if known < rows else 69_999)
+
+
+def test_a_default_makes_no_ids_of_what_are_none():
+    table = FrozenEmbedding(DenseLayout.from_weight(np.eye(3)), default_id=0)
+    for wrong in (torch.tensor([True]), torch.tensor([1.0])):
+        with pytest.raises(ValueError, match="ids must be integers"):
+            table(wrong)
+
+
+@pytest.mark.parametrize("options", [{"padding_idx": 100}, {"default_id": 100}])
+def test_a_state_that_the_options_do_not_fit_is_not_loaded(options):
+    small = DenseLayout.from_weight(np.eye(3))
+    module = FrozenEmbeddingBag.empty(**options)
+    with pytest.raises(RuntimeError, match=r"must be .*from -?[03] to 2, got 100"):
+        module.load_state_dict(FrozenEmbeddingBag(small).state_dict())
+    assert module._layout is None and not list(module.buffers())
+    large = DenseLayout.from_weight(np.eye(101))
+    module = FrozenEmbeddingBag(large, **options)
+    with pytest.raises(ValueError, match="got 100"):
+        module.layout = small
+    assert module.layout is large and module.num_embeddings == 101
+
+
+def test_a_type_that_no_rows_have_is_an_error_at_once():
+    table = FrozenEmbedding(DenseLayout.from_weight(np.eye(3)))
+    with pytest.raises(ValueError, match="out_dtype must be one of"):
+        table.to(torch.float8_e4m3fn)
+    assert table(torch.tensor([1])).tolist() == [[0, 1, 0]]
+
+
+@pytest.mark.parametrize("check", [1, 0, None, "soon", np.True_, [True]])
+def test_checks_are_three(check):
+    layout = DenseLayout.from_weight(np.eye(3))
+    for call in (
+        lambda: FrozenEmbedding(layout, check=check),
+        lambda: layout.lookup([1], check=check),
+        lambda: layout.bag([1], [0], check=check),
+    ):
+        with pytest.raises(ValueError, match="check must be True, False or 'late'"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.tensor([0.0], requires_grad=True), torch.tensor([0], device="meta"),
+        torch.tensor([0]).to_sparse(), [0, [1]],
+    ],
+)  # fmt: skip
+def test_what_is_no_array_is_one_clear_error(wrong):
+    layout = DenseLayout.from_weight(np.eye(3))
+    layout.prepare()
+    with pytest.raises(ValueError, match="offsets must be an array of integers"):
+        layout.bag([1], wrong)
+    if not getattr(wrong, "requires_grad", False):  # weights may want one
+        with pytest.raises(ValueError, match="per_sample_weights must be an array"):
+            layout.bag([1], [0], wrong)

@@ -42,19 +42,22 @@ def generate_rows(
     else:
         distinct, places = torch.unique(ids, return_inverse=True)
     table = make_table(len(distinct), format.dim, ids.device)
-    for start in range(0, len(distinct), AT_ONCE):
-        part = distinct[start : start + AT_ONCE]
-        signals = encode_ids(format, part, flag)
-        for number, (matrix, bias) in enumerate(format.layers, start=1):
-            signals = signals @ borrow_once(format, matrix)
-            last = number == len(format.layers)
-            add_bias(
-                signals,
-                borrow_once(format, bias),
-                "nothing" if last else format.activation,
-            )
-        table[start : start + len(part)] = signals
+    with torch.cuda.device(ids.device):  # another one may be current
+        for start in range(0, len(distinct), AT_ONCE):
+            part = distinct[start : start + AT_ONCE]
+            table[start : start + len(part)] = compute_rows(format, part, flag)
     return table, places
+
+
+def compute_rows(format: GeneratorFormat, ids: Tensor, flag: int) -> Tensor:
+    """The network's output, float32 of shape (m, dim)."""
+    signals = encode_ids(format, ids, flag)
+    for number, (matrix, bias) in enumerate(format.layers, start=1):
+        signals = signals @ borrow_once(format, matrix)
+        last = number == len(format.layers)
+        follows = "nothing" if last else format.activation
+        add_bias(signals, borrow_once(format, bias), follows)
+    return signals
 
 
 def make_table(rows: int, dim: int, place: torch.device) -> Tensor:

@@ -18,10 +18,11 @@ from survey_code.kernels.bags import (
     check_bags,
     check_end,
     check_mode,
+    make_array,
     raise_offsets,
     raise_weights,
     refuse_bfloat16,
-    refuse_masked,
+    refuse_check,
 )
 from survey_code.kernels.cuda import MODES, Check, GpuArray, Shaped, load_cupy
 from survey_code.kernels.cuda.generate import borrow_once, generate_rows, make_table
@@ -50,6 +51,8 @@ INTEGERS_OF_TORCH = {
     *NATIVE, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32,
     torch.uint64,
 }  # fmt: skip
+# Types of NumPy that torch lacks; the first is of the package ml_dtypes.
+WIDENED = "bfloat16", np.dtype(np.longdouble).name
 BAD_ID, BAD_OFFSET, BAD_END = 1, 2, 4  # as in reading.cuh
 
 
@@ -169,7 +172,7 @@ class Launcher:
             own = own.to(torch.int64)
         if own.numel() >= 2**31:
             raise ValueError(f"at most 2**31 - 1 ids a call, got {own.numel()}")
-        return own if own.is_contiguous() else own.contiguous()
+        return lay_bare(own)
 
     def as_starts(self, offsets: object) -> Tensor:
         """Offsets beside the layout, contiguous, int32 or int64, in any order."""
@@ -178,7 +181,7 @@ class Launcher:
             raise_offsets(spell_type(own.dtype), tuple(own.shape))
         if own.dtype not in NATIVE:
             own = own.to(torch.int64)
-        return own if own.is_contiguous() else own.contiguous()
+        return lay_bare(own)
 
     def as_factors(self, ids: Tensor, weights: object) -> Tensor:
         """The per-sample weights as contiguous float32."""
@@ -186,7 +189,7 @@ class Launcher:
         number = own.dtype.is_floating_point or own.dtype in INTEGERS_OF_TORCH
         if own.shape != ids.shape or not number:
             raise_weights(tuple(ids.shape), spell_type(own.dtype), tuple(own.shape))
-        return own.to(torch.float32).contiguous()
+        return lay_bare(own.to(torch.float32))
 
     def bring(self, name: str, given: object) -> Tensor:
         """A tensor of anything that can be one, beside the layout."""
@@ -194,24 +197,27 @@ class Launcher:
             return given if given.get_device() == self.index else given.to(self.place)
         if isinstance(given, load_cupy().ndarray):
             return torch.from_dlpack(given)
-        refuse_masked(name, given)
-        held = np.array(given)  # a copy, which torch may write to
+        held = np.array(make_array(name, given, np))  # a copy, which torch may write to
+        if held.dtype.name in WIDENED:
+            held = held.astype(np.float32)
         if held.dtype.kind not in "biuf":
             raise ValueError(f"{name} must be numbers, got dtype {held.dtype}")
-        if held.dtype.name == "bfloat16":  # of the package ml_dtypes
-            held = held.astype(np.float32)
+        # Torch knows no other order of bytes.
+        held = held.astype(held.dtype.newbyteorder("="), copy=False)
         return torch.from_numpy(held).to(self.place)
 
     def take_notice(self, check: Check) -> Notice:
         """Where the kernel of a call reports to; raise what late calls reported."""
         if check is True:
-            return self.free.pop() if self.free else Notice()
+            try:
+                return self.free.pop()
+            except IndexError:  # all are in use, the last one since a moment ago
+                return Notice()
         if check == "late":
             if self.late.word[0]:
                 self.late.raise_for(self.format)
             return self.late
-        if check is not False:
-            raise ValueError(f"check must be True, False or 'late', got {check!r}")
+        refuse_check(check)
         return self.unread
 
     def wait(self, notice: Notice, ids: Tensor, starts: Tensor | None = None) -> None:
@@ -391,13 +397,13 @@ def _(format: PieceFormat, call: Call) -> Starter:
 @start_read.register
 def _(format: GeneratorFormat, call: Call) -> None:
     table, places = generate_rows(format, call.ids.view(-1), call.flag)
-    start_read(hold_rows(table), call._replace(ids=places))
+    start_read(hold_rows(table), put_apart(call, places, table, format.rows))
 
 
 @start_pool.register
 def _(format: GeneratorFormat, call: Call) -> None:
     table, places = generate_rows(format, call.ids.view(-1), call.flag)
-    start_pool(hold_rows(table), put_apart(call, places, table))
+    start_pool(hold_rows(table), put_apart(call, places, table, format.rows))
 
 
 @start_read.register
@@ -421,14 +427,19 @@ def _(format: TurnedFormat, call: Call) -> None:
     if count:
         start_read(format, Call(call.ids, table[:count], call.flag))
     places = torch.arange(count, device=table.device)
-    start_pool(hold_rows(table), put_apart(call, places, table))
+    start_pool(hold_rows(table), put_apart(call, places, table, format.rows))
 
 
-def put_apart(call: Call, places: Tensor, table: Tensor) -> Call:
-    """The same bags of places in a table, whose last row stands for padding."""
+def put_apart(call: Call, places: Tensor, table: Tensor, rows: int) -> Call:
+    """The same call for places in a table, whose last row, of zeros that no bag reads,
+    stands for padding and for ids out of range, which were reported.
+    """
     spare = len(table) - 1
+    ids = call.ids.view(-1).long()  # a padding may be beyond int32
+    kept = (ids >= 0) & (ids < rows)
     if call.padding >= 0:
-        places = torch.where(call.ids.view(-1) == call.padding, spare, places)
+        kept &= ids != call.padding
+    places = torch.where(kept, places, spare)
     return call._replace(ids=places.view(call.ids.shape), padding=spare)
 
 
@@ -498,6 +509,15 @@ def borrow_tensor(ids: object) -> Tensor:
         f"the layout is on a GPU, so ids must be a CuPy array or a CUDA tensor, "
         f"got {type(ids).__module__}.{type(ids).__name__}"
     )
+
+
+def lay_bare(tensor: Tensor) -> Tensor:
+    """A tensor whose memory is what it holds: side by side, and no sign still to be
+    turned.  Kernels read it by its address.
+    """
+    if tensor.is_contiguous() and not tensor.is_neg():
+        return tensor
+    return tensor.resolve_neg().contiguous()
 
 
 def give_back(ids: object, found: Tensor) -> Any:

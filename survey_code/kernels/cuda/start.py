@@ -64,8 +64,8 @@ class Starter:
         self.block, self.shares, self.index = block, shares, place.index or 0
         self.lock = threading.Lock()
         self.launch = load_cupy().cuda.driver.launchKernel
-        enter_context(self.index)
-        with torch.cuda.device(place):
+        with torch.cuda.device(place):  # the caller's GPU is current again afterwards
+            enter_context(self.index)
             self.address = kernel.kernel.ptr
         self.extra = int(self.told.ctypes.data)
 
@@ -76,7 +76,7 @@ class Starter:
             with torch.cuda.device(index):
                 self(rows, *arguments)
             return
-        if not hasattr(_ENTERED, "here"):
+        if getattr(_ENTERED, "here", None) != index:
             enter_context(index)
         across, down = self.block
         stream = torch._C._cuda_getCurrentRawStream(index)
@@ -91,4 +91,4 @@ class Starter:
 def enter_context(index: int) -> None:
     """Make a GPU's context that of this thread, which torch does only when it must."""
     load_cupy().cuda.Device(index).use()
-    _ENTERED.here = True
+    _ENTERED.here = index
