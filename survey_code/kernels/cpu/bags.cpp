@@ -1,7 +1,8 @@
 // Look-ups and bags on a processor, of every format that the headers can read.
 //
 // A row is found some places before it is read, and its bytes are fetched meanwhile:
-// tables are far larger than what a processor holds.
+// tables are far larger than what a processor holds. What it takes to find a row is
+// itself fetched as many places before, where it is stored.
 
 constexpr int PLAIN_SUM = 0, WEIGHTED = 1, LARGEST = 2;
 
@@ -26,10 +27,17 @@ template <class Format> struct Window {
   __forceinline__ Window(const Format& format, const Call& call, long long first,
                          long long last)
       : format(format), call(call), last(last) {
+    for (long long at = first; at < first + AHEAD; ++at) announce(at);
     for (long long at = first; at < last && at < first + AHEAD; ++at) find(at);
   }
 
+  __forceinline__ void announce(long long at) {
+    if constexpr (has_announce<Format>(nullptr))
+      if (at < last && is_row(call.ids[at], call.rows)) format.announce(call.ids[at]);
+  }
+
   __forceinline__ void find(long long at) {
+    announce(at + AHEAD);
     long long id = call.ids[at];
     if (!is_row(id, call.rows)) {
       report(call.flag, BAD_ID);

@@ -29,6 +29,11 @@ template <int E, class Codes, class Words, bool ADDED> struct Codebook {
     return found;
   }
 
+#ifdef ON_CPU
+  __forceinline__ void announce(long long id) const { announce_row(codes, id); }
+  __forceinline__ void fetch(const Place& found) const { fetch_row(codes, found.row); }
+#endif
+
   // The codeword that code `book` of a row names.
   __device__ __forceinline__ typename Words::Place codeword(const Place& found,
                                                             int book) const {

@@ -36,7 +36,7 @@ template <int E, typename Number, int ROWS_AHEAD = 4> struct Dense {
 
   __device__ __forceinline__ Place find(long long id) const { return id; }
 #ifdef ON_CPU
-  void fetch(Place row) const {
+  __forceinline__ void fetch(Place row) const {
     fetch_bytes(table + (unsigned long long)row * stride, stride);
   }
 #endif
@@ -47,8 +47,7 @@ template <int E, typename Number, int ROWS_AHEAD = 4> struct Dense {
       load_floats<E>(reinterpret_cast<const float*>(place), entries);
 #ifdef ON_CPU
     } else if constexpr (true) {
-      for (int j = 0; j < E; ++j)
-        entries[j] = widen(reinterpret_cast<const Number*>(place)[j]);
+      widen_all(reinterpret_cast<const Number*>(place), entries);
 #endif
     } else {
       const Piece found = {Word<BYTES>::read(place)};

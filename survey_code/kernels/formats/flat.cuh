@@ -105,6 +105,12 @@ template <int E, int COUNT> struct FewBlocks {
     return found;
   }
 
+#ifdef ON_CPU
+  __forceinline__ void fetch(const Place& found) const {
+    for (unsigned start : found.start) fetch_bytes(values + start, blocks.length * 4);
+  }
+#endif
+
   __device__ __forceinline__ void read(const Place& found, int first,
                                        float (&entries)[E]) const {
     const int block = first / blocks.length;

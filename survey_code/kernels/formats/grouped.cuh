@@ -22,6 +22,7 @@ template <class Numbers> struct ShortRow {
   template <int E> __forceinline__ void numbers_from(int first, float (&entries)[E]) const {
     for (int j = 0; j < E; ++j) entries[j] = number(first + j);
   }
+  __forceinline__ void fetch() const { fetch_row(Numbers(group->numbers, width), row); }
 #endif
 };
 
@@ -43,6 +44,7 @@ template <typename Number, int AHEAD> struct ShortRow<Dense<1, Number, AHEAD>> {
   template <int E> __forceinline__ void numbers_from(int first, float (&entries)[E]) const {
     for (int j = 0; j < E; ++j) entries[j] = widen(numbers[first + j]);
   }
+  __forceinline__ void fetch() const { fetch_bytes(numbers, width * sizeof(Number)); }
 #endif
 };
 
@@ -78,6 +80,16 @@ template <int E, class Numbers> struct Grouped {
     return {ShortRow<Numbers>(own, __ldg(&own->width), row),
             array<float>(__ldg(&own->projection)), array<short>(__ldg(&own->places))};
   }
+
+#ifdef ON_CPU
+  __forceinline__ void announce(long long id) const {
+    const long long block = id / (64 * WORDS);
+    if (!planes) return;
+    fetch_bytes(planes + block * bits * WORDS, bits * WORDS * 8);
+    fetch_bytes(running + block * groups, groups * 4);
+  }
+  __forceinline__ void fetch(const Place& found) const { found.row.fetch(); }
+#endif
 
   // Group of an id, and how many of the group stand before it: the block's running
   // count, and the ids of its own block whose group has the same bits.

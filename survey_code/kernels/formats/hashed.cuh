@@ -48,7 +48,7 @@ template <int E, class Values, class Weights, int TABLES, int COMBINE> struct Ha
   }
 
 #ifdef ON_CPU
-  void fetch(const Place& found) const {
+  __forceinline__ void fetch(const Place& found) const {
     for (int t = 0; t < TABLES; ++t) fetch_row(values, found.rows[t]);
   }
 #endif

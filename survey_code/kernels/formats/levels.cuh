@@ -27,7 +27,7 @@ template <int E, int BITS, int SCALING> struct Levels {
 
   __device__ __forceinline__ Place find(long long id) const { return id; }
 #ifdef ON_CPU
-  void fetch(Place row) const {
+  __forceinline__ void fetch(Place row) const {
     fetch_bytes(table + (unsigned long long)row * stride, stride);
   }
 #endif
@@ -50,7 +50,15 @@ template <int E, int BITS, int SCALING> struct Levels {
     const unsigned char* row = table + (unsigned long long)id * stride;
 #ifdef ON_CPU
     const float own = scale(row, first);
-    if constexpr (8 % BITS == 0) {
+    if constexpr (E % 8 == 0) {
+#pragma GCC unroll 16
+      for (int j = 0; j < E; j += 8) {
+        const Codes codes = unpack<BITS>(row + (first + j) * BITS / 8, 0);
+        const Floats level = pick<BITS>(levels, codes);
+        const Floats values = SCALING == PLAIN ? level : level * own;
+        memcpy(entries + j, &values, sizeof values);
+      }
+    } else if constexpr (8 % BITS == 0) {
       for (int j = 0; j < E; ++j) {
         const int at = (first + j) * BITS;
         const float level = levels[row[at / 8] >> at % 8 & ((1 << BITS) - 1)];

@@ -16,6 +16,13 @@ template <int E> struct Packed {
 
   __device__ __forceinline__ Place find(long long id) const { return id; }
 
+#ifdef ON_CPU
+  __forceinline__ void fetch(Place row) const {
+    const long long start = (long long)row * width * bits;
+    fetch_bytes(words + (start >> 5), (width * bits >> 3) + 8);
+  }
+#endif
+
   // Integer j of a row, which lies in at most two words.
   __device__ __forceinline__ int number(Place row, int j) const {
     const long long start = ((long long)row * width + j) * bits;

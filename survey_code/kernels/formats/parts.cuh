@@ -39,7 +39,7 @@ template <class Part, bool BY_NUMBER> struct Others {
     return part.number(found, j);
   }
 #ifdef ON_CPU
-  void fetch(const Place& found) const { fetch_row(part, found); }
+  __forceinline__ void fetch(const Place& found) const { fetch_row(part, found); }
 #endif
 };
 
@@ -94,7 +94,10 @@ template <class Part, class Rest> struct Routed {
     return rest.number(found.either.template held<typename Rest::Place>(), j);
   }
 #ifdef ON_CPU
-  void fetch(const Place& found) const {
+  __forceinline__ void announce(long long id) const {
+    if (id < named) fetch_bytes(marks + (id >> 6), 8), fetch_bytes(ranks + (id >> 6), 4);
+  }
+  __forceinline__ void fetch(const Place& found) const {
     if (found.own) fetch_row(part, found.either.template held<typename Part::Place>());
     else fetch_row(rest, found.either.template held<typename Rest::Place>());
   }
@@ -119,7 +122,10 @@ template <class First, class Second> struct Added {
     return {first_part.find(id), second_part.find(id)};
   }
 #ifdef ON_CPU
-  void fetch(const Place& found) const {
+  __forceinline__ void announce(long long id) const {
+    announce_row(first_part, id), announce_row(second_part, id);
+  }
+  __forceinline__ void fetch(const Place& found) const {
     fetch_row(first_part, found.one), fetch_row(second_part, found.two);
   }
 #endif
@@ -148,6 +154,10 @@ template <int E, class Part> struct Turned {
       : part(f.part, f.width), matrix(array<float>(f.matrix)), width(f.width), dim(dim) {}
 
   __device__ __forceinline__ Place find(long long id) const { return part.find(id); }
+#ifdef ON_CPU
+  __forceinline__ void announce(long long id) const { announce_row(part, id); }
+  __forceinline__ void fetch(const Place& found) const { fetch_row(part, found); }
+#endif
 
   __device__ __forceinline__ void read(const Place& found, int first,
                                        float (&entries)[E]) const {

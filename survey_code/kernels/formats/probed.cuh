@@ -34,7 +34,12 @@ template <int E, class Values, typename Identity> struct Probed {
   }
 
 #ifdef ON_CPU
-  void fetch(const Place& found) const { fetch_row(values, found.row); }
+  __forceinline__ void announce(long long id) const {
+    const unsigned long long mixed = mix(id, f.numbers[0], f.numbers[1], f.numbers[2]);
+    const long long slot = mixed - divide(mixed, f.slots, f.inverse) * f.slots;
+    fetch_bytes(identities + slot, f.window * sizeof(Identity));
+  }
+  __forceinline__ void fetch(const Place& found) const { fetch_row(values, found.row); }
 #endif
 
   __device__ __forceinline__ void read(const Place& found, int first,

@@ -59,6 +59,14 @@ template <int E, typename Number, typename Length> struct Ragged {
   }
 
 #ifdef ON_CPU
+  __forceinline__ void announce(long long id) const {
+    fetch_bytes(lengths + id / BLOCK * BLOCK, BLOCK * sizeof(Length));
+    fetch_bytes(starts + id / BLOCK, 4);
+  }
+  __forceinline__ void fetch(const Place& row) const {
+    fetch_bytes(row.first, row.length * sizeof(Number));
+  }
+
   // What there is of a row added to others, times a factor: the rest is 0.
   void add(const Place& row, float factor, float* sums) const {
     for (long long k = 0; k < row.length; ++k) sums[k] += factor * widen(row.first[k]);
@@ -116,6 +124,12 @@ template <int E, typename Number, typename Column, bool FILLED> struct Sparse {
   }
 
 #ifdef ON_CPU
+  __forceinline__ void announce(long long id) const { fetch_bytes(offsets + id / block_rows, 8); }
+  __forceinline__ void fetch(const Place& row) const {
+    fetch_bytes(columns + row.first, (row.last - row.first) * sizeof(Column));
+    fetch_bytes(values + row.first, (row.last - row.first) * sizeof(Number));
+  }
+
   static constexpr bool ADDS = !FILLED;
   void add(const Place& row, float factor, float* sums) const {
     for (unsigned at = row.first; at < row.last; ++at)
@@ -172,6 +186,14 @@ template <int E, class Rows, typename Column> struct Anchors {
   __device__ __forceinline__ uint2 find(long long id) const {
     return make_uint2(offsets[id], offsets[id + 1]);
   }
+
+#ifdef ON_CPU
+  __forceinline__ void announce(long long id) const { fetch_bytes(offsets + id, 8); }
+  __forceinline__ void fetch(uint2 row) const {
+    fetch_bytes(columns + row.x, (row.y - row.x) * sizeof(Column));
+    fetch_bytes(weights + row.x, (row.y - row.x) * sizeof(float));
+  }
+#endif
 
   __device__ __forceinline__ void read(uint2 row, int first,
                                        float (&entries)[E]) const {

@@ -126,7 +126,7 @@ struct Rowwise {
     return HALF ? load_number<__half>(row + tail + 2 * k)
                 : load_number<float>(row + tail + 4 * k);
   }
-  void fetch(Place row) const {
+  __forceinline__ void fetch(Place row) const {
     fetch_bytes(table + (unsigned long long)row * stride, stride);
   }
 #endif
@@ -177,9 +177,11 @@ template <int E, int BITS, bool CENTRED, class Parameters> struct Apart {
     return {(unsigned)id, scale, CENTRED ? 0.0f : read_number(parameters, own, 1)};
   }
 
-  void fetch(const Place& found) const {
-    fetch_bytes(table + found.row * stride, stride);
+  __forceinline__ void announce(long long id) const {
+    if (groups == rows) announce_row(parameters, id);
+    fetch_bytes(table + id * stride, stride);
   }
+  __forceinline__ void fetch(const Place&) const {}    // announced
 
   __forceinline__ void read(const Place& found, int first, float (&entries)[E]) const {
     decode_codes<E, BITS, CENTRED>(table + found.row * stride, first, found.scale,

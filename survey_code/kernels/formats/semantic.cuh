@@ -39,7 +39,8 @@ template <int E, class Codes, class Values, int GRAMS, bool ADDED> struct Semant
   }
 
 #ifdef ON_CPU
-  void fetch(const Place& found) const {
+  __forceinline__ void announce(long long id) const { announce_row(codes, id); }
+  __forceinline__ void fetch(const Place& found) const {
     for (int t = 0; t < GRAMS; ++t) fetch_row(values, found.rows[t]);
   }
 #endif
