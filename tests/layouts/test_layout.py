@@ -1,6 +1,8 @@
 """What every layout promises: bytes, look-up, ids, pooled look-up."""
 
 import copy
+import functools
+import inspect
 import json
 import tracemalloc
 
@@ -24,6 +26,45 @@ from survey_code.layouts import (
     rebuild,
 )
 from survey_code.layouts.layout import as_finite_table
+
+
+def in_one(name, values):
+    """As `pytest.mark.parametrize`, but all values in one test, which is named in the
+    error: a test each would be ten thousand, and most of their time pytest's own.
+    """
+
+    def wrap(test):
+        @functools.wraps(test)
+        def run(**given):
+            for value in values:
+                try:
+                    test(**given, **{name: value})
+                except BaseException as error:
+                    error.add_note(f"with {name} = {value!r}")
+                    raise
+
+        held = inspect.signature(test)
+        kept = [p for p in held.parameters.values() if p.name != name]
+        run.__signature__ = held.replace(parameters=kept)
+        return run
+
+    return wrap
+
+
+def test_every_value_is_tried_and_named():
+    tried = []
+
+    @in_one("two", "ab")
+    @in_one("one", [1, 2])
+    def test(one, two):
+        tried.append((one, two))
+        assert (one, two) != (2, "b")
+
+    with pytest.raises(AssertionError) as caught:
+        test()
+    assert tried == [(1, "a"), (2, "a"), (1, "b"), (2, "b")]
+    assert caught.value.__notes__ == ["with one = 2", "with two = 'b'"]
+
 
 fuzz = settings(deadline=None, max_examples=150, derandomize=True, database=None)
 
@@ -54,11 +95,7 @@ def test_nbytes_is_the_sum_of_the_arrays(layout):
 # -- look-up -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "ids",
-    [3, np.int64(3), np.array(3), [0, 10], (1, 2), [], [[1, 2], [3, 4]]],
-    ids=repr,
-)
+@in_one("ids", [3, np.int64(3), np.array(3), [0, 10], (1, 2), [], [[1, 2], [3, 4]]])
 def test_lookup_keeps_the_shape_of_ids(layout, ids):
     table = decode_layout(layout)
     rows = layout.lookup(ids)
@@ -67,8 +104,8 @@ def test_lookup_keeps_the_shape_of_ids(layout, ids):
     assert_rows(layout, rows, table[np.asarray(ids, dtype=np.int64)])
 
 
-@pytest.mark.parametrize("shape", [(0,), (2, 0), (2, 3, 4)])
-@pytest.mark.parametrize("kind", ["int8", "uint8", "int32", "int64", "uint64"])
+@in_one("shape", [(0,), (2, 0), (2, 3, 4)])
+@in_one("kind", ["int8", "uint8", "int32", "int64", "uint64"])
 def test_lookup_takes_every_integer_type(layout, shape, kind):
     ids = np.random.default_rng(0).integers(layout.num_embeddings, size=shape)
     rows = layout.lookup(ids.astype(kind))
@@ -88,7 +125,7 @@ def test_rows_read_are_the_callers_own(layout):
     np.testing.assert_array_equal(layout.lookup([1]), before)
 
 
-@pytest.mark.parametrize(
+@in_one(
     "ids",
     [
         [-1],
@@ -98,7 +135,6 @@ def test_rows_read_are_the_callers_own(layout):
         np.array([2**63], dtype=np.uint64),
         np.array([2**64 - 1], dtype=np.uint64),
     ],
-    ids=repr,
 )
 def test_ids_that_no_table_has_are_index_errors(layout, ids):
     with pytest.raises(IndexError, match="out of range"):
@@ -107,7 +143,7 @@ def test_ids_that_no_table_has_are_index_errors(layout, ids):
         layout.bag(np.ravel(ids), [0])
 
 
-@pytest.mark.parametrize("wrong", [11, 2**31, 2**62, np.int32(11)])
+@in_one("wrong", [11, 2**31, 2**62, np.int32(11)])
 def test_ids_beyond_the_table_are_index_errors_unless_open(layout, wrong):
     if layout.open_ids:
         assert np.isfinite(layout.lookup(wrong)).all()
@@ -116,10 +152,9 @@ def test_ids_beyond_the_table_are_index_errors_unless_open(layout, wrong):
         layout.lookup([0, wrong])
 
 
-@pytest.mark.parametrize(
+@in_one(
     "ids",
     [[0.0], np.zeros(0), [True], ["1"], [None], None, [1 + 0j], [[1], [2, 3]], [2**70]],
-    ids=repr,
 )
 def test_ids_that_are_not_integers_are_value_errors(layout, ids):
     with pytest.raises(ValueError):
@@ -189,9 +224,9 @@ def close(found, wanted):
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6 * largest)
 
 
-@pytest.mark.parametrize("kind", [np.int32, np.int64])
-@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
-@pytest.mark.parametrize("lengths", BAGS.values(), ids=BAGS)
+@in_one("kind", [np.int32, np.int64])
+@in_one("mode", ["sum", "mean", "max"])
+@in_one("lengths", BAGS.values())
 def test_bag_is_torchs_embedding_bag(layout, lengths, mode, kind):
     rng = np.random.default_rng(1)
     ids = rng.integers(layout.num_embeddings, size=sum(lengths)).astype(kind)
@@ -205,8 +240,8 @@ def test_bag_is_torchs_embedding_bag(layout, lengths, mode, kind):
         close(layout.bag(ids, offsets, weights.astype(np.float64)), wanted)
 
 
-@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
-@pytest.mark.parametrize("shape", [(4, 3), (1, 1), (3, 0), (0, 2)])
+@in_one("mode", ["sum", "mean", "max"])
+@in_one("shape", [(4, 3), (1, 1), (3, 0), (0, 2)])
 def test_bag_without_offsets_pools_each_row_of_ids(layout, shape, mode):
     rng = np.random.default_rng(2)
     ids = rng.integers(layout.num_embeddings, size=shape)
@@ -235,7 +270,7 @@ def test_a_nan_weight_spoils_only_its_own_bag(layout):
     assert np.isnan(pooled[0]).all() and np.isfinite(pooled[1]).all()
 
 
-@pytest.mark.parametrize(
+@in_one(
     "arguments",
     [
         {"offsets": [0.0]},
@@ -259,7 +294,6 @@ def test_a_nan_weight_spoils_only_its_own_bag(layout):
         {"offsets": [0], "mode": "median"},
         {"offsets": [0], "mode": None},
     ],
-    ids=repr,
 )
 def test_bad_arguments_of_bag_are_value_errors(layout, arguments):
     with pytest.raises(ValueError):
@@ -294,7 +328,7 @@ def test_any_bags_are_torchs(examples_once, lengths, mode, weighted, seed):
         close(found, torch_bag(table, ids, offsets, mode, weights))
 
 
-@pytest.mark.parametrize("kind", [np.float16, np.float64, torch.bfloat16])
+@in_one("kind", [np.float16, np.float64, torch.bfloat16])
 def test_weights_of_other_types_are_those_of_float32(layout, kind):
     numbers = np.array([0.5, -2.0, 0.25])  # that all types hold
     weights = (
@@ -341,7 +375,7 @@ def changed(layout, name, value, place=-1):
     return rebuild(layout.blueprint(), arrays)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@in_one("value", [np.nan, np.inf, -np.inf])
 def test_a_number_that_is_not_finite_is_named(layout, value):
     for name, array in layout.arrays().items():
         if array.dtype.kind == "f" and array.size:
