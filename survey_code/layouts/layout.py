@@ -618,8 +618,7 @@ class Layout(Stored):
             As for `lookup`; also if ids, offsets and weights do not fit together.
         """
         last = check_switch("include_last_offset", include_last_offset)
-        limit = 2**63 if self.open_ids else self.num_embeddings
-        padding = check_padding(padding_idx, self.num_embeddings, limit)
+        padding = find_padding(padding_idx, self)
         if self.device is not None:
             how = (mode, check, padding, last, as_torch_type(out_dtype))
             return self.device.pool(ids, offsets, per_sample_weights, *how)
@@ -697,7 +696,7 @@ class Layout(Stored):
             raise ValueError(f"ids must be integers, got dtype {given.dtype}")
         if given.size:
             low, high = int(given.min()), int(given.max())
-            limit = 2**63 if self.open_ids else self.num_embeddings
+            limit = find_limit(self)
             if low < 0 or high >= limit:
                 wrong = low if low < 0 else high
                 raise IndexError(
@@ -950,8 +949,16 @@ def check_offsets(
     return borders
 
 
-def check_padding(padding_idx: object, rows: int, limit: int) -> int | None:
-    """The id that bags leave out, or None; a negative one counts from the end."""
+def find_limit(layout: Layout) -> int:
+    """Ids of a layout are below it."""
+    return 2**63 if layout.open_ids else layout.num_embeddings
+
+
+def find_padding(padding_idx: object, layout: Layout) -> int | None:
+    """The id that bags of a layout leave out, or None; a negative one counts from the
+    end.
+    """
+    rows, limit = layout.num_embeddings, find_limit(layout)
     if padding_idx is None:
         return None
     if isinstance(padding_idx, bool) or not isinstance(padding_idx, int | np.integer):

@@ -17,7 +17,7 @@ from survey_code.kernels.cuda import MODES, Check
 from survey_code.kernels.cuda.launch import INTEGERS_OF_TORCH
 from survey_code.layouts import Layout, rebuild
 from survey_code.layouts.files import Blueprint, check_blueprint
-from survey_code.layouts.layout import as_torch_type, check_padding
+from survey_code.layouts.layout import as_torch_type, find_limit, find_padding
 from survey_code.serving import operators
 
 
@@ -467,16 +467,6 @@ def is_followed(module: nn.Module, ids: Tensor) -> bool:
             "rows of the example's ids whatever it is asked for; torch.export keeps it"
         )
     return torch._C._functorch.is_functorch_wrapped_tensor(ids)
-
-
-def find_limit(layout: Layout) -> int:
-    """Ids of a layout are below it."""
-    return 2**63 if layout.open_ids else layout.num_embeddings
-
-
-def find_padding(padding_idx: int | None, layout: Layout) -> int | None:
-    """The id itself that bags of a layout leave out; ValueError where it has none."""
-    return check_padding(padding_idx, layout.num_embeddings, find_limit(layout))
 
 
 def check_default(default_id: int, layout: Layout) -> None:

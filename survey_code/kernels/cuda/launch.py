@@ -107,12 +107,7 @@ class Launcher:
         made = kind if kind in WRITTEN else torch.float32
         out = torch.empty((*own.shape, format.dim), dtype=made, device=self.place)
         if own.numel():
-            call = Call(own, out, notice.address)
-            starter = self.starters.get(key := call.key())
-            if starter is not None:
-                start_again(starter, call)
-            else:
-                self.starters[key] = start_read(format, call)
+            self.start(Call(own, out, notice.address))
         if check is True:
             self.wait(notice, own)
         return give_back(ids, out if made is kind else out.to(kind))
@@ -143,17 +138,21 @@ class Launcher:
         if bags:
             left_out = -1 if padding is None else padding
             how = (notice.address, starts, many, bags, factors, mode, left_out)
-            call = Call(own, out, *how)
-            starter = self.starters.get(key := call.key())
-            if starter is not None:
-                starter(bags, *call.told_pool())
-            else:
-                self.starters[key] = start_pool(format, call)
+            self.start(Call(own, out, *how))
         elif starts is not None and last:
             check_end(starts, own.numel())
         if check is True:
             self.wait(notice, own, starts)
         return give_back(ids, out if made is kind else out.to(kind))
+
+    def start(self, call: Call) -> None:
+        """Start the kernels of a call, chosen at the first of its kind."""
+        starter = self.starters.get(key := call.key())
+        if starter is not None:
+            start_once(starter, call)
+        else:
+            begin = start_pool if call.bags else start_read
+            self.starters[key] = begin(self.format, call)
 
     def as_ids(self, ids: object) -> Tensor:
         """Ids as a contiguous tensor of int32 or int64, beside the layout."""
@@ -340,13 +339,15 @@ class Call(NamedTuple):
         if not bags:
             return ids.dtype, out.dtype
         kind = None if offsets is None else offsets.dtype
-        return ids.dtype, out.dtype, kind, mode, ids.numel() < 4 * bags
+        return ids.dtype, out.dtype, kind, mode, self.is_short
 
 
-def start_again(starter: Starter, call: Call) -> None:
-    """Start a kernel of look-ups again."""
+def start_once(starter: Starter, call: Call) -> None:
+    """Start the one kernel that a call takes."""
     count = call.ids.numel()
-    if starter.shares:
+    if call.bags:
+        starter(call.bags, *call.told_pool())
+    elif starter.shares:
         # Threads that share rows find up to `lanes` of them at once; fewer where there
         # would be too few groups to keep the whole GPU busy.
         each = min(max(count // ENOUGH_GROUPS, 1), starter.block[0])
@@ -365,7 +366,7 @@ def start_read(format: Format, call: Call) -> Starter | None:
         For other calls of this kind; None where it took more than one kernel.
     """
     starter = compose(format, "read_composed", call, format.single)
-    start_again(starter, call)
+    start_once(starter, call)
     return starter
 
 
@@ -374,14 +375,14 @@ def start_pool(format: Format, call: Call) -> Starter | None:
     """Start the kernel of a bag, as `start_read`; there is at least one."""
     # For short bags, fewer registers and so more threads at once.
     starter = compose(format, "pool_composed", call, "1" if call.is_short else "")
-    starter(call.bags, *call.told_pool())
+    start_once(starter, call)
     return starter
 
 
 @start_read.register
 def _(format: PieceFormat, call: Call) -> Starter:
     starter = choose_piece(format, "read_rows", "single", call)
-    start_again(starter, call)
+    start_once(starter, call)
     return starter
 
 
@@ -390,7 +391,7 @@ def _(format: PieceFormat, call: Call) -> Starter:
     name = "max_rows" if call.mode == "max" else "pool_rows"
     use = "short" if call.is_short else "pooled"
     starter = choose_piece(format, name, use, call)
-    starter(call.bags, *call.told_pool())
+    start_once(starter, call)
     return starter
 
 

@@ -179,9 +179,10 @@ template <int E, int BITS, bool CENTRED, class Parameters> struct Apart {
 
   __forceinline__ void announce(long long id) const {
     if (groups == rows) announce_row(parameters, id);
-    fetch_bytes(table + id * stride, stride);
   }
-  __forceinline__ void fetch(const Place&) const {}    // announced
+  __forceinline__ void fetch(const Place& found) const {
+    fetch_bytes(table + found.row * stride, stride);
+  }
 
   __forceinline__ void read(const Place& found, int first, float (&entries)[E]) const {
     decode_codes<E, BITS, CENTRED>(table + found.row * stride, first, found.scale,
