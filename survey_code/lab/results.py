@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from survey_code.layouts import Layout
+from survey_code.layouts.files import replace_file
 
 
 @dataclass
@@ -121,10 +122,8 @@ def append_result(path: str | os.PathLike[str], result: Result) -> None:
 
 def replace_results(path: str | os.PathLike[str], results: Iterable[Result]) -> None:
     """Write a file of results anew: beside its place first, then renamed."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text("".join(f"{result.to_json()}\n" for result in results))
-    os.replace(beside, path)
+    with replace_file(Path(path)) as file:
+        file.writelines(f"{result.to_json()}\n".encode() for result in results)
 
 
 def append_line(path: str | os.PathLike[str], line: str) -> None:

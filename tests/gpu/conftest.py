@@ -9,7 +9,6 @@ a barrier that some threads of a block do not reach, a write beside shared memor
 
 import ctypes
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -152,13 +151,15 @@ def as_argument(value):
 def make_once(place, write):
     """A file, written by whoever is first: beside its place, then moved there.
 
-    Processes that write it at the same time do no harm: each moves a whole file.
+    Processes and threads that write it at the same time do no harm: each moves a
+    whole file.
     """
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
-        beside = place.with_name(f"{os.getpid()}.{place.name}")
-        write(beside)
-        beside.rename(place)
+        with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+            beside = Path(folder) / place.name
+            write(beside)
+            beside.replace(place)
     return place
 
 

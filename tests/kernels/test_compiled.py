@@ -5,7 +5,9 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -274,6 +276,22 @@ def test_a_compiler_that_fails_is_warned_of_and_numpy_reads(monkeypatch, tmp_pat
         assert not list((tmp_path / "cache").rglob("*.so"))
     finally:
         compiling.load_library.cache_clear()
+
+
+def test_threads_that_compile_at_once_each_move_a_whole_file(monkeypatch, tmp_path):
+    """They write at the same time, and only then does the first of them move."""
+    together, place = threading.Barrier(4), tmp_path / "kernels" / "one.so"
+
+    def compile_slowly(command, **_):
+        Path(command[-1]).write_text("whole")
+        together.wait(timeout=60)
+
+    monkeypatch.setattr(compiling.subprocess, "run", compile_slowly)
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(compiling.make_once, place, "", ("c++",)) for _ in "1234"]
+    assert [call.result() for call in calls] == [place] * 4
+    assert place.read_text() == "whole"
+    assert list(place.parent.iterdir()) == [place]
 
 
 @needs_compiler

@@ -16,6 +16,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -142,21 +143,20 @@ def open_once(place: Path, text: str, compiler: Sequence[str]) -> Library:
 def make_once(place: Path, text: str, compiler: Sequence[str]) -> Path:
     """A shared library, compiled by whoever is first: beside its place, then moved.
 
-    Processes that compile it at the same time do no harm: each moves a whole file.
+    Processes and threads that compile it at the same time do no harm: each compiles
+    in a folder of its own and moves a whole file.
     """
     if place.exists():
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
-    beside = place.with_name(f"{os.getpid()}.{place.name}")
-    try:
+    with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+        beside = Path(folder) / place.name
         subprocess.run(
             [*compiler, *FLAGS, "-x", "c++", "-", "-o", str(beside)],
             input=text, text=True, check=True, capture_output=True,
             timeout=MOST_SECONDS,
         )  # fmt: skip
-        beside.rename(place)
-    finally:
-        beside.unlink(missing_ok=True)
+        beside.replace(place)
     return place
 
 
