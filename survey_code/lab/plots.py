@@ -71,18 +71,23 @@ def plot_tradeoff(
     axes.set_ylabel(METRIC_NAMES.get(metric, metric))
     name_lines(axes, ends)
     for row in bands:
-        # Its name stands on the side where the lines are farther from it.
-        left, right = (
-            min((abs(y - row.mean) for y in heights), default=0.0)
-            for heights in (starts, [y for _, y, _, _ in ends])
-        )
-        place, side = (0.01, "left") if left >= right else (0.99, "right")
-        axes.annotate(
-            "uncompressed", (place, row.mean), xycoords=("axes fraction", "data"),
-            xytext=(0, 3), textcoords="offset points", ha=side, color="0.35",
-            fontsize=7.5,
-        )  # fmt: skip
+        name_full(axes, row.mean, starts, [y for _, y, _, _ in ends])
     return axes
+
+
+def name_full(
+    axes: Axes, mean: float, starts: Sequence[float], ends: Sequence[float]
+) -> None:
+    """Name the uncompressed table on the side where the lines are farther from it."""
+    left, right = (
+        min((abs(y - mean) for y in heights), default=0.0) for heights in (starts, ends)
+    )
+    place, side = (0.01, "left") if left >= right else (0.99, "right")
+    axes.annotate(
+        "uncompressed", (place, mean), xycoords=("axes fraction", "data"),
+        xytext=(0, 3), textcoords="offset points", ha=side, color="0.35",
+        fontsize=7.5,
+    )  # fmt: skip
 
 
 def find_band(mean: float, deviation: float) -> tuple[float, float]:

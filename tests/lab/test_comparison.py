@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 
 from survey_code.lab import Result, compare, judge, rank, subtract, tabulate
-from survey_code.lab.comparison import (
-    Point,
-    draw_curves,
-    main_metric,
-    read_point,
-)
+from survey_code.lab.comparison import Point, draw_curves, main_metric, read_point
 from survey_code.lab.results import name_curve
 
 
