@@ -63,26 +63,29 @@ def measure_costs(experiment: Experiment, command: str = "") -> dict[str, Any]:
     -------
     dict
         ``train`` and ``search``: ``start_s`` and ``us_per_row``; ``compress_s``;
-        ``bytes``: ``stored``, ``held`` while serving, ``training_persistent``,
-        ``training_peak``, and those ``_in_search``; ``moved_per_row``, the bytes that
-        replacing one row moves, None where all must be sent again; ``lookup`` and
-        ``bag``: ``[p50, p99]`` in microseconds by the number of ids; and where it
-        comes from.
+        ``training_bytes``: ``persistent``, ``peak``, and those ``_in_search``;
+        ``stored_bytes``, and ``held_bytes`` while it is served; ``moved_per_row``, the
+        bytes that replacing one row moves, None where all must be sent again;
+        ``lookup`` and ``bag``: ``[p50, p99]`` in microseconds by the number of ids;
+        and where it comes from.
     """
     short = [shorten(experiment, epochs) for epochs in EPOCHS]
     train_short(short[0])  # what is loaded and compiled once counts for nobody
     first, last = (train_short(one) for one in short)
     memory, _ = short[-1].measure(last.learnt, short[-1].plan(), timed=False)
     device = experiment.trial.settings.device
+    spec, layout = experiment.task.spec, last.learnt.layout
+    outside = spec.outside_bytes
     return {
         "method": experiment.method,
         "options": experiment.options.given(),
         "data": experiment.data_name,
-        "ratio": float(experiment.ratio),
+        "requested_ratio": float(experiment.ratio),
+        "reached_ratio": (spec.full_bytes + outside) / (layout.nbytes + outside),
         "search": split_seconds("search", first, last),
         "train": split_seconds("train", first, last),
         "compress_s": last.learnt.seconds["compress"],
-        **measure_serving(last.learnt.layout, device),
+        **measure_serving(layout, device),
         "training_bytes": memory,
         **describe_machine(device),
         "command": command,
