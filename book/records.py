@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,15 @@ CONTESTS = {
                 evaluate_every=4, patience=1, tolerance=1e-2, products="tf32",
             ),
             list_entrants("top-n", 64), tuned_on=(0,),
+        ),
+        Contest(
+            "stream", "movietweetings",
+            until_plateau(
+                TRIALS["frappe", "dcnv2"], 6, batch_size=1024, patience=2,
+                tolerance=1e-4,
+            ),
+            list_entrants("ctr", 16), tuned_on=(0,),
+            kind=partial(StreamExperiment, update_epochs=1),
         ),
     )
 }  # fmt: skip

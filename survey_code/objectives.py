@@ -165,9 +165,10 @@ def evaluate_apart(
 class RankingObjective:
     """Rank the items a user met above others: BPR or sampled softmax.
 
-    An epoch goes once over the training pairs in random order.  Negative items
-    are drawn uniformly from all items; few of them are positives by chance
-    (on Gowalla 1 in 1,500).
+    An epoch goes once over the training pairs in random order; or, as LightGCN's
+    authors do, draws as many users, all alike, and for each one of its items.
+    Negative items are drawn uniformly from all items; few of them are positives by
+    chance (on Gowalla 1 in 1,500).
 
     Parameters
     ----------
@@ -179,11 +180,13 @@ class RankingObjective:
     negatives : int
     temperature : float
         Scores are divided by it in the softmax.
+    draws : {"pairs", "users"}
+        What an epoch draws alike.
 
     Raises
     ------
     ValueError
-        If the loss is unknown, or a number is out of its range.
+        If the loss or what is drawn is unknown, or a number is out of its range.
     """
 
     monitor = "recall@20"
@@ -195,22 +198,34 @@ class RankingObjective:
         loss: str = "bpr",
         negatives: int = 4096,
         temperature: float = 0.1,
+        draws: str = "pairs",
     ) -> None:
         if loss not in ("bpr", "softmax"):
             raise ValueError(f"loss must be 'bpr' or 'softmax', got {loss!r}")
+        if draws not in ("pairs", "users"):
+            raise ValueError(f"draws must be 'pairs' or 'users', got {draws!r}")
         self.data = data
         self.settings = settings
         self.kind = loss
         self.negatives = check_range("negatives", negatives, 1)
         self.temperature = check_number("temperature", temperature, above=0)
-        self._pairs = torch.from_numpy(np.array(data.train)).to(settings.device)
+        # Where each user's pairs begin, who has some, and how many, once sorted.
+        self._users: tuple[np.ndarray, np.ndarray] | None = None
+        pairs = np.array(data.train)
+        if draws == "users":
+            pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
+            _, first, count = np.unique(
+                pairs[:, 0], return_index=True, return_counts=True
+            )
+            self._users = first, count
+        self._pairs = torch.from_numpy(pairs).to(settings.device)
         self._lists: tuple[PairLists, PairLists] | None = None
         self.steps = -(-len(data.train) // settings.batch_size)
 
     def batches(self, rng: np.random.Generator) -> Iterator[Batch]:
         """Users, positive items and negative items, all as ids."""
         device, size = self._pairs.device, self.settings.batch_size
-        order = torch.from_numpy(rng.permutation(len(self._pairs))).to(device)
+        order = torch.from_numpy(self._draw_pairs(rng)).to(device)
         # A whole epoch's negatives at once: a transfer a step would keep a GPU
         # waiting longer than the step takes.
         shape = len(order) if self.kind == "bpr" else (self.steps, self.negatives)
@@ -228,6 +243,15 @@ class RankingObjective:
             users, positives = held_out[torch.from_numpy(chosen)].unbind(1)
             drawn = len(chosen) if self.kind == "bpr" else self.negatives
             yield users, positives, self._draw_items(rng, drawn)
+
+    def _draw_pairs(self, rng: np.random.Generator) -> np.ndarray:
+        """Places of an epoch's pairs."""
+        if self._users is None:
+            return rng.permutation(len(self._pairs))
+        first, count = self._users
+        users = rng.integers(len(first), size=len(self._pairs))
+        places: np.ndarray = first[users] + rng.integers(count[users])
+        return places
 
     def _draw_items(
         self, rng: np.random.Generator, shape: int | tuple[int, ...]

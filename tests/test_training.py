@@ -892,3 +892,26 @@ def test_an_unknown_ranking_loss_is_a_value_error():
     data = InteractionData("pairs", 1, 1, pairs, pairs, pairs)
     with pytest.raises(ValueError, match="loss must be 'bpr' or 'softmax', got 'hinge"):
         RankingObjective(data, TrainingSettings(), "hinge")
+    with pytest.raises(ValueError, match="draws must be 'pairs' or 'users', got 'it"):
+        RankingObjective(data, TrainingSettings(), draws="items")
+
+
+def test_users_are_drawn_alike_however_many_items_they_met():
+    items = [[2], [2, 3, 4, 5, 6], [], [3, 6]]
+    pairs = np.array([[u, 2 + i] for u, own in enumerate(items) for i in own])
+    rng = np.random.default_rng(0)
+    data = InteractionData("pairs", 4, 8, rng.permutation(pairs), pairs[:0], pairs[:0])
+    settings = TrainingSettings(batch_size=3)
+    objective = RankingObjective(data, settings, draws="users")
+    drawn = np.concatenate(
+        [
+            torch.stack(batch[:2], 1).numpy()
+            for _ in range(600)
+            for batch in objective.batches(rng)
+        ]
+    )
+    assert len(drawn) == 600 * len(pairs)
+    kinds, counts = np.unique(drawn, axis=0, return_counts=True)
+    assert kinds.tolist() == sorted(pairs.tolist())
+    wanted = [len(drawn) / 3 / len(items[user]) for user, _ in kinds]
+    np.testing.assert_allclose(counts, wanted, rtol=0.15)

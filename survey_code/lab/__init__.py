@@ -6,7 +6,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from survey_code.lab.comparison import Difference, compare, rank, subtract, tabulate
+    from survey_code.lab.comparison import (
+        Difference,
+        compare,
+        judge,
+        rank,
+        subtract,
+        tabulate,
+    )
     from survey_code.lab.contest import Contest, Entrant
     from survey_code.lab.experiment import (
         Experiment,
@@ -53,6 +60,7 @@ _HOMES = {
     "default_trial": "trial",
     "describe_results": "results",
     "load_results": "results",
+    "judge": "comparison",
     "make_task": "task",
     "measure_lookup": "latency",
     "measure_training": "memory",
@@ -85,6 +93,7 @@ __all__ = [
     "compare_search_cost",
     "default_trial",
     "describe_results",
+    "judge",
     "load_results",
     "make_task",
     "measure_lookup",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -265,3 +265,77 @@ def rank(
         fallback = means.get(FALLBACK, math.nan)
         filled[name] = fallback if nearest is None else nearest.mean
     return filled.rank(ascending=False, method="average")
+
+
+def judge(
+    contests: Mapping[str, Iterable[Result]],
+    names: Collection[str],
+    ratios: Sequence[float] = (2, 4, 10, 30),
+) -> pd.DataFrame:
+    """Which of some methods to take, task by task and ratio by ratio.
+
+    Parameters
+    ----------
+    contests : mapping of str to iterable of Result
+        The runs of each, by what it is called.
+    names : collection of str
+        Methods or variants; all others that are recorded, but the full table, are
+        their rivals.
+    ratios : sequence of float
+
+    Returns
+    -------
+    DataFrame
+        Indexed by ``task`` and ``ratio``: the ``best`` of them and its ``mean``,
+        those that are ``as good`` (not beyond two deviations of the paired
+        differences behind it), the best ``rival``, and by how much the best is
+        ``ahead`` of that, in words; empty where nothing reaches the ratio.
+    """
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for task, results in contests.items():
+        known = list(results)
+        metric = main_metric(known)
+        for ratio in ratios:
+            means = compare(known, ratio, metric)["mean"].drop("full", errors="ignore")
+            own = [name for name in means.index if name in names]
+            others = [name for name in means.index if name not in names]
+            row = dict.fromkeys(("best", "mean", "as good", "rival", "ahead"), "")
+            rows[task, f"{ratio:g}x"] = row
+            row["rival"] = others[0] if others else ""
+            if own:
+                best = own[0]
+                row |= {"best": best, "mean": f"{means[best]:.4f}"}
+                ties = find_ties(known, own, ratio, metric)
+                row["as good"] = ", ".join(ties) or "none"
+            if own and others:
+                lead = subtract(known, own[0], others[0], ratio, metric)
+                row["ahead"] = lead.describe()
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return table.rename_axis(["task", "ratio"])
+
+
+def find_ties(
+    results: Sequence[Result], names: Sequence[str], ratio: float, metric: str
+) -> list[str]:
+    """Those of some methods that are not clearly behind the first."""
+    best, *others = names
+    return [
+        name
+        for name in others
+        if not subtract(results, best, name, ratio, metric).is_clear
+    ]
+
+
+def main_metric(results: Iterable[Result]) -> str:
+    """What a task's methods are ranked by: AUC of clicks, Recall@20 of rankings.
+
+    Raises
+    ------
+    ValueError
+        If the results have neither.
+    """
+    found = {name for result in results for name in result.test}
+    for name in ("auc", "recall@20"):
+        if name in found:
+            return name
+    raise ValueError(f"no auc and no recall@20, but {sorted(found)}")

@@ -86,6 +86,8 @@ class Contest:
         That are recorded.
     tuned_on : tuple of int
         Seeds of the trials: two where a trial is short, as one seed's best is noise.
+    kind : callable
+        Makes an experiment, as `Experiment` does.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Contest:
     ratios: tuple[float, ...] = RATIOS
     seeds: tuple[int, ...] = SEEDS
     tuned_on: tuple[int, ...] = (0, 10)
+    kind: Callable[..., Experiment] = Experiment
     _reached: dict[tuple[str, float], float | None] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -117,7 +120,7 @@ class Contest:
         if isinstance(options, SearchOptions) and options.search_epochs is None:
             options = options.replace(search_epochs=self.trial.settings.epochs)
         trial = way.adapt(self.trial)
-        return Experiment(entrant.key, options, self.data, trial, ratio, seed)
+        return self.kind(entrant.key, options, self.data, trial, ratio, seed)
 
     def plan(self, entrant: Entrant, way: Way, ratio: float) -> Options | None:
         """The options of a run, a plan's included; None where it is out of reach."""

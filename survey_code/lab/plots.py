@@ -25,7 +25,10 @@ METRIC_NAMES = {
 
 
 def plot_tradeoff(
-    results: Iterable[Result], metric: str = "auc", ax: Axes | None = None
+    results: Iterable[Result],
+    metric: str = "auc",
+    ax: Axes | None = None,
+    named: Sequence[str] | None = None,
 ) -> Axes:
     """Draw accuracy against the compression ratio that was reached.
 
@@ -40,6 +43,9 @@ def plot_tradeoff(
         catalogue is a line of its own name.
     metric : str
     ax : Axes, optional
+    named : sequence of str, optional
+        The lines to colour and name; those of all others are thin and grey, to show
+        where the field stands.  By default all are named.
 
     Returns
     -------
@@ -54,6 +60,10 @@ def plot_tradeoff(
         axes.axhspan(low, high, color="0.85", zorder=0)
         axes.axhline(row.mean, color="0.4", linestyle="--", linewidth=1, label="full")
     lines = table[table["key"] != "full"]
+    if named is not None:
+        apart = lines["key"].isin(list(named))
+        draw_field(axes, lines[~apart])
+        lines = lines[apart]
     starts, ends = draw_lines(axes, lines)
     axes.set_xscale("log", base=2)
     show_ratios(axes, list(lines["reached"]))
@@ -61,18 +71,23 @@ def plot_tradeoff(
     axes.set_ylabel(METRIC_NAMES.get(metric, metric))
     name_lines(axes, ends)
     for row in bands:
-        # Its name stands on the side where the lines are farther from it.
-        left, right = (
-            min((abs(y - row.mean) for y in heights), default=0.0)
-            for heights in (starts, [y for _, y, _, _ in ends])
-        )
-        place, side = (0.01, "left") if left >= right else (0.99, "right")
-        axes.annotate(
-            "uncompressed", (place, row.mean), xycoords=("axes fraction", "data"),
-            xytext=(0, 3), textcoords="offset points", ha=side, color="0.35",
-            fontsize=7.5,
-        )  # fmt: skip
+        name_full(axes, row.mean, starts, [y for _, y, _, _ in ends])
     return axes
+
+
+def name_full(
+    axes: Axes, mean: float, starts: Sequence[float], ends: Sequence[float]
+) -> None:
+    """Name the uncompressed table on the side where the lines are farther from it."""
+    left, right = (
+        min((abs(y - mean) for y in heights), default=0.0) for heights in (starts, ends)
+    )
+    place, side = (0.01, "left") if left >= right else (0.99, "right")
+    axes.annotate(
+        "uncompressed", (place, mean), xycoords=("axes fraction", "data"),
+        xytext=(0, 3), textcoords="offset points", ha=side, color="0.35",
+        fontsize=7.5,
+    )  # fmt: skip
 
 
 def find_band(mean: float, deviation: float) -> tuple[float, float]:
@@ -101,6 +116,16 @@ def draw_lines(
         last = rows.iloc[-1]
         ends.append((float(last["reached"]), float(last["mean"]), str(key), color))
     return starts, ends
+
+
+def draw_field(axes: Axes, table: pd.DataFrame) -> None:
+    """Thin grey lines without names, behind those that a picture is about."""
+    for _, rows in table.groupby("key", sort=False):
+        rows = rows.sort_values("reached", kind="stable")
+        axes.plot(
+            rows["reached"], rows["mean"], color="0.85", marker=".", markersize=3,
+            linewidth=0.7, zorder=0.5,
+        )  # fmt: skip
 
 
 def plot_marks(

@@ -164,7 +164,7 @@ def load_results(
     ----------
     path : path
     keys : collection of str, optional
-        Only these methods' results.
+        Only these methods' or variants' results, as `name_curve` names them.
 
     Raises
     ------
@@ -182,7 +182,7 @@ def load_results(
                 results.append(Result.from_json(line))
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
-    return [result for result in results if keys is None or result.key in keys]
+    return [result for result in results if keys is None or name_curve(result) in keys]
 
 
 def describe_results(results: Sequence[Result]) -> str:

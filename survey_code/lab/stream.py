@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,11 +17,42 @@ from survey_code.data.tasks import ClickData, ClickRows, StreamData, join_rows
 from survey_code.embedding import Fitted
 from survey_code.lab.experiment import Data, Experiment, describe_call
 from survey_code.lab.results import Result, describe_machine
-from survey_code.lab.task import ClickTask
+from survey_code.lab.task import ClickTask, Learnt
 from survey_code.layouts import Layout
 from survey_code.objectives import evaluate_clicks
 from survey_code.options import Options
-from survey_code.training import train
+from survey_code.training import meter_rows, train
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the first windows of a stream decided.
+
+    Parameters
+    ----------
+    options : Options
+        Planned, and searched for.
+    learnt : Learnt, optional
+        What was trained until a plateau, while the last window was held out.
+    validation : dict
+        Its metrics there.
+    """
+
+    options: Options
+    learnt: Learnt | None = None
+    validation: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> dict[str, object]:
+        """How the training ended that was watched, as settings tell it."""
+        if self.learnt is None:
+            return {}
+        histories = self.learnt.histories
+        limits = [history.ended for history in histories if history.ended == "limit"]
+        return {
+            "epochs_trained": sum(len(history.epochs) for history in histories),
+            "ended": limits[0] if limits else histories[-1].ended,
+        }
 
 
 @dataclass(frozen=True)
@@ -32,6 +63,9 @@ class StreamExperiment(Experiment):
     first a test and then, warm-started, `update_epochs` epochs of training.  Methods
     that compress after training compress anew before each test, and those that
     search do so in the first `start` windows, of which they choose by the last.
+
+    Where a plateau is to end the training, that window finds it, too: all `start`
+    windows are then learnt from anew, for as many steps and at the same rates.
 
     Parameters
     ----------
@@ -74,8 +108,12 @@ class StreamExperiment(Experiment):
     @property
     def asked(self) -> dict[str, object]:
         """The method's options, and how the stream is followed."""
-        pace = {"start": self.start, "update_epochs": self.update_epochs}
-        return {**self.options.asked(), **pace}
+        return {**self.options.asked(), **self.pace}
+
+    @property
+    def pace(self) -> dict[str, object]:
+        """How the stream is followed."""
+        return {"start": self.start, "update_epochs": self.update_epochs}
 
     @property
     def defaults(self) -> dict[str, object]:
@@ -90,10 +128,35 @@ class StreamExperiment(Experiment):
         """Streams are asked for what they can hold."""
         return True
 
+    @property
+    def waits(self) -> bool:
+        """Whether a plateau ends the training."""
+        return self.trial.settings.schedule == "plateau"
+
     def follow(self) -> pd.DataFrame:
         """Learn and test, window after window; see `run_stream`."""
-        method, task = get_method(self.method), self.task
-        options = self.settle()
+        return self.go_on(self.choose())
+
+    def choose(self) -> Start:
+        """What the first windows decide, of which the last is held out for it."""
+        method, options = get_method(self.method), self.plan()
+        if not self.waits and method.stage != SEARCH:
+            return Start(options)
+        trial = self.trial if self.waits else self.task.trial
+        task = ClickTask(hold_out_last(self.stream, self.start), trial, self.seed)
+        options = task.search(method, options)
+        if not self.waits:
+            return Start(options)
+        learnt = task.learn(method, options)
+        validation = task.validate(learnt.fitted.network, learnt.layout)
+        return Start(options, learnt, validation)
+
+    def go_on(self, chosen: Start) -> pd.DataFrame:
+        """Learn the first windows and test the others, one after another."""
+        method, task, options = get_method(self.method), self.task, chosen.options
+        if chosen.learnt is not None:
+            scripts = [history.script for history in chosen.learnt.histories]
+            task = ClickTask(task.data, self.trial, self.seed, scripts)
         after = method.stage == AFTER
         own = method.load().prepare(task.spec, options, self.seed) if after else None
         kind = get_method("full") if after else method
@@ -111,31 +174,31 @@ class StreamExperiment(Experiment):
                 self.update(fitted, window)
         return pd.DataFrame(rows).set_index("window")
 
-    def settle(self) -> Options:
-        """The options to train with: planned, and searched for on what was held out."""
-        method, planned = get_method(self.method), self.plan()
-        if method.stage != SEARCH:
-            return planned
-        held_out = hold_out_last(self.stream, self.start)
-        return ClickTask(held_out, self.task.trial, self.seed).search(method, planned)
-
     def judge(self, fitted: Fitted, layout: Layout, window: int) -> dict[str, Any]:
         """One row of `follow`."""
         task, rows = self.task, self.stream.windows[window]
         twin = task.read_through(fitted.network, layout)
-        stored = layout.nbytes + task.spec.outside_bytes
         return {
             "window": window,
             **evaluate_clicks(twin, rows, task.device),
             "new_ids": new_share(self.stream, window),
-            "bytes": stored,
-            "ratio": (task.spec.full_bytes + task.spec.outside_bytes) / stored,
+            **self.count_bytes(layout),
         }
+
+    def count_bytes(self, layout: Layout) -> dict[str, float]:
+        """What is stored, weights per id included, and the ratio that this is."""
+        spec = self.task.spec
+        stored = layout.nbytes + spec.outside_bytes
+        return {
+            "bytes": stored, "ratio": (spec.full_bytes + spec.outside_bytes) / stored,
+        }  # fmt: skip
 
     def update(self, fitted: Fitted, window: int) -> None:
         """Learn from a window that was tested."""
         trial = self.task.trial
         settings = dataclasses.replace(trial.settings, epochs=self.update_epochs)
+        if self.waits:  # nothing is held out now
+            settings = settings.replace(patience=0, schedule="constant")
         rows = gather_windows(self.stream, window, window + 1)
         objective = ClickTask(rows, trial, self.seed).build_objective(settings)
         train(fitted.network, objective, settings, self.seed + window)
@@ -151,25 +214,32 @@ class StreamExperiment(Experiment):
         """The pass as a result: the test metrics are means over windows, then one AUC
         a window.
         """
-        start = time.perf_counter()
-        windows = self.follow()
-        means = windows[["auc", "log_loss"]].mean().to_dict()
+        start, tested = time.perf_counter(), {}
+        with meter_rows() as meter:
+            chosen = self.choose()
+            sizes = self.count_bytes(chosen.learnt.layout) if chosen.learnt else {}
+            if test:
+                windows = self.go_on(chosen)
+                sizes = windows.iloc[-1]
+                tested = windows[["auc", "log_loss"]].mean().to_dict()
+                tested |= {f"auc@{t}": auc for t, auc in windows["auc"].items()}
         return Result(
             key=self.method,
             asked=self.asked,
-            options={n: v for n, v in self.asked.items() if v is not None},
+            options={**chosen.options.described(), **self.pace},
             data=self.data_name,
             model=self.trial.model,
             dim=self.trial.dim,
             seed=self.seed,
             requested_ratio=float(self.ratio),
-            reached_ratio=float(windows["ratio"].iloc[-1]),
-            bytes={"inference": int(windows["bytes"].iloc[-1])},
-            validation={},
-            test={**means, **{f"auc@{t}": auc for t, auc in windows["auc"].items()}},
+            reached_ratio=float(sizes.get("ratio", 1.0)),
+            bytes={"inference": int(sizes.get("bytes", 0))},
+            validation=chosen.validation,
+            test=tested,
             seconds={"train": time.perf_counter() - start},
             lookup={},
-            settings=self.trial.describe(),
+            settings={**self.trial.describe(), **chosen.ended},
+            rows={"train": meter.rows},
             **describe_machine(self.trial.settings.device),
             command=command or describe_call(self),
         )

@@ -291,6 +291,23 @@ EXAMPLES = {
         EXAMPLES["grouped, ranges"]().matrices(),
         11,
     ),
+    "groups of two kinds": lambda: QuotientRemainder.make(
+        FIELDS, fields="apart", threshold=50, field_moduli=[0, 20, 30]
+    ).freeze(),
+    "groups of four kinds": lambda: GroupedLayout.from_tables(
+        [
+            name_levels(12, 3, "row"),
+            WEIGHT[:200],
+            np.zeros((150, 0), np.float32),
+            BloomEmbeddings.make(SPEC, rows=40).freeze(),
+            compress(WEIGHT[:50], "rowwise", bits=4),
+        ],
+        [None] * 5,
+        12,
+        np.random.default_rng(8).permutation(
+            np.repeat(np.arange(5), [ROWS, 200, 150, ROWS, 50])
+        ),
+    ),
     "int8 anchors": lambda: with_rows("anchors", "anchors", bits=8),
     "three precisions": lambda: RoutedLayout.from_ids(
         [

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from survey_code.lab import Result, compare, rank, subtract, tabulate
-from survey_code.lab.comparison import Point, draw_curves, read_point
+from survey_code.lab import Result, compare, judge, rank, subtract, tabulate
+from survey_code.lab.comparison import Point, draw_curves, main_metric, read_point
 from survey_code.lab.results import name_curve
 
 
@@ -135,3 +135,37 @@ def test_ranks_give_those_that_cannot_what_double_hashing_makes_of_it():
     assert places.to_dict() == {
         "uniform": 1.0, "double_hashing": 3.0, "rowwise": 3.0, "half": 3.0,
     }  # fmt: skip
+
+
+def test_the_best_of_some_is_told_with_its_equals_and_its_rival():
+    table = judge({"clicks": RESULTS}, ("uniform", "double_hashing"), (4, 8, 30))
+    assert table.loc["clicks", "4x"].to_dict() == {
+        "best": "uniform", "mean": "0.8500", "as good": "none", "rival": "rowwise",
+        "ahead": "-0.0400 ± 0.0100",
+    }  # fmt: skip
+    assert table.loc["clicks", "8x"]["ahead"] == "-0.0700 ± 0.0100"
+    # Nothing reaches 30x; and one seed is no difference.
+    assert table.loc["clicks", "30x"].tolist() == [""] * 5
+    close = judge({"clicks": RESULTS}, ("half",), (2,)).loc["clicks", "2x"]
+    assert (close["best"], close["rival"], close["ahead"]) == ("half", "", "")
+
+
+def test_what_is_not_clearly_behind_is_as_good():
+    pairs = np.array([-0.001, 0.0, 0.001])
+    runs = [
+        *make("pq", 4, [0.5] * 3), *make("dpq", 4, 0.4999 + pairs),
+        *make("mgqe", 4, 0.49 + pairs), *make("full", 1, [0.6] * 3),
+    ]  # fmt: skip
+    row = judge({"clicks": runs}, ("pq", "dpq", "mgqe"), (4,)).loc["clicks", "4x"]
+    assert (row["best"], row["as good"], row["rival"]) == ("pq", "dpq", "")
+
+
+def test_a_task_is_judged_by_its_own_metric():
+    assert main_metric(make("pq", 4, [0.5])) == "auc"
+    lists = make("pq", 4, [0.5])
+    lists[0].test.clear()
+    lists[0].test["recall@20"] = 0.1
+    assert main_metric(lists) == "recall@20"
+    lists[0].test.clear()
+    with pytest.raises(ValueError, match="no auc and no recall@20"):
+        main_metric(lists)

@@ -52,6 +52,17 @@ def test_lines_hold_means_over_seeds_at_the_ratio_reached(axes):
     assert [t.get_text() for t in axes.get_xticklabels()] == ["2x", "4x", "8x", "16x"]
 
 
+def test_those_who_are_not_named_stay_grey_and_behind(axes):
+    keys = ["uniform", "hashing", "pq"]
+    runs = [result(key, ratio, 1, 0.8) for key in keys for ratio in (2, 4)]
+    plot_tradeoff(runs, "auc", axes, named=["pq"])
+    assert [t.get_text() for t in axes.texts] == ["pq"]
+    behind = [line for line in axes.get_lines() if line.get_color() == "0.85"]
+    named = axes.containers[0][0]
+    assert len(behind) == 2
+    assert all(line.get_zorder() < named.get_zorder() for line in behind)
+
+
 def test_names_at_line_ends_do_not_overlap(axes):
     keys = ["uniform", "hashing", "quotient_remainder", "rowwise"]
     runs = [result(key, ratio, 1, 0.8) for key in keys for ratio in (2, 4)]

@@ -1,12 +1,15 @@
 """Streams: each window is a test before it is learnt from."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from survey_code import FullEmbedding
 from survey_code.data.synthetic import make_clicks, make_stream
 from survey_code.lab import Trial, run_stream
-from survey_code.lab.stream import gather_windows, new_share
+from survey_code.lab.experiment import Experiment
+from survey_code.lab.stream import StreamExperiment, gather_windows, new_share
 from survey_code.lab.task import ClickTask
 from survey_code.objectives import evaluate_clicks
 from survey_code.training import TrainingSettings
@@ -66,6 +69,29 @@ def test_compressed_bytes_are_inside_the_budget(key, stream):
     full = 4 * 8 * stream.num_embeddings
     assert (found["bytes"] <= full / 2).all()
     np.testing.assert_allclose(found["ratio"], full / found["bytes"])
+
+
+PLATEAU = {"schedule": "plateau", "patience": 1, "drops": 1, "decay": 0.3}
+
+
+@pytest.mark.parametrize("key", ["full", "rowwise", "pep"])
+def test_a_plateau_is_found_on_the_last_window_before_the_first_test(key, stream):
+    """And all of them are then learnt from as long, and at the same rates."""
+    settings = TRIAL.settings.replace(**PLATEAU)
+    trial = dataclasses.replace(TRIAL, settings=settings)
+    ratio = 1 if key == "full" else 2
+    asked = Experiment.of(key, stream, ratio, 1, trial=trial)
+    one = StreamExperiment(key, asked.options, stream, trial, ratio, 1, 2, 0)
+    chosen, tried, tested = one.choose(), one.run(test=False), one.run()
+    assert tried.test == {} and tried.validation == tested.validation
+    assert tried.settings["ended"] == "plateau" and tried.rows["train"] > 0
+    assert sorted(tested.test) == ["auc", "auc@2", "auc@3", "log_loss"]
+    if key == "full":
+        scripts = [history.script for history in chosen.learnt.histories]
+        task = ClickTask(gather_windows(stream, 0, 2), trial, 1, scripts)
+        network = task.train(FullEmbedding(task.spec, seed=1)).network
+        wanted = evaluate_clicks(network, stream.windows[2])
+        assert tested.test["auc@2"] == pytest.approx(wanted["auc"])
 
 
 def test_newcomers_are_counted_by_row(stream):

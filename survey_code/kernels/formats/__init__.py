@@ -985,11 +985,13 @@ class GroupedFormat(Format):
         columns: Sequence[np.ndarray | None],
         planes: Shaped | None,
         before: Shaped | None,
-    ) -> GroupedFormat | None:
-        """Tables of one format; None where their formats differ."""
+    ) -> GroupedFormat:
+        """Tables of one format, or of several that are told apart."""
         xp = module_of(*tables)
         groups, row = [], 0
-        for table, projection, column in zip(tables, projections, columns):
+        kinds = list({table.form(1): table for table in tables}.values())
+        alike = [OneOfFormat.of(table, kinds) for table in tables]
+        for table, projection, column in zip(alike, projections, columns):
             width, places = table.dim, None
             if column is not None and 0 < width < shape[1]:
                 spread = np.full(shape[1], -1, dtype=np.int16)
@@ -997,8 +999,6 @@ class GroupedFormat(Format):
                 places = xp.asarray(spread)
             groups.append(GroupFormat(table, width, projection, places, row))
             row += table.rows
-        if len({table.form(1) for table in tables if table.dim}) > 1:
-            return None
         numbers = [list_numbers(group) for group in groups]
         listed = xp.asarray(np.array(numbers, dtype=np.int64))
         bits = 0 if planes is None else planes.shape[1]
@@ -1013,8 +1013,7 @@ class GroupedFormat(Format):
 
     def inner(self) -> list[Format]:
         """As for `Format`."""
-        tables = given(*(group.numbers for group in self.members))
-        return [table for table in tables if table.dim] or tables
+        return given(*(group.numbers for group in self.members))
 
     def form(self, entries: int) -> str:
         """As for `Format`."""
@@ -1091,6 +1090,40 @@ class RoutedFormat(Format):
     def form(self, entries: int) -> str:
         """As for `Format`."""
         return f"Routed<{self.part.form(entries)}, {self.rest.form(entries)}>"
+
+
+@dataclass(eq=False)
+class OneOfFormat(Format):
+    """Rows of one of two kinds; another table stands for the kind that it is not."""
+
+    header = "parts.cuh"
+    first_part: Inner
+    second_part: Inner
+    is_second: Number
+
+    @classmethod
+    def of(cls, table: Format, kinds: Sequence[Format]) -> Format:
+        """A table, told apart from those that stand for all kinds, its own included."""
+        first, *others = kinds
+        if not others:
+            return table
+        if first.form(1) == table.form(1):
+            return cls(table.rows, table.dim, table, cls.of(others[0], others), 0)
+        return cls(table.rows, table.dim, first, cls.of(table, others), 1)
+
+    def inner(self) -> list[Format]:
+        """As for `Format`."""
+        return [self.first_part, self.second_part]
+
+    @property
+    def made(self) -> int:
+        """As for `Format`; what stands for another kind is made for its own table."""
+        return (self.second_part if self.is_second else self.first_part).made
+
+    def form(self, entries: int) -> str:
+        """As for `Format`."""
+        first, second = self.first_part.form(entries), self.second_part.form(entries)
+        return f"OneOf<{first}, {second}>"
 
 
 @dataclass(eq=False)
@@ -1191,5 +1224,5 @@ DESCRIBED: tuple[type[Format], ...] = (
     HashedFormat,
     SideBySideFormat, SemanticFormat, PathFormat, ProbedFormat,
     FlatFormat, TrainFormat, RaggedFormat, SparseFormat, AnchorFormat, GroupedFormat,
-    OthersFormat, RoutedFormat, AddedFormat, TurnedFormat,
+    OthersFormat, RoutedFormat, OneOfFormat, AddedFormat, TurnedFormat,
 )  # fmt: skip

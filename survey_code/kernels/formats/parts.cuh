@@ -104,6 +104,42 @@ template <class Part, class Rest> struct Routed {
 #endif
 };
 
+// Rows of one of two kinds: a group's table, beside others of another kind.
+template <class First, class Second> struct OneOf {
+  static constexpr int ENTRIES = First::ENTRIES, AHEAD = 1;
+  using Fields = OneOfFields<First, Second>;
+  using Place = Either<typename First::Place, typename Second::Place>;
+  First first_part;
+  Second second_part;
+  bool is_second;
+
+  __device__ __forceinline__ OneOf(const Fields& f, int dim)
+      : first_part(f.first_part, dim), second_part(f.second_part, dim),
+        is_second(f.is_second) {}
+
+  __device__ __forceinline__ Place find(long long id) const {
+    Place found;
+    if (is_second) found.hold(second_part.find(id));
+    else found.hold(first_part.find(id));
+    return found;
+  }
+  __device__ __forceinline__ void read(const Place& found, int first,
+                                       float (&entries)[ENTRIES]) const {
+    if (is_second)
+      second_part.read(found.template held<typename Second::Place>(), first, entries);
+    else
+      first_part.read(found.template held<typename First::Place>(), first, entries);
+  }
+#ifdef ON_CPU
+  __forceinline__ void fetch(const Place& found) const {
+    if (is_second)
+      fetch_row(second_part, found.template held<typename Second::Place>());
+    else
+      fetch_row(first_part, found.template held<typename First::Place>());
+  }
+#endif
+};
+
 template <class First, class Second> struct Added {
   static constexpr int ENTRIES = First::ENTRIES, AHEAD = 1;
   using Fields = AddedFields<First, Second>;

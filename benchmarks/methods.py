@@ -1,0 +1,87 @@
+"""What every method of a contest costs beside its accuracy, each measured alone.
+
+    python benchmarks/methods.py CONTEST [--device cuda] [--ratio 10] [--out FOLDER]
+
+Each entrant is asked for the ratio that is nearest in its reach, with the settings that
+tuning found where they are recorded, and the base's where not.  Adds a line of evidence
+each to ``CONTEST.jsonl``; entrants that it holds for this device are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "book"))
+
+import records as book  # noqa: E402
+
+from survey_code.lab.contest import Contest, choose_ways, tuning_ratio  # noqa: E402
+from survey_code.lab.experiment import Experiment  # noqa: E402
+from survey_code.lab.measures import measure_costs  # noqa: E402
+from survey_code.lab.records import move  # noqa: E402
+from survey_code.lab.results import append_line  # noqa: E402
+from survey_code.lab.tuning import Way  # noqa: E402
+
+COSTS = ROOT / "book" / "results" / "costs"
+
+
+def list_runs(
+    contest: Contest, ratio: float, device: str
+) -> Iterator[tuple[str, Experiment]]:
+    """Each entrant's run at the ratio nearest in its reach."""
+    records = book.open_records(contest)
+    for entrant in contest.entrants:
+        near = tuning_ratio(contest, entrant, ratio)
+        if near is None:
+            continue
+        source = contest.named(entrant.like) if entrant.like else entrant
+        found = choose_ways(contest, source, records)
+        way = Way() if found is None else found.way_at(near)
+        run = contest.pose(entrant, way, near, contest.seeds[0])
+        yield entrant.name, move(run, device)
+
+
+def measure(
+    contest: Contest, ratio: float, device: str, out: Path, command: str
+) -> Iterator[dict[str, Any]]:
+    """Measure who is missing in a file of costs, and add them."""
+    place = out / f"{contest.name}.jsonl"
+    lines = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
+    known = [json.loads(line) for line in lines]
+    done = {(line["entrant"], line["where"], line["asked_ratio"]) for line in known}
+    for name, run in list_runs(contest, ratio, device):
+        if (name, device, ratio) in done:
+            continue
+        told = {"entrant": name, "where": device, "asked_ratio": ratio}
+        line = told | measure_costs(run, command)
+        append_line(place, json.dumps(line, sort_keys=True))
+        yield line
+
+
+def main() -> None:
+    """Measure, note and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("contest", choices=sorted(book.CONTESTS))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--ratio", type=float, default=10.0)
+    parser.add_argument("--out", type=Path, default=COSTS)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    command = f"python benchmarks/methods.py {given.contest} --device {given.device}"
+    contest = book.CONTESTS[given.contest]
+    for line in measure(contest, given.ratio, given.device, given.out, command):
+        train, few = line["train"]["us_per_row"], line["lookup"]["256"][0]
+        shown = f"{train:7.2f} us a row trained, {few:6.0f} us for 256 ids"
+        print(f"{line['entrant']:30} {line['reached_ratio']:6.2f}x {shown}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
