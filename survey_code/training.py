@@ -352,7 +352,7 @@ class Trainer(Generic[M]):
         self.groups = [g for o in self.optimizers for g in o.param_groups]
         self.first_rates = [group["lr"] for group in self.groups]
         self.learn = self._learn
-        if replays(self.table, settings):
+        if replays(network, settings):
             hold_on_gpu(self.optimizers, settings.device)
             self.learn = RecordedStep(self._learn, network)
         self.rate = table_rate(settings)
@@ -579,13 +579,14 @@ def forget_rows(
                 kept[rows] = 0
 
 
-def replays(table: CompressedEmbedding, settings: TrainingSettings) -> bool:
+def replays(network: Network, settings: TrainingSettings) -> bool:
     """Whether a step can be recorded: on a GPU, of a table whose steps are alike, and
-    by Adam, which moves every row.
+    by Adam, which moves every row; without sparse matrices, which have no address.
     """
     on_gpu = torch.device(settings.device).type == "cuda"
-    tables = (t for t in table.modules() if isinstance(t, CompressedEmbedding))
+    tables = (t for t in network.modules() if isinstance(t, CompressedEmbedding))
     alike = all(part.steady for part in tables)
+    alike &= all(held.layout == torch.strided for held in network.buffers())
     return on_gpu and settings.replay and settings.optimizer == "adam" and alike
 
 

@@ -21,6 +21,7 @@ from survey_code.training import (
     TrainingSettings,
     make_table_optimizer,
     meter_rows,
+    replays,
     train,
 )
 
@@ -915,3 +916,13 @@ def test_users_are_drawn_alike_however_many_items_they_met():
     assert kinds.tolist() == sorted(pairs.tolist())
     wanted = [len(drawn) / 3 / len(items[user]) for user, _ in kinds]
     np.testing.assert_allclose(counts, wanted, rtol=0.15)
+
+
+@pytest.mark.parametrize("model, recorded", [("mf", True), ("lightgcn", False)])
+def test_a_graph_of_neighbours_is_not_recorded(model, recorded):
+    """A sparse matrix has no address by which a recording would know it."""
+    pairs = np.stack([np.arange(8) % 4, 4 + np.arange(8) % 6], 1)
+    table = FullEmbedding(TableSpec(10, 3, [0, 4, 10], np.ones(10, int), init_std=1.0))
+    network = build_ranking_network(model, table, 4, pairs)
+    assert replays(network, TrainingSettings(device="cuda")) is recorded
+    assert not replays(network, TrainingSettings(device="cpu"))

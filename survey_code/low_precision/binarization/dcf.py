@@ -77,7 +77,9 @@ def decorrelate(codes: Tensor, generator: torch.Generator) -> Tensor:
     centered = codes.double() - codes.double().mean(0)
     # Few columns: a small decomposition after one of Gram and Schmidt's.
     frame, small = torch.linalg.qr(centered)
-    left, sizes, right = torch.linalg.svd(small)
+    # A GPU's routine gives up where singular values are equal, as of equal codes.
+    parts = torch.linalg.svd(small.cpu())
+    left, sizes, right = (part.to(codes.device) for part in parts)
     left = frame @ left
     empty = sizes <= 1e-9 * max(float(sizes[0]), 1.0)
     constant = torch.full((m, 1), m**-0.5, dtype=left.dtype, device=left.device)
