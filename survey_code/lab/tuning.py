@@ -31,6 +31,8 @@ RATE_GRID: dict[str, tuple[tuple[float, ...], float]] = {
     "learning_rate": ((1.0, 0.5, 2.0), 2.0),
     "l2": ((1.0, 1 / 3, 3.0), 3.0),
 }
+# Times that a grid grows by its factor; from then on by the factor's square.
+SLOW_GROWTHS = 3
 # That the grids leave to a method's own options, if it has any.
 KEPT_FOR_OPTIONS = 6
 # Trials that are drawn before the marks of the first of them are heard.
@@ -154,7 +156,7 @@ def best_of(marks: Marks) -> Way:
 
 def climb(name: str, marks: Marks, most: int = TRIALS_EACH) -> Tries:
     """Try one setting's grid around the best way, and on where the best is its edge,
-    until so many trials are used.
+    until so many trials are used; faster where it is far away.
     """
     factors, growth = RATE_GRID[name]
     start = best_of(marks) if marks else Way()
@@ -165,7 +167,8 @@ def climb(name: str, marks: Marks, most: int = TRIALS_EACH) -> Tries:
         best = max(known, key=known.__getitem__)
         if min(known) < best < max(known):
             return
-        further = best * growth if best == max(known) else best / growth
+        step = growth if len(tried) < len(factors) + SLOW_GROWTHS else growth**2
+        further = best * step if best == max(known) else best / step
         tried[further] = start.scale(name, further)
         yield from look_up([tried[further]], marks, most)
 

@@ -75,7 +75,7 @@ def test_every_method_has_as_many_trials_the_defaults_first(key):
     assert tune_by(key, peak(table_learning_rate=1.0))[0] == marks
 
 
-@pytest.mark.parametrize("best", [0.02, 0.25, 1.0, 4.0, 30.0])
+@pytest.mark.parametrize("best", [0.002, 0.02, 0.25, 1.0, 4.0, 30.0, 300.0])
 @pytest.mark.parametrize("key", ["full", "cigar", "tt_rec"])
 def test_the_grid_grows_until_the_best_rate_stands_inside(key, best):
     marks, _ = tune_by(key, peak(table_learning_rate=best))
@@ -83,7 +83,9 @@ def test_the_grid_grows_until_the_best_rate_stands_inside(key, best):
     assert set(RATE_GRID["table_learning_rate"][0]) <= tried
     chosen = best_of(marks).factor("table_learning_rate")
     assert min(tried) < chosen < max(tried)
-    assert abs(math.log(chosen / best)) < math.log(2)
+    # Far away the grid is coarser.
+    near = 2 if 1 / 32 < best < 32 else 4
+    assert abs(math.log(chosen / best)) < math.log(near)
 
 
 def test_all_methods_try_the_same_rates_first():
