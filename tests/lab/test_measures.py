@@ -39,8 +39,11 @@ def test_short_trainings_see_as_many_rows_as_they_say(data):
 
 
 def test_a_search_is_measured_apart(data):
-    costs = measure_costs(ask("pep", data, 4))
-    assert costs["search"]["us_per_row"] > 0 < costs["train"]["us_per_row"]
+    experiment = ask("pep", data, 4)
+    rows = [train_short(shorten(experiment, epochs)).rows for epochs in EPOCHS]
+    assert 0 < rows[0]["search"] < rows[1]["search"]
+    costs = measure_costs(experiment)
+    assert set(costs["search"]) == set(costs["train"]) == {"start_s", "us_per_row"}
     assert "persistent_in_search" in costs["training_bytes"]
 
 
