@@ -18,9 +18,11 @@ from survey_code.embedding import Fitted
 from survey_code.lab.experiment import Data, Experiment, describe_call
 from survey_code.lab.results import Result, describe_machine
 from survey_code.lab.task import ClickTask, Learnt
+from survey_code.lab.trial import Trial
 from survey_code.layouts import Layout
 from survey_code.objectives import evaluate_clicks
 from survey_code.options import Options
+from survey_code.spec import TableSpec
 from survey_code.training import meter_rows, train
 
 
@@ -128,31 +130,24 @@ class StreamExperiment(Experiment):
         """Streams are asked for what they can hold."""
         return True
 
-    @property
-    def waits(self) -> bool:
-        """Whether a plateau ends the training."""
-        return self.trial.settings.schedule == "plateau"
-
-    def follow(self) -> pd.DataFrame:
-        """Learn and test, window after window; see `run_stream`."""
-        return self.go_on(self.choose())
-
     def choose(self) -> Start:
         """What the first windows decide, of which the last is held out for it."""
         method, options = get_method(self.method), self.plan()
-        if not self.waits and method.stage != SEARCH:
+        if not waits(self.trial) and method.stage != SEARCH:
             return Start(options)
-        trial = self.trial if self.waits else self.task.trial
+        trial = self.trial if waits(self.trial) else self.task.trial
         task = ClickTask(hold_out_last(self.stream, self.start), trial, self.seed)
         options = task.search(method, options)
-        if not self.waits:
+        if not waits(self.trial):
             return Start(options)
         learnt = task.learn(method, options)
         validation = task.validate(learnt.fitted.network, learnt.layout)
         return Start(options, learnt, validation)
 
     def go_on(self, chosen: Start) -> pd.DataFrame:
-        """Learn the first windows and test the others, one after another."""
+        """Learn the first windows and test the others one after another; see
+        `run_stream`.
+        """
         method, task, options = get_method(self.method), self.task, chosen.options
         if chosen.learnt is not None:
             scripts = [history.script for history in chosen.learnt.histories]
@@ -175,29 +170,21 @@ class StreamExperiment(Experiment):
         return pd.DataFrame(rows).set_index("window")
 
     def judge(self, fitted: Fitted, layout: Layout, window: int) -> dict[str, Any]:
-        """One row of `follow`."""
+        """One row of `go_on`."""
         task, rows = self.task, self.stream.windows[window]
         twin = task.read_through(fitted.network, layout)
         return {
             "window": window,
             **evaluate_clicks(twin, rows, task.device),
             "new_ids": new_share(self.stream, window),
-            **self.count_bytes(layout),
+            **count_bytes(layout, task.spec),
         }
-
-    def count_bytes(self, layout: Layout) -> dict[str, float]:
-        """What is stored, weights per id included, and the ratio that this is."""
-        spec = self.task.spec
-        stored = layout.nbytes + spec.outside_bytes
-        return {
-            "bytes": stored, "ratio": (spec.full_bytes + spec.outside_bytes) / stored,
-        }  # fmt: skip
 
     def update(self, fitted: Fitted, window: int) -> None:
         """Learn from a window that was tested."""
         trial = self.task.trial
         settings = dataclasses.replace(trial.settings, epochs=self.update_epochs)
-        if self.waits:  # nothing is held out now
+        if waits(self.trial):  # nothing is held out now
             settings = settings.replace(patience=0, schedule="constant")
         rows = gather_windows(self.stream, window, window + 1)
         objective = ClickTask(rows, trial, self.seed).build_objective(settings)
@@ -217,7 +204,11 @@ class StreamExperiment(Experiment):
         start, tested = time.perf_counter(), {}
         with meter_rows() as meter:
             chosen = self.choose()
-            sizes = self.count_bytes(chosen.learnt.layout) if chosen.learnt else {}
+            sizes = (
+                count_bytes(chosen.learnt.layout, self.task.spec)
+                if chosen.learnt
+                else {}
+            )
             if test:
                 windows = self.go_on(chosen)
                 sizes = windows.iloc[-1]
@@ -243,6 +234,17 @@ class StreamExperiment(Experiment):
             **describe_machine(self.trial.settings.device),
             command=command or describe_call(self),
         )
+
+
+def waits(trial: Trial) -> bool:
+    """Whether a plateau ends the training."""
+    return trial.settings.schedule == "plateau"
+
+
+def count_bytes(layout: Layout, spec: TableSpec) -> dict[str, float]:
+    """What is stored, weights per id included, and the ratio that this is."""
+    stored = layout.nbytes + spec.outside_bytes
+    return {"bytes": stored, "ratio": (spec.full_bytes + spec.outside_bytes) / stored}
 
 
 def run_stream(
@@ -283,9 +285,10 @@ def run_stream(
     """
     stream = open_stream(data)
     asked = Experiment.of(method, stream, ratio, seed, **arguments)
-    return StreamExperiment(
+    experiment = StreamExperiment(
         method, asked.options, stream, asked.trial, ratio, seed, start, update_epochs
-    ).follow()
+    )
+    return experiment.go_on(experiment.choose())
 
 
 def open_stream(data: Data) -> StreamData:
