@@ -256,8 +256,6 @@ class Experiment:
     ) -> Result:
         """All that was found, with where it comes from."""
         spec, layout = self.task.spec, made[-1].layout
-        # The first trainings chose; others repeat them for the test.
-        history, chosen = made[0].fitted.history, made[0].histories
         seen = sum(one.rows for part in made for one in part.histories)
         stored = layout.nbytes + spec.outside_bytes
         sizes = {f"training_{name}": size for name, size in memory.items()}
@@ -278,11 +276,8 @@ class Experiment:
             lookup=lookup,
             settings={
                 **self.trial.describe(),
-                "epochs_trained": len(history.epochs),
-                "best_epoch": history.best + 1,
-                "ended": next(
-                    (h.ended for h in chosen if h.ended == "limit"), history.ended
-                ),
+                # The first trainings chose; others repeat them for the test.
+                **made[0].told,
             },
             rows={"search": self.task.rows_searched, "train": seen},
             **describe_machine(self.trial.settings.device),

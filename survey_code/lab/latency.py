@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,29 +42,43 @@ def measure_lookup(
     rng = np.random.default_rng(seed)
     rows = []
     for batch in batches:
-        seconds = time_calls(layout, rng, batch, calls, warm_up)
-        p50, p99 = np.percentile(seconds, [50, 99])
-        rows.append([batch, 1e6 * p50, 1e6 * p99, batch / p50])
+        ids = rng.integers(0, layout.num_embeddings, size=(warm_up + calls, batch))
+        wait: Callable[[], object] = lambda: None  # noqa: E731
+        if layout.on_gpu:
+            from survey_code.kernels.cuda import load_cupy
+
+            cupy = load_cupy()
+            ids, wait = cupy.asarray(ids), cupy.cuda.Device().synchronize
+        p50, p99 = time_calls(layout.lookup, ids, wait, warm_up)
+        rows.append([batch, p50, p99, 1e6 * batch / p50])
     columns = ["batch", "p50_us", "p99_us", "rows_per_s"]
     return pd.DataFrame(rows, columns=columns).set_index("batch")
 
 
 def time_calls(
-    layout: Layout, rng: np.random.Generator, batch: int, calls: int, warm_up: int
-) -> list[float]:
-    """Seconds of each timed call."""
-    ids = rng.integers(0, layout.num_embeddings, size=(warm_up + calls, batch))
-    wait: Callable[[], None] = lambda: None  # noqa: E731
-    if layout.on_gpu:
-        from survey_code.kernels.cuda import load_cupy
+    call: Callable[[Any], object],
+    batches: Iterable[Any],
+    wait: Callable[[], object],
+    warm_up: int,
+) -> tuple[float, float]:
+    """Median and 99th percentile of calls, one for each batch, in microseconds.
 
-        cupy = load_cupy()
-        ids, wait = cupy.asarray(ids), cupy.cuda.Device().synchronize
+    Parameters
+    ----------
+    call : callable
+    batches : iterable
+        What each call is given.
+    wait : callable
+        Returns when all that was asked of a GPU is done.
+    warm_up : int
+        Calls at first that are not counted.
+    """
     seconds = []
-    for row in ids:
+    for batch in batches:
         wait()
         start = time.perf_counter()
-        layout.lookup(row)
+        call(batch)
         wait()
         seconds.append(time.perf_counter() - start)
-    return seconds[warm_up:]
+    p50, p99 = np.percentile(seconds[warm_up:], [50, 99])
+    return 1e6 * float(p50), 1e6 * float(p99)

@@ -20,6 +20,7 @@ from torch import nn
 from survey_code.catalog import get_method
 from survey_code.data.tasks import ClickData, ClickRows, InteractionData
 from survey_code.lab.experiment import Experiment
+from survey_code.lab.latency import time_calls
 from survey_code.lab.results import describe_machine
 from survey_code.lab.task import Learnt, open_data
 from survey_code.layouts import Layout
@@ -182,24 +183,16 @@ def time_module(
     Each call has ids of its own and is waited for; bags hold `BAG` ids at most.
     """
     rng = np.random.default_rng(0)
+    wait = torch.cuda.synchronize if device != "cpu" else lambda: None
     times = {}
     for size in SIZES:
         drawn = rng.integers(0, num_ids, (CALLS + WARM_UP, size))
-        ids = torch.from_numpy(drawn).to(device)
-        given: list[torch.Tensor] = []
+        more: list[torch.Tensor] = []
         if isinstance(module, FrozenEmbeddingBag):
-            given.append(torch.arange(0, size, BAG, device=device))
-        seconds = [time_call(module, [one, *given], device) for one in ids]
-        p50, p99 = np.percentile(seconds[WARM_UP:], [50, 99])
-        times[str(size)] = (1e6 * float(p50), 1e6 * float(p99))
+            more.append(torch.arange(0, size, BAG, device=device))
+        given = [(ids, *more) for ids in torch.from_numpy(drawn).to(device)]
+        with torch.no_grad():
+            times[str(size)] = time_calls(
+                lambda one: module(*one), given, wait, WARM_UP
+            )
     return times
-
-
-def time_call(module: nn.Module, given: list[torch.Tensor], device: str) -> float:
-    """Seconds of one call, waited for."""
-    start = time.perf_counter()
-    with torch.no_grad():
-        module(*given)
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start

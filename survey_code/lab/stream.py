@@ -44,18 +44,6 @@ class Start:
     learnt: Learnt | None = None
     validation: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def ended(self) -> dict[str, object]:
-        """How the training ended that was watched, as settings tell it."""
-        if self.learnt is None:
-            return {}
-        histories = self.learnt.histories
-        limits = [history.ended for history in histories if history.ended == "limit"]
-        return {
-            "epochs_trained": sum(len(history.epochs) for history in histories),
-            "ended": limits[0] if limits else histories[-1].ended,
-        }
-
 
 @dataclass(frozen=True)
 class StreamExperiment(Experiment):
@@ -161,7 +149,7 @@ class StreamExperiment(Experiment):
         for window in range(self.start, len(self.stream.windows)):
             layout = (
                 method.compress(table.weight.detach().cpu(), options, task.spec)
-                if method.stage == AFTER
+                if after
                 else table.freeze()
             )
             rows.append(self.judge(fitted, layout, window))
@@ -229,7 +217,10 @@ class StreamExperiment(Experiment):
             test=tested,
             seconds={"train": time.perf_counter() - start},
             lookup={},
-            settings={**self.trial.describe(), **chosen.ended},
+            settings={
+                **self.trial.describe(),
+                **(chosen.learnt.told if chosen.learnt else {}),
+            },
             rows={"train": meter.rows},
             **describe_machine(self.trial.settings.device),
             command=command or describe_call(self),

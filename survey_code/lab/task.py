@@ -77,6 +77,17 @@ class Learnt:
     seconds: dict[str, float]
     histories: list[History]
 
+    @property
+    def told(self) -> dict[str, object]:
+        """How the training went, as the settings of a result tell it."""
+        history = self.fitted.history
+        ends = (h.ended for h in self.histories if h.ended == "limit")
+        return {
+            "epochs_trained": len(history.epochs),
+            "best_epoch": history.best + 1,
+            "ended": next(ends, history.ended),
+        }
+
 
 def open_data(data: str | DataSet | StreamData) -> DataSet:
     """A task from its name, or the data set as given; a stream as one task.
