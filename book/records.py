@@ -218,7 +218,7 @@ def until_plateau(trial: Trial, epochs: int, **changes: Any) -> Trial:
 
 
 # Contests that are recorded to the end.
-FINISHED: tuple[str, ...] = ("synthetic",)
+FINISHED: tuple[str, ...] = ("synthetic", "frappe")
 
 CONTESTS = {
     contest.name: contest

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         Difference,
         compare,
         judge,
+        main_metric,
         rank,
         subtract,
         tabulate,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
         describe_results,
         load_results,
         summarize,
-        summarize_near,
     )
     from survey_code.lab.speed import tabulate_arithmetic, tabulate_rates
     from survey_code.lab.stream import StreamExperiment, run_stream
@@ -61,6 +61,7 @@ _HOMES = {
     "describe_results": "results",
     "load_results": "results",
     "judge": "comparison",
+    "main_metric": "comparison",
     "make_task": "task",
     "measure_lookup": "latency",
     "measure_training": "memory",
@@ -72,7 +73,6 @@ _HOMES = {
     "run_once": "experiment",
     "run_stream": "stream",
     "summarize": "results",
-    "summarize_near": "results",
     "sweep": "experiment",
     "tabulate": "comparison",
     "tabulate_arithmetic": "speed",
@@ -95,6 +95,7 @@ __all__ = [
     "describe_results",
     "judge",
     "load_results",
+    "main_metric",
     "make_task",
     "measure_lookup",
     "measure_training",
@@ -108,7 +109,6 @@ __all__ = [
     "run_stream",
     "subtract",
     "summarize",
-    "summarize_near",
     "sweep",
     "tabulate",
     "tabulate_arithmetic",

@@ -55,9 +55,11 @@ class Point:
 
 
 def draw_curves(
-    results: Iterable[Result], metric: str = "auc"
+    results: Iterable[Result], metric: str | None = None
 ) -> dict[str, list[Point]]:
     """The points of each method that were measured, by rising ratio."""
+    results = list(results)
+    metric = metric or main_metric(results)
     tested = (result for result in results if metric in result.test)
     curves: dict[str, list[Point]] = {}
     for (name, _, _), group in group_seeds(tested).items():
@@ -103,7 +105,7 @@ def find_point(
 
 
 def compare(
-    results: Iterable[Result], ratio: float, metric: str = "auc"
+    results: Iterable[Result], ratio: float, metric: str | None = None
 ) -> pd.DataFrame:
     """Every method at one ratio, the best first.
 
@@ -112,8 +114,8 @@ def compare(
     results : iterable of Result
     ratio : float
         Full bytes over stored bytes.
-    metric : str
-        Key of `Result.test`.
+    metric : str, optional
+        Key of `Result.test`; by default `main_metric`.
 
     Returns
     -------
@@ -138,7 +140,7 @@ def compare(
 
 def tabulate(
     results: Iterable[Result],
-    metric: str = "auc",
+    metric: str | None = None,
     ratios: Sequence[float] | None = None,
 ) -> pd.DataFrame:
     """Means over seeds as text, one row a method, one column a ratio.
@@ -146,8 +148,8 @@ def tabulate(
     Parameters
     ----------
     results : iterable of Result
-    metric : str
-        Key of `Result.test`.
+    metric : str, optional
+        Key of `Result.test`; by default `main_metric`.
     ratios : sequence of float, optional
         By default those that were asked for.
 
@@ -223,7 +225,7 @@ def subtract(
     first: str,
     second: str,
     ratio: float,
-    metric: str = "auc",
+    metric: str | None = None,
 ) -> Difference:
     """The first method less the second, at a ratio, over the seeds of both.
 
@@ -232,6 +234,8 @@ def subtract(
     ValueError
         If one of them is not there, or shares no seed with the other.
     """
+    results = list(results)
+    metric = metric or main_metric(results)
     curves = draw_curves(results, metric)
     found = []
     for name in (first, second):
@@ -246,7 +250,7 @@ def subtract(
 
 
 def rank(
-    results: Iterable[Result], ratio: float, metric: str = "auc"
+    results: Iterable[Result], ratio: float, metric: str | None = None
 ) -> pd.Series[float]:
     """The place of each method at a ratio, 1 the best.
 
@@ -294,9 +298,8 @@ def judge(
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for task, results in contests.items():
         known = list(results)
-        metric = main_metric(known)
         for ratio in ratios:
-            means = compare(known, ratio, metric)["mean"].drop("full", errors="ignore")
+            means = compare(known, ratio)["mean"].drop("full", errors="ignore")
             own = [name for name in means.index if name in names]
             others = [name for name in means.index if name not in names]
             row = dict.fromkeys(("best", "mean", "as good", "rival", "ahead"), "")
@@ -305,24 +308,22 @@ def judge(
             if own:
                 best = own[0]
                 row |= {"best": best, "mean": f"{means[best]:.4f}"}
-                ties = find_ties(known, own, ratio, metric)
+                ties = find_ties(known, own, ratio)
                 row["as good"] = ", ".join(ties) or "none"
             if own and others:
-                lead = subtract(known, own[0], others[0], ratio, metric)
+                lead = subtract(known, own[0], others[0], ratio)
                 row["ahead"] = lead.describe()
     table = pd.DataFrame.from_dict(rows, orient="index")
     return table.rename_axis(["task", "ratio"])
 
 
 def find_ties(
-    results: Sequence[Result], names: Sequence[str], ratio: float, metric: str
+    results: Sequence[Result], names: Sequence[str], ratio: float
 ) -> list[str]:
     """Those of some methods that are not clearly behind the first."""
     best, *others = names
     return [
-        name
-        for name in others
-        if not subtract(results, best, name, ratio, metric).is_clear
+        name for name in others if not subtract(results, best, name, ratio).is_clear
     ]
 
 

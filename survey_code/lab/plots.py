@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 
 from survey_code.book import COLORS, MARKERS
 from survey_code.catalog import TAXONOMY, Method, methods
-from survey_code.lab.results import Result, summarize, summarize_near
+from survey_code.lab.comparison import compare, main_metric
+from survey_code.lab.results import Result, summarize
 
 METRIC_NAMES = {
     "auc": "test AUC",
@@ -26,7 +27,7 @@ METRIC_NAMES = {
 
 def plot_tradeoff(
     results: Iterable[Result],
-    metric: str = "auc",
+    metric: str | None = None,
     ax: Axes | None = None,
     named: Sequence[str] | None = None,
 ) -> Axes:
@@ -41,7 +42,8 @@ def plot_tradeoff(
     results : iterable of Result
         Those of the key ``full`` give the band.  A key that is not in the
         catalogue is a line of its own name.
-    metric : str
+    metric : str, optional
+        Key of `Result.test`; by default `main_metric`.
     ax : Axes, optional
     named : sequence of str, optional
         The lines to colour and name; those of all others are thin and grey, to show
@@ -50,14 +52,15 @@ def plot_tradeoff(
     Returns
     -------
     Axes
-        Each line's `get_xdata()` and `get_ydata()` are what the table says.
+        The data of each line are what the table says.
     """
+    results = list(results)
+    metric = metric or main_metric(results)
     table = summarize(results, metric)
     axes = plt.gca() if ax is None else ax
     bands = list(table[table["key"] == "full"].itertuples())
     for row in bands:
-        low, high = find_band(row.mean, row.deviation)
-        axes.axhspan(low, high, color="0.85", zorder=0)
+        axes.axhspan(*find_band(row.mean, row.deviation), color="0.85", zorder=0)
         axes.axhline(row.mean, color="0.4", linestyle="--", linewidth=1, label="full")
     lines = table[table["key"] != "full"]
     if named is not None:
@@ -65,9 +68,7 @@ def plot_tradeoff(
         draw_field(axes, lines[~apart])
         lines = lines[apart]
     starts, ends = draw_lines(axes, lines)
-    axes.set_xscale("log", base=2)
     show_ratios(axes, list(lines["reached"]))
-    axes.set_xlabel("compression ratio (full bytes / stored bytes)")
     axes.set_ylabel(METRIC_NAMES.get(metric, metric))
     name_lines(axes, ends)
     for row in bands:
@@ -131,10 +132,10 @@ def draw_field(axes: Axes, table: pd.DataFrame) -> None:
 def plot_marks(
     results: Iterable[Result],
     ratio: float = 10,
-    metric: str = "auc",
+    metric: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw one mark for each method near a ratio, the best one highest.
+    """Draw one mark for each method at a ratio, the best one highest.
 
     Its family gives a mark colour and shape; the uncompressed table is the band of
     one deviation of its seeds.
@@ -142,9 +143,10 @@ def plot_marks(
     Parameters
     ----------
     results : iterable of Result
-        Of keys in the catalogue; those of the key ``full`` give the band.
+        Those of the key ``full`` give the band.
     ratio, metric
-        As for `summarize_near`, which says what is drawn.
+        As for `compare`, which says what is drawn: hollow where the ratio itself was
+        not reached, and the mark is read off between two others.
     ax : Axes, optional
 
     Returns
@@ -153,25 +155,26 @@ def plot_marks(
         Each container is one mark, from the smallest mean up.
     """
     results = list(results)
+    metric = metric or main_metric(results)
     axes = plt.gca() if ax is None else ax
+    table = compare(results, ratio, metric)
     families = {method.key: method.family for method in methods()}
     order = list(dict.fromkeys(families.values()))  # the baseline comes first
-    for row in summarize_near(results, ratio, metric).itertuples():
-        family = families[row.Index]
-        at = order.index(family)
+    for row in table.drop("full", errors="ignore").iloc[::-1].itertuples():
+        family = families.get(row.Index.split(",")[0], "other")
+        at = order.index(family) if family in order else len(order)
         axes.errorbar(
-            row.mean, f"{row.Index}, {row.reached:.0f}x", xerr=row.deviation,
-            marker=MARKERS[at - 1] if at else "|", label=family, linestyle="none",
+            row.mean, row.Index, xerr=row.deviation, label=family, linestyle="none",
+            marker=MARKERS[(at - 1) % len(MARKERS)] if at else "|",
             color=COLORS[(at - 1) % len(COLORS)] if at else "0.4",
+            markerfacecolor="none" if row.read_off else None,
         )  # fmt: skip
-    whole = [result for result in results if result.key == "full"]
-    for full in summarize(whole, metric).itertuples() if whole else ():
-        low, high = find_band(full.mean, full.deviation)
-        axes.axvspan(low, high, color="0.85", zorder=0)
+    for full in table.loc[table.index == "full"].itertuples():
+        axes.axvspan(*find_band(full.mean, full.deviation), color="0.85", zorder=0)
     shown = dict(zip(*reversed(axes.get_legend_handles_labels())))
-    named = [family for family in order if family in shown]
+    named = [family for family in (*order, "other") if family in shown]
     axes.legend([shown[family] for family in named], named, fontsize=7.5)
-    axes.set_xlabel(f"{METRIC_NAMES.get(metric, metric)} at about {ratio:g}x")
+    axes.set_xlabel(f"{METRIC_NAMES.get(metric, metric)} at {ratio:g}x")
     return axes
 
 
@@ -199,7 +202,9 @@ def choose_styles(keys: Sequence[str]) -> dict[str, tuple[str, str, str]]:
 
 
 def show_ratios(axes: Axes, reached: Sequence[float]) -> None:
-    """Label a log2 axis 2x, 4x, 8x ... over the ratios that occur."""
+    """A log2 axis labelled 2x, 4x, 8x ... over the ratios that occur."""
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("compression ratio (full bytes / stored bytes)")
     low = np.floor(np.log2(min(reached)))
     high = np.ceil(np.log2(max(reached)))
     ticks = 2.0 ** np.arange(low, high + 1)

@@ -305,32 +305,6 @@ def summarize(results: Iterable[Result], metric: str = "auc") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def summarize_near(
-    results: Iterable[Result], ratio: float = 10, metric: str = "auc"
-) -> pd.DataFrame:
-    """Each method once, at the ratio that is nearest to the one asked for.
-
-    Parameters
-    ----------
-    results : iterable of Result
-    ratio : float
-        Methods that reach nothing from three quarters of it to twice as much are
-        left out.
-    metric : str
-        Key of `Result.test`.
-
-    Returns
-    -------
-    DataFrame
-        Rows of `summarize`, indexed by ``key``, the smallest ``mean`` first.
-    """
-    table = summarize(results, metric)
-    table = table[table["reached"].between(0.75 * ratio, 2 * ratio)]
-    away = np.log(table["reached"] / ratio).abs()
-    nearest = table.loc[away.groupby(table["key"]).idxmin()]
-    return nearest.sort_values("mean", kind="stable").set_index("key")
-
-
 def find_versions() -> dict[str, str]:
     """Versions of what a number depends on."""
     import torch

@@ -103,19 +103,20 @@ def test_marks_are_sorted_and_look_like_their_family(axes):
     runs += [result("full", 1, s, 0.95) for s in (1, 2)]
     plot_marks(runs, 10, "auc", axes)
     heights = [t.get_text() for t in axes.get_yticklabels()]
-    assert heights == [f"{k}, 10x" for k in ("uniform", "dpq", "hashing", "pq")]
+    assert heights == ["uniform", "dpq", "hashing", "pq"]
     lines = dict(zip(heights, (c[0] for c in axes.containers)))
     for name, line in lines.items():
         (mean,) = line.get_xdata()
-        assert mean == pytest.approx(values[name.split(",")[0]] + 0.02)
+        assert mean == pytest.approx(values[name] + 0.02)
     style = {k: (v.get_color(), v.get_marker()) for k, v in lines.items()}
-    assert style["pq, 10x"] == style["dpq, 10x"] != style["hashing, 10x"]
+    assert style["pq"] == style["dpq"] != style["hashing"]
     named = [t.get_text() for t in axes.get_legend().get_texts()]
     assert named == ["baseline", "hashing", "vector quantisation"]
 
 
 def test_every_family_has_a_mark_of_its_own(axes):
-    first = {m.family: m.key for m in reversed(catalog.methods())}
+    everyone = [m for m in reversed(catalog.methods()) if m.key != "full"]
+    first = {m.family: m.key for m in everyone}
     plot_marks([result(key, 10, 1, 0.5) for key in first.values()], 10, "auc", axes)
     marks = [(c[0].get_color(), c[0].get_marker()) for c in axes.containers]
     families = sum(map(len, catalog.TAXONOMY.values()))

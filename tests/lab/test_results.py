@@ -5,13 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from survey_code.lab import (
-    Result,
-    describe_results,
-    load_results,
-    summarize,
-    summarize_near,
-)
+from survey_code.lab import Result, describe_results, load_results, summarize
 from survey_code.lab.experiment import key_of
 from survey_code.lab.results import append_result
 
@@ -171,20 +165,3 @@ def test_summaries_are_means_and_sample_deviations():
 def test_one_seed_has_no_deviation():
     table = summarize([make_result()])
     assert np.isnan(table["deviation"].item()) and table["seeds"].tolist() == [1]
-
-
-def test_each_method_once_at_the_ratio_nearest_to_the_one_asked_for():
-    reached = {"hashing": [4, 8, 13, 30], "rowwise": [8, 16], "pq": [7.4, 20.1]}
-    results = [
-        make_result(key, ratio, reached_ratio=ratio, test={"auc": 0.9 - ratio / 100})
-        for key, ratios in reached.items()
-        for ratio in ratios
-    ]
-    near = summarize_near(results)
-    # By factors: 8 is nearer to 10 than 13 is, and 16 farther than 8.
-    assert near["reached"].to_dict() == {"hashing": 8, "rowwise": 8}
-    assert summarize_near(results, 20)["reached"].to_dict() == {
-        "hashing": 30, "pq": 20.1, "rowwise": 16,
-    }  # fmt: skip
-    assert near["mean"].is_monotonic_increasing
-    assert summarize_near(results, 1000).empty
