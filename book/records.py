@@ -81,56 +81,6 @@ def frappe_bars() -> list[Experiment]:
     ]
 
 
-def frappe_first() -> list[Experiment]:
-    """DCN-V2, d = 16: the full table against the first four compressed ones."""
-    trial = TRIALS["frappe", "dcnv2"]
-    experiments = [ask("full", "frappe", 1, seed, trial) for seed in SEEDS]
-    asked = [
-        ("rowwise", 2.6, {"bits": 8}),
-        ("rowwise", 4, {}),
-        ("rowwise", 8, {"bits": 2}),
-        *(
-            (key, ratio, {})
-            for key in ("uniform", "hashing", "quotient_remainder")
-            for ratio in (2.6, 4, 10, 30)
-            if (key, ratio) != ("uniform", 30)
-        ),
-    ]
-    return experiments + [
-        ask(key, "frappe", ratio, seed, trial, options)
-        for key, ratio, options in asked
-        for seed in SEEDS
-    ]
-
-
-def frappe_low_precision() -> list[Experiment]:
-    """DCN-V2, d = 16: one bit to sixteen, rounded after or during training.
-
-    All methods train with the settings that were found for the full table.
-    """
-    trial = TRIALS["frappe", "dcnv2"]
-    # Ratios just below what a bit width reaches: rows with a scale and a bias of
-    # their own, and codes alone.
-    by_row, by_code = {8: 2.6, 4: 5.3, 2: 8}, {8: 3.9, 4: 7.9, 2: 15.9}
-    asked: list[tuple[str, float, dict[str, Any]]] = [("full", 1, {}), ("half", 2, {})]
-    for bits in (8, 4, 2):
-        asked += [
-            ("rowwise", by_row[bits], {"bits": bits}),
-            ("greedy", by_row[bits], {"bits": bits}),
-            ("alpt", by_row[bits], {"bits": bits}),
-            ("lpt", by_row[bits], {"bits": bits, "rounding": "stochastic"}),
-            ("lpt", by_row[bits], {"bits": bits, "rounding": "nearest"}),
-            ("lsq", by_code[bits], {"bits": bits}),
-        ]
-    asked += [("mixed_precision_cache", ratio, {}) for ratio in (2.6, 5)]
-    asked += [("bccf", 30, {}), ("hashgnn", 30, {}), ("bigear", 10, {})]
-    return [
-        ask(key, "frappe", ratio, seed, trial, options)
-        for key, ratio, options in asked
-        for seed in SEEDS
-    ]
-
-
 def shorten(trial: Trial, epochs: int, **changes: Any) -> Trial:
     """A trial with fewer epochs, and other settings where they are named."""
     settings = dataclasses.replace(trial.settings, epochs=epochs, **changes)
@@ -279,8 +229,6 @@ CONTESTS = {
 
 RECORDS: dict[str, Callable[[], list[Experiment]]] = {
     "frappe_bars": frappe_bars,
-    "frappe_first": frappe_first,
-    "frappe_low_precision": frappe_low_precision,  # by bits, not by ratio
     "gowalla_binarisation": gowalla_binarisation,
     "gowalla_numbering": gowalla_numbering,
     "gowalla_mf": lambda: gowalla_full("mf"),

@@ -74,20 +74,19 @@ def decorrelate(codes: Tensor, generator: torch.Generator) -> Tensor:
     Tensor of float64, shape (m, bits)
     """
     m = len(codes)
-    centered = codes.double() - codes.double().mean(0)
+    # On the processor: where codes are equal, a GPU's routines give up or give NaN.
+    exact = codes.double().cpu()
     # Few columns: a small decomposition after one of Gram and Schmidt's.
-    frame, small = torch.linalg.qr(centered)
-    # A GPU's routine gives up where singular values are equal, as of equal codes.
-    parts = torch.linalg.svd(small.cpu())
-    left, sizes, right = (part.to(codes.device) for part in parts)
+    frame, small = torch.linalg.qr(exact - exact.mean(0))
+    left, sizes, right = torch.linalg.svd(small)
     left = frame @ left
     empty = sizes <= 1e-9 * max(float(sizes[0]), 1.0)
-    constant = torch.full((m, 1), m**-0.5, dtype=left.dtype, device=left.device)
+    constant = torch.full((m, 1), m**-0.5, dtype=left.dtype)
     taken = torch.cat([constant, left[:, ~empty]], dim=1)
     drawn = torch.randn(m, int(empty.sum()), generator=generator, dtype=left.dtype)
-    basis = torch.linalg.qr(torch.cat([taken, drawn.to(left.device)], dim=1)).Q
+    basis = torch.linalg.qr(torch.cat([taken, drawn], dim=1)).Q
     left[:, empty] = basis[:, taken.shape[1] :]
-    return m**0.5 * left @ right
+    return (m**0.5 * left @ right).to(codes.device)
 
 
 def spectral_codes(
