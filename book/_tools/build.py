@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from checks import external_requests
+from explorer import write_explorer
 from jupyter_book.config import get_final_config
 from jupyter_book.sphinx import build_sphinx
 from sphinx.util.console import color_terminal, nocolor
@@ -78,6 +79,7 @@ def main() -> int:
         }:
             page.unlink()
     (html / "index.html").write_text(FIRST_PAGE, encoding="utf-8")
+    write_explorer(html / "explorer")
     outside = external_requests(html)
     if outside:
         print("\n".join(outside), file=sys.stderr)

@@ -171,6 +171,8 @@ def plot_marks(
         )  # fmt: skip
     for full in table.loc[table.index == "full"].itertuples():
         axes.axvspan(*find_band(full.mean, full.deviation), color="0.85", zorder=0)
+    axes.tick_params(axis="y", labelsize=7.5)
+    axes.margins(y=0.01)
     shown = dict(zip(*reversed(axes.get_legend_handles_labels())))
     named = [family for family in (*order, "other") if family in shown]
     axes.legend([shown[family] for family in named], named, fontsize=7.5)
