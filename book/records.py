@@ -15,12 +15,12 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from survey_code.catalog import get_method
-from survey_code.lab.contest import Contest, arrange, list_courses, list_entrants
+from survey_code.lab.contest import Contest, arrange, list_courses
+from survey_code.lab.contests import CONTESTS, FEWER_NEGATIVES
 from survey_code.lab.experiment import Experiment
 from survey_code.lab.records import Recorder, Records, Workers, record
 from survey_code.lab.results import Result, describe_result, replace_results
@@ -81,12 +81,6 @@ def frappe_bars() -> list[Experiment]:
     ]
 
 
-def shorten(trial: Trial, epochs: int, **changes: Any) -> Trial:
-    """A trial with fewer epochs, and other settings where they are named."""
-    settings = dataclasses.replace(trial.settings, epochs=epochs, **changes)
-    return dataclasses.replace(trial, settings=settings)
-
-
 def gowalla_full(model: str) -> list[Experiment]:
     """A network on Gowalla, d = 64, uncompressed."""
     trial = TRIALS["gowalla", model]
@@ -143,89 +137,15 @@ def movietweetings_search() -> list[Experiment]:
     return [follow(key, ratio, seed) for key, ratio in asked for seed in SEEDS]
 
 
-FEWER_NEGATIVES = dataclasses.replace(
-    TRIALS["gowalla", "mf"], objective={"loss": "softmax", "negatives": 1024}
-)
 # Gowalla in a tenth of the time that the full trial takes: smaller batches, fewer
 # negatives for each, and a rate that falls to nothing in 30 epochs.
-QUICK_GOWALLA = shorten(
-    FEWER_NEGATIVES,
-    30,
-    batch_size=4096,
-    learning_rate=5e-3,
-    schedule="linear",
-    evaluate_every=5,
+QUICK_GOWALLA = FEWER_NEGATIVES.adjust(
+    epochs=30, batch_size=4096, learning_rate=5e-3, schedule="linear", evaluate_every=5
 )
-
-
-def until_plateau(trial: Trial, epochs: int, **changes: Any) -> Trial:
-    """A trial as all of a contest are trained: at a constant rate until validation
-    stands still, at three lower ones in turn, and no longer.  `epochs` are those of a
-    method's own schedule.
-    """
-    rule = {"schedule": "plateau", "decay": 0.3, "drops": 3}
-    return shorten(trial, epochs, **rule, **changes)
 
 
 # Contests that are recorded to the end.
 FINISHED: tuple[str, ...] = ("synthetic", "frappe")
-
-CONTESTS = {
-    contest.name: contest
-    for contest in (
-        Contest(
-            "synthetic", "synthetic",
-            until_plateau(
-                TRIALS["synthetic", "dcnv2"], 3, patience=2, tolerance=1e-4,
-                table_learning_rate=1e-2,
-            ),
-            list_entrants("ctr", 16),
-        ),
-        Contest(
-            "synthetic_large", "synthetic-large",
-            until_plateau(
-                TRIALS["synthetic", "dcnv2"], 2, batch_size=4096, patience=1,
-                tolerance=1e-4, table_learning_rate=1e-2, precision="float32",
-                products="tf32",
-            ),
-            list_entrants("ctr", 16), ratios=(2.0, 4.0, 10.0, 30.0, 100.0),
-            tuned_on=(0,),
-        ),
-        Contest(
-            "frappe", "frappe",
-            until_plateau(
-                TRIALS["frappe", "dcnv2"], 15, patience=2, tolerance=1e-4
-            ),
-            list_entrants("ctr", 16), tuned_on=(0,),
-        ),
-        Contest(
-            "gowalla", "gowalla",
-            until_plateau(
-                FEWER_NEGATIVES, 20, batch_size=16384, learning_rate=2e-2,
-                evaluate_every=4, patience=1, tolerance=1e-2, products="tf32",
-            ),
-            list_entrants("top-n", 64), tuned_on=(0,),
-        ),
-        Contest(
-            "movietweetings", "movietweetings-pairs",
-            until_plateau(
-                FEWER_NEGATIVES, 20, batch_size=4096, learning_rate=1e-2,
-                evaluate_every=4, patience=1, tolerance=1e-2, products="tf32",
-            ),
-            list_entrants("top-n", 64), tuned_on=(0,),
-        ),
-        Contest(
-            "stream", "movietweetings",
-            until_plateau(
-                TRIALS["frappe", "dcnv2"], 6, batch_size=1024, patience=2,
-                tolerance=1e-4,
-            ),
-            list_entrants("ctr", 16), tuned_on=(0,),
-            kind=partial(StreamExperiment, update_epochs=1),
-        ),
-    )
-}  # fmt: skip
-
 
 RECORDS: dict[str, Callable[[], list[Experiment]]] = {
     "frappe_bars": frappe_bars,

@@ -410,9 +410,7 @@ def record(
 
 def move(experiment: Experiment, device: str) -> Experiment:
     """The experiment on another device."""
-    settings = dataclasses.replace(experiment.trial.settings, device=device)
-    trial = dataclasses.replace(experiment.trial, settings=settings)
-    return dataclasses.replace(experiment, trial=trial)
+    return dataclasses.replace(experiment, trial=experiment.trial.adjust(device=device))
 
 
 def arrange_record(path: Path, experiments: Iterable[Experiment]) -> None:

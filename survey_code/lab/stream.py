@@ -86,8 +86,7 @@ class StreamExperiment(Experiment):
     @cached_property
     def task(self) -> ClickTask:
         """The windows before the first test."""
-        settings = dataclasses.replace(self.trial.settings, patience=0)
-        trial = dataclasses.replace(self.trial, settings=settings)
+        trial = self.trial.adjust(patience=0)
         return ClickTask(gather_windows(self.stream, 0, self.start), trial, self.seed)
 
     @property

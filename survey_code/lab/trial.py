@@ -66,6 +66,10 @@ class Trial:
         }
         object.__setattr__(self, "layers", layers)
 
+    def adjust(self, **changes: Any) -> Trial:
+        """The trial with other settings."""
+        return dataclasses.replace(self, settings=self.settings.replace(**changes))
+
     def describe(self) -> dict[str, Any]:
         """Everything but model and dimension, as one dict for JSON."""
         return {

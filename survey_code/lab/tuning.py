@@ -73,7 +73,7 @@ class Way:
         changes: dict[str, Any] = {
             name: value * self.factor(name) for name, value in tunable(trial).items()
         }
-        return dataclasses.replace(trial, settings=trial.settings.replace(**changes))
+        return trial.adjust(**changes)
 
     def ask(self, key: str, asked: Mapping[str, object]) -> Options:
         """A method's options: what it is always asked, and this way's own."""
