@@ -65,11 +65,18 @@ def test_what_is_said_of_real_data_is_what_it_says(name, real_data):
     assert looked == {fact: KNOWN[name][fact] for fact in book.FACTS}
 
 
-def test_data_that_is_neither_known_nor_at_hand_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setenv("SURVEY_CODE_DATA", str(tmp_path))
-    contest = dataclasses.replace(records.CONTESTS["frappe"])
-    with pytest.raises(FileNotFoundError, match="frappe: evidence"):
-        book.describe_data(contest, "frappe", {})
+def test_data_that_is_neither_known_nor_at_hand_is_an_error():
+    class Away:
+        name, trial = "away", records.CONTESTS["frappe"].trial
+
+        @property
+        def spec(self):
+            raise FileNotFoundError("no such folder")
+
+    with pytest.raises(FileNotFoundError, match=r"away: evidence.*no such folder"):
+        book.describe_data(Away(), "frappe", {"data": "another", "dim": 16})
+    known = {fact: KNOWN["frappe"][fact] for fact in book.FACTS}
+    assert book.describe_data(Away(), known["data"], known) == known
 
 
 def test_the_skew_is_that_of_the_busiest_hundredth():
