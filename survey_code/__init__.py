@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from survey_code.advice.advise import advise
     from survey_code.baselines import FullEmbedding
     from survey_code.catalog import Method, compress, load_plugin, methods
     from survey_code.embedding import CompressedEmbedding
@@ -47,6 +48,7 @@ _HOMES = {
     "Searched": "method",
     "TableSpec": "spec",
     "Trained": "method",
+    "advise": "advice.advise",
     "compress": "catalog",
     "compress_model": "serving.models",
     "export_fbgemm": "serving.fbgemm",
@@ -74,6 +76,7 @@ __all__ = [
     "Searched",
     "TableSpec",
     "Trained",
+    "advise",
     "compress",
     "compress_file",
     "compress_model",

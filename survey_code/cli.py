@@ -1,7 +1,7 @@
 """The command line: ``survey-code`` and a command.
 
-``methods``, ``run``, ``compress``, ``compress-model``, ``inspect``, ``export`` and
-``convert``.
+``methods``, ``advise``, ``run``, ``compress``, ``compress-model``, ``inspect``,
+``export`` and ``convert``.
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for describe in (
         parse_methods,
+        parse_advise,
         parse_run,
         parse_compress,
         parse_compress_model,
@@ -132,6 +133,52 @@ def parse_methods(commands: Commands) -> None:
     )
     add_plugin(listing)
     listing.set_defaults(action=list_methods)
+
+
+def parse_advise(commands: Commands) -> None:
+    """``advise ROWS DIM ...``."""
+    advising = commands.add_parser(
+        "advise",
+        help="say which methods to take, by the book's records",
+        description="Read the contests of the book at the ratio asked for, and say "
+        "which methods to take, why, and how far the evidence is from your case. "
+        "Nothing is advised that breaks a limit whose cost was measured.",
+    )
+    advising.add_argument("rows", type=int, metavar="ROWS")
+    advising.add_argument("dim", type=int, metavar="DIM")
+    size = advising.add_mutually_exclusive_group(required=True)
+    size.add_argument("--budget", help="bytes of the table, such as 2GB or 64MiB")
+    size.add_argument("--ratio", type=float, help="bytes before to bytes after")
+    add_task(advising)
+    advising.add_argument(
+        "--trained", action="store_true", help="the table is trained already"
+    )
+    advising.add_argument(
+        "--training-bytes", metavar="SIZE", help="what training may take, such as 8GB"
+    )
+    advising.add_argument(
+        "--latency-us", type=float, metavar="US", help="p99 of looking up 256 ids"
+    )
+    advising.add_argument("--device", default="cpu", help="of look-ups: cpu or cuda")
+    advising.add_argument(
+        "--stream", action="store_true", help="training goes on, window after window"
+    )
+    advising.add_argument("--json", action="store_true", help="print JSON")
+    advising.set_defaults(action=advise_table)
+
+
+def add_task(parser: argparse.ArgumentParser) -> None:
+    """``--task``."""
+    parser.add_argument(
+        "--task", help="ctr or top-n, whose records are read (default: ctr)"
+    )
+
+
+def choose_task(given: argparse.Namespace) -> str:
+    """The task that was named, or the usual one, which is then said."""
+    if given.task is None:
+        print("survey-code: no --task: going by the records of ctr", file=sys.stderr)
+    return given.task or "ctr"
 
 
 def parse_run(commands: Commands) -> None:
@@ -164,7 +211,13 @@ def parse_compress(commands: Commands) -> None:
         help=".npy, or .npz, .safetensors or .pt with one 2-D tensor (of a .pt only "
         "tensors are read, never code); it may be larger than memory",
     )
-    compressing.add_argument("--method", required=True)
+    compressing.add_argument(
+        "--method", required=True, help="a key, or auto: what advise takes"
+    )
+    compressing.add_argument(
+        "--ratio", type=float, help="of --method auto: bytes before to bytes after"
+    )
+    add_task(compressing)
     compressing.add_argument("--out", type=Path, required=True)
     compressing.add_argument("--tensor", help="name of the tensor in the file")
     add_words(compressing, "--option", "-o", "of the method, e.g. bits=4")
@@ -200,6 +253,10 @@ def parse_compress_model(commands: Commands) -> None:
         metavar="NAME",
         help="a table; may be repeated; otherwise what is named after embeddings",
     )
+    compressing.add_argument(
+        "--method", choices=("auto",), help="try what advise takes, not the usual forms"
+    )
+    add_task(compressing)
     compressing.set_defaults(action=compress_tensors)
 
 
@@ -306,6 +363,30 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         print("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip())
 
 
+def advise_table(given: argparse.Namespace) -> None:
+    """Print what to take for a table."""
+    from survey_code.advice.advise import advise
+    from survey_code.checks import check_number
+
+    if given.budget is not None:
+        budget = float(parse_size(given.budget))
+    else:
+        budget = 4 * given.rows * given.dim / check_number("--ratio", given.ratio, 1)
+    training = given.training_bytes
+    advice = advise(
+        given.rows,
+        given.dim,
+        budget_bytes=budget,
+        task=choose_task(given),
+        trained=given.trained,
+        training_bytes=None if training is None else parse_size(training),
+        latency_us=given.latency_us,
+        device=given.device,
+        stream=given.stream,
+    )
+    print(advice.to_json() if given.json else advice)
+
+
 def run_method(given: argparse.Namespace) -> None:
     """Run a method for each seed, print mean and deviation; add to a file if asked."""
     from survey_code.catalog import get_method
@@ -355,29 +436,52 @@ def compress_table(given: argparse.Namespace) -> None:
     if given.picture is not None:
         check_picture(given.picture)
         check_output(given.picture, [given.table, given.out, *given.plugin])
-    asked: Any = parse_options(given)
-    get_method(given.method).ask(asked)
-    report = compress_file(
-        given.table, given.method, given.out, tensor=given.tensor, **asked
-    )
+    if given.method == "auto":
+        method, asked = choose_for_file(given)
+    else:
+        if given.ratio is not None or given.task is not None:
+            raise ValueError("--ratio and --task are of --method auto")
+        method, asked = given.method, parse_options(given)
+        get_method(method).ask(asked)
+    report = compress_file(given.table, method, given.out, tensor=given.tensor, **asked)
     print(report)
     if given.picture is not None:
         report.draw(given.picture)
 
 
+def choose_for_file(given: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The method that the records speak for, and its options; which is said."""
+    from survey_code.advice.automatic import choose_method, explain
+    from survey_code.serving.tables import open_table
+
+    if given.ratio is None or given.option:
+        raise ValueError("--method auto takes --ratio, and no --option")
+    shape = open_table(given.table, given.tensor).shape
+    choice = choose_method(*shape, given.ratio, choose_task(given))
+    print(f"survey-code: auto takes {explain(choice)}", file=sys.stderr)
+    return choice.key, choice.options
+
+
 def compress_tensors(given: argparse.Namespace) -> None:
     """Compress the tables of a checkpoint into a folder."""
     from survey_code.serving.checkpoints import compress_checkpoint
+    from survey_code.serving.many_tables import USUAL_FORMS
 
+    if given.method is None and given.task is not None:
+        raise ValueError("--task is of --method auto")
     budget = None if given.budget is None else parse_size(given.budget)
     report = compress_checkpoint(
         given.checkpoint,
         budget,
+        given.method or USUAL_FORMS,
         out=given.out,
         names=given.tensor,
         ratio=given.ratio,
         progress=sys.stderr.isatty(),
+        task="ctr" if given.method is None else choose_task(given),
     )
+    for why in report.chosen:
+        print(f"survey-code: auto tries {why}", file=sys.stderr)
     print(report)
 
 

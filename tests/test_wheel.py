@@ -70,9 +70,11 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     files = {
         path.relative_to(source).as_posix()
         for path in (source / "survey_code").rglob("*")
-        if path.suffix in (".py", *CPP) or path.name == "py.typed"
+        if path.suffix in (".py", *CPP)
+        or path.name.startswith(("py.typed", "evidence"))
     }
     assert "survey_code/py.typed" in files
+    assert any(name.startswith("survey_code/evidence.json") for name in files)
     kernels = {name for name in files if name.startswith("survey_code/kernels/")}
     for name in (
         "formats/codebook.cuh", "cuda/composed.cu", "cpu/bags.cpp", "cpu/words.h",

@@ -21,21 +21,22 @@ PICTURE = ROOT / "book" / "_static" / "house.svg"
 # below.  A room is a module, or a folder of them.
 ROOMS = (
     "checks", "options", "hashes", "order", "budget", "adagrad", "replay", "graph",
-    "ranking", "sampled_softmax", "metrics", "spec", "bits", "kernels", "layouts",
-    "embedding", "method", "baselines", "low_precision", "mixed_dimension",
+    "ranking", "sampled_softmax", "metrics", "curves", "spec", "bits", "kernels",
+    "layouts", "embedding", "method", "baselines", "low_precision", "mixed_dimension",
     "weight_sharing", "hybrids", "catalog", "data", "models", "training",
-    "objectives", "serving", "book", "lab", "cli", "__main__",
+    "objectives", "advice", "serving", "book", "lab", "cli", "__main__",
 )  # fmt: skip
 
 # What each group of rooms does, in the book's words.
 GROUPS = {
-    "helps": ("checks", "metrics"),
+    "helps": ("checks", "curves"),
     "knows": ("spec", "spec"),
     "stores, reads fast": ("bits", "layouts"),
     "the contract": ("embedding", "baselines"),
     "learns": ("low_precision", "hybrids"),
     "lists": ("catalog", "catalog"),
     "tasks": ("data", "objectives"),
+    "advises": ("advice", "advice"),
     "goes out": ("serving", "serving"),
     "measures": ("book", "lab"),
     "is called": ("cli", "__main__"),

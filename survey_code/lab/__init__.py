@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from survey_code.curves import Difference
     from survey_code.lab.comparison import (
-        Difference,
         compare,
         judge,
         main_metric,

@@ -151,7 +151,7 @@ class Contest:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Tuned:
     """What tuning found.
 
     Parameters
@@ -180,7 +180,7 @@ def list_courses(
     contest: Contest, records: Records, only: Collection[str] | None = None
 ) -> list[Course]:
     """All that a contest asks for, or some entrants of it."""
-    choices: dict[str, Choice] = {}
+    choices: dict[str, Tuned] = {}
     return [
         enter(contest, entrant, records, choices)
         for entrant in contest.entrants
@@ -189,7 +189,7 @@ def list_courses(
 
 
 def enter(
-    contest: Contest, entrant: Entrant, records: Records, choices: dict[str, Choice]
+    contest: Contest, entrant: Entrant, records: Records, choices: dict[str, Tuned]
 ) -> Course:
     """An entrant's trials, then what is recorded of it.
 
@@ -212,8 +212,8 @@ def enter(
 
 
 def await_choice(
-    contest: Contest, name: str, records: Records, choices: dict[str, Choice]
-) -> Generator[list[Wanted], list[Result], Choice]:
+    contest: Contest, name: str, records: Records, choices: dict[str, Tuned]
+) -> Generator[list[Wanted], list[Result], Tuned]:
     """What another entrant's tuning found, once it is there."""
     if name not in choices:
         known = choose_ways(contest, contest.named(name), records)
@@ -225,7 +225,7 @@ def await_choice(
 
 
 def list_runs(
-    contest: Contest, entrant: Entrant, chosen: Choice
+    contest: Contest, entrant: Entrant, chosen: Tuned
 ) -> Iterator[tuple[float, Way]]:
     """The ratios at which an entrant is recorded, and how it is trained for each."""
     for ratio in list_ratios(contest, entrant):
@@ -265,12 +265,12 @@ def wish(contest: Contest, entrant: Entrant) -> tuple[float, ...]:
 
 def tune_entrant(
     contest: Contest, entrant: Entrant, start: Way | None = None
-) -> Generator[list[Wanted], list[Result], Choice]:
+) -> Generator[list[Wanted], list[Result], Tuned]:
     """The trials of an entrant, and the best ones again at the second ratio."""
     marks: Marks = {}
     near = tuning_ratio(contest, entrant, TUNED_AT)
     if near is None:
-        return Choice({}, {})
+        return Tuned({}, {})
     tries = tune(entrant.key, contest.trial, dict(entrant.asked), start)
     ways = next(tries)
     while ways:
@@ -282,10 +282,10 @@ def tune_entrant(
             ways = []
     far = tuning_ratio(contest, entrant, CHECKED_AT)
     if far is None or far <= near or same_plan(contest, entrant, near, far):
-        return Choice(marks, {})
+        return Tuned(marks, {})
     best = sorted(marks, key=marks.__getitem__, reverse=True)[:CHECKED]
     found = yield from try_ways(contest, entrant, best, far)
-    return Choice(marks, dict(zip(best, found, strict=True)))
+    return Tuned(marks, dict(zip(best, found, strict=True)))
 
 
 def same_plan(contest: Contest, entrant: Entrant, near: float, far: float) -> bool:
@@ -329,7 +329,7 @@ def arrange(contest: Contest, records: Records) -> tuple[list[Result], list[Resu
     """
     trials: list[Result] = []
     runs: list[Result] = []
-    choices: dict[str, Choice] = {}
+    choices: dict[str, Tuned] = {}
     for entrant in contest.entrants:
         steps: list[tuple[list[Wanted], list[Result]]] = []
         replay(enter(contest, entrant, records, choices), records, steps)
@@ -369,7 +369,7 @@ def replay(
     return None
 
 
-def choose_ways(contest: Contest, entrant: Entrant, records: Records) -> Choice | None:
+def choose_ways(contest: Contest, entrant: Entrant, records: Records) -> Tuned | None:
     """What an entrant's tuning found; None while a trial is missing."""
     start = None
     if entrant.rates_of is not None:

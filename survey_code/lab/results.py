@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import math
 import os
 import platform
 import re
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from survey_code.curves import sample_deviation
 from survey_code.layouts import Layout
 from survey_code.layouts.files import replace_file
 
@@ -236,24 +236,19 @@ def is_cut(line: str) -> bool:
     return False
 
 
-def sample_deviation(values: Sequence[float]) -> float:
-    """With n - 1 in the denominator; NaN of a single value.
+def name_curve(result: Result) -> str:
+    """The method or variant that a result is a point of, whatever its bits."""
+    return strip_bits(result.entrant or result.key)
+
+
+def strip_bits(name: str) -> str:
+    """The curve that an entrant of a contest is a point of.
 
     Examples
     --------
-    >>> sample_deviation([1.0, 3.0]) == 2**0.5, sample_deviation([1.0])
-    (True, nan)
+    >>> strip_bits("rowwise, 4 bits"), strip_bits("rowwise, 4 bits a table")
+    ('rowwise', 'rowwise, a table')
     """
-    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-
-
-def name_curve(result: Result) -> str:
-    """The method or variant that a result is a point of, whatever its bits.
-
-    In a contest "rowwise, 4 bits" and "rowwise, 8 bits" are points of "rowwise", and
-    "rowwise, 4 bits a table" is one of "rowwise, a table".
-    """
-    name = result.entrant or result.key
     return re.sub(r",? \d+ bits( )?", lambda m: ", " if m[1] else "", name)
 
 

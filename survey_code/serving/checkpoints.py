@@ -58,6 +58,7 @@ def compress_checkpoint(
     least_rows: int = 1,
     sample: int = MEASURED_ROWS,
     progress: bool = False,
+    task: str = "ctr",
 ) -> BudgetReport:
     """Compress all embedding tables of a checkpoint within one budget.
 
@@ -71,7 +72,7 @@ def compress_checkpoint(
         ``report.json``; it is made if need be.
     names : sequence of str, optional
         The tensors that are tables.
-    budget_bytes, methods, ratio, counts, least_rows, sample, progress
+    budget_bytes, methods, ratio, counts, least_rows, sample, progress, task
         As for `compress_model`, whose errors these are too; counts go by the tensors'
         names.
 
@@ -86,7 +87,7 @@ def compress_checkpoint(
     held = choose_tensors(read_checkpoint(checkpoint), names, least)
     folder = check_folder(Path(out))
     report = compress_tables(
-        held, budget_bytes, ratio, methods, counts, sample, progress
+        held, budget_bytes, ratio, methods, counts, sample, progress, task
     )
     folder.mkdir(exist_ok=True)
     save_report(report, folder)

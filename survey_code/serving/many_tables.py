@@ -22,6 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from survey_code.advice.automatic import AUTO, choose_keys, explain
+from survey_code.advice.report import Choice
 from survey_code.catalog import AFTER, Method, get_method
 from survey_code.checks import check_number, check_range
 from survey_code.layouts import Layout
@@ -187,10 +189,13 @@ class BudgetReport:
         In the order in which the tables were found.
     budget : int
         Bytes that all tables together might take.
+    chosen : tuple of str
+        Where methods were to be chosen: which, and why.
     """
 
     lines: list[TableLine]
     budget: int
+    chosen: tuple[str, ...] = ()
 
     @property
     def before(self) -> int:
@@ -268,15 +273,20 @@ def compress_tables(
     counts: Counts | None,
     sample: int,
     progress: bool,
+    task: str,
 ) -> BudgetReport:
     """Measure all tables in all forms, divide the budget, make the layouts.
 
     Parameters and errors are those of `compress_model`.
     """
     budget = find_budget(tables, budget_bytes, ratio)
+    take_counts(tables, counts)
+    chosen: dict[str, Choice] = {}
+    if methods == AUTO:
+        chosen = choose_forms(tables, task)
+        methods = tuple(chosen)
     asked = [check_form(named) for named in check_methods(methods)]
     check_range("sample", sample, 1)
-    take_counts(tables, counts)
     lines = [Measured(table, asked, sample) for table in tables]
     for one in show_tables(lines, progress):
         one.measure()
@@ -288,10 +298,28 @@ def compress_tables(
     ]
     require_budget(sum(min(offers_)[0] for offers_ in offers), tables, budget)
     taken = divide_budget(offers, budget)
-    chosen = [list(one.offers)[place] for one, place in zip(lines, taken)]
+    forms = [list(one.offers)[place] for one, place in zip(lines, taken)]
     return BudgetReport(
-        [one.settle(form, s) for one, form, s in zip(lines, chosen, shares)], budget
+        [one.settle(form, s) for one, form, s in zip(lines, forms, shares)],
+        budget,
+        tuple(explain(choice) for choice in chosen.values()),
     )
+
+
+def choose_forms(tables: Sequence[HeldTable], task: str) -> dict[str, Choice]:
+    """Methods by key that `advise` takes for the largest table, at all usual sizes.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    """
+    free = [table for table in tables if table.reason is None]
+    if not free:
+        return {}
+    largest = max(free, key=lambda table: table.nbytes)
+    rows, dim = largest.weight.shape
+    return choose_keys(rows, dim, SHRINKS, task, largest.counts)
 
 
 class Measured:
@@ -402,8 +430,8 @@ def check_methods(methods: Sequence[Named]) -> Sequence[Named]:
     """The methods, if they are a list of them."""
     if isinstance(methods, str) or not isinstance(methods, Sequence):
         raise ValueError(
-            f"methods must be a sequence of keys, or of keys and options, got "
-            f"{methods!r}"
+            "methods must be a sequence of keys, or of keys and options, or "
+            f"{AUTO!r}, got {methods!r}"
         )
     return methods
 

@@ -48,6 +48,7 @@ def compress_model(
     least_rows: int = 1,
     sample: int = MEASURED_ROWS,
     progress: bool = False,
+    task: str = "ctr",
 ) -> BudgetReport:
     """Compress all embedding tables of a model within one budget, and put them back.
 
@@ -56,19 +57,19 @@ def compress_model(
     model : nn.Module
         Its nn.Embedding, nn.EmbeddingBag and FullEmbedding modules are replaced by
         frozen ones with the same call, all of them or, on an error, none.
-    budget_bytes : float, optional
-        Of all tables together, without the headers of files.
+    budget_bytes, ratio : float, optional
+        One of them: bytes of all tables together, without the headers of files, or
+        bytes of the tables now over bytes afterwards.
     methods : sequence of str or of (str, dict)
-        Keys, or pairs of a key and options: what each table is tried in.
-    ratio : float, optional
-        In place of `budget_bytes`: bytes of the tables now over bytes afterwards.
+        Keys, or pairs of a key and options: what each table is tried in.  ``"auto"``:
+        what `survey_code.advise` takes for the largest table, 2 to 32 times smaller.
     counts : dict of int arrays, shape (rows,), optional
         By the names of modules: how often each row is read.
-    least_rows : int, default 1
-        Tables with fewer rows stay as they are.
-    sample : int, default 65536
-        Rows of a table whose error is measured, at most.
+    least_rows, sample : int
+        Tables with fewer rows stay as they are; of others so many are measured.
     progress : bool, default False
+    task : str, default "ctr"
+        ``"ctr"`` or ``"top-n"``: by whose records ``methods="auto"`` goes.
 
     Returns
     -------
@@ -83,9 +84,8 @@ def compress_model(
     """
     check_model(model)
     tables = find_tables(model, check_range("least_rows", least_rows, 1))
-    held = [table.held for table in tables]
-    asked = (budget_bytes, ratio, methods, counts, sample, progress)
-    report = compress_tables(held, *asked)
+    asked = (budget_bytes, ratio, methods, counts, sample, progress, task)
+    report = compress_tables([table.held for table in tables], *asked)
     put_back(model, tables, report)
     return report
 

@@ -10,9 +10,9 @@ from survey_code import data
 from survey_code.data.synthetic import make_clicks
 from survey_code.lab import Trial, load_results
 from survey_code.lab.contest import (
-    Choice,
     Contest,
     Entrant,
+    Tuned,
     arrange,
     choose_ways,
     list_courses,
@@ -151,11 +151,11 @@ def test_what_would_do_the_same_for_two_ratios_is_asked_for_the_higher():
 
 def test_a_way_is_one_that_reaches_the_ratio():
     best, other = Way(options=(("a", 1),)), Way(options=(("a", 2),))
-    choice = Choice({best: 0.9, other: 0.8}, {best: -math.inf, other: -math.inf})
+    choice = Tuned({best: 0.9, other: 0.8}, {best: -math.inf, other: -math.inf})
     assert choice.way_at(10.0) == choice.way_at(30.0) == best
     assert choice.way_at(30.0, lambda way: way == other) == other
     assert choice.way_at(10.0, lambda way: False) == Way()
-    assert Choice({best: 0.9, other: 0.8}, {other: 0.5}).way_at(30.0) == other
+    assert Tuned({best: 0.9, other: 0.8}, {other: 0.5}).way_at(30.0) == other
 
 
 def test_whole_columns_are_tuned_where_they_are_nearest():

@@ -86,8 +86,9 @@ class MixedCost:
         self.each = np.array([code_bytes(dim, bits) for bits in WIDTHS])
         self.levels = np.array([levels_bytes(0, dim, b) * (b > 0) for b in WIDTHS])
         # Groups of neighbouring ids, and how many such neighbours there are.
-        sides = np.stack([group[:-1], group[1:]])
-        self.sides, self.times = np.unique(sides, axis=1, return_counts=True)
+        many = len(self.rows)
+        pairs, self.times = np.unique(group[:-1] * many + group[1:], return_counts=True)
+        self.sides = np.stack(np.divmod(pairs, many))
 
     def count(self, bits: np.ndarray) -> int:
         """Bytes of the frozen table, for the bits of each group."""
