@@ -151,6 +151,7 @@ BROKEN = {
     "path in source": (2, {"source": 'open("/tmp/x")'}, "path of a machine"),
     "path in output": (2, {"outputs": stream("in /home/me/x")}, "path of a machine"),
     "path in prose": (0, {"source": "see `/work/x`"}, "path of a machine"),
+    "no picture": (3, {"outputs": []}, "that is not there"),
     "no alt": (3, {"metadata": {}}, "without an alt text"),
     "empty alt": (3, {"metadata": {"mystnb": {"image": {"alt": " "}}}}, "without an"),
     "speed": (

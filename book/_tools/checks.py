@@ -226,13 +226,15 @@ def output_text(output: Any) -> str:
 
 
 def pictures_described(notebook: Any) -> list[str]:
-    """Every picture has words for those who do not see it."""
+    """Every picture has words for those who do not see it; and is there."""
     problems = []
     for number, cell in code_cells(notebook):
         kinds = {kind for out in cell.outputs for kind in out.get("data", {})}
         alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
         if kinds & set(PICTURES) and not str(alt).strip():
             problems.append(f"code cell {number} shows a picture without an alt text")
+        if alt and not kinds & set(PICTURES):
+            problems.append(f"code cell {number} describes a picture that is not there")
     return problems
 
 
