@@ -287,6 +287,11 @@ class CompressedEmbedding(nn.Module):
         """A scalar that is added to the loss; 0 where the method has none."""
         return torch.zeros(())
 
+    def squared_length(self) -> Tensor:
+        """Sum of squares of all that is learnt here: what `table_l2` counts."""
+        learnt = [weight.square().sum() for weight in self.parameters()]
+        return torch.stack(learnt).sum() if learnt else torch.zeros(())
+
     def advance(self, progress: float) -> None:
         """Move schedules on (temperature, pruning rate); 0 <= progress <= 1."""
 

@@ -98,14 +98,10 @@ def split_rows(
 
 def squared_length(network: ClickNetwork) -> Tensor:
     """Sum of squares of the whole table and of the weights per id."""
-    weights: list[Tensor] = list(network.table.parameters())
+    length = network.table.squared_length()
     if network.first_order is not None:
-        weights.append(network.first_order.weight)
-    if not weights:
-        raise ValueError(
-            "table_l2 needs a table of parameters; this one keeps its rows otherwise"
-        )
-    return torch.stack([weight.square().sum() for weight in weights]).sum()
+        length = length + network.first_order.weight.square().sum()
+    return length
 
 
 @torch.no_grad()
@@ -270,6 +266,9 @@ class RankingObjective:
             loss = sampled_softmax(users, positives, negatives, self.temperature)
         if self.settings.l2:
             loss = loss + self.settings.l2 / 2 * read / len(users)
+        if self.settings.table_l2:
+            length = network.table.squared_length()
+            loss = loss + self.settings.table_l2 / 2 * length
         return loss + network.table.penalty()
 
     def row_losses(self, network: RankingNetwork, batch: Batch) -> Tensor:

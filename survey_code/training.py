@@ -41,7 +41,7 @@ class TrainingSettings(Options):
     """How long, how fast and on what a network is trained.
 
     The network around the table always uses Adam.  L2 counts the vectors read in a
-    batch, the same for every method; `table_l2` is only for repeating published runs.
+    batch, `table_l2` all that the table learns, whether it is read or not.
     The trained weights are float32 in either precision.
 
     Raises

@@ -12,6 +12,7 @@ from survey_code.adagrad import (
     add_in_bytes,
     read_bytes,
 )
+from survey_code.catalog import get_method
 from survey_code.data.tasks import ClickData, ClickRows, InteractionData
 from survey_code.embedding import Diverged, Regime, Script
 from survey_code.models import build_click_network, build_ranking_network
@@ -766,6 +767,18 @@ def test_l2_of_the_whole_table_takes_the_weights_per_id_along():
         _, _, loss = click_loss(network, table_l2=3.0)
         wanted = 1.5 * net.table.weight.square().sum().item()
         assert (loss - plain).item() == pytest.approx(wanted, rel=1e-3)
+
+
+def test_l2_of_the_whole_table_reaches_the_rows_that_integers_read():
+    spec = TableSpec(10, 4, [0, 4, 10], np.ones(10, int), init_std=1.0)
+    table = get_method("lpt").build(spec, get_method("lpt").plan(spec, 2))
+    assert table.squared_length() == 0
+    rows = table(torch.tensor([[1, 7], [1, 2]]))
+    read = table.squared_length()
+    wanted = sum(rows[place].square().sum() for place in ((0, 0), (0, 1), (1, 1)))
+    assert read.item() == pytest.approx(wanted.item(), rel=1e-6)
+    (slope,) = torch.autograd.grad(read / 2, [table.batch[0][1]])
+    assert torch.equal(slope, table.batch[0][1])
 
 
 @pytest.mark.parametrize("loss", ["bpr", "softmax"])

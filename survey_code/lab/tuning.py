@@ -30,6 +30,7 @@ RATE_GRID: dict[str, tuple[tuple[float, ...], float]] = {
     "table_learning_rate": ((1.0, 0.5, 2.0, 0.25, 4.0), 2.0),
     "learning_rate": ((1.0, 0.5, 2.0), 2.0),
     "l2": ((1.0, 1 / 3, 3.0), 3.0),
+    "table_l2": ((1.0, 1 / 3, 3.0), 3.0),
 }
 # Times that a grid grows by its factor; from then on by the factor's square.
 SLOW_GROWTHS = 3
@@ -94,6 +95,7 @@ def tunable(trial: Trial) -> dict[str, float]:
         # Cosines of vectors have no network around them.
         "learning_rate": 0.0 if trial.model == "mf" else settings.learning_rate,
         "l2": settings.l2,
+        "table_l2": settings.table_l2,
     }
     return {name: value for name, value in found.items() if value}
 

@@ -36,8 +36,8 @@ class WriteBackEmbedding(CompressedEmbedding):
     that collects the gradient; `after_step` moves these rows by the rule that the
     training settings name, and stores them.  Rows that a batch does not read stay
     as they are, also under Adam, whose averages then rest as well.  L2 of the
-    vectors read counts as usual; settings for parameters (`clip_norm`, `table_l2`)
-    do not reach rows that are none.
+    vectors read counts as usual; that of the whole table (`table_l2`) reaches the rows
+    that a step reads, and `clip_norm` none.
 
     Parameters
     ----------
@@ -64,6 +64,11 @@ class WriteBackEmbedding(CompressedEmbedding):
     def store_rows(self, ids: Tensor, rows: Tensor) -> None:
         """Round rows (m, dim) and keep them; ids are all different."""
         raise NotImplementedError
+
+    def squared_length(self) -> Tensor:
+        """Of the rows read in this step, and of what else is learnt."""
+        read = [rows.square().sum() for _, rows in self.batch]
+        return torch.stack([*read, super().squared_length()]).sum()
 
     def advance(self, progress: float) -> None:
         """Forget look-ups that no step followed."""
@@ -178,7 +183,7 @@ class WriteBackEmbedding(CompressedEmbedding):
         if self.regime.optimizer == "sgd":
             return grads
         if self.regime.optimizer == "adam":
-            return self.adam_direction(name, ids, grads)
+            return self._adam_direction(name, ids, grads)
         total = self._squares(name, grads)
         if total.dtype == torch.uint8:
             sums = add_in_bytes(total, ids, row_means(grads), self.rng)
@@ -187,7 +192,7 @@ class WriteBackEmbedding(CompressedEmbedding):
             sums = total[ids]
         return grads / (sums.sqrt() + EPSILON)[:, None]
 
-    def adam_direction(self, name: str, ids: Tensor, grads: Tensor) -> Tensor:
+    def _adam_direction(self, name: str, ids: Tensor, grads: Tensor) -> Tensor:
         """Adam's, with averages that move only where a row is read."""
         averages = []
         for beta, kind, new in zip(BETAS, ("mean", "square"), (grads, grads.square())):
