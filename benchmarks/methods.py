@@ -30,8 +30,6 @@ from survey_code.lab.records import move  # noqa: E402
 from survey_code.lab.results import append_line  # noqa: E402
 from survey_code.lab.tuning import Way  # noqa: E402
 
-COSTS = ROOT / "book" / "results" / "costs"
-
 
 def list_runs(
     contest: Contest, ratio: float, device: str
@@ -53,9 +51,7 @@ def measure(
     contest: Contest, ratio: float, device: str, out: Path, command: str
 ) -> Iterator[dict[str, Any]]:
     """Measure who is missing in a file of costs, and add them."""
-    place = out / f"{contest.name}.jsonl"
-    lines = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
-    known = [json.loads(line) for line in lines]
+    place, known = out / f"{contest.name}.jsonl", book.read_costs(contest.name, out)
     done = {(line["entrant"], line["where"], line["asked_ratio"]) for line in known}
     for name, run in list_runs(contest, ratio, device):
         if (name, device, ratio) in done:
@@ -72,7 +68,7 @@ def main() -> None:
     parser.add_argument("contest", choices=sorted(book.CONTESTS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--ratio", type=float, default=10.0)
-    parser.add_argument("--out", type=Path, default=COSTS)
+    parser.add_argument("--out", type=Path, default=book.COSTS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     command = f"python benchmarks/methods.py {given.contest} --device {given.device}"

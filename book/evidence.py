@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import records
 
+from survey_code.advice.case import measure_skew
 from survey_code.advice.evidence import METRICS, PLACES, find_evidence, read_text
 from survey_code.catalog import AFTER, DURING, get_method
 from survey_code.lab.comparison import main_metric
@@ -29,17 +29,17 @@ from survey_code.lab.contest import Contest
 from survey_code.lab.experiment import Experiment
 from survey_code.lab.results import (
     Result,
+    group_curves,
     group_seeds,
     load_results,
-    name_curve,
     strip_bits,
 )
+from survey_code.layouts.files import replace_file
 from survey_code.options import Options
 from survey_code.spec import TableSpec
 
-COSTS = records.RESULTS / "costs"
-# Of all ids, those that are called the busiest; and bytes of a file that is not packed.
-BUSIEST, LARGE = 0.01, 300_000
+# Bytes of a file that is not packed.
+LARGE = 300_000
 # What a result says of a contest's data, and only the data says.
 FACTS = ("data", "rows", "dim", "fields", "skew")
 
@@ -49,7 +49,7 @@ Told = dict[str, Any]
 def gather(
     names: Collection[str],
     folder: Path = records.RESULTS,
-    costs: Path = COSTS,
+    costs: Path = records.COSTS,
     known: Mapping[str, Told] | None = None,
 ) -> dict[str, Told]:
     """The evidence of some contests.
@@ -72,18 +72,11 @@ def gather(
         name: describe_contest(
             records.CONTESTS[name],
             load_results(folder / f"{name}_runs.jsonl"),
-            read_costs(costs / f"{name}.jsonl"),
+            records.read_costs(name, costs),
             (known or {}).get(name, {}),
         )
         for name in names
     }
-
-
-def read_costs(path: Path) -> list[Told]:
-    """The lines of a file of costs; none where there is no file."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def describe_contest(
@@ -91,9 +84,6 @@ def describe_contest(
 ) -> Told:
     """A contest as the file tells it."""
     metric = main_metric(results)
-    curves: dict[str, list[Result]] = defaultdict(list)
-    for result in results:
-        curves[name_curve(result)].append(result)
     full = next(r.bytes["inference"] for r in results if r.key == "full")
     spent: dict[str, list[Told]] = defaultdict(list)
     for line in costs:
@@ -104,7 +94,7 @@ def describe_contest(
         **describe_data(contest, results[0].data, known),
         "curves": {
             name: describe_curve(own, metric, spent[name])
-            for name, own in curves.items()
+            for name, own in group_curves(results).items()
         },
     }
 
@@ -127,12 +117,6 @@ def describe_data(contest: Contest, data: str, known: Told) -> Told:
         "fields": len(spec.field_starts) - 1,
         "skew": round(measure_skew(spec.train_counts), 4),
     }
-
-
-def measure_skew(counts: np.ndarray) -> float:
-    """The share of all reads that the busiest 1 % of the ids take."""
-    busiest = math.ceil(BUSIEST * len(counts))
-    return float(np.sort(counts)[::-1][:busiest].sum() / counts.sum())
 
 
 def describe_curve(results: Sequence[Result], metric: str, costs: list[Told]) -> Told:
@@ -228,9 +212,8 @@ def save(text: str, places: Sequence[Path] = PLACES) -> Path:
     plain, packed = places
     large = len(content) > LARGE
     place, other = (packed, plain) if large else (plain, packed)
-    beside = place.with_name(f".{place.name}.part")
-    beside.write_bytes(gzip.compress(content, mtime=0) if large else content)
-    beside.replace(place)
+    with replace_file(place) as file:
+        file.write(gzip.compress(content, mtime=0) if large else content)
     other.unlink(missing_ok=True)
     return place
 
@@ -239,7 +222,7 @@ def main() -> None:
     """Make the file anew."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--look", action="store_true", help="read the data anew")
-    parser.add_argument("--costs", type=Path, default=COSTS)
+    parser.add_argument("--costs", type=Path, default=records.COSTS)
     given = parser.parse_args()
     place = find_evidence()
     known = json.loads(read_text(place)) if place.exists() and not given.look else {}

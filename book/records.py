@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ from survey_code.lab.trial import TRIALS, Trial
 from survey_code.training import TrainingSettings
 
 RESULTS = Path(__file__).parent / "results"
+COSTS = RESULTS / "costs"  # what benchmarks/methods.py measured
 SEEDS = (1, 2, 3)
 
 
@@ -208,6 +210,13 @@ def open_records(contest: Contest, folder: Path = RESULTS) -> Records:
     names = [f"{contest.name}_{part}.jsonl" for part in ("runs", "trials")]
     runs, trials = (folder / name for name in names)
     return Records(runs, trials, more=[RESULTS / name for name in names])
+
+
+def read_costs(name: str, folder: Path = COSTS) -> list[dict[str, Any]]:
+    """What was measured of a contest's methods beside accuracy; nothing, perhaps."""
+    path = folder / f"{name}.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def join(contest: Contest, folder: Path, forget: bool = False) -> tuple[int, int]:

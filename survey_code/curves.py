@@ -74,6 +74,12 @@ def read_point(points: Sequence[Point], ratio: float) -> Point | None:
     return Point(values, (*low.reached, *high.reached)) if values else None
 
 
+def find_smaller(points: Sequence[Point], ratio: float) -> Point | None:
+    """The nearest point above a ratio: what is smaller is within the budget, too."""
+    above = [point for point in points if point.reached[0] > ratio]
+    return min(above, key=lambda point: point.reached, default=None)
+
+
 @dataclass(frozen=True)
 class Difference:
     """By how much one method is ahead of another, seed by seed.
@@ -85,6 +91,12 @@ class Difference:
     """
 
     differences: tuple[float, ...]
+
+    @classmethod
+    def of(cls, first: Point, second: Point) -> Difference:
+        """The first less the second, over the seeds of both; there may be none."""
+        seeds = sorted(first.values.keys() & second.values.keys())
+        return cls(tuple(first.values[seed] - second.values[seed] for seed in seeds))
 
     @property
     def mean(self) -> float:

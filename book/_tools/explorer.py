@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,10 @@ from toc import ROOT
 sys.path.insert(0, str(ROOT / "book"))
 
 import records as book
+from evidence import describe_cost, find_stage
 
 from survey_code.catalog import AFTER, DURING, SEARCH, get_method, methods
-from survey_code.lab.results import Result, group_seeds, name_curve
+from survey_code.lab.results import Result, group_curves, group_seeds, strip_bits
 
 TITLES = {
     "synthetic": "Clicks, synthetic",
@@ -34,7 +34,8 @@ TITLES = {
 }
 SHOWN_METRICS = ("auc", "log_loss", "recall@20", "ndcg@20")
 SHOWN_SETTINGS = (
-    "table_learning_rate", "learning_rate", "l2", "epochs_trained", "best_epoch",
+    "table_learning_rate", "learning_rate", "l2", "table_l2", "epochs_trained",
+    "best_epoch",
 )  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def describe_contest(name: str) -> dict[str, Any]:
     places = {id(result): number for number, result in numbered}
     tested = [result for result in results if result.failure is None]
     full = next(result for result in tested if result.key == "full")
-    costs = read_costs(name, full.bytes["inference"])
+    costs = find_costs(name, full.bytes["inference"])
     return {
         "name": name,
         "title": TITLES.get(name, name),
@@ -60,17 +61,9 @@ def describe_contest(name: str) -> dict[str, Any]:
         "metrics": [metric for metric in SHOWN_METRICS if metric in full.test],
         "methods": [
             describe_curve(curve, own, places, costs.get(curve, {}))
-            for curve, own in split_curves(results).items()
+            for curve, own in group_curves(results).items()
         ],
     }
-
-
-def split_curves(results: Iterable[Result]) -> dict[str, list[Result]]:
-    """The results of each curve, those out of reach too."""
-    curves: dict[str, list[Result]] = {}
-    for result in results:
-        curves.setdefault(name_curve(result), []).append(result)
-    return curves
 
 
 def describe_curve(
@@ -84,7 +77,7 @@ def describe_curve(
         "key": method.key,
         "title": method.title,
         "family": method.family,
-        "stage": method.stage,
+        "stage": find_stage(results[0]),
         "cost": costs,
         "cannot": sorted({r.requested_ratio for r in results if r.failure}),
         "points": sorted(points, key=lambda point: point["reached"]),
@@ -117,18 +110,16 @@ def describe_point(group: list[Result], places: dict[int, int]) -> dict[str, Any
     }  # fmt: skip
 
 
-def read_costs(name: str, full_bytes: int) -> dict[str, dict[str, float]]:
+def find_costs(name: str, full_bytes: int) -> dict[str, dict[str, float]]:
     """What each curve costs on a processor, where that was measured."""
-    path = book.RESULTS / "costs" / f"{name}.jsonl"
-    if not path.exists():
-        return {}
     found: dict[str, dict[str, float]] = {}
-    for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-        if line["where"] == "cpu":
-            found[line["entrant"]] = {
-                "us_per_row": line["train"]["us_per_row"],
-                "peak": line["training_bytes"]["peak"] / full_bytes,
-                "lookup": line["lookup"]["256"][0],
+    for line in book.read_costs(name):
+        cost = describe_cost(line, full_bytes)
+        if cost["device"] == "cpu":
+            found[strip_bits(line["entrant"])] = {
+                "us_per_row": cost["us_per_row"]["train"],
+                "peak": cost["training"]["peak"],
+                "lookup": cost["lookup"]["256"][0],
             }
     return found
 

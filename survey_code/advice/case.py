@@ -130,9 +130,8 @@ class Case:
         """Share of the reads that the busiest 1 % of the ids take, if it is known."""
         if self.counts is None:
             return None
-        counts = np.sort(self.whole.train_counts)[::-1]
-        busiest = counts[: -(-len(counts) // 100)]
-        return float(busiest.sum() / counts.sum()) if counts.any() else None
+        counts = self.whole.train_counts
+        return measure_skew(counts) if counts.any() else None
 
     def distances(self, contest: RecordedContest) -> dict[str, float]:
         """How many times a contest's rows, dimension and, if known, skew."""
@@ -144,3 +143,9 @@ class Case:
     def distance(self, contest: RecordedContest) -> float:
         """How far a contest is: the sum of the distances' logarithms."""
         return float(sum(abs(np.log(f)) for f in self.distances(contest).values()))
+
+
+def measure_skew(counts: np.ndarray) -> float:
+    """The share of all reads that the busiest 1 % of the ids take; some are read."""
+    busiest = -(-len(counts) // 100)
+    return float(np.sort(counts)[::-1][:busiest].sum() / counts.sum())

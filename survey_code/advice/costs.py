@@ -109,12 +109,7 @@ def say_costs(
     if served is not None:
         told["lookup_us"], told["bag_us"] = served.lookup[CALL], served.bag[CALL]
     told["rows_seen"] = {
-        contest.name: dict(
-            min(
-                contest.curves[name].points,
-                key=lambda one: abs(math.log(one.point.reached[0] / case.asked)),
-            ).rows
-        )
+        contest.name: dict(contest.curves[name].by_nearness(case.asked)[0].rows)
         for contest in contests
         if name in contest.curves and contest.curves[name].points
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import gzip
 import json
+import math
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -101,6 +102,12 @@ class Curve:
     def highest(self) -> float:
         """The highest ratio that was measured."""
         return self.points[-1].point.reached[0]
+
+    def by_nearness(self, ratio: float) -> list[CurvePoint]:
+        """The points, the nearest to a ratio first."""
+        return sorted(
+            self.points, key=lambda one: abs(math.log(one.point.reached[0] / ratio))
+        )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,14 @@ import math
 from dataclasses import dataclass
 
 from survey_code.advice.evidence import RecordedContest
-from survey_code.curves import FALLBACK, NEAR, Difference, Point, read_point
+from survey_code.curves import (
+    FALLBACK,
+    NEAR,
+    Difference,
+    Point,
+    find_smaller,
+    read_point,
+)
 
 
 @dataclass(frozen=True)
@@ -40,11 +47,10 @@ class Reading:
 
     def less(self, other: Point) -> Difference:
         """The method less another point of the same contest."""
-        own, others = self.point.values, other.values
-        seeds = sorted(set(own) & set(others))
-        if not seeds:  # nothing is paired
+        paired = Difference.of(self.point, other)
+        if not paired.differences:
             return Difference((self.point.mean - other.mean,))
-        return Difference(tuple(own[seed] - others[seed] for seed in seeds))
+        return paired
 
     def describe(self, name: str) -> str:
         """The line of evidence: contest, curve, where it was read, what it says."""
@@ -85,10 +91,8 @@ def read_at(contest: RecordedContest, name: str, ratio: float) -> Reading | None
         beyond = at < ratio and max(found.reached) * (1 + NEAR) < ratio
         how = "read off" if found.read_off else "measured"
         return Reading(contest, found, "beyond" if beyond else how)
-    above = [point for point in points if point.reached[0] > at]
-    if above:
-        return Reading(contest, min(above, key=lambda one: one.reached), "smaller")
-    return None
+    smaller = find_smaller(points, at)
+    return None if smaller is None else Reading(contest, smaller, "smaller")
 
 
 def read_everywhere(
@@ -130,11 +134,8 @@ def nearest_options(
 ) -> list[dict[str, object]]:
     """What tuning found, the nearest first: by the contests' order, then by ratio."""
     found: list[dict[str, object]] = []
-    for curve in (contest.curves.get(name) for contest in contests):
-        points = curve.points if curve else ()
-        for one in sorted(
-            points, key=lambda p: abs(math.log(p.point.reached[0] / ratio))
-        ):
-            if one.options not in found:
-                found.append(one.options)
+    curves = (contest.curves[name] for contest in contests if name in contest.curves)
+    for one in (point for curve in curves for point in curve.by_nearness(ratio)):
+        if one.options not in found:
+            found.append(one.options)
     return found

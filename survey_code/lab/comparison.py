@@ -8,8 +8,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from survey_code.curves import FALLBACK, Difference, Point, read_point
+from survey_code.curves import FALLBACK, Difference, Point, find_smaller, read_point
 from survey_code.lab.results import Result, group_seeds, name_curve
+
+# The points of each method, by its name.
+Curves = Mapping[str, Sequence[Point]]
 
 
 def draw_curves(
@@ -29,9 +32,7 @@ def draw_curves(
     return curves
 
 
-def find_point(
-    curves: Mapping[str, Sequence[Point]], name: str, ratio: float
-) -> Point | None:
+def find_point(curves: Curves, name: str, ratio: float) -> Point | None:
     """`read_point` of a method by its name; of the full table, which stays at 1x, its
     only one.
     """
@@ -59,7 +60,12 @@ def compare(
         of one), ``seeds``, ``read_off``.  The full table, which stays at 1x, is there
         too; methods that do not reach the ratio are not.
     """
-    rows, curves = {}, draw_curves(results, metric)
+    return compare_curves(draw_curves(results, metric), ratio)
+
+
+def compare_curves(curves: Curves, ratio: float) -> pd.DataFrame:
+    """`compare` of curves that are drawn already."""
+    rows = {}
     for name in curves:
         point = find_point(curves, name, ratio)
         if point is not None:
@@ -138,17 +144,23 @@ def subtract(
     """
     results = list(results)
     metric = metric or main_metric(results)
-    curves = draw_curves(results, metric)
+    return subtract_curves(draw_curves(results, metric), first, second, ratio, metric)
+
+
+def subtract_curves(
+    curves: Curves, first: str, second: str, ratio: float, metric: str = "point"
+) -> Difference:
+    """`subtract` of curves that are drawn already, of a metric by its name."""
     found = []
     for name in (first, second):
         point = find_point(curves, name, ratio)
         if point is None:
             raise ValueError(f"{name} has no {metric} at {ratio:g}x")
-        found.append(point.values)
-    seeds = sorted(set(found[0]) & set(found[1]))
-    if not seeds:
+        found.append(point)
+    difference = Difference.of(*found)
+    if not difference.differences:
         raise ValueError(f"{first} and {second} have no seed in common")
-    return Difference(tuple(found[0][seed] - found[1][seed] for seed in seeds))
+    return difference
 
 
 def rank(
@@ -161,15 +173,14 @@ def rank(
     of the budget.
     """
     results = list(results)
-    means = compare(results, ratio, metric)["mean"].drop("full", errors="ignore")
+    curves = draw_curves(results, metric)
+    means = compare_curves(curves, ratio)["mean"].drop("full", errors="ignore")
     everyone = list(dict.fromkeys(name_curve(r) for r in results if r.key != "full"))
     filled = means.reindex(everyone)
-    curves = draw_curves(results, metric)
+    fallback = means.get(FALLBACK, math.nan)
     for name in filled.index[filled.isna()]:
-        above = [p for p in curves.get(name, []) if p.reached[0] > ratio]
-        nearest = min(above, key=lambda point: point.reached, default=None)
-        fallback = means.get(FALLBACK, math.nan)
-        filled[name] = fallback if nearest is None else nearest.mean
+        smaller = find_smaller(curves.get(name, []), ratio)
+        filled[name] = fallback if smaller is None else smaller.mean
     return filled.rank(ascending=False, method="average")
 
 
@@ -199,9 +210,9 @@ def judge(
     """
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for task, results in contests.items():
-        known = list(results)
+        curves = draw_curves(results)
         for ratio in ratios:
-            means = compare(known, ratio)["mean"].drop("full", errors="ignore")
+            means = compare_curves(curves, ratio)["mean"].drop("full", errors="ignore")
             own = [name for name in means.index if name in names]
             others = [name for name in means.index if name not in names]
             row = dict.fromkeys(("best", "mean", "as good", "rival", "ahead"), "")
@@ -210,22 +221,22 @@ def judge(
             if own:
                 best = own[0]
                 row |= {"best": best, "mean": f"{means[best]:.4f}"}
-                ties = find_ties(known, own, ratio)
+                ties = find_ties(curves, own, ratio)
                 row["as good"] = ", ".join(ties) or "none"
             if own and others:
-                lead = subtract(known, own[0], others[0], ratio)
+                lead = subtract_curves(curves, own[0], others[0], ratio)
                 row["ahead"] = lead.describe()
     table = pd.DataFrame.from_dict(rows, orient="index")
     return table.rename_axis(["task", "ratio"])
 
 
-def find_ties(
-    results: Sequence[Result], names: Sequence[str], ratio: float
-) -> list[str]:
+def find_ties(curves: Curves, names: Sequence[str], ratio: float) -> list[str]:
     """Those of some methods that are not clearly behind the first."""
     best, *others = names
     return [
-        name for name in others if not subtract(results, best, name, ratio).is_clear
+        name
+        for name in others
+        if not subtract_curves(curves, best, name, ratio).is_clear
     ]
 
 

@@ -21,6 +21,10 @@ def until_plateau(trial: Trial) -> Trial:
 FEWER_NEGATIVES = dataclasses.replace(
     TRIALS["gowalla", "mf"], objective={"loss": "softmax", "negatives": 1024}
 )
+# How rankings are trained until a plateau; batches and rates are each data set's own.
+RANKED = until_plateau(FEWER_NEGATIVES).adjust(
+    epochs=20, evaluate_every=4, patience=1, tolerance=1e-2, products="tf32"
+)
 
 CONTESTS = {
     contest.name: contest
@@ -50,18 +54,12 @@ CONTESTS = {
         ),
         Contest(
             "gowalla", "gowalla",
-            until_plateau(FEWER_NEGATIVES.adjust(
-                epochs=20, batch_size=16384, learning_rate=2e-2, evaluate_every=4,
-                patience=1, tolerance=1e-2, products="tf32",
-            )),
+            RANKED.adjust(batch_size=16384, learning_rate=2e-2),
             list_entrants("top-n", 64), tuned_on=(0,),
         ),
         Contest(
             "movietweetings", "movietweetings-pairs",
-            until_plateau(FEWER_NEGATIVES.adjust(
-                epochs=20, batch_size=4096, learning_rate=1e-2, evaluate_every=4,
-                patience=1, tolerance=1e-2, products="tf32",
-            )),
+            RANKED.adjust(batch_size=4096, learning_rate=1e-2),
             list_entrants("top-n", 64), tuned_on=(0,),
         ),
         Contest(

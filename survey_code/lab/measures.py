@@ -96,9 +96,8 @@ def measure_costs(experiment: Experiment, command: str = "") -> dict[str, Any]:
 
 def shorten(experiment: Experiment, epochs: int) -> Experiment:
     """The same on its first rows, for so many epochs, however good it gets."""
-    trial = experiment.trial
-    settings = trial.settings.replace(epochs=epochs, patience=0, schedule="constant")
-    most = STEPS * settings.batch_size
+    trial = experiment.trial.adjust(epochs=epochs, patience=0, schedule="constant")
+    most = STEPS * trial.settings.batch_size
     data = open_data(experiment.data)
     if isinstance(data, ClickData):
         few = ClickRows(data.train.ids[:most], data.train.labels[:most])
@@ -108,10 +107,7 @@ def shorten(experiment: Experiment, epochs: int) -> Experiment:
     options = experiment.options
     if isinstance(options, SearchOptions):
         options = options.replace(search_epochs=epochs)
-    return dataclasses.replace(
-        experiment, options=options, data=data,
-        trial=dataclasses.replace(trial, settings=settings),
-    )  # fmt: skip
+    return dataclasses.replace(experiment, options=options, data=data, trial=trial)
 
 
 def train_short(experiment: Experiment) -> ShortTraining:

@@ -267,6 +267,14 @@ def group_seeds(
     return groups
 
 
+def group_curves(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """The results of each curve, what is out of its reach among them."""
+    curves: dict[str, list[Result]] = {}
+    for result in results:
+        curves.setdefault(name_curve(result), []).append(result)
+    return curves
+
+
 def summarize(results: Iterable[Result], metric: str = "auc") -> pd.DataFrame:
     """Mean and deviation over seeds, one row a method and requested ratio.
 

@@ -23,7 +23,8 @@ def way_of(result):
     settings = result.settings
     rate = settings["table_learning_rate"] or settings["learning_rate"]
     options = sorted((k, str(v)) for k, v in result.asked.items())
-    return rate, settings["learning_rate"], settings["l2"], tuple(options)
+    tuned = (settings[name] for name in ("learning_rate", "l2", "table_l2"))
+    return rate, *tuned, tuple(options)
 
 
 def tuned_of(name):
