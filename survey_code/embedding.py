@@ -204,6 +204,9 @@ class CompressedEmbedding(nn.Module):
     # Progress at which the schedule of `advance` is over, 0 where there is none.
     # Only epochs that end there or later can be the best one.
     schedule_end: float = 0.0
+    # Parameters that are no weights, by name, but gates, thresholds or steps: L2 of the
+    # whole table would choose in their place.
+    gauges: tuple[str, ...] = ()
     # What the training loop said in `begin`.
     regime: Regime = Regime()
 
@@ -288,8 +291,14 @@ class CompressedEmbedding(nn.Module):
         return torch.zeros(())
 
     def squared_length(self) -> Tensor:
-        """Sum of squares of all that is learnt here: what `table_l2` counts."""
-        learnt = [weight.square().sum() for weight in self.parameters()]
+        """Sum of squares of all weights that are learnt here, without the `gauges`:
+        what `table_l2` counts.
+        """
+        learnt = [
+            weight.square().sum()
+            for name, weight in self.named_parameters()
+            if name.split(".")[0] not in self.gauges
+        ]
         return torch.stack(learnt).sum() if learnt else torch.zeros(())
 
     def advance(self, progress: float) -> None:

@@ -838,6 +838,33 @@ def test_what_decays_decays_under_every_optimiser(trained, optimizer):
             assert new.norm() < 0.9999 * old.norm(), type(table).__name__
 
 
+# What chooses, scales or is a step of rounding, and no weight.
+GAUGES = {
+    "hashgnn": {"scale"}, "cigar": {"scale"}, "lsq": {"step"}, "mpe": {"step", "logits"},
+    "nis": {"logits"}, "esapn": {"policy"}, "autoemb": {"controller"},
+    "autodim": {"logits"}, "autosrh": {"mask"}, "optembed": {"thresholds"},
+    "pep": {"s"}, "cerp": {"s"}, "sseds": {"gates"}, "amtl": {"first", "last"},
+    "optfs": {"gates"},
+}  # fmt: skip
+
+
+def test_l2_of_the_whole_table_is_of_its_weights_alone(trained):
+    """A penalty on thresholds, gates or chances would choose what is kept."""
+    spec, kind = SPECS["5000 x 16"], trained.load()
+    tables = [some_table(trained, spec)]
+    if issubclass(kind, Searched):
+        tables.append(kind.searching(spec, trained.plan(spec, 4.0), 0))
+    spared = set()
+    for table in tables:
+        length = table.train().squared_length()
+        if length.requires_grad:
+            length.backward()
+        for name, weight in table.named_parameters():
+            if weight.requires_grad and weight.grad is None:
+                spared.add(name.split(".")[0])
+    assert spared == GAUGES.get(trained.key, set())
+
+
 # -- steps that a GPU records -------------------------------------------------
 
 READ = torch.from_numpy(np.random.default_rng(2).integers(0, 5000, size=(40, 2)))

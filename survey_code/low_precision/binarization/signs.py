@@ -110,6 +110,8 @@ class SignedEmbedding(PropagatedEmbedding):
     A subclass says in `relax` what stands for the sign while training.
     """
 
+    gauges = ("scale",)
+
     def __init__(self, spec: TableSpec, layers: int | None, seed: int) -> None:
         super().__init__(spec, layers, seed)
         # The unit of weights where tanh bends them: they start well inside its

@@ -66,6 +66,8 @@ class LSQ(Trained[LSQOptions]):
     offsets and better initialization" (2020).
     """
 
+    gauges = ("step", "offset")
+
     starts: Tensor
 
     steady = True

@@ -149,6 +149,8 @@ class WidthMixtures(CompressedEmbedding):
     seed : int
     """
 
+    gauges = ("step", "logits")
+
     group: Tensor
 
     def __init__(self, spec: TableSpec, options: MPEOptions, seed: int) -> None:
@@ -234,6 +236,8 @@ class MPE(Searched[MPEOptions, WidthMixtures]):
     of seven parts takes 3.4 bits an id, where a routed one takes 9.  A GPU reads parts
     of different bits without the one kernel that it has for parts alike.
     """
+
+    gauges = ("step",)
 
     own: Tensor
 

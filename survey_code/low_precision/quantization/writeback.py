@@ -67,8 +67,10 @@ class WriteBackEmbedding(CompressedEmbedding):
 
     def squared_length(self) -> Tensor:
         """Of the rows read in this step, and of what else is learnt."""
-        read = [rows.square().sum() for _, rows in self.batch]
-        return torch.stack([*read, super().squared_length()]).sum()
+        length = super().squared_length()
+        for _, rows in self.batch:
+            length = length + rows.square().sum()
+        return length
 
     def advance(self, progress: float) -> None:
         """Forget look-ups that no step followed."""

@@ -38,6 +38,8 @@ class AutoDimOptions(SearchOptions):
 class FieldWidths(MixedWidths):
     """AutoDim's search: one distribution over the widths for each field."""
 
+    gauges = ("logits",)
+
     noise: Tensor
 
     def __init__(self, spec: TableSpec, options: AutoDimOptions, seed: int) -> None:

@@ -51,6 +51,8 @@ class PopularityWidths(MixedWidths):
     and become wide.
     """
 
+    gauges = ("controller",)
+
     counts: Tensor
 
     def __init__(self, spec: TableSpec, options: AutoEmbOptions, seed: int) -> None:

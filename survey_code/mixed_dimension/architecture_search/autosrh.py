@@ -50,6 +50,8 @@ class AutoSrhOptions(SearchOptions):
 class ColumnMasks(CompressedEmbedding):
     """A full table behind a soft mask of each group: e_i = E_i * mask[group(i)]."""
 
+    gauges = ("mask",)
+
     group: Tensor
 
     def __init__(self, spec: TableSpec, options: AutoSrhOptions, seed: int) -> None:

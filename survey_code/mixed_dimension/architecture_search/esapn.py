@@ -88,6 +88,8 @@ class ESAPN(Trained[ESAPNOptions]):
     rows stand in a table of full size while they grow.
     """
 
+    gauges = ("policy",)
+
     sizes: Tensor
     counts: Tensor
     usual: Tensor

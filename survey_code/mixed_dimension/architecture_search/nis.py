@@ -122,6 +122,8 @@ class BlockSupernet(CompressedEmbedding):
     the rewards of a few more on a validation batch.
     """
 
+    gauges = ("logits",)
+
     def __init__(self, spec: TableSpec, options: NISOptions, seed: int) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
         block, parts = cut_blocks(spec, options.columns)

@@ -91,6 +91,8 @@ class MaskedSupernet(PrefixSupernet):
     add up, in absolute value, to less than its field's threshold is read as zeros.
     """
 
+    gauges = ("thresholds",)
+
     field: Tensor
 
     def __init__(self, spec: TableSpec, options: OptEmbedOptions, seed: int) -> None:

@@ -56,6 +56,8 @@ class TwinMasks(CompressedEmbedding):
     in the end are those that the search has read.
     """
 
+    gauges = ("first", "last")
+
     level: Tensor
     ids: Tensor
     frequency: Tensor

@@ -45,6 +45,8 @@ class OptFSOptions(TicketOptions):
 class GatedRows(CompressedEmbedding):
     r"""A full table with a gate for each id: sigmoid(tau w) / sigmoid(w_0)."""
 
+    gauges = ("gates",)
+
     def __init__(self, spec: TableSpec, options: OptFSOptions, seed: int) -> None:
         super().__init__(spec.num_embeddings, spec.embedding_dim)
         self.weight = nn.Parameter(draw_original(spec, seed))

@@ -78,6 +78,8 @@ class Thresholded(CompressedEmbedding):
         Entries at which the search ends.
     """
 
+    gauges = ("s",)
+
     s: nn.Parameter
     decay: float
     travel: float

@@ -152,6 +152,8 @@ class Leaving(CompressedEmbedding):
     spec : TableSpec
     """
 
+    gauges = ("gates",)
+
     field: Tensor
 
     def __init__(self, weight: Tensor, fills: np.ndarray, spec: TableSpec) -> None:

@@ -44,6 +44,8 @@ class GatedColumns(CompressedEmbedding):
     seed : int
     """
 
+    gauges = ("gates",)
+
     field: Tensor
 
     steady = True
