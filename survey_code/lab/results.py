@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
 
 from survey_code.curves import sample_deviation
 from survey_code.layouts import Layout
-from survey_code.layouts.files import replace_file
+from survey_code.layouts.files import PIECE_BYTES, lock_file, replace_file
 
 
 @dataclass
@@ -127,16 +127,34 @@ def replace_results(path: str | os.PathLike[str], results: Iterable[Result]) -> 
 
 
 def append_line(path: str | os.PathLike[str], line: str) -> None:
-    """Add one line to a file and flush it to the disk."""
+    """Add one line to a file and flush it to the disk.
+
+    Half a line, which a killed process left at the end, is cut off first.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
-        # A crash may have left half a line; keep it apart from this one.
-        if file.tell() and not ends_in_newline(path):
-            file.write(b"\n")
-        file.write(line.encode() + b"\n")
+        # While it is locked, half a line is none that another process is writing.
+        lock_file(file.fileno(), wait=True)
+        missing = mend_end(file)
+        file.write(missing + line.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def mend_end(file: BinaryIO) -> bytes:
+    """Cut off half a line at the end of a file; what a whole one lacks there."""
+    start = end = file.seek(0, os.SEEK_END)
+    last = b""
+    while start and b"\n" not in last:
+        start = max(0, start - PIECE_BYTES)
+        file.seek(start)
+        last = file.read(end - start)
+    last = last.rpartition(b"\n")[2]
+    if last and is_cut(last.decode(errors="replace")):
+        file.truncate(end - len(last))
+        return b""
+    return b"\n" if last else b""
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -146,13 +164,6 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     fits = first.is_file() if first == place else first.is_dir()
     if not fits or not os.access(first, os.W_OK):
         raise ValueError(f"{path}: results cannot be written there")
-
-
-def ends_in_newline(path: Path) -> bool:
-    """Whether a file's last byte ends a line."""
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
 
 
 def load_results(

@@ -8,6 +8,7 @@ import pytest
 from survey_code.lab import Result, describe_results, load_results, summarize
 from survey_code.lab.experiment import key_of
 from survey_code.lab.results import append_result
+from survey_code.layouts.files import PIECE_BYTES
 
 
 def make_result(key="hashing", ratio=4.0, seed=1, **changes):
@@ -121,9 +122,25 @@ def test_a_crash_at_any_byte_costs_the_last_line_only(tmp_path):
         assert load_results(path) == [first]
         append_result(path, third)
         assert load_results(path) == [first, third]
+        assert path.read_bytes().count(b"\n") == 2  # half a line does not stay
     # Only the end of the line is missing: nothing is lost.
     path.write_bytes(whole[0] + whole[1][:-1])
     assert load_results(path) == [first, second]
+    append_result(path, third)
+    assert load_results(path) == [first, second, third]
+
+
+def test_half_a_line_is_cut_off_however_long_it_is(tmp_path):
+    path = tmp_path / "results.jsonl"
+    first, third = make_result(seed=1), make_result(seed=3)
+    half = make_result(command="x" * (2 * PIECE_BYTES)).to_json()[:-2]
+    for kept in (PIECE_BYTES - 1, PIECE_BYTES, len(half)):
+        for before in ([], [first]):
+            lines = [f"{result.to_json()}\n" for result in before]
+            path.write_text("".join([*lines, half[:kept]]))
+            append_result(path, third)
+            assert load_results(path) == [*before, third]
+            assert path.read_bytes().count(b"\n") == len(before) + 1
 
 
 @pytest.mark.parametrize("line", ["{}", "[1, 2]", "some text", '{"key": "full"}'])
