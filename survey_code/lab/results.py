@@ -182,18 +182,34 @@ def load_results(
     ValueError
         If a line is whole, but not a result.
     """
+    results = find_results(path)
+    return [result for result in results if keys is None or name_curve(result) in keys]
+
+
+def find_results(path: str | os.PathLike[str], key: str = "") -> list[Result]:
+    """The results of a file, of those with a key at least; its other lines cost next to
+    nothing, where a file is read again for each of its runs.
+
+    Raises
+    ------
+    ValueError
+        As `load_results`, of what is read.
+    """
+    # As it stands in a line, unless another program writes it otherwise.
+    wanted = json.dumps(key) if key and key.isascii() else ""
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a file of results ({error})") from error
     results = []
     for number, line in enumerate(lines, 1):
-        if not is_cut(line):
+        if wanted in line or line[:1] != "{":
             try:
                 results.append(Result.from_json(line))
             except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-    return [result for result in results if keys is None or name_curve(result) in keys]
+                if not is_cut(line):
+                    raise ValueError(f"{path}, line {number}: {error}") from error
+    return results
 
 
 def describe_results(results: Sequence[Result]) -> str:

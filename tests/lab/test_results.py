@@ -7,7 +7,7 @@ import pytest
 
 from survey_code.lab import Result, describe_results, load_results, summarize
 from survey_code.lab.experiment import key_of
-from survey_code.lab.results import append_result
+from survey_code.lab.results import append_result, find_results, replace_results
 from survey_code.layouts.files import PIECE_BYTES
 
 
@@ -141,6 +141,18 @@ def test_half_a_line_is_cut_off_however_long_it_is(tmp_path):
             append_result(path, third)
             assert load_results(path) == [*before, third]
             assert path.read_bytes().count(b"\n") == len(before) + 1
+
+
+def test_lines_of_one_key_are_found_without_reading_the_others(tmp_path):
+    path = tmp_path / "results.jsonl"
+    written = [make_result(key=key) for key in ("a", "b", 'a "b"', "ä", "b")]
+    replace_results(path, written)
+    assert find_results(path, "b") == [written[1], written[4]]
+    assert find_results(path, 'a "b"') == [written[2]]
+    assert written[3] in find_results(path, "ä") and find_results(path) == written
+    path.write_text("no results\n")
+    with pytest.raises(ValueError, match="line 1: not a result"):
+        find_results(path, "b")
 
 
 @pytest.mark.parametrize("line", ["{}", "[1, 2]", "some text", '{"key": "full"}'])
