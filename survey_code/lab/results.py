@@ -21,6 +21,9 @@ from survey_code.curves import sample_deviation
 from survey_code.layouts import Layout
 from survey_code.layouts.files import PIECE_BYTES, lock_file, replace_file
 
+# That are shown one by one where results are described.
+MOST_COMMANDS = 8
+
 
 @dataclass
 class Result:
@@ -215,11 +218,16 @@ def find_results(path: str | os.PathLike[str], key: str = "") -> list[Result]:
 def describe_results(results: Sequence[Result]) -> str:
     """Where results come from: how many, devices, seeds, dates, commands.
 
+    Lines of a contest that say what is out of reach are no runs, and counted apart; of
+    more than a few commands those that begin alike are counted, too.
+
     Examples
     --------
     >>> describe_results([])
     'no runs'
     """
+    everything = list(results)
+    results = [one for one in everything if not is_missed(one)]
     if not results:
         return "no runs"
     devices = Counter(result.device for result in results)
@@ -229,14 +237,34 @@ def describe_results(results: Sequence[Result]) -> str:
     ]
     seeds = sorted({result.seed for result in results})
     dates = sorted({result.date for result in results})
-    commands = {result.command.split(" --")[0] for result in results}
+    commands = sorted({result.command.split(" --")[0] for result in results})
+    missed = len(everything) - len(results)
     parts = [
         f"{len(results)} runs: {', '.join(named)}",
         f"seeds {', '.join(map(str, seeds))}",
         " to ".join(dict.fromkeys((dates[0], dates[-1]))),
-        *sorted(commands),
+        *(commands if len(commands) <= MOST_COMMANDS else count_commands(commands)),
+        *([f"{missed} more out of reach"] if missed else []),
     ]
     return "; ".join(parts)
+
+
+def is_missed(result: Result) -> bool:
+    """Whether a result is no run, but the note of a ratio that cannot be reached."""
+    return (result.failure or "").startswith("cannot")
+
+
+def count_commands(commands: Iterable[str]) -> list[str]:
+    """How many commands there are by what they begin with: a call, or two words."""
+    begun: dict[str, list[str]] = {}
+    for command in commands:
+        call, bracket, _ = command.partition("(")
+        stem = f"{call}(...)" if bracket else " ".join(command.split()[:2]) + " ..."
+        begun.setdefault(stem, []).append(command)
+    return [
+        own[0] if len(own) == 1 else f"{len(own)} commands {stem}"
+        for stem, own in begun.items()
+    ]
 
 
 def describe_result(result: Result) -> str:

@@ -113,6 +113,28 @@ def test_where_results_come_from_is_said_in_a_line():
     )
 
 
+def test_many_commands_are_counted_and_what_is_out_of_reach_is_no_run():
+    calls = [
+        make_result(seed=1, command=f"survey_code.run('pq', 'clicks', ratio={ratio})")
+        for ratio in range(2, 11)
+    ]
+    few = "; ".join(sorted(result.command for result in calls[:8]))
+    said = "runs: cpu; seeds 1; 2024-01-01"
+    assert describe_results(calls[:8]) == f"8 {said}; {few}"
+    noted = [
+        make_result(failure=why, device="other", command="survey_code.run('a', ...)")
+        for why in ("cannot", "cannot: at most 3x")
+    ]
+    told = ("survey-code run a --data x", "survey-code run b --data x", "make all")
+    more = [make_result(command=command) for command in told]
+    assert describe_results([*calls, *noted, *more]) == (
+        f"12 {said}; make all; 2 commands survey-code run ...; "
+        "9 commands survey_code.run(...); 2 more out of reach"
+    )
+    diverged = make_result(failure="a loss of NaN")
+    assert describe_results([diverged]).startswith("1 runs")
+
+
 def test_a_crash_at_any_byte_costs_the_last_line_only(tmp_path):
     path = tmp_path / "results.jsonl"
     first, second, third = (make_result(seed=seed) for seed in (1, 2, 3))
