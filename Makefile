@@ -5,6 +5,7 @@
 # make refresh  run chapters and store their outputs: make refresh CHAPTER=path
 # make lint, types, unit, compare  the parts of make test
 # make fuzz     the tests of random examples, other ones and many more (minutes)
+# make test-kills  results are the same though who makes them is killed twenty times
 # make test-cpus  compare the chapters as other processors would compute them
 # make test-ties  compare them with equal keys in a random order
 # make clean    remove what was built; the environment in .venv stays
@@ -33,7 +34,7 @@ NBVAL = SURVEY_CODE_ROUNDING=check $(PY) -m pytest --nbval --nbval-current-env \
 	$$($(PY) book/_tools/toc.py)
 
 .NOTPARALLEL:
-.PHONY: book test html refresh lint types unit fuzz compare test-cpus test-ties clean
+.PHONY: book test html refresh lint types unit fuzz compare test-kills test-cpus test-ties clean
 
 book: $(DONE)
 	@$(PY) book/_tools/run.py
@@ -63,6 +64,9 @@ unit: $(DONE)
 
 fuzz: $(DONE)
 	@$(PY) -m pytest -n $(WORKERS) -m hypothesis --hypothesis-profile=fuzz tests
+
+test-kills: $(DONE)
+	@$(PY) -m pytest -m kills tests/lab
 
 html: $(DONE)
 	@$(PY) book/_tools/build.py

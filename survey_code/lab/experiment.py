@@ -27,7 +27,7 @@ from survey_code.lab.results import (
     append_result,
     check_writable,
     describe_machine,
-    load_results,
+    find_results,
 )
 from survey_code.lab.task import DataTask, Learnt, make_task, open_data
 from survey_code.lab.trial import Trial, adapt_trial, default_trial
@@ -457,7 +457,7 @@ def run_once(
     experiment = Experiment.of(method, data, ratio, seed, **arguments)
     planned = experiment.plan().described()
     check_writable(out)  # before a training, not after it
-    for result in load_results(out) if Path(out).exists() else []:
+    for result in find_results(out, method) if Path(out).exists() else []:
         complete = bool(result.lookup) or not measure
         if complete and experiment.matches(result) and agrees(result, planned):
             return result
@@ -504,7 +504,9 @@ def recall(
     """
     name = data if isinstance(data, str) else data.name
     wanted = (name, trial.model, trial.dim, float(ratio), seed, trial.describe())
-    for result in load_results(out) if Path(out).exists() else []:
+    for result in find_results(out, key) if Path(out).exists() else []:
+        if (result.key, result.seed, result.data) != (key, seed, name):
+            continue
         noted = result.asked
         if noted is None:  # made before what was asked was recorded
             noted = {n: result.options.get(n, v) for n, v in asked.items()}

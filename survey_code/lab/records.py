@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from concurrent.futures import (
     ProcessPoolExecutor,
     wait,
 )
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -123,8 +125,9 @@ class Records:
         return found
 
     def add(self, result: Result, wanted: Wanted) -> None:
-        """Remember a result and write it to its file."""
+        """Remember a result as it will be when it is read again, and write it down."""
         self.by_key[wanted.key] = result
+        self.note(result)
         append_result(self.paths[wanted.tests], result)
 
 
@@ -214,7 +217,9 @@ class Recorder:
     def __init__(self, records: Records, workers: Workers, command: str = "") -> None:
         self.records, self.workers, self.command = records, workers, command
         self.began = time.monotonic()
+        self.pool: Executor | None = None
         self.flying: dict[Future[Made], list[Wanted]] = {}
+        self.interrupted: set[tuple[str, bool]] = set()
         self.given_up: set[tuple[str, bool]] = set()
         self.failed: list[str] = []
         self.times: dict[str, list[tuple[float, float]]] = {}
@@ -241,18 +246,21 @@ class Recorder:
     def follow(self, courses: Iterable[Course]) -> Iterator[Result]:
         """The results of all runs that are lacking, each written when it is there.
 
+        Where a process dies, killed for its memory perhaps, the runs that it and the
+        others of its pool were at are begun once more.
+
         Raises
         ------
         RuntimeError
             At the end, if runs failed otherwise than by diverging: which, and why.
         """
         lanes = [Lane(course) for course in courses]
-        pool = self.workers.open()
+        self.pool = self.workers.open()
         try:
             while True:
                 for lane in lanes:
                     lane.advance(self.records)
-                self.begin(pool, lanes)
+                self.begin(lanes)
                 if not self.flying or self.left() <= 0:
                     break
                 limit = self.left() if self.left() < 1e9 else None
@@ -262,14 +270,18 @@ class Recorder:
             for future in [one for one in self.flying if one.done()]:
                 yield from self.land(future)
         finally:
-            if pool is not None:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in multiprocessing.active_children():
-                    process.terminate()
+            self.close()
         if self.failed:
             raise RuntimeError(f"{len(self.failed)} runs failed: {self.failed}")
 
-    def begin(self, pool: Executor | None, lanes: Iterable[Lane]) -> None:
+    def close(self) -> None:
+        """Stop the processes, whatever they are at."""
+        if self.pool is not None:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+
+    def begin(self, lanes: Iterable[Lane]) -> None:
         """Start runs until all processes have one, those that share a table at once."""
         flying = {w.key for group in self.flying.values() for w in group}
         queue: dict[object, list[Wanted]] = {}
@@ -298,13 +310,32 @@ class Recorder:
                 (move(wanted.experiment, self.workers.device), wanted.tests)
                 for wanted in group
             ]
-            made = start(pool, moved, self.command, self.workers.timed)
-            self.flying[made] = group
+            self.flying[self.start(moved)] = group
+
+    def start(self, group: Sequence[tuple[Experiment, bool]]) -> Future[Made]:
+        """Make a group of runs in a process of the pool, or here and now."""
+        given = (group, self.command, self.workers.timed)
+        if self.pool is None:
+            done: Future[Made] = Future()
+            done.set_result(make_group(*given))
+            return done
+        try:
+            return self.pool.submit(make_group, *given)
+        except BrokenProcessPool:  # one that was killed takes the others along
+            self.close()
+            self.pool = self.workers.open()
+            return self.start(group)
 
     def land(self, future: Future[Made]) -> Iterator[Result]:
         """Write the results of a group that has ended."""
         group = self.flying.pop(future)
         died = future.exception()
+        if isinstance(died, BrokenProcessPool):
+            keys = {wanted.key for wanted in group}
+            again = keys.isdisjoint(self.interrupted)
+            self.interrupted |= keys
+            if again:
+                return
         made = [died] * len(group) if died else future.result()
         for wanted, result in zip(group, made, strict=True):
             if isinstance(result, Result):
@@ -317,22 +348,9 @@ class Recorder:
             self.given_up.add(wanted.key)
 
 
-def start(
-    pool: Executor | None,
-    group: Sequence[tuple[Experiment, bool]],
-    command: str,
-    timed: bool,
-) -> Future[Made]:
-    """Make a group of runs in a process of the pool, or here and now."""
-    if pool is not None:
-        return pool.submit(make_group, group, command, timed)
-    done: Future[Made] = Future()
-    done.set_result(make_group(group, command, timed))
-    return done
-
-
 def start_worker(plugins: Sequence[str], counter: Synchronized[int], gpus: int) -> None:
     """One thread, a GPU of its own turn, and the methods that the parent knows."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     with counter.get_lock():
         place, counter.value = counter.value % gpus, counter.value + 1
@@ -340,6 +358,16 @@ def start_worker(plugins: Sequence[str], counter: Synchronized[int], gpus: int) 
         os.environ["CUDA_VISIBLE_DEVICES"] = str(place)
     for path in plugins:
         load_plugin(path)
+
+
+def end_with_parent() -> None:
+    """End this process when its parent has ended, though killed: nobody would hear what
+    it finds, and it would wait for more to do, and hold a GPU, for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def make_group(
@@ -400,12 +428,9 @@ def record(
     """
     experiments = list(experiments)
     recorder = Recorder(Records(path), Workers(device, jobs), command)
-    any_made = False
-    for result in recorder.follow([ask_once(experiments)]):
-        any_made = True
-        yield result
-    if any_made and jobs > 1:
-        arrange_record(path, experiments)
+    yield from recorder.follow([ask_once(experiments)])
+    # Also where nothing was lacking: what was made last was perhaps killed here.
+    arrange_record(path, experiments)
 
 
 def move(experiment: Experiment, device: str) -> Experiment:
@@ -414,14 +439,18 @@ def move(experiment: Experiment, device: str) -> Experiment:
 
 
 def arrange_record(path: Path, experiments: Iterable[Experiment]) -> None:
-    """Put a file's runs into the order of a list of experiments.
+    """Put a file's runs into the order of a list of experiments, unless they are in it.
 
-    Runs made side by side end in any order.  Runs of no experiment come last.
+    The longest are begun first, and made side by side they end in any order.  Runs of
+    no experiment come last.
     """
-    results = load_results(path)
-    ordered = []
+    found = load_results(path) if path.exists() else []
+    others = list(found)
+    ordered: list[Result] = []
     for one in experiments:
-        own = [result for result in results if one.matches(result)]
+        own = [result for result in others if one.matches(result)]
         ordered += own
-        results = [result for result in results if not any(result is o for o in own)]
-    replace_results(path, ordered + results)
+        others = [result for result in others if not any(result is o for o in own)]
+    places = {id(result): place for place, result in enumerate(found)}
+    if ordered != sorted(ordered, key=lambda result: places[id(result)]):
+        replace_results(path, ordered + others)

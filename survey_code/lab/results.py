@@ -12,14 +12,17 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
 
 from survey_code.curves import sample_deviation
 from survey_code.layouts import Layout
-from survey_code.layouts.files import replace_file
+from survey_code.layouts.files import PIECE_BYTES, lock_file, replace_file
+
+# That are shown one by one where results are described.
+MOST_COMMANDS = 8
 
 
 @dataclass
@@ -127,16 +130,34 @@ def replace_results(path: str | os.PathLike[str], results: Iterable[Result]) -> 
 
 
 def append_line(path: str | os.PathLike[str], line: str) -> None:
-    """Add one line to a file and flush it to the disk."""
+    """Add one line to a file and flush it to the disk.
+
+    Half a line, which a killed process left at the end, is cut off first.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
-        # A crash may have left half a line; keep it apart from this one.
-        if file.tell() and not ends_in_newline(path):
-            file.write(b"\n")
-        file.write(line.encode() + b"\n")
+        # While it is locked, half a line is none that another process is writing.
+        lock_file(file.fileno(), wait=True)
+        missing = mend_end(file)
+        file.write(missing + line.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def mend_end(file: BinaryIO) -> bytes:
+    """Cut off half a line at the end of a file; what a whole one lacks there."""
+    start = end = file.seek(0, os.SEEK_END)
+    last = b""
+    while start and b"\n" not in last:
+        start = max(0, start - PIECE_BYTES)
+        file.seek(start)
+        last = file.read(end - start)
+    last = last.rpartition(b"\n")[2]
+    if last and is_cut(last.decode(errors="replace")):
+        file.truncate(end - len(last))
+        return b""
+    return b"\n" if last else b""
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -146,13 +167,6 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     fits = first.is_file() if first == place else first.is_dir()
     if not fits or not os.access(first, os.W_OK):
         raise ValueError(f"{path}: results cannot be written there")
-
-
-def ends_in_newline(path: Path) -> bool:
-    """Whether a file's last byte ends a line."""
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
 
 
 def load_results(
@@ -171,28 +185,49 @@ def load_results(
     ValueError
         If a line is whole, but not a result.
     """
+    results = find_results(path)
+    return [result for result in results if keys is None or name_curve(result) in keys]
+
+
+def find_results(path: str | os.PathLike[str], key: str = "") -> list[Result]:
+    """The results of a file, of those with a key at least; its other lines cost next to
+    nothing, where a file is read again for each of its runs.
+
+    Raises
+    ------
+    ValueError
+        As `load_results`, of what is read.
+    """
+    # As it stands in a line, unless another program writes it otherwise.
+    wanted = json.dumps(key) if key and key.isascii() else ""
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a file of results ({error})") from error
     results = []
     for number, line in enumerate(lines, 1):
-        if not is_cut(line):
+        if wanted in line or line[:1] != "{":
             try:
                 results.append(Result.from_json(line))
             except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-    return [result for result in results if keys is None or name_curve(result) in keys]
+                if not is_cut(line):
+                    raise ValueError(f"{path}, line {number}: {error}") from error
+    return results
 
 
 def describe_results(results: Sequence[Result]) -> str:
     """Where results come from: how many, devices, seeds, dates, commands.
+
+    Lines of a contest that say what is out of reach are no runs, and counted apart; of
+    more than a few commands those that begin alike are counted, too.
 
     Examples
     --------
     >>> describe_results([])
     'no runs'
     """
+    everything = list(results)
+    results = [one for one in everything if not is_missed(one)]
     if not results:
         return "no runs"
     devices = Counter(result.device for result in results)
@@ -202,14 +237,34 @@ def describe_results(results: Sequence[Result]) -> str:
     ]
     seeds = sorted({result.seed for result in results})
     dates = sorted({result.date for result in results})
-    commands = {result.command.split(" --")[0] for result in results}
+    commands = sorted({result.command.split(" --")[0] for result in results})
+    missed = len(everything) - len(results)
     parts = [
         f"{len(results)} runs: {', '.join(named)}",
         f"seeds {', '.join(map(str, seeds))}",
         " to ".join(dict.fromkeys((dates[0], dates[-1]))),
-        *sorted(commands),
+        *(commands if len(commands) <= MOST_COMMANDS else count_commands(commands)),
+        *([f"{missed} more out of reach"] if missed else []),
     ]
     return "; ".join(parts)
+
+
+def is_missed(result: Result) -> bool:
+    """Whether a result is no run, but the note of a ratio that cannot be reached."""
+    return (result.failure or "").startswith("cannot")
+
+
+def count_commands(commands: Iterable[str]) -> list[str]:
+    """How many commands there are by what they begin with: a call, or two words."""
+    begun: dict[str, list[str]] = {}
+    for command in commands:
+        call, bracket, _ = command.partition("(")
+        stem = f"{call}(...)" if bracket else " ".join(command.split()[:2]) + " ..."
+        begun.setdefault(stem, []).append(command)
+    return [
+        own[0] if len(own) == 1 else f"{len(own)} commands {stem}"
+        for stem, own in begun.items()
+    ]
 
 
 def describe_result(result: Result) -> str:

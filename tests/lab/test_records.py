@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import records as book
@@ -11,6 +12,7 @@ from survey_code import data
 from survey_code.catalog import get_method
 from survey_code.data.synthetic import make_clicks
 from survey_code.lab import Trial, load_results
+from survey_code.lab.experiment import note_failure
 from survey_code.lab.records import (
     Recorder,
     Records,
@@ -75,6 +77,20 @@ def test_runs_made_in_any_order_stand_in_the_records_order(tmp_path):
     ]
     assert arranged[-1].key == "hashing"
     assert list(book.make("tiny", tmp_path)) == []
+
+
+def test_a_record_that_lacks_its_order_alone_is_put_into_it(tmp_path):
+    """Who made the last run was killed before that was done."""
+    list(book.make("tiny", tmp_path))
+    path = tmp_path / "tiny.jsonl"
+    arranged = load_results(path)
+    assert [one.matches(result) for one, result in zip(LIST, arranged)] == [True] * 6
+    replace_results(path, reversed(arranged))
+    assert list(book.make("tiny", tmp_path)) == []
+    assert load_results(path) == arranged
+    before = path.stat()
+    assert list(book.make("tiny", tmp_path)) == []
+    assert path.stat().st_ino == before.st_ino  # in order, it is not written again
 
 
 def test_a_result_is_written_before_the_next_run_starts(tmp_path):
@@ -180,6 +196,29 @@ def test_what_is_done_when_time_is_up_is_written(tmp_path):
     recorder.flying = {f: [Wanted(o)] for f, o in zip(done, LIST[:2])}
     assert len(list(recorder.follow([]))) == 2
     assert len(load_results(tmp_path / "runs")) == 2
+
+
+def test_a_run_whose_process_died_is_begun_once_more(tmp_path):
+    recorder = Recorder(Records(tmp_path / "runs"), Workers())
+    for times in (0, 1):
+        future = Future()
+        future.set_exception(BrokenProcessPool("killed"))
+        recorder.flying = {future: [Wanted(LIST[0])]}
+        assert list(recorder.land(future)) == []
+        assert len(recorder.failed) == len(recorder.given_up) == times
+    with pytest.raises(RuntimeError, match=r"1 runs failed: .*full 1 1: .*killed"):
+        list(recorder.follow([]))
+
+
+def test_a_failure_is_known_as_it_will_be_when_it_is_read_again(tmp_path):
+    """Of a trial it is one of the run, too: whoever is killed asks for no more."""
+    for tests in (True, False):
+        records = Records(tmp_path / f"runs{tests}", tmp_path / f"trials{tests}")
+        records.add(note_failure(LIST[0], "diverged"), Wanted(LIST[0], tests))
+        again = Records(records.paths[True], records.paths[False])
+        for either in (True, False):
+            found = [one.find(Wanted(LIST[0], either)) for one in (records, again)]
+            assert [one and one.failure for one in found] == ["diverged"] * 2
 
 
 def test_an_experiment_travels_without_what_it_opened():

@@ -7,7 +7,8 @@ import pytest
 
 from survey_code.lab import Result, describe_results, load_results, summarize
 from survey_code.lab.experiment import key_of
-from survey_code.lab.results import append_result
+from survey_code.lab.results import append_result, find_results, replace_results
+from survey_code.layouts.files import PIECE_BYTES
 
 
 def make_result(key="hashing", ratio=4.0, seed=1, **changes):
@@ -112,6 +113,28 @@ def test_where_results_come_from_is_said_in_a_line():
     )
 
 
+def test_many_commands_are_counted_and_what_is_out_of_reach_is_no_run():
+    calls = [
+        make_result(seed=1, command=f"survey_code.run('pq', 'clicks', ratio={ratio})")
+        for ratio in range(2, 11)
+    ]
+    few = "; ".join(sorted(result.command for result in calls[:8]))
+    said = "runs: cpu; seeds 1; 2024-01-01"
+    assert describe_results(calls[:8]) == f"8 {said}; {few}"
+    noted = [
+        make_result(failure=why, device="other", command="survey_code.run('a', ...)")
+        for why in ("cannot", "cannot: at most 3x")
+    ]
+    told = ("survey-code run a --data x", "survey-code run b --data x", "make all")
+    more = [make_result(command=command) for command in told]
+    assert describe_results([*calls, *noted, *more]) == (
+        f"12 {said}; make all; 2 commands survey-code run ...; "
+        "9 commands survey_code.run(...); 2 more out of reach"
+    )
+    diverged = make_result(failure="a loss of NaN")
+    assert describe_results([diverged]).startswith("1 runs")
+
+
 def test_a_crash_at_any_byte_costs_the_last_line_only(tmp_path):
     path = tmp_path / "results.jsonl"
     first, second, third = (make_result(seed=seed) for seed in (1, 2, 3))
@@ -121,9 +144,37 @@ def test_a_crash_at_any_byte_costs_the_last_line_only(tmp_path):
         assert load_results(path) == [first]
         append_result(path, third)
         assert load_results(path) == [first, third]
+        assert path.read_bytes().count(b"\n") == 2  # half a line does not stay
     # Only the end of the line is missing: nothing is lost.
     path.write_bytes(whole[0] + whole[1][:-1])
     assert load_results(path) == [first, second]
+    append_result(path, third)
+    assert load_results(path) == [first, second, third]
+
+
+def test_half_a_line_is_cut_off_however_long_it_is(tmp_path):
+    path = tmp_path / "results.jsonl"
+    first, third = make_result(seed=1), make_result(seed=3)
+    half = make_result(command="x" * (2 * PIECE_BYTES)).to_json()[:-2]
+    for kept in (PIECE_BYTES - 1, PIECE_BYTES, len(half)):
+        for before in ([], [first]):
+            lines = [f"{result.to_json()}\n" for result in before]
+            path.write_text("".join([*lines, half[:kept]]))
+            append_result(path, third)
+            assert load_results(path) == [*before, third]
+            assert path.read_bytes().count(b"\n") == len(before) + 1
+
+
+def test_lines_of_one_key_are_found_without_reading_the_others(tmp_path):
+    path = tmp_path / "results.jsonl"
+    written = [make_result(key=key) for key in ("a", "b", 'a "b"', "ä", "b")]
+    replace_results(path, written)
+    assert find_results(path, "b") == [written[1], written[4]]
+    assert find_results(path, 'a "b"') == [written[2]]
+    assert written[3] in find_results(path, "ä") and find_results(path) == written
+    path.write_text("no results\n")
+    with pytest.raises(ValueError, match="line 1: not a result"):
+        find_results(path, "b")
 
 
 @pytest.mark.parametrize("line", ["{}", "[1, 2]", "some text", '{"key": "full"}'])
