@@ -840,7 +840,8 @@ def test_what_decays_decays_under_every_optimiser(trained, optimizer):
 
 # What chooses, scales or is a step of rounding, and no weight.
 GAUGES = {
-    "hashgnn": {"scale"}, "cigar": {"scale"}, "lsq": {"step"}, "mpe": {"step", "logits"},
+    "hashgnn": {"scale"}, "cigar": {"scale"}, "lsq": {"step"},
+    "mpe": {"step", "logits"},
     "nis": {"logits"}, "esapn": {"policy"}, "autoemb": {"controller"},
     "autodim": {"logits"}, "autosrh": {"mask"}, "optembed": {"thresholds"},
     "pep": {"s"}, "cerp": {"s"}, "sseds": {"gates"}, "amtl": {"first", "last"},
