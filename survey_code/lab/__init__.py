@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from survey_code.curves import Difference
+    from survey_code.lab.card import Card
     from survey_code.lab.comparison import (
         compare,
         judge,
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
         compare_search_cost,
         measure_training,
     )
+    from survey_code.lab.newcomer import make_card
     from survey_code.lab.plots import plot_marks, plot_tradeoff
+    from survey_code.lab.promises import Verdict, check_promises
     from survey_code.lab.results import (
         Result,
         describe_results,
@@ -44,9 +47,12 @@ if TYPE_CHECKING:
 
 # Names are loaded when first used: plots need matplotlib, tasks torch.
 _HOMES = {
+    "Card": "card",
     "Contest": "contest",
     "Difference": "comparison",
     "Entrant": "contest",
+    "Verdict": "promises",
+    "check_promises": "promises",
     "compare": "comparison",
     "rank": "comparison",
     "subtract": "comparison",
@@ -62,6 +68,7 @@ _HOMES = {
     "load_results": "results",
     "judge": "comparison",
     "main_metric": "comparison",
+    "make_card": "newcomer",
     "make_task": "task",
     "measure_lookup": "latency",
     "measure_training": "memory",
@@ -80,6 +87,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Card",
     "Contest",
     "DataTask",
     "Difference",
@@ -89,6 +97,8 @@ __all__ = [
     "Result",
     "StreamExperiment",
     "Trial",
+    "Verdict",
+    "check_promises",
     "compare",
     "compare_search_cost",
     "default_trial",
@@ -96,6 +106,7 @@ __all__ = [
     "judge",
     "load_results",
     "main_metric",
+    "make_card",
     "make_task",
     "measure_lookup",
     "measure_training",
