@@ -1,7 +1,10 @@
 """A method of one's own: tuned and run as the book's contests are, and placed in them.
 
 It competes for itself: the same trials, the same ratios and seeds.  What it is compared
-with comes with the package, in `evidence.json`.
+with comes with the package, in `evidence.json`.  A folder holds what came of it:
+``KEY.html`` and ``KEY.json``, the card; ``CONTEST_trials.jsonl``,
+``CONTEST_runs.jsonl`` and ``CONTEST_costs.jsonl``, a line for each, written as soon as
+it is made; and ``KEY_as_run.py``, a copy of the method's file.
 """
 
 from __future__ import annotations
@@ -12,17 +15,13 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from survey_code.advice.evidence import (
-    METRICS,
-    Evidence,
-    RecordedContest,
-    load_evidence,
-)
+from survey_code.advice.evidence import METRICS, Evidence, load_evidence
 from survey_code.catalog import Method, get_method
 from survey_code.checks import check_range, check_switch
 from survey_code.curves import FALLBACK
@@ -63,6 +62,33 @@ USUAL_CONTESTS = ("synthetic", "frappe")
 COST_RIVALS = ("full", FALLBACK)
 
 
+@dataclass(frozen=True)
+class Workshop:
+    """Where and how cards are made.
+
+    Parameters
+    ----------
+    folder : Path
+        Of pages, and of trials, runs and costs, to which lines are added.
+    workers : Workers
+    measure : bool
+        Whether costs are measured.
+    evidence : Evidence
+        The field.
+    command : str
+        What is noted as the command.
+    tell : callable
+        Is told a line after each run.
+    """
+
+    folder: Path
+    workers: Workers
+    measure: bool
+    evidence: Evidence
+    command: str
+    tell: Callable[[str], object]
+
+
 def make_card(
     key: str,
     contests: Sequence[str | Contest] = USUAL_CONTESTS,
@@ -74,11 +100,9 @@ def make_card(
     measure: bool = True,
     evidence: Evidence | None = None,
     command: str = "",
-    tell: Callable[[str], None] | None = None,
+    tell: Callable[[str], object] | None = None,
 ) -> Card:
     """Tune a method, run it, place it among the recorded ones, and write a page.
-
-    A call that was interrupted is made again: it goes on where it stopped.
 
     Parameters
     ----------
@@ -87,64 +111,62 @@ def make_card(
     contests : sequence of str or Contest
         By name, of `survey_code.lab.contests`, or your own.
     out : path
-        A folder: ``KEY.html`` and ``KEY.json``, ``CONTEST_trials.jsonl``,
-        ``CONTEST_runs.jsonl`` and ``CONTEST_costs.jsonl``, to which lines are added,
-        and ``KEY_as_run.py``, a copy of the method's file.
+        A folder.  A call that was interrupted is made again, and goes on there.
     rivals : sequence of str
-        Entrants of the contests that are tuned and run beside it; the others are as
-        recorded, where they are.
-    device : str
-        "cpu" or "cuda".
-    jobs : int, default 1
-        Runs made side by side, each in a process of its own.
-    measure : bool, default True
-        Also measure what it costs, beside the full table and double hashing.
-    evidence : Evidence, optional
-        The field; by default what comes with the package.
-    command : str, optional
-        What to note as the command; by default this call.
-    tell : callable, optional
-        Is told a line after each run.
-
-    Returns
-    -------
-    Card
+        Entrants of the contests to be tuned and run beside it.
+    device, jobs
+        Of `Workers`.
+    measure, evidence, command, tell
+        Of `Workshop`; by default the field is what comes with the package, the command
+        this call, and nobody is told.
 
     Raises
     ------
     ValueError
-        If the method, a contest or a rival is unknown, the method does not serve the
-        contest's task, or the folder holds runs of the method as it was before its
-        file changed.
+        If the method, a contest or a rival is unknown, the method does not serve a
+        contest's task, or the folder's runs are of another version of its file.
     FileNotFoundError
         If the data of a contest is not there.
     """
-    method, folder = get_method(key), Path(out)
-    jobs = check_range("jobs", jobs, 1)
-    measure = check_switch("measure", measure)
+    method = get_method(key)
+    posed = pose_contests(method, contests, rivals)
     check_device(device)
+    workers = Workers(device, check_range("jobs", jobs, 1), timed=False)
+    field = load_evidence() if evidence is None else evidence
+    command = command or f"make_card({key!r}, ..., device={device!r})"
+    measure = check_switch("measure", measure)
+    told = tell or (lambda line: None)
+    shop = Workshop(Path(out), workers, measure, field, command, told)
+    return fill_card(method, posed, shop)
+
+
+def pose_contests(
+    method: Method, contests: Sequence[str | Contest], rivals: Sequence[str]
+) -> list[Contest]:
+    """Contests with a method alone, which serves their tasks; their data is there."""
     posed = [narrow_contest(open_contest(one), method, rivals) for one in contests]
     for contest in posed:
         check_task(contest, method)
-    command = command or f"make_card({key!r}, ..., device={device!r})"
-    tell = tell or (lambda line: None)
-    known = load_evidence() if evidence is None else evidence
-    check_writable(folder / f"{key}.json")
-    folder.mkdir(parents=True, exist_ok=True)
-    keep_source(method, folder)
+    return posed
+
+
+def fill_card(method: Method, posed: Sequence[Contest], shop: Workshop) -> Card:
+    """Check, run and measure; then write the page and its numbers."""
+    page = shop.folder / f"{method.key}.html"
+    check_writable(page)
+    shop.folder.mkdir(parents=True, exist_ok=True)
+    keep_source(method, shop.folder)
     verdicts = check_promises(method)
-    tell(f"{key}: {say_verdicts(verdicts)}")
+    shop.tell(f"{method.key}: {say_verdicts(verdicts)}")
     entries = []
     for contest in posed:
-        workers = Workers(device, jobs, timed=False)
-        records, failed = compete_alone(contest, folder, workers, command, tell)
-        if measure and not failed:
-            add_costs(contest, method, records, folder, device, command, tell)
-        recorded = known.contests.get(contest.name)
-        entries.append(enter_field(contest, method, records, recorded, folder, failed))
-    card = Card(method, verdicts, entries, command, folder / f"{key}.html")
+        records, failed = compete_alone(contest, shop)
+        if shop.measure and not failed:
+            add_costs(contest, method, records, shop)
+        entries.append(enter_field(contest, method, records, shop, failed))
+    card = Card(method, verdicts, entries, shop.command, page)
     write_page(card)
-    with replace_file(folder / f"{key}.json") as file:
+    with replace_file(page.with_suffix(".json")) as file:
         text = json.dumps(card.describe(), sort_keys=True, indent=1)
         file.write(f"{text}\n".encode())
     return card
@@ -233,31 +255,25 @@ def say_verdicts(verdicts: Sequence[Verdict]) -> str:
     return said + "".join(f"; {one.name}: {one.said}" for one in broken)
 
 
-def compete_alone(
-    contest: Contest,
-    folder: Path,
-    workers: Workers,
-    command: str,
-    tell: Callable[[str], None],
-) -> tuple[Records, str]:
+def compete_alone(contest: Contest, shop: Workshop) -> tuple[Records, str]:
     """Make the trials and runs that are missing, a line for each: all results, and why
     some could not be made.
     """
     runs, trials = (
-        folder / f"{contest.name}_{part}.jsonl" for part in ("runs", "trials")
+        shop.folder / f"{contest.name}_{part}.jsonl" for part in ("runs", "trials")
     )
     records = Records(runs, trials)
     left = count_most(contest) - sum(map(len, arrange(contest, records)))
-    recorder = Recorder(records, workers, command)
+    recorder = Recorder(records, shop.workers, shop.command)
     failed = ""
     try:
         for result in recorder.follow(list_courses(contest, records)):
             left -= 1
             say = describe_result(result)
-            tell(f"{contest.name}: {say}; at most {max(left, 0)} left")
+            shop.tell(f"{contest.name}: {say}; at most {max(left, 0)} left")
     except RuntimeError as error:
         failed = str(error)
-        tell(f"{contest.name}: {failed}")
+        shop.tell(f"{contest.name}: {failed}")
     for result in arrange(contest, records)[1]:
         # Lines that say what is out of reach, for those who read the file.
         if str(result.failure).startswith("cannot") and not knows(records, result):
@@ -287,18 +303,13 @@ def count_most(contest: Contest) -> int:
 
 
 def add_costs(
-    contest: Contest,
-    method: Method,
-    records: Records,
-    folder: Path,
-    device: str,
-    command: str,
-    tell: Callable[[str], None],
+    contest: Contest, method: Method, records: Records, shop: Workshop
 ) -> None:
     """Measure what the method costs near 10x, and the full table and double hashing
     beside it, as far as a file does not say so already.
     """
-    done = {line["entrant"] for line in read_costs(folder, contest, device)}
+    device = shop.workers.device
+    done = {line["entrant"] for line in read_costs(shop.folder, contest, device)}
     rates = {one.name: one for one in contest.entrants}
     own = [one for one in contest.entrants if one.key == method.key]
     others = [rates.get(name, Entrant(name, name)) for name in COST_RIVALS]
@@ -308,12 +319,12 @@ def add_costs(
         if run is None or entrant.name in done:
             continue
         with one_thread():
-            line = measure_costs(move(run, device), command)
+            line = measure_costs(move(run, device), shop.command)
         line |= {"entrant": entrant.name, "where": device, "seed": run.seed}
         line["asked_ratio"] = TUNED_AT
-        append_line(cost_path(folder, contest), json.dumps(line, sort_keys=True))
+        append_line(cost_path(shop.folder, contest), json.dumps(line, sort_keys=True))
         took = line["train"]["us_per_row"]
-        tell(f"{contest.name}: {entrant.name} costs {took:.2f} us a row trained")
+        shop.tell(f"{contest.name}: {entrant.name} costs {took:.2f} us a row trained")
 
 
 @contextmanager
@@ -345,17 +356,13 @@ def read_costs(
 
 
 def enter_field(
-    contest: Contest,
-    method: Method,
-    records: Records,
-    recorded: RecordedContest | None,
-    folder: Path,
-    failed: str,
+    contest: Contest, method: Method, records: Records, shop: Workshop, failed: str
 ) -> Entry:
     """What the card shows of one contest."""
     trials, runs = arrange(contest, records)
     name = method.key
-    costs = {line["entrant"]: line for line in read_costs(folder, contest)}
+    recorded = shop.evidence.contests.get(contest.name)
+    costs = {line["entrant"]: line for line in read_costs(shop.folder, contest)}
     own = [one.name for one in contest.entrants if one.key == name]
     shown = [n for n in dict.fromkeys((*own, *COST_RIVALS)) if n in costs]
     tested = [result for result in runs if result.test]

@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from survey_code.book import COLORS, MARKERS
-from survey_code.catalog import TAXONOMY, Method, methods
+from survey_code.catalog import CATALOG, TAXONOMY, Method, methods
 from survey_code.curves import Point
 from survey_code.lab.comparison import (
     Curves,
@@ -25,6 +25,7 @@ from survey_code.lab.comparison import (
 from survey_code.lab.results import Result, summarize
 from survey_code.lab.standing import Standing
 
+CATALOG_KEYS = frozenset(method.key for method in CATALOG)
 METRIC_NAMES = {
     "auc": "test AUC",
     "log_loss": "test log-loss",
@@ -208,13 +209,10 @@ def plot_places(
 
     Parameters
     ----------
-    standings : sequence of Standing
-    curves : mapping of str to sequence of Point
-        Of everyone.
+    standings, curves, metric, ax
+        As of `place_among` and `draw_tradeoff`.
     named : sequence of str
         The methods that are marked in colour, itself first; all others are grey.
-    metric : str
-    ax : Axes
 
     Returns
     -------
@@ -260,7 +258,8 @@ def choose_styles(keys: Sequence[str]) -> dict[str, tuple[str, str, str]]:
     Methods of the family that has the most lines are coloured in the order of the
     catalogue, then keys that it does not know; the rivals of other families are
     grey.  Where no family has three lines, all are coloured.  Where the colours
-    are used up they come again, with broken lines.
+    are used up they come again, with broken lines.  Methods of plug-ins take what is
+    free.
     """
     families = {method.key: method.family for method in methods()}
     counts = Counter(families[key] for key in keys if key in families)
@@ -274,6 +273,12 @@ def choose_styles(keys: Sequence[str]) -> dict[str, tuple[str, str, str]]:
     for k, (key, mark) in enumerate(zip(coloured, cycle(MARKERS))):
         line = "-" if k < len(COLORS) else "-."
         styles[key] = (COLORS[k % len(COLORS)], mark, line)
+    # A plug-in's methods take colours that no other line has.
+    own = [key for key in keys if key in families and key not in CATALOG_KEYS]
+    used = {styles[key][0] for key in keys if key not in own}
+    free = [color for color in COLORS if color not in used] or list(COLORS)
+    for key, color in zip(own, cycle(free)):
+        styles[key] = (color, styles[key][1], "-")
     return styles
 
 

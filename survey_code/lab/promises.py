@@ -319,7 +319,7 @@ def multiplies(layout: Stored) -> bool:
     return layout.name in PRODUCTS or any(map(multiplies, parts))
 
 
-def count_bytes(subject: Subject) -> None:
+def weigh_file(subject: Subject) -> None:
     """`nbytes` is exactly what `save` writes, the header aside."""
     layout = subject.sample()
     with saved(layout) as path:
@@ -328,7 +328,7 @@ def count_bytes(subject: Subject) -> None:
         raise Broken(f"nbytes says {layout.nbytes:,}, save writes {written:,} bytes")
 
 
-def give_back(subject: Subject) -> None:
+def load_alike(subject: Subject) -> None:
     """A saved table is loaded as the same rows."""
     layout, ids = subject.sample(), np.arange(subject.spec.num_embeddings)
     with saved(layout) as path:
@@ -452,8 +452,8 @@ PROMISES = (
     Promise("frozen", "What is frozen does not follow the table.", stay_frozen,
             of_tables=True),
     Promise("bytes", "nbytes is exactly what save() writes, the header aside.",
-            count_bytes),
-    Promise("file", "A saved table is loaded as the same rows.", give_back),
+            weigh_file),
+    Promise("file", "A saved table is loaded as the same rows.", load_alike),
     Promise("ids", "An id out of range is an IndexError.", refuse_ids),
     Promise("bags", "A bag is what its rows come to, looked up one by one.",
             pool_alike),

@@ -1,8 +1,11 @@
 """A method of one's own: its checks, its contest, its page; killed and resumed."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -37,7 +40,8 @@ from survey_code.lab.tuning import TRIALS_EACH
 from survey_code.training import TrainingSettings
 
 ROOT = Path(__file__).parents[2]
-TOY = ROOT / "book" / "plugins" / "equal_reads.py"
+TOY = ROOT / "book" / "plugins" / "shared_rows.py"
+KEYS = ("equal_reads", "dealt_rows")
 TRIAL = Trial(
     "dcnv2", 8,
     TrainingSettings(epochs=1, batch_size=500, patience=1, schedule="plateau",
@@ -90,11 +94,34 @@ def field(tiny):
     )  # fmt: skip
 
 
+def replace_contest(patch, tiny, field):
+    """The command line's synthetic contest and its field are these."""
+    patch.setitem(contests.CONTESTS, "synthetic", tiny)
+    patch.setattr(newcomer, "load_evidence", lambda: field)
+
+
 @pytest.fixture
 def small(monkeypatch, tiny, field):
-    """The command line's synthetic contest and its field are these."""
-    monkeypatch.setitem(contests.CONTESTS, "synthetic", tiny)
-    monkeypatch.setattr(newcomer, "load_evidence", lambda: field)
+    """For the length of a test."""
+    replace_contest(monkeypatch, tiny, field)
+
+
+@pytest.fixture(scope="module")
+def held(tiny, field, tmp_path_factory):
+    """What one command leaves, and the lines that it prints."""
+    folder, said = tmp_path_factory.mktemp("held") / "cards", io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr(catalog, "_ADDED", {})
+        patch.setattr(catalog, "_FILES", {})
+        replace_contest(patch, tiny, field)
+        assert main(words_for(folder)) == 0
+    return folder, said.getvalue().splitlines()
+
+
+def words_for(folder):
+    """The command."""
+    words = ["card", "--plugin", str(TOY), "--contest", "synthetic"]
+    return [*words, "--out", str(folder)]
 
 
 class Reader(HTMLParser):
@@ -135,17 +162,25 @@ def numbers(card):
 # -- the command -------------------------------------------------------------------
 
 
-def test_one_command_from_file_to_page(small, tiny, tmp_path, capsys):
-    out = tmp_path / "cards"
-    words = ["card", "--plugin", str(TOY), "--contest", "synthetic", "--out", str(out)]
-    assert main(words) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == "equal_reads: passes 9 of 9 checks"
-    assert said[-1] == f"{out / 'equal_reads.html'}: the card of equal_reads"
-    made = [line for line in said if "dcnv2 seed" in line]
-    left = [int(line.rpartition("at most ")[2].split()[0]) for line in made]
-    assert left == sorted(left, reverse=True) and len(made) == TRIALS_EACH + 3 + 3
-    card = json.loads((out / "equal_reads.json").read_text())
+def test_one_command_makes_a_card_of_each_method(held):
+    folder, said = held
+    ends = [place for place, line in enumerate(said) if ": the card of " in line]
+    assert [said[place] for place in ends] == [
+        f"{folder / key}.html: the card of {key}" for key in KEYS
+    ]
+    for part in (said[: ends[0]], said[ends[0] + 1 : ends[1]]):
+        assert part[0].endswith("passes 9 of 9 checks")
+        made = [line for line in part if "dcnv2 seed" in line]
+        left = [int(line.rpartition("at most ")[2].split()[0]) for line in made]
+        assert left == sorted(left, reverse=True)
+        assert len(made) == TRIALS_EACH + 3 + 3  # as 200x is out of reach
+    for key in KEYS:
+        assert (folder / f"{key}_as_run.py").read_bytes() == TOY.read_bytes()
+        assert (folder / f"{key}.html").exists()
+
+
+def test_a_card_has_places_costs_and_where_it_comes_from(held):
+    card = json.loads((held[0] / "equal_reads.json").read_text())
     (entry,) = card["contests"]
     at_2, at_200 = entry["standings"]
     assert (at_2["how"], at_2["rivals"]) == ("measured", 2)
@@ -159,31 +194,26 @@ def test_one_command_from_file_to_page(small, tiny, tmp_path, capsys):
     }  # fmt: skip
     for fact in ("command", "device", "date", "versions", "seed"):
         assert card[fact]
-    assert " ".join(words[:3]) in card["command"]
-    page = (out / "equal_reads.html").read_text(encoding="utf-8")
-    reader = read_page(out / "equal_reads.html")
+    assert shlex.join(words_for(held[0])) in card["command"]
+
+
+def test_the_page_stands_alone(held):
+    page = (held[0] / "equal_reads.html").read_text(encoding="utf-8")
+    reader = read_page(held[0] / "equal_reads.html")
     assert reader.loads == [] and "url(http" not in page and "@import" not in page
     assert len(reader.alts) == 2 and all("equal_reads" in alt for alt in reader.alts)
     for told in ("cannot: at most ", "2 of 3", "color-scheme: light dark", "passed"):
         assert told in page
-    assert (out / "equal_reads_as_run.py").read_bytes() == TOY.read_bytes()
-    # Once more: nothing is run, and the page is the same.
-    before = sorted((p.name, p.read_bytes()) for p in out.iterdir())
-    assert main(words) == 0
-    assert sorted((p.name, p.read_bytes()) for p in out.iterdir()) == before
+
+
+def test_once_more_runs_nothing_and_writes_the_same(small, held, capsys):
+    folder, _ = held
+    before = sorted((path.name, path.read_bytes()) for path in folder.iterdir())
+    assert main(words_for(folder)) == 0
+    after = sorted((path.name, path.read_bytes()) for path in folder.iterdir())
+    assert [name for name, _ in after] == [name for name, _ in before]
+    assert after == before
     assert "dcnv2" not in capsys.readouterr().out
-
-
-@pytest.fixture(scope="module")
-def held(tiny, field, tmp_path_factory):
-    """The folder of a whole card."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(catalog, "_ADDED", {})
-        patch.setattr(catalog, "_FILES", {})
-        load_plugin(TOY)
-        folder = tmp_path_factory.mktemp("held")
-        make_card("equal_reads", [tiny], folder, evidence=field, command="card")
-    return folder
 
 
 def test_killed_and_resumed_gives_the_same(tiny, field, held, tmp_path):
@@ -193,7 +223,7 @@ def test_killed_and_resumed_gives_the_same(tiny, field, held, tmp_path):
         asked = {"evidence": field, "command": "card", "measure": False}
         return make_card("equal_reads", [tiny], folder, tell=tell, **asked)
 
-    shutil.copytree(held, tmp_path / "whole")
+    shutil.copytree(held[0], tmp_path / "whole")
     (tmp_path / "whole" / "synthetic_costs.jsonl").unlink()
     whole = make(tmp_path / "whole")
     for stops in (7, 14):
@@ -268,7 +298,9 @@ def test_mistakes_are_one_clear_line(tmp_path, capsys, monkeypatch):
     assert "METHOD = survey_code.Method(...)" in said
     toy = ("--plugin", TOY, *out)
     said = refused(capsys, *toy, "--method", "full")
-    assert "--method full is not in" in said and "defines equal_reads" in said
+    assert (
+        "--method full is not in" in said and "defines equal_reads, dealt_rows" in said
+    )
     said = refused(capsys, *toy, "--contest", "mine")
     assert "unknown contest 'mine'; contests: synthetic, " in said
     assert "jobs must be" in refused(capsys, *toy, "--jobs", 0)
@@ -341,28 +373,28 @@ FAULTS = {
         "    def embed(self, ids):",
     ),
     "bytes": (
-        "METHOD =",
+        "PLACE =",
         "class Light(CodebookLayout):\n"
         "    @property\n"
         "    def nbytes(self):\n"
         "        return super().nbytes - 4\n\n\n"
-        "METHOD =",
+        "PLACE =",
     ),
     "file": (
-        "METHOD =",
+        "PLACE =",
         "class Light(CodebookLayout):\n"
         "    def lookup(self, ids, **given):\n"
         "        return 2 * super().lookup(ids, **given)\n\n"
         "    def bag(self, *given, **asked):\n"
         "        return 2 * super().bag(*given, **asked)\n\n\n"
-        "METHOD =",
+        "PLACE =",
     ),
     "bags": (
-        "METHOD =",
+        "PLACE =",
         "class Light(CodebookLayout):\n"
         "    def bag(self, *given, **asked):\n"
         "        return 2 * super().bag(*given, **asked)\n\n\n"
-        "METHOD =",
+        "PLACE =",
     ),
 }  # fmt: skip
 
@@ -378,7 +410,7 @@ def test_a_fault_fails_its_check_and_no_other(name, tmp_path):
     if name == "file":  # what learns reads as the layout does
         text = text.replace("return pick_rows(", "return 2 * pick_rows(")
     (tmp_path / "faulty.py").write_text(text)
-    (method,) = load_plugin(tmp_path / "faulty.py")
+    method, _ = load_plugin(tmp_path / "faulty.py")
     verdicts = check_promises(method)
     broken = {verdict.name: verdict.said for verdict in verdicts if not verdict.kept}
     assert list(broken) == [name], broken
@@ -465,7 +497,7 @@ def test_no_difference_is_clear_without_pairs():
 
 def test_a_field_of_other_rows_is_said_to_be(tiny, held, tmp_path):
     load_plugin(TOY)
-    folder = shutil.copytree(held, tmp_path / "out")
+    folder = shutil.copytree(held[0], tmp_path / "out")
     other = record("another edition", full=[(1.0, (0.9, 0.9, 0.9))])
     card = make_card("equal_reads", [tiny], folder, evidence=other)
     assert not card.entries[0].comparable
@@ -475,7 +507,7 @@ def test_a_field_of_other_rows_is_said_to_be(tiny, held, tmp_path):
 
 def test_tables_of_a_card_hold_what_was_measured(tiny, field, held, tmp_path):
     load_plugin(TOY)
-    folder = shutil.copytree(held, tmp_path / "out")
+    folder = shutil.copytree(held[0], tmp_path / "out")
     (entry,) = make_card("equal_reads", [tiny], folder, evidence=field).entries
     first, *others = [result for result in entry.own if not result.failure]
     assert len(others) == 2
