@@ -23,12 +23,11 @@ sys.path.insert(0, str(ROOT / "book"))
 
 import records as book  # noqa: E402
 
-from survey_code.lab.contest import Contest, choose_ways, tuning_ratio  # noqa: E402
+from survey_code.lab.contest import Contest, pose_best  # noqa: E402
 from survey_code.lab.experiment import Experiment  # noqa: E402
 from survey_code.lab.measures import measure_costs  # noqa: E402
 from survey_code.lab.records import move  # noqa: E402
 from survey_code.lab.results import append_line  # noqa: E402
-from survey_code.lab.tuning import Way  # noqa: E402
 
 
 def list_runs(
@@ -37,14 +36,9 @@ def list_runs(
     """Each entrant's run at the ratio nearest in its reach."""
     records = book.open_records(contest)
     for entrant in contest.entrants:
-        near = tuning_ratio(contest, entrant, ratio)
-        if near is None:
-            continue
-        source = contest.named(entrant.like) if entrant.like else entrant
-        found = choose_ways(contest, source, records)
-        way = Way() if found is None else found.way_at(near)
-        run = contest.pose(entrant, way, near, contest.seeds[0])
-        yield entrant.name, move(run, device)
+        run = pose_best(contest, entrant, records, ratio)
+        if run is not None:
+            yield entrant.name, move(run, device)
 
 
 def measure(

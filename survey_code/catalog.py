@@ -376,7 +376,12 @@ def load_plugin(path: str | os.PathLike[str]) -> list[Method]:
         raise ValueError(f"{path}: has changed since it was loaded; start anew")
     defined = defined_methods(sys.modules[name])
     if not defined:
-        raise ValueError(f"{path}: defines no survey_code.Method")
+        named = [own for own in vars(sys.modules[name]) if not own.startswith("_")]
+        raise ValueError(
+            f"{path}: defines no survey_code.Method, only "
+            f"{', '.join(named) or 'nothing'}; a plug-in has a line such as "
+            "METHOD = survey_code.Method(...)"
+        )
     for method in defined:
         add_method(method)
     _FILES[str(place)] = place.read_bytes()

@@ -1,7 +1,7 @@
 """The command line: ``survey-code`` and a command.
 
-``methods``, ``advise``, ``run``, ``compress``, ``compress-model``, ``inspect``,
-``export`` and ``convert``.
+``methods``, ``advise``, ``run``, ``card``, ``compress``, ``compress-model``,
+``inspect``, ``export`` and ``convert``.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
         parse_methods,
         parse_advise,
         parse_run,
+        parse_card,
         parse_compress,
         parse_compress_model,
         parse_inspect,
@@ -200,6 +201,41 @@ def parse_run(commands: Commands) -> None:
     )
     add_plugin(running)
     running.set_defaults(action=run_method)
+
+
+def parse_card(commands: Commands) -> None:
+    """``card --plugin FILE``."""
+    carding = commands.add_parser(
+        "card",
+        help="tune a method of yours, and place it among the book's",
+        description="Put the methods of a plug-in through contests of the book: the "
+        "same trials, ratios and seeds as everyone had. Writes OUT/KEY.html, with its "
+        "points among the recorded ones, its rank, bytes, costs and checks. A command "
+        "that was interrupted goes on where it stopped when it is given again.",
+    )
+    carding.add_argument("--method", metavar="KEY", help="of several, this one only")
+    carding.add_argument(
+        "--contest",
+        action="append",
+        metavar="NAME",
+        help="may be repeated (default: synthetic and frappe; its data must be there)",
+    )
+    carding.add_argument(
+        "--rival",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="one of the contest, to be tuned and run beside it; may be repeated",
+    )
+    carding.add_argument("--device", default="cpu")
+    carding.add_argument(
+        "--jobs", type=int, default=1, help="runs made side by side (default: 1)"
+    )
+    carding.add_argument(
+        "--out", type=Path, default=Path("cards"), metavar="FOLDER", help="(cards)"
+    )
+    add_plugin(carding)
+    carding.set_defaults(action=write_cards)
 
 
 def parse_compress(commands: Commands) -> None:
@@ -423,6 +459,48 @@ def run_method(given: argparse.Namespace) -> None:
         f"test {metric}: mean {row['mean']:.5f}, deviation {row['deviation']:.5f}, "
         f"{row['seeds']} seed(s){where}"
     )
+
+
+def write_cards(given: argparse.Namespace) -> None:
+    """Make the card of each method that was named, a line for each run."""
+    from survey_code.lab.newcomer import USUAL_CONTESTS, make_card
+
+    for key in name_newcomers(given):
+        card = make_card(
+            key,
+            given.contest or USUAL_CONTESTS,
+            given.out,
+            rivals=given.rival,
+            device=given.device,
+            jobs=given.jobs,
+            command=given.words,
+            tell=lambda line: print(line, flush=True),
+        )
+        failed = [entry.contest for entry in card.entries if entry.failed]
+        print(f"{card.page}: the card of {key}")
+        if failed:
+            raise RuntimeError(
+                f"not all runs of {' and '.join(failed)} could be made; {card.page} "
+                "says why, and the same command tries them again"
+            )
+
+
+def name_newcomers(given: argparse.Namespace) -> list[str]:
+    """The keys of the plug-ins' methods, or the one that was named."""
+    from survey_code.catalog import load_plugin
+
+    keys = [method.key for path in given.plugin for method in load_plugin(path)]
+    if not keys and given.method is None:
+        raise ValueError("a card is of a method of yours: --plugin names its file")
+    if given.method is None:
+        return list(dict.fromkeys(keys))
+    if keys and given.method not in keys:
+        files = ", ".join(map(str, given.plugin))
+        raise ValueError(
+            f"--method {given.method} is not in {files}, which defines "
+            f"{', '.join(keys)}"
+        )
+    return [given.method]
 
 
 def compress_table(given: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from survey_code.curves import Difference
+    from survey_code.lab.card import Card
     from survey_code.lab.comparison import (
         compare,
         judge,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         compare_search_cost,
         measure_training,
     )
+    from survey_code.lab.newcomer import make_card
     from survey_code.lab.places import (
         bootstrap_places,
         choose_by_validation,
@@ -37,10 +39,11 @@ if TYPE_CHECKING:
         find_unbeaten,
         place_methods,
         plot_front,
-        plot_places,
+        plot_intervals,
         price_methods,
     )
     from survey_code.lab.plots import plot_marks, plot_tradeoff
+    from survey_code.lab.promises import Verdict, check_promises
     from survey_code.lab.results import (
         Result,
         describe_results,
@@ -54,9 +57,12 @@ if TYPE_CHECKING:
 
 # Names are loaded when first used: plots need matplotlib, tasks torch.
 _HOMES = {
+    "Card": "card",
     "Contest": "contest",
     "Difference": "comparison",
     "Entrant": "contest",
+    "Verdict": "promises",
+    "check_promises": "promises",
     "compare": "comparison",
     "rank": "comparison",
     "subtract": "comparison",
@@ -72,6 +78,7 @@ _HOMES = {
     "load_results": "results",
     "judge": "comparison",
     "main_metric": "comparison",
+    "make_card": "newcomer",
     "make_task": "task",
     "measure_lookup": "latency",
     "measure_training": "memory",
@@ -82,7 +89,7 @@ _HOMES = {
     "find_unbeaten": "places",
     "place_methods": "places",
     "plot_front": "places",
-    "plot_places": "places",
+    "plot_intervals": "places",
     "price_methods": "places",
     "plot_tradeoff": "plots",
     "recall": "experiment",
@@ -98,6 +105,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Card",
     "Contest",
     "DataTask",
     "Difference",
@@ -107,7 +115,9 @@ __all__ = [
     "Result",
     "StreamExperiment",
     "Trial",
+    "Verdict",
     "bootstrap_places",
+    "check_promises",
     "choose_by_validation",
     "compare",
     "compare_search_cost",
@@ -118,13 +128,14 @@ __all__ = [
     "judge",
     "load_results",
     "main_metric",
+    "make_card",
     "make_task",
     "measure_lookup",
     "measure_training",
     "place_methods",
     "plot_front",
+    "plot_intervals",
     "plot_marks",
-    "plot_places",
     "plot_tradeoff",
     "price_methods",
     "rank",

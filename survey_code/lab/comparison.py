@@ -32,6 +32,22 @@ def draw_curves(
     return curves
 
 
+def summarize_curves(curves: Curves) -> pd.DataFrame:
+    """`summarize` of curves that are drawn already, as far as pictures need it.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``key``, ``reached``, ``mean``, ``deviation``; a row for each point.
+    """
+    rows = [
+        (name, point.reached[0], point.mean, point.deviation)
+        for name, points in curves.items()
+        for point in points
+    ]
+    return pd.DataFrame(rows, columns=["key", "reached", "mean", "deviation"])
+
+
 def find_point(curves: Curves, name: str, ratio: float) -> Point | None:
     """`read_point` of a method by its name; of the full table, which stays at 1x, its
     only one.
@@ -173,15 +189,24 @@ def rank(
     of the budget.
     """
     results = list(results)
-    curves = draw_curves(results, metric)
-    means = compare_curves(curves, ratio)["mean"].drop("full", errors="ignore")
-    everyone = list(dict.fromkeys(name_curve(r) for r in results if r.key != "full"))
-    filled = means.reindex(everyone)
-    fallback = means.get(FALLBACK, math.nan)
-    for name in filled.index[filled.isna()]:
-        smaller = find_smaller(curves.get(name, []), ratio)
-        filled[name] = fallback if smaller is None else smaller.mean
-    return filled.rank(ascending=False, method="average")
+    names = dict.fromkeys(name_curve(r) for r in results if r.key != "full")
+    return rank_curves(draw_curves(results, metric), names, ratio)
+
+
+def rank_curves(curves: Curves, names: Iterable[str], ratio: float) -> pd.Series[float]:
+    """`rank` of some methods, whose curves are drawn already."""
+    found = {name: read_within(curves, name, ratio) for name in names}
+    means = {n: math.nan if p is None else p.mean for n, p in found.items()}
+    return pd.Series(means, dtype=float).rank(ascending=False, method="average")
+
+
+def read_within(curves: Curves, name: str, ratio: float) -> Point | None:
+    """A method within a budget: at the ratio, or else its nearest smaller table; where
+    it reaches neither, what `FALLBACK` makes of the budget, if that is there.
+    """
+    own = find_point(curves, name, ratio)
+    own = own or find_smaller(curves.get(name, []), ratio)
+    return own or find_point(curves, FALLBACK, ratio)
 
 
 def judge(

@@ -380,26 +380,32 @@ def choose_ways(contest: Contest, entrant: Entrant, records: Records) -> Tuned |
     return replay(tune_entrant(contest, entrant, start), records, [])
 
 
+def pose_best(
+    contest: Contest, entrant: Entrant, records: Records, ratio: float
+) -> Experiment | None:
+    """An entrant's run at the ratio nearest in its reach, of the first seed, with the
+    settings that its tuning found, or the base's while that is not made; None where
+    nothing is in reach.
+    """
+    near = tuning_ratio(contest, entrant, ratio)
+    if near is None:
+        return None
+    source = contest.named(entrant.like) if entrant.like else entrant
+    found = choose_ways(contest, source, records)
+    way = Way() if found is None else found.way_at(near)
+    return contest.pose(entrant, way, near, contest.seeds[0])
+
+
 def list_entrants(task: str, dim: int) -> tuple[Entrant, ...]:
     """Everyone who competes on a task: all methods, the rivals that are always there,
     and low precision at each number of bits.
     """
-    entrants: list[Entrant] = []
-    for method in CATALOG:
-        if task not in method.tasks or method.key in ASK_CONTENT:
-            continue
-        key, rates_of = method.key, "full" if takes_full_table(method) else None
-        named: list[tuple[str, tuple[tuple[str, object], ...]]] = [(key, ())]
-        if bits := list_bits(key):
-            # One size for each number of bits, each tuned for itself.
-            named = [(f"{key}, {count} bits", (("bits", count),)) for count in bits]
-        for name, asked in named:
-            entrants.append(
-                Entrant(
-                    name, key, asked, list_own_ratios(key, dim),
-                    once=bool(bits) or key == "popular", rates_of=rates_of,
-                )
-            )  # fmt: skip
+    entrants = [
+        entrant
+        for method in CATALOG
+        if task in method.tasks and method.key not in ASK_CONTENT
+        for entrant in list_own_entrants(method, dim)
+    ]
     rules = [
         Entrant(f"bccf, {rule}", "bccf", (("rule", rule),), like="bccf", once=True)
         # Rows that were rotated are no vectors that a network knows.
@@ -409,6 +415,22 @@ def list_entrants(task: str, dim: int) -> tuple[Entrant, ...]:
         "uniform, nested", "uniform", (("matryoshka", True),), list_widths(dim)
     )
     return (*entrants, *rules, nested, *RIVALS)
+
+
+def list_own_entrants(method: Method, dim: int) -> list[Entrant]:
+    """As whom a method competes: once, or for each number of bits."""
+    key, rates_of = method.key, "full" if takes_full_table(method) else None
+    named: list[tuple[str, tuple[tuple[str, object], ...]]] = [(key, ())]
+    if bits := list_bits(key):
+        # One size for each number of bits, each tuned for itself.
+        named = [(f"{key}, {count} bits", (("bits", count),)) for count in bits]
+    return [
+        Entrant(
+            name, key, asked, list_own_ratios(key, dim),
+            once=bool(bits) or key == "popular", rates_of=rates_of,
+        )
+        for name, asked in named
+    ]  # fmt: skip
 
 
 def takes_full_table(method: Method) -> bool:

@@ -243,7 +243,7 @@ def price(
     """A row of `price_methods`, of runs that differ by their seed and their costs."""
     metric = main_metric(own[0])
     return {
-        "gap": mean_of(own[0], metric) - mean_of(full[0], metric),
+        "gap": mean_metric(own[0], metric) - mean_metric(full[0], metric),
         "ratio": own[0][0].reached_ratio,
         "training": count_seconds(*own) / count_seconds(*full),
         "memory": find_peak(own[1]) / find_peak(full[1]),
@@ -251,7 +251,7 @@ def price(
     }
 
 
-def mean_of(runs: Sequence[Result], metric: str) -> float:
+def mean_metric(runs: Sequence[Result], metric: str) -> float:
     """Of a test metric, over seeds."""
     return float(np.mean([run.test[metric] for run in runs]))
 
@@ -273,7 +273,7 @@ def find_peak(line: CostLine) -> float:
     return float(max(held["peak"], held.get("peak_in_search", 0)))
 
 
-def plot_places(
+def plot_intervals(
     table: pd.DataFrame, difference: float | None = None, ax: Axes | None = None
 ) -> Axes:
     """Mean places as points, their intervals as lines, the best above.

@@ -13,10 +13,19 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from survey_code.book import COLORS, MARKERS
-from survey_code.catalog import TAXONOMY, Method, methods
-from survey_code.lab.comparison import compare, main_metric
+from survey_code.catalog import CATALOG, TAXONOMY, Method, methods
+from survey_code.curves import Point
+from survey_code.lab.comparison import (
+    Curves,
+    compare,
+    find_point,
+    main_metric,
+    read_within,
+)
 from survey_code.lab.results import Result, summarize
+from survey_code.lab.standing import Standing
 
+CATALOG_KEYS = frozenset(method.key for method in CATALOG)
 METRIC_NAMES = {
     "auc": "test AUC",
     "log_loss": "test log-loss",
@@ -56,8 +65,16 @@ def plot_tradeoff(
     """
     results = list(results)
     metric = metric or main_metric(results)
-    table = summarize(results, metric)
     axes = plt.gca() if ax is None else ax
+    return draw_tradeoff(summarize(results, metric), metric, axes, named)
+
+
+def draw_tradeoff(
+    table: pd.DataFrame, metric: str, axes: Axes, named: Sequence[str] | None = None
+) -> Axes:
+    """`plot_tradeoff` of a table of means: ``key``, ``reached``, ``mean`` and
+    ``deviation``, a row for each point.
+    """
     bands = list(table[table["key"] == "full"].itertuples())
     for row in bands:
         axes.axhspan(*find_band(row.mean, row.deviation), color="0.85", zorder=0)
@@ -180,13 +197,69 @@ def plot_marks(
     return axes
 
 
+def plot_places(
+    standings: Sequence[Standing],
+    curves: Curves,
+    named: Sequence[str],
+    metric: str,
+    ax: Axes,
+) -> Axes:
+    """Draw where a method stands at each ratio: a row of marks, one a method, by what
+    it loses against the full table.
+
+    Parameters
+    ----------
+    standings, curves, metric, ax
+        As of `place_among` and `draw_tradeoff`.
+    named : sequence of str
+        The methods that are marked in colour, itself first; all others are grey.
+
+    Returns
+    -------
+    Axes
+        Its rows are labelled by the ratio on the left, and by the rank on the right.
+    """
+    full = find_point(curves, "full", 1.0)
+    base = 0.0 if full is None else full.mean
+    # As in a trade-off of the same.
+    styles = choose_styles([name for name in curves if name in named])
+    for row, one in enumerate(standings):
+        found = {name: read_own(curves, name, one.ratio) for name in curves}
+        means = {n: p.mean - base for n, p in found.items() if p and n != "full"}
+        field = [mean for name, mean in means.items() if name not in named]
+        ax.plot(field, [row] * len(field), "|", color="0.65", markersize=9)
+        for name in reversed(named):  # itself on top
+            if name in means:
+                color, mark, _ = styles[name]
+                ax.plot(
+                    means[name], row, mark, color=color, markersize=7,
+                    label=name if row == 0 else None,
+                )  # fmt: skip
+        place = "cannot" if one.how == "cannot" else f"{one.rank:g} of {one.rivals + 1}"
+        ax.text(1.02, row, place, transform=ax.get_yaxis_transform(), va="center")
+    if full is not None:
+        ax.axvline(0.0, color="0.4", linestyle="--", linewidth=1)
+    words = METRIC_NAMES.get(metric, metric)
+    ax.set_xlabel(words if full is None else f"{words}, less the full table's")
+    ax.set_yticks(range(len(standings)), [f"{one.ratio:g}x" for one in standings])
+    ax.set_ylim(len(standings) - 0.4, -0.6)
+    ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, frameon=False)
+    return ax
+
+
+def read_own(curves: Curves, name: str, ratio: float) -> Point | None:
+    """A method's own point within a budget, if it has one."""
+    return read_within({name: curves[name]}, name, ratio)
+
+
 def choose_styles(keys: Sequence[str]) -> dict[str, tuple[str, str, str]]:
     """Each key's colour, marker and line, the same in every picture of a family.
 
     Methods of the family that has the most lines are coloured in the order of the
     catalogue, then keys that it does not know; the rivals of other families are
     grey.  Where no family has three lines, all are coloured.  Where the colours
-    are used up they come again, with broken lines.
+    are used up they come again, with broken lines.  Methods of plug-ins take what is
+    free.
     """
     families = {method.key: method.family for method in methods()}
     counts = Counter(families[key] for key in keys if key in families)
@@ -200,6 +273,12 @@ def choose_styles(keys: Sequence[str]) -> dict[str, tuple[str, str, str]]:
     for k, (key, mark) in enumerate(zip(coloured, cycle(MARKERS))):
         line = "-" if k < len(COLORS) else "-."
         styles[key] = (COLORS[k % len(COLORS)], mark, line)
+    # A plug-in's methods take colours that no other line has.
+    own = [key for key in keys if key in families and key not in CATALOG_KEYS]
+    used = {styles[key][0] for key in keys if key not in own}
+    free = [color for color in COLORS if color not in used] or list(COLORS)
+    for key, color in zip(own, cycle(free)):
+        styles[key] = (color, styles[key][1], "-")
     return styles
 
 

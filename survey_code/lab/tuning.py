@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import warnings
 import zlib
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -186,7 +187,10 @@ def draw_ways(
     """Ways worth trying next: options and the table's rate, or all rates of a method
     that has no options to try, near the best of the grids.
     """
-    import optuna
+    with warnings.catch_warnings():
+        # Of progress bars that this notebook cannot show, and nobody asked for.
+        warnings.simplefilter("ignore")
+        import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     rates = settings[:1] if knobs else settings

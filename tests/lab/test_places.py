@@ -16,7 +16,7 @@ from survey_code.lab import (
     find_unbeaten,
     place_methods,
     plot_front,
-    plot_places,
+    plot_intervals,
     price_methods,
 )
 
@@ -145,7 +145,7 @@ def test_prices_are_beside_the_full_tables():
 
 def test_pictures_say_what_the_tables_do():
     table = bootstrap_places(place_methods(CONTESTS, (4,)), draws=20)
-    axes = plot_places(table, 1.0, plt.subplots()[1])
+    axes = plot_intervals(table, 1.0, plt.subplots()[1])
     assert [t.get_text() for t in axes.get_yticklabels()] == table.index.tolist()
     costs = pd.Series({"a": 1.0, "b": 2.0, "c": 3.0})
     axes = plot_front(costs, pd.Series({"a": 0.1, "b": 0.0, "c": 0.2}))
