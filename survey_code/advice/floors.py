@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Rows of the table that is built to be counted.
-COUNTED_ROWS = 4096
+COUNTED_ROWS = 2048
 
 
 def find_floor(

@@ -19,7 +19,7 @@ from survey_code.spec import OutOfReach, TableSpec
 
 # Rows of a table that is compressed to see what a method has to know.
 TRIED_ROWS = 64
-USES_COUNTS = "knew how often each id is read where it was recorded: give it counts too"
+USES_COUNTS = "was recorded with counts of the ids, which it uses: give them, too"
 # The option of methods that have a row for any id, and what the others are.
 OPEN_IDS, CLOSED = "open_ids", "has no row for an id that training did not see"
 
