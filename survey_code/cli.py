@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import os
 import re
 import shlex
@@ -163,6 +164,12 @@ def parse_advise(commands: Commands) -> None:
     advising.add_argument("--device", default="cpu", help="of look-ups: cpu or cuda")
     advising.add_argument(
         "--stream", action="store_true", help="training goes on, window after window"
+    )
+    advising.add_argument(
+        "--unseen", action="store_true", help="ids are read that training never saw"
+    )
+    advising.add_argument(
+        "--field-rows", metavar="N,N,...", help="rows of each field, ROWS together"
     )
     advising.add_argument("--json", action="store_true", help="print JSON")
     advising.set_defaults(action=advise_table)
@@ -419,8 +426,22 @@ def advise_table(given: argparse.Namespace) -> None:
         latency_us=given.latency_us,
         device=given.device,
         stream=given.stream,
+        unseen=given.unseen,
+        field_starts=read_fields(given.field_rows),
     )
     print(advice.to_json() if given.json else advice)
+
+
+def read_fields(told: str | None) -> list[int] | None:
+    """First id of each field, from the fields' rows with commas between."""
+    if told is None:
+        return None
+    try:
+        return [0, *itertools.accumulate(map(int, told.split(",")))]
+    except ValueError:
+        raise ValueError(
+            f"--field-rows must be numbers with commas between, got {told!r}"
+        ) from None
 
 
 def run_method(given: argparse.Namespace) -> None:

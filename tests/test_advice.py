@@ -21,9 +21,10 @@ from survey_code.advice.evidence import (
     load_evidence,
     read_text,
 )
-from survey_code.advice.plans import USES_COUNTS, Plan, plan_candidate
+from survey_code.advice.floors import find_floor
+from survey_code.advice.plans import CLOSED, USES_COUNTS, Plan, plan_candidate
 from survey_code.advice.readings import find_top
-from survey_code.advice.report import Advice
+from survey_code.advice.report import Advice, say_excluded
 from survey_code.catalog import AFTER, DURING, get_method
 from survey_code.cli import main
 from survey_code.lab import compare, load_results
@@ -200,6 +201,13 @@ CASES = {
     ),
     "three fields, one of them huge": dict(
         rows=LONG[-1], dim=16, budget_bytes=800_000, task="ctr", field_starts=LONG,
+    ),
+    "ids that training never saw": dict(
+        rows=500_000, dim=16, budget_bytes=3_200_000, task="ctr", unseen=True,
+    ),
+    "weights in a tenth of the table": dict(
+        rows=500_000, dim=16, budget_bytes=3_200_000, task="ctr",
+        training_bytes=4 * 10**6,
     ),
     "a tiny table": dict(rows=30, dim=8, budget_bytes=240, task="ctr"),
     "a hundred times smaller": dict(
@@ -439,6 +447,90 @@ def test_what_does_not_reach_a_ratio_counts_as_double_hashing(tmp_path):
         )
 
 
+def test_what_cannot_have_a_row_for_an_unseen_id_is_left_out():
+    case = Case(**CASES["ids that training never saw"])
+    advice = advise_case(case, load_evidence())
+    assert advice.choices
+    for choice in advice.choices:
+        assert choice.options["open_ids"] is True
+        spec = Case(2000, 16, 12_800, "ctr").whole
+        method = get_method(choice.key)
+        plan = method.plan(spec, 10, **choice.options)
+        layout = method.build(spec, plan).freeze()
+        assert layout.lookup(np.array([10**6])).shape == (1, 16)
+    assert CLOSED in advice.excluded.values()
+    assert any("open_ids" in words for words in advice.warnings)
+    # Of a trained table they all have one row, whatever compresses it.
+    told = dataclasses.replace(case, trained=True)
+    trained = advise_case(told, load_evidence())
+    plain = advise_case(dataclasses.replace(told, unseen=False), load_evidence())
+    assert trained.choices == plain.choices
+    assert any("default_id" in words for words in trained.warnings)
+
+
+def test_a_dominant_field_is_said():
+    starts = CASES["three fields, one of them huge"]["field_starts"]
+    case = Case(**CASES["three fields, one of them huge"])
+    advice = advise_case(case, load_evidence())
+    assert "3 fields, the largest of over 99.9%" in advice.nearest
+    assert any("one field has over 99.9%" in words for words in advice.warnings)
+    even = dataclasses.replace(case, field_starts=[0, 50_000, starts[-1]])
+    said = " ".join(advise_case(even, load_evidence()).warnings)
+    assert "one field" not in said
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """The evidence, without what was measured beside accuracy."""
+    told = copy.deepcopy(KNOWN)
+    for curve in (c for own in told.values() for c in own["curves"].values()):
+        curve["costs"] = []
+    return read_back(told, tmp_path_factory.mktemp("bare"))
+
+
+def test_weights_are_counted_where_training_was_not_measured(bare):
+    case = Case(**CASES["weights in a tenth of the table"])
+    advice = advise_case(case, bare)
+    assert advice.choices
+    for choice in advice.choices:
+        assert choice.stage != AFTER
+        assert choice.costs["weights_bytes"] <= case.training_bytes
+        assert "on top" in " ".join(choice.reasons)
+    assert "training holds, in weights alone, 32 MB" in advice.excluded["pq"]
+    none = advise_case(dataclasses.replace(case, training_bytes=1000), bare)
+    assert not none.choices and "weights alone" in none.nearest_miss
+    assert "weights_bytes" not in str(
+        advise_case(dataclasses.replace(case, trained=True), bare)
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "least", "most"),
+    [
+        ("rowwise", 1, 1), ("bccf", 1, 1), ("lsq", 1, 1.1), ("dpq", 1, 1.1),
+        ("pep", 1.9, 2.1), ("lpt", 0.05, 0.15), ("hashing", 0.08, 0.11),
+        ("robe", 0.08, 0.11), ("uniform", 0.05, 0.11), ("recjpq", None, None),
+    ],
+)  # fmt: skip
+def test_the_floor_is_what_the_method_says_of_itself(key, least, most):
+    case = Case(100_000, 16, 640_000, "ctr")
+    floor = find_floor(case, key, get_method(key).stage, {})
+    assert (floor is None) if least is None else least <= floor <= most
+
+
+def test_reasons_of_a_kind_are_told_together():
+    told = {
+        "a": "behind pq by 0.0040 on average", "b": "at most 8x is recorded",
+        "c": "behind pq by 0.1200 on average", "d": "takes 1,200 us, 12 times",
+    }  # fmt: skip
+    assert say_excluded(told) == [
+        "behind pq by 0.0040 to 0.1200 on average (a, c)",
+        "at most 8x is recorded (b)", "takes 1,200 us, 12 times (d)",
+    ]  # fmt: skip
+    many = say_excluded({f"m{k}": "too slow" for k in range(9)})
+    assert many == ["too slow (m0, m1, m2, 6 more)"]
+
+
 # -- plans --------------------------------------------------------------------------
 
 
@@ -496,6 +588,7 @@ GOOD = {"rows": 1000, "dim": 16, "budget_bytes": 6400, "task": "ctr"}
         ({"latency_us": float("nan")}, "latency_us must be a number above 0, got nan"),
         ({"device": "tpu"}, r"device must be one of \('cpu', 'cuda'\), got 'tpu'"),
         ({"stream": "yes"}, "stream must be True or False, got 'yes'"),
+        ({"unseen": 1}, "unseen must be True or False, got 1"),
         ({"counts": [1, 2]}, "train_counts must be 1000 numbers from 0 up"),
         ({"field_starts": [0, 5]}, "field_starts must rise from 0 to num_embeddings"),
     ],
@@ -521,10 +614,11 @@ def test_the_command_prints_the_advice(capsys):
 
 def test_the_command_takes_a_ratio_and_says_the_task_it_assumes(capsys):
     words = ["--ratio", "10", "--training-bytes", "1MB", "--latency-us", "1e4"]
-    assert main(["advise", "1000", "16", *words, "--device", "cuda", "--stream"]) == 0
+    words += ["--device", "cuda", "--stream", "--unseen", "--field-rows", "900,90,10"]
+    assert main(["advise", "1000", "16", *words]) == 0
     wanted = advise(
         1000, 16, budget_bytes=6400, task="ctr", training_bytes=10**6, latency_us=1e4,
-        device="cuda", stream=True,
+        device="cuda", stream=True, unseen=True, field_starts=[0, 900, 990, 1000],
     )  # fmt: skip
     printed = capsys.readouterr()
     assert printed.out == f"{wanted}\n" and "no --task" in printed.err
@@ -538,6 +632,8 @@ def test_the_command_takes_a_ratio_and_says_the_task_it_assumes(capsys):
         (["9", "16", "--budget", "much"], "a size is a number and a unit"),
         (["9", "16", "--ratio", "2", "--device", "tpu"], "device must be one of"),
         (["9", "16", "--ratio", "2", "--task", "x"], "task must be one of"),
+        (["9", "16", "--ratio", "2", "--field-rows", "8;1"], "with commas between"),
+        (["9", "16", "--ratio", "2", "--field-rows", "8,2"], "field_starts must rise"),
     ],
 )
 def test_the_command_refuses_in_one_line(words, said, capsys):

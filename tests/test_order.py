@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from survey_code.order import largest_first
+from survey_code.order import largest_first, most_frequent
 from survey_code.ranking import choose_top, take_from_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -169,3 +169,9 @@ def test_blocks_hold_the_largest_scores(count, wide, kinds):
     assert torch.equal(values, scores.topk(wide).values)
     assert torch.equal(scores.gather(1, columns), values)
     assert all(len(set(row)) == wide for row in columns.tolist())
+
+
+def test_one_number_for_all_is_not_sorted():
+    alike = np.broadcast_to(np.int64(7), (2**40,))  # sorted, it would take terabytes
+    assert most_frequent(alike, 3).tolist() == [0, 1, 2]
+    assert most_frequent(alike[:2], 3).tolist() == [0, 1]

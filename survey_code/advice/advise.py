@@ -26,8 +26,21 @@ from survey_code.advice.costs import (
     list_costs,
     say_costs,
 )
-from survey_code.advice.evidence import Evidence, RecordedContest, load_evidence
-from survey_code.advice.plans import Plan, plan_candidate
+from survey_code.advice.evidence import (
+    Cost,
+    Curve,
+    Evidence,
+    RecordedContest,
+    load_evidence,
+)
+from survey_code.advice.floors import find_floor
+from survey_code.advice.plans import (
+    CLOSED,
+    OPEN_IDS,
+    Plan,
+    plan_candidate,
+    serves_unseen,
+)
 from survey_code.advice.readings import (
     Reading,
     average_gap,
@@ -36,7 +49,14 @@ from survey_code.advice.readings import (
     nearest_options,
     read_everywhere,
 )
-from survey_code.advice.report import Advice, Choice, say_bytes, say_factor, say_number
+from survey_code.advice.report import (
+    Advice,
+    Choice,
+    say_bytes,
+    say_factor,
+    say_number,
+    say_share,
+)
 from survey_code.catalog import AFTER, DURING, SEARCH
 from survey_code.curves import NEAR
 
@@ -48,6 +68,13 @@ STAGES = (AFTER, DURING, SEARCH)
 # Choices, those as good as the best aside; and how many times the rows of the largest
 # contest are no extrapolation.
 MOST_CHOICES, MUCH_LARGER = 8, 10
+# Share of the rows from which a field is no longer one among others.
+DOMINANT = 0.9
+HOW = {
+    AFTER: "compresses the trained table",
+    DURING: "is small, or becomes so, while it trains",
+    SEARCH: "searches first, then trains anew what it found",
+}
 
 
 def advise(
@@ -61,6 +88,7 @@ def advise(
     latency_us: float | None = None,
     device: str = "cpu",
     stream: bool = False,
+    unseen: bool = False,
     counts: npt.ArrayLike | None = None,
     field_starts: npt.ArrayLike | None = None,
 ) -> Advice:
@@ -72,7 +100,7 @@ def advise(
         Shape of the full table of float32; bytes that the compressed one may take.
     task : str
         ``"ctr"`` or ``"top-n"``.
-    trained, training_bytes, latency_us, device, stream, counts, field_starts
+    trained, training_bytes, latency_us, device, stream, unseen, counts, field_starts
         What else is known or must be kept to: see `Case`.
 
     Returns
@@ -93,7 +121,7 @@ def advise(
     """
     case = Case(
         rows, dim, budget_bytes, task, trained, training_bytes, latency_us, device,
-        stream, counts, field_starts,
+        stream, unseen, counts, field_starts,
     )  # fmt: skip
     return advise_case(case, load_evidence())
 
@@ -113,8 +141,7 @@ def advise_case(case: Case, evidence: Evidence) -> Advice:
             "as much as the table: by what they hold between steps, "
             f"{len(sieve.doubtful)} more would fit ({', '.join(sieve.doubtful[:6])})"
         )
-    if case.trained and case.training_bytes is not None:
-        warnings.append("training_bytes says nothing of a table that is trained")
+    warnings += warn_of_asking(case)
     return Advice(
         *about,
         tuple(choices),
@@ -123,6 +150,30 @@ def advise_case(case: Case, evidence: Evidence) -> Advice:
         "" if choices else sieve.describe_miss(),
         tuple(warnings),
     )
+
+
+def warn_of_asking(case: Case) -> list[str]:
+    """What was asked for that the records, or a trained table, say nothing of."""
+    warnings = []
+    if case.trained and case.training_bytes is not None:
+        warnings.append("training_bytes says nothing of a table that is trained")
+    if case.opens_ids:
+        warnings.append(
+            f"contests were run without {OPEN_IDS}: what an unseen id's row is worth "
+            "is not recorded"
+        )
+    elif case.unseen:
+        warnings.append(
+            "a trained table has no rows for unseen ids: all of them get one, "
+            "FrozenEmbedding(..., default_id=...)"
+        )
+    share = case.largest_field
+    if share is not None and share > DOMINANT:
+        warnings.append(
+            f"extrapolation: one field has {say_share(share)} of the rows; plans are "
+            "made for it, but contests are not recorded by the sizes of fields"
+        )
+    return warnings
 
 
 def describe_case(case: Case) -> dict[str, object]:
@@ -161,6 +212,7 @@ class Candidate:
     key: str
     stage: str
     readings: list[Reading]
+    floor: float | None
 
     @property
     def gap(self) -> float:
@@ -228,15 +280,26 @@ class Sieve:
             if readings is None:
                 self.excluded[name] = say_unreached(self.contests, name)
                 continue
+            if self.case.opens_ids and not serves_unseen(curve.key):
+                self.excluded[name] = CLOSED
+                continue
             costs = list_costs(self.contests, name)
-            breaches = find_breaches(self.case, costs)
+            floor = self._floor(curve, costs)
+            breaches = find_breaches(self.case, costs, floor)
             if breaches:
                 self.misses[name] = breaches
                 self.excluded[name] = breaches[0].words
                 if fits_persistently(self.case, costs) and len(breaches) == 1:
                     self.doubtful.append(name)
                 continue
-            yield Candidate(name, curve.key, curve.stage, readings)
+            yield Candidate(name, curve.key, curve.stage, readings, floor)
+
+    def _floor(self, curve: Curve, costs: list[Cost]) -> float | None:
+        """What training holds at least, where there is a limit and no measurement."""
+        if costs or self.case.training_bytes is None or self.case.trained:
+            return None
+        asked = nearest_options(self.contests, curve.name, self.case.asked)
+        return find_floor(self.case, curve.key, curve.stage, asked[0] if asked else {})
 
     def _is_as_good(self, one: Candidate, best: Candidate) -> bool:
         close = best.gap - one.gap <= TOLERANCES[self.case.task]
@@ -267,6 +330,8 @@ class Sieve:
         self, one: Candidate, plan: Plan, good: bool, best: Candidate
     ) -> Choice:
         costs = say_costs(self.case, self.contests, one.name)
+        if one.floor is not None:
+            costs["weights_bytes"] = round(one.floor * self.case.full_bytes)
         differences = {r.contest.name: r.gap for r in one.readings}
         return Choice(
             name=one.name,
@@ -305,18 +370,13 @@ class Sieve:
         else:
             yield f"{gap}, behind {best.name} ({best.gap:+.4f})"
         if one.name != "full":
-            yield f"compresses {one.stage}"
+            again = self.case.stream and one.stage != DURING
+            yield HOW[one.stage] + "; on a stream, again for each window" * again
         for need in plan.needs:
             yield f"needs {need}"
         yield from plan.notes
         if self.case.training_bytes is not None and not self.case.trained:
-            taken = costs.get("training_bytes")
-            yield (
-                f"training peaks at {say_bytes(float(str(taken)))} of "
-                f"{say_bytes(self.case.training_bytes)}"
-                if taken is not None
-                else "training memory not measured"
-            )
+            yield say_training(costs, self.case.training_bytes)
         if self.case.latency_us is not None:
             times = costs.get("lookup_us")
             yield (
@@ -333,6 +393,19 @@ class Sieve:
         worst = {n: max(own, key=lambda b: b.factor) for n, own in self.misses.items()}
         name = min(worst, key=lambda one: worst[one].factor)
         return f"{name} comes nearest: {worst[name].words}"
+
+
+def say_training(costs: dict[str, object], allowed: float) -> str:
+    """What training takes of what it may."""
+    for name, words, rest in (
+        ("training_bytes", "training peaks at", ""),
+        ("weights_bytes", "training holds weights of",
+         "; gradients and the optimiser's state, not measured, come on top"),
+    ):  # fmt: skip
+        if name in costs:
+            taken = say_bytes(float(str(costs[name])))
+            return f"{words} {taken} of {say_bytes(allowed)}{rest}"
+    return "training memory not measured"
 
 
 def place_in_order(one: Candidate, good: bool) -> tuple[bool, int]:
@@ -361,6 +434,9 @@ def describe_nearest(case: Case, contest: RecordedContest) -> str:
         if abs(far["dimension"] - 1) >= 0.05
         else "the same dimension",
     ]
+    if case.largest_field is not None:
+        fields = len(case.whole.field_starts) - 1
+        parts.append(f"{fields} fields, the largest of {say_share(case.largest_field)}")
     if case.skew is not None:
         parts.append(f"{case.skew:.0%} of the reads on 1 % of the ids")
     return (
@@ -403,9 +479,11 @@ def warn_of_distance(case: Case, contests: Sequence[RecordedContest]) -> list[st
         k.device for c in contests for own in c.curves.values() for k in own.costs
     }
     if case.device not in devices:
-        shown = ", ".join(sorted(devices)) or "no device"
+        shown = ", ".join(sorted(devices))
         warnings.append(
-            f"times of look-ups are not measured on {case.device}, but on {shown}"
+            f"times of look-ups are recorded on {shown}, not on {case.device}"
+            if devices
+            else "no times of look-ups are recorded yet"
         )
     planned = case.spec_for(AFTER if case.trained else DURING).num_embeddings
     if planned < case.rows:

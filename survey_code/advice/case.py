@@ -44,6 +44,9 @@ class Case:
         Where rows are read: ``"cpu"``, one thread, or ``"cuda"``.
     stream : bool, default False
         Whether training goes on, window after window.
+    unseen : bool, default False
+        Whether ids are read that training never saw: what trains must have a row for
+        them too.  Of a trained table they all get one, `default_id`'s.
     counts : array of int, shape (rows,), optional
         How often each id is read.
     field_starts : array of int, optional
@@ -64,6 +67,7 @@ class Case:
     latency_us: float | None = None
     device: str = "cpu"
     stream: bool = False
+    unseen: bool = False
     counts: npt.ArrayLike | None = None
     field_starts: npt.ArrayLike | None = None
 
@@ -76,7 +80,7 @@ class Case:
                 object.__setattr__(self, name, check_number(name, value, above=0))
         check_choice("task", self.task, tuple(METRICS))
         check_choice("device", self.device, DEVICES)
-        for name in ("trained", "stream"):
+        for name in ("trained", "stream", "unseen"):
             object.__setattr__(self, name, check_switch(name, getattr(self, name)))
         if self.counts is not None or self.field_starts is not None:
             self.spec_of(self.rows)  # whether they fit the table
@@ -124,6 +128,18 @@ class Case:
             # A number that stands for all rows: nothing is held for each of them.
             counts = np.broadcast_to(np.int64(reads), (rows,))
         return TableSpec.of_table(rows, self.dim, counts, self.field_starts)
+
+    @property
+    def opens_ids(self) -> bool:
+        """Whether a method must have rows for ids that training did not see."""
+        return self.unseen and not self.trained
+
+    @property
+    def largest_field(self) -> float | None:
+        """Share of the rows that the largest field has, if the fields are known."""
+        if self.field_starts is None:
+            return None
+        return float(np.diff(self.whole.field_starts).max() / self.rows)
 
     @property
     def skew(self) -> float | None:

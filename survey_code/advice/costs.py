@@ -46,23 +46,32 @@ def nearest_cost(
     return min(able, key=lambda c: abs(math.log(c.ratio / ratio)), default=None)
 
 
-def find_breaches(case: Case, costs: Sequence[Cost]) -> list[Breach]:
+def find_breaches(
+    case: Case, costs: Sequence[Cost], floor: float | None = None
+) -> list[Breach]:
     """The constraints that a method's known costs do not keep to.
 
     Bytes of training are taken to grow with the full table, as they do where gradients
-    are dense; a call's own part of them, which does not, is counted as well.
+    are dense; a call's own part of them, which does not, is counted as well.  Where
+    they were not measured, `floor` counts: what is held at least, in multiples of the
+    full table.
     """
     found = []
     trained = nearest_cost(costs, case.asked)
-    if case.training_bytes is not None and not case.trained and trained is not None:
-        peak = trained.training["peak"] * case.full_bytes
-        taken = f"training peaks at {say_bytes(peak)}"
-        found += compare_cost(peak, case.training_bytes, taken, say_bytes)
+    if case.training_bytes is not None and not case.trained:
+        taken, words = 0.0, "training takes"
+        if trained is not None:
+            taken, words = trained.training["peak"], "training peaks at"
+        elif floor is not None:
+            taken, words = floor, "training holds, in weights alone,"
+        taken *= case.full_bytes
+        said = f"{words} {say_bytes(taken)}"
+        found += compare_cost(taken, case.training_bytes, said, say_bytes)
     served = nearest_cost(costs, case.asked, case.device)
     if case.latency_us is not None and served is not None:
         slowest = served.lookup[CALL][1]
-        taken = f"{CALL} ids take {say_number(slowest)} us (p99) on {case.device}"
-        found += compare_cost(slowest, case.latency_us, taken, say_number)
+        said = f"{CALL} ids take {say_number(slowest)} us (p99) on {case.device}"
+        found += compare_cost(slowest, case.latency_us, said, say_number)
     return found
 
 

@@ -19,7 +19,9 @@ from survey_code.spec import OutOfReach, TableSpec
 
 # Rows of a table that is compressed to see what a method has to know.
 TRIED_ROWS = 64
-USES_COUNTS = "was recorded with counts of the ids, which were not given here"
+USES_COUNTS = "was recorded with counts of the ids, which it uses: give them, too"
+# The option of methods that have a row for any id, and what the others are.
+OPEN_IDS, CLOSED = "open_ids", "has no row for an id that training did not see"
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,10 @@ def plan_candidate(
     except ValueError as error:
         return None, Breach(np.inf, str(error).split(";")[0])
     spec = case.spec_for(stage)
+    opened = {OPEN_IDS: True} if case.opens_ids else {}
     reached, why = 0.0, ""
-    for asked in options or [{}]:
+    for found in options or [{}]:
+        asked = found | opened
         try:
             chosen, needs = plan_options(method, case, spec, method.ask(asked))
         except OutOfReach as error:
@@ -96,6 +100,11 @@ def name_options(
         return Plan(dict(asked), (*needs, "a plan of its sizes for all rows"), notes)
     given = chosen.given()
     return Plan({n: given[n] for n in chosen.names() if n in given}, needs, notes)
+
+
+def serves_unseen(key: str) -> bool:
+    """Whether a method can have a row for ids that training did not see."""
+    return OPEN_IDS in get_method(key).load().options.names()
 
 
 def say_reach(nearest: float | None) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import textwrap
 from dataclasses import dataclass, field
 from typing import Any
 
 # Lines of a printed advice, and letters of each.
 MOST_LINES, WIDTH = 25, 96
+# Methods that are named for each reason not to take them; a number in such a reason.
+SOME_NAMES = 3
+NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,9 @@ class Choice:
         The ratios at which each contest was read; two where it is read off between.
     costs : dict
         At the recorded ratio nearest to the one asked for: ``training_bytes`` and
-        ``persistent_bytes`` of this table; ``us_per_row`` and ``search_us_per_row``;
+        ``persistent_bytes`` of this table (where they were not measured and training
+        has a limit, ``weights_bytes``: what it holds at least); ``us_per_row`` and
+        ``search_us_per_row``;
         ``lookup_us`` and ``bag_us``, median and 99th percentile of 256 ids on the
         device that was asked for; ``moved_per_row``, bytes that a refreshed row moves;
         ``rows_seen`` in search and training, by contest.  What was not measured is not
@@ -136,8 +142,8 @@ class Advice:
         else:
             lines += tell("nothing", self.nearest_miss or "no method to choose from")
         if self.excluded:
-            some = "; ".join(f"{n}: {why}" for n, why in self.excluded.items())
-            lines += tell(f"not {len(self.excluded)}", some, most=2)
+            some = "; ".join(say_excluded(self.excluded))
+            lines += tell(f"not {len(self.excluded)}", some, most=3)
         lines += tell("nearest", self.nearest)
         for warning in self.warnings:
             lines += tell("beware", warning)
@@ -163,6 +169,34 @@ def tell_first(choice: Choice) -> list[str]:
     if len(choice.evidence) > 4:
         lines += tell("", f"and {len(choice.evidence) - 4} more")
     return lines
+
+
+def say_excluded(excluded: dict[str, str]) -> list[str]:
+    """Reasons that differ in their numbers alone once, with the range of these; those
+    of the most methods first.
+
+    Examples
+    --------
+    >>> say_excluded({"a": "reaches 2x", "b": "too slow", "c": "reaches 16x"})
+    ['reaches 2 to 16x (a, c)', 'too slow (b)']
+    """
+    kinds: dict[str, dict[str, str]] = {}
+    for name, why in excluded.items():
+        kinds.setdefault(NUMBER.sub("#", why), {})[name] = why
+    return [say_kind(own) for own in sorted(kinds.values(), key=len, reverse=True)]
+
+
+def say_kind(own: dict[str, str]) -> str:
+    """One kind of reason, and the first of the methods that it is of."""
+    ranges = []
+    for found in zip(*(NUMBER.findall(why) for why in own.values()), strict=True):
+        values = sorted(set(found), key=lambda text: float(text.replace(",", "")))
+        ranges.append(values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}")
+    numbers = iter(ranges)
+    said = NUMBER.sub(lambda _: next(numbers), next(iter(own.values())))
+    named = [*own][:SOME_NAMES]
+    more = f", {len(own) - len(named)} more" if len(own) > len(named) else ""
+    return f"{said} ({', '.join(named)}{more})"
 
 
 def tell_short(choice: Choice) -> str:
@@ -215,3 +249,14 @@ def say_number(number: float) -> str:
     ('30.1', '12,866', '2')
     """
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def say_share(share: float) -> str:
+    """A share in percent, never rounded up to all.
+
+    Examples
+    --------
+    >>> say_share(0.5), say_share(0.99998)
+    ('50.0%', 'over 99.9%')
+    """
+    return f"{share:.1%}" if share < 0.999 or share == 1 else "over 99.9%"

@@ -33,6 +33,11 @@ class HashingOptions(Options):
     )
     rows: int = found("rows of the shared table", low=1, high=MOST_ROWS)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.open_ids and self.fields == "apart":
+            raise ValueError("fields='apart' needs ids of a field, so open_ids=False")
+
 
 class HashingTrick(FieldsEmbedding, Trained[HashingOptions]):
     """The hashing trick: id i reads row h(i) of a table with few rows.
