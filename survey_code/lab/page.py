@@ -31,7 +31,7 @@ PAGE = Template("""<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
+<title>$name</title>
 <style>
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
@@ -112,9 +112,9 @@ def draw_page(card: Card) -> str:
          for v in card.verdicts],
         columns=["check", "what is promised", "outcome"],
     ).set_index("check")  # fmt: skip
-    title = f"{escape(method.title)} (<code>{escape(method.key)}</code>)"
-    page = PAGE.substitute(
-        title="TITLE",
+    return PAGE.substitute(
+        name=escape(method.title),
+        title=f"{escape(method.title)} (<code>{escape(method.key)}</code>)",
         what=escape(
             f"A method of the family {method.family} ({method.category}), which "
             f"compresses {' or '.join(method.stages)}."
@@ -126,8 +126,6 @@ def draw_page(card: Card) -> str:
         trials=TRIALS_EACH,
         sources="\n".join(list_sources(card)),
     )
-    named = f"<title>{escape(method.title)}</title>"
-    return page.replace("<title>TITLE</title>", named).replace("TITLE", title, 1)
 
 
 def say_broken(card: Card) -> str:
@@ -218,7 +216,7 @@ def draw_figures(entry: Entry) -> list[str]:
             ),
             f"{METRIC_NAMES.get(entry.metric, entry.metric)} against the compression "
             f"ratio. {said}",
-            f"The trade-off: {' and '.join(named)}{among}. The dashed line is the full "
+            f"The trade-off: {', '.join(named)}{among}. The dashed line is the full "
             "table, in the band of one deviation.",
         ),
         draw_figure(

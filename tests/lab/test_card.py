@@ -267,11 +267,11 @@ def guide():
     return next(block for block in blocks if "Method(" in block)
 
 
-def test_rivals_are_run_beside_it(tiny, tmp_path):
+def test_rivals_are_run_beside_it(tiny, held, tmp_path):
     load_plugin(TOY)
-    quick = dataclasses.replace(tiny, ratios=(2.0,), seeds=(1,))
-    asked = {"rivals": ["hashing, fields apart"], "measure": False}
-    card = make_card("equal_reads", [quick], tmp_path, evidence=Evidence({}), **asked)
+    folder = shutil.copytree(held[0], tmp_path / "out")
+    asked = {"rivals": ["hashing, fields apart"], "evidence": Evidence({})}
+    card = make_card("equal_reads", [tiny], folder, **asked)
     (entry,) = card.entries
     ran = {result.entrant for result in entry.runs}
     assert ran == {"equal_reads", "hashing", "hashing, fields apart"}
