@@ -197,7 +197,8 @@ def rank_curves(curves: Curves, names: Iterable[str], ratio: float) -> pd.Series
     """`rank` of some methods, whose curves are drawn already."""
     found = {name: read_within(curves, name, ratio) for name in names}
     means = {n: math.nan if p is None else p.mean for n, p in found.items()}
-    return pd.Series(means, dtype=float).rank(ascending=False, method="average")
+    marks = pd.Series(means, dtype=float).rename_axis("key")
+    return marks.rank(ascending=False, method="average")
 
 
 def read_within(curves: Curves, name: str, ratio: float) -> Point | None:
