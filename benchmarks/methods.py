@@ -10,7 +10,6 @@ each to ``CONTEST.jsonl``; entrants that it holds for this device are left out.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,9 +24,8 @@ import records as book  # noqa: E402
 
 from survey_code.lab.contest import Contest, pose_best  # noqa: E402
 from survey_code.lab.experiment import Experiment  # noqa: E402
-from survey_code.lab.measures import measure_costs  # noqa: E402
+from survey_code.lab.measures import note_costs  # noqa: E402
 from survey_code.lab.records import move  # noqa: E402
-from survey_code.lab.results import append_line  # noqa: E402
 
 
 def list_runs(
@@ -50,10 +48,7 @@ def measure(
     for name, run in list_runs(contest, ratio, device):
         if (name, device, ratio) in done:
             continue
-        told = {"entrant": name, "where": device, "asked_ratio": ratio}
-        line = told | measure_costs(run, command)
-        append_line(place, json.dumps(line, sort_keys=True))
-        yield line
+        yield note_costs(place, name, run, ratio, command)
 
 
 def main() -> None:

@@ -13,18 +13,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from survey_code.catalog import get_method
+from survey_code.lab import measures
 from survey_code.lab.contest import Contest, arrange, list_courses
 from survey_code.lab.contests import CONTESTS, FEWER_NEGATIVES
 from survey_code.lab.experiment import Experiment
 from survey_code.lab.records import Recorder, Records, Workers, record
-from survey_code.lab.results import Result, describe_result, replace_results
+from survey_code.lab.results import Result, describe_result, is_missed, replace_results
 from survey_code.lab.stream import StreamExperiment
 from survey_code.lab.trial import TRIALS, Trial
 from survey_code.training import TrainingSettings
@@ -214,9 +214,7 @@ def open_records(contest: Contest, folder: Path = RESULTS) -> Records:
 
 def read_costs(name: str, folder: Path = COSTS) -> list[dict[str, Any]]:
     """What was measured of a contest's methods beside accuracy; nothing, perhaps."""
-    path = folder / f"{name}.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    return measures.read_costs(folder / f"{name}.jsonl")
 
 
 def join(contest: Contest, folder: Path, forget: bool = False) -> tuple[int, int]:
@@ -232,7 +230,7 @@ def join(contest: Contest, folder: Path, forget: bool = False) -> tuple[int, int
     trials, runs = arrange(contest, records)
     placed = Records.of([*trials, *runs])
     unplaced = (records.by_key[k] for k in records.by_key.keys() - placed.by_key.keys())
-    lost = sum(not str(result.failure).startswith("cannot") for result in unplaced)
+    lost = sum(not is_missed(result) for result in unplaced)
     if lost and not forget:
         raise ValueError(
             f"{lost} lines belong to no run that {contest.name} asks for now, or to "

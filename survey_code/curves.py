@@ -98,6 +98,12 @@ class Difference:
         seeds = sorted(first.values.keys() & second.values.keys())
         return cls(tuple(first.values[seed] - second.values[seed] for seed in seeds))
 
+    @classmethod
+    def between(cls, first: Point, second: Point) -> Difference:
+        """`of`; where no seed is common, the difference of the means."""
+        paired = cls.of(first, second)
+        return paired if paired.differences else cls((first.mean - second.mean,))
+
     @property
     def mean(self) -> float:
         """Over the seeds."""

@@ -47,10 +47,7 @@ class Reading:
 
     def less(self, other: Point) -> Difference:
         """The method less another point of the same contest."""
-        paired = Difference.of(self.point, other)
-        if not paired.differences:
-            return Difference((self.point.mean - other.mean,))
-        return paired
+        return Difference.between(self.point, other)
 
     def describe(self, name: str) -> str:
         """The line of evidence: contest, curve, where it was read, what it says."""

@@ -10,7 +10,9 @@ a whole run does.  What comes out is served through `FrozenEmbedding` and
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from survey_code.catalog import get_method
 from survey_code.data.tasks import ClickData, ClickRows, InteractionData
 from survey_code.lab.experiment import Experiment
 from survey_code.lab.latency import time_calls
-from survey_code.lab.results import describe_machine
+from survey_code.lab.results import append_line, describe_machine, is_cut
 from survey_code.lab.task import Learnt, open_data
 from survey_code.layouts import Layout
 from survey_code.options import SearchOptions
@@ -92,6 +94,44 @@ def measure_costs(experiment: Experiment, command: str = "") -> dict[str, Any]:
         **describe_machine(device),
         "command": command,
     }
+
+
+def note_costs(
+    path: Path, entrant: str, experiment: Experiment, asked: float, command: str
+) -> dict[str, Any]:
+    """`measure_costs` of an entrant of a contest, and add the line to a file.
+
+    Parameters
+    ----------
+    path : Path
+    entrant : str
+    experiment : Experiment
+        Its run, at the ratio nearest in its reach to the one asked for.
+    asked : float
+    command : str
+
+    Returns
+    -------
+    dict
+        The line: with ``entrant``, ``where`` (the device), ``asked_ratio``, ``seed``.
+    """
+    told = {
+        "entrant": entrant,
+        "where": experiment.trial.settings.device,
+        "asked_ratio": asked,
+        "seed": experiment.seed,
+    }
+    line = told | measure_costs(experiment, command)
+    append_line(path, json.dumps(line, sort_keys=True))
+    return line
+
+
+def read_costs(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of costs, half a line left out; none of a file that is not
+    there.
+    """
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines() if not is_cut(line)]
 
 
 def shorten(experiment: Experiment, epochs: int) -> Experiment:

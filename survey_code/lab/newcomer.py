@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -40,16 +39,16 @@ from survey_code.lab.contest import (
     pose_best,
 )
 from survey_code.lab.contests import CONTESTS
-from survey_code.lab.measures import measure_costs
+from survey_code.lab.measures import note_costs, read_costs
 from survey_code.lab.page import write_page
 from survey_code.lab.promises import Verdict, check_promises
 from survey_code.lab.records import Recorder, Records, Workers, move
 from survey_code.lab.results import (
     Result,
-    append_line,
     append_result,
     check_writable,
     describe_result,
+    is_missed,
 )
 from survey_code.lab.standing import draw_recorded, place_among
 from survey_code.lab.task import check_device, open_data
@@ -277,7 +276,7 @@ def compete_alone(contest: Contest, shop: Workshop) -> tuple[Records, str]:
         shop.tell(f"{contest.name}: {failed}")
     for result in arrange(contest, records)[1]:
         # Lines that say what is out of reach, for those who read the file.
-        if str(result.failure).startswith("cannot") and not knows(records, result):
+        if is_missed(result) and not knows(records, result):
             append_result(runs, result)
             records.note(result)
     return records, failed
@@ -310,7 +309,8 @@ def add_costs(
     beside it, as far as a file does not say so already.
     """
     device = shop.workers.device
-    done = {line["entrant"] for line in read_costs(shop.folder, contest, device)}
+    path = cost_path(shop.folder, contest)
+    done = {one["entrant"] for one in read_costs(path) if one["where"] == device}
     rates = {one.name: one for one in contest.entrants}
     own = [one for one in contest.entrants if one.key == method.key]
     others = [rates.get(name, Entrant(name, name)) for name in COST_RIVALS]
@@ -320,10 +320,8 @@ def add_costs(
         if run is None or entrant.name in done:
             continue
         with one_thread():
-            line = measure_costs(move(run, device), shop.command)
-        line |= {"entrant": entrant.name, "where": device, "seed": run.seed}
-        line["asked_ratio"] = TUNED_AT
-        append_line(cost_path(shop.folder, contest), json.dumps(line, sort_keys=True))
+            moved = move(run, device)
+            line = note_costs(path, entrant.name, moved, TUNED_AT, shop.command)
         took = line["train"]["us_per_row"]
         shop.tell(f"{contest.name}: {entrant.name} costs {took:.2f} us a row trained")
 
@@ -344,18 +342,6 @@ def cost_path(folder: Path, contest: Contest) -> Path:
     return folder / f"{contest.name}_costs.jsonl"
 
 
-def read_costs(
-    folder: Path, contest: Contest, device: str = ""
-) -> list[dict[str, Any]]:
-    """The costs that were measured, on a device or any; half a line is left out."""
-    path, found = cost_path(folder, contest), []
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    for line in text.splitlines():
-        with suppress(ValueError):
-            found.append(json.loads(line))
-    return [line for line in found if device in ("", line["where"])]
-
-
 def enter_field(
     contest: Contest, method: Method, records: Records, shop: Workshop, failed: str
 ) -> Entry:
@@ -363,7 +349,8 @@ def enter_field(
     trials, runs = arrange(contest, records)
     name = method.key
     recorded = shop.evidence.contests.get(contest.name)
-    costs = {line["entrant"]: line for line in read_costs(shop.folder, contest)}
+    lines = read_costs(cost_path(shop.folder, contest))
+    costs = {line["entrant"]: line for line in lines}
     own = [one.name for one in contest.entrants if one.key == name]
     shown = [n for n in dict.fromkeys((*own, *COST_RIVALS)) if n in costs]
     tested = [result for result in runs if result.test]

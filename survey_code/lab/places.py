@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from scipy import stats
 
-from survey_code.lab.comparison import compare, main_metric, rank
+from survey_code.lab.comparison import compare, draw_curves, main_metric, rank_curves
 from survey_code.lab.plots import name_lines
 from survey_code.lab.results import Result, group_curves, group_seeds
 
@@ -51,10 +51,10 @@ def place_methods(
     for task, curves in own.items():
         runs = [run for name in curves if name in chosen for run in curves[name]]
         for seed in sorted({run.seed for run in runs}):
-            # What cannot be reached is noted once, for all seeds.
-            some = [run for run in runs if run.seed == seed or run.failure]
+            drawn = draw_curves(run for run in runs if run.seed == seed)
             for ratio in ratios:
-                places[task, f"{ratio:g}x", seed] = rank(some, ratio)
+                ranks = rank_curves(drawn, sorted(chosen), ratio)
+                places[task, f"{ratio:g}x", seed] = ranks
     table = pd.DataFrame(places).rename_axis("key")
     table.columns.names = ["task", "ratio", "seed"]
     return table.dropna()

@@ -124,12 +124,11 @@ def place_at(
     gaps = {}
     if own is not None and how != "cannot":
         for rival in dict.fromkeys((best, "full", *rivals)):
-            if rival != name and is_within_reach(curves, rival, ratio):
-                gaps[rival] = subtract_point(own, read_within(curves, rival, ratio))
-    return Standing(
-        ratio, how, own, float(ranks[name]), len(everyone) - 1, best,
-        {rival: gap for rival, gap in gaps.items() if gap is not None},
-    )  # fmt: skip
+            other = read_within(curves, rival, ratio)
+            # Who counts as double hashing is no rival of its own.
+            if rival != name and other and is_within_reach(curves, rival, ratio):
+                gaps[rival] = Difference.between(own, other)
+    return Standing(ratio, how, own, float(ranks[name]), len(everyone) - 1, best, gaps)
 
 
 def is_within_reach(curves: Curves, name: str, ratio: float) -> bool:
@@ -145,14 +144,6 @@ def tell_how(curves: Curves, name: str, ratio: float) -> str:
         return "read off" if found.read_off else "measured"
     larger = any(point.reached[0] > ratio for point in points)
     return "smaller" if larger else "cannot"
-
-
-def subtract_point(first: Point, second: Point | None) -> Difference | None:
-    """One point less another, seed by seed; of no common seed, their means."""
-    if second is None:
-        return None
-    paired = Difference.of(first, second)
-    return paired if paired.differences else Difference((first.mean - second.mean,))
 
 
 def say_gap(gap: Difference, comparable: bool = True) -> str:

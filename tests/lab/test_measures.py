@@ -13,6 +13,8 @@ from survey_code.lab.measures import (
     ShortTraining,
     count_moved,
     measure_costs,
+    note_costs,
+    read_costs,
     shorten,
     split_seconds,
     train_short,
@@ -76,3 +78,18 @@ def test_rows_that_stand_alone_move_alone():
     rounded = compress(weight, "rowwise", bits=4)
     assert count_moved(rounded) == rounded.nbytes / 500
     assert count_moved(compress(weight, "pq")) is None
+
+
+def test_costs_are_lines_of_a_file_of_which_half_a_line_is_none(data, tmp_path):
+    path = tmp_path / "costs" / "small.jsonl"
+    assert read_costs(path) == []
+    line = note_costs(path, "uniform, mine", ask("uniform", data, 2), 10.0, "here")
+    with path.open("a") as file:
+        file.write('{"entrant": "ha')
+    (found,) = read_costs(path)
+    assert found["entrant"] == "uniform, mine" and found["where"] == "cpu"
+    assert (found["asked_ratio"], found["seed"], found["command"]) == (10.0, 1, "here")
+    assert found["stored_bytes"] == line["stored_bytes"]
+    again = note_costs(path, "other", ask("uniform", data, 2), 10.0, "here")
+    assert [one["entrant"] for one in read_costs(path)] == ["uniform, mine", "other"]
+    assert again["data"] == line["data"]
