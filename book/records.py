@@ -176,17 +176,20 @@ def list_depths(*depths: int) -> tuple[Entrant, ...]:
 # Who meets ids that training never saw; content in four bits counts.
 DEPTHS = (("layers", (1, 2, 3, 5)), ("codes", (None, 32, 128)))
 NEWCOMERS = (
+    Entrant("full", "full"),
     *(
-        Entrant(key, key)
-        for key in ("full", "hashing", "quotient_remainder", "hash_embeddings")
+        Entrant(key, key, ratios=(10.0,))
+        for key in (
+            "hashing", "quotient_remainder", "hash_embeddings", "semantic_ids", "dhe",
+        )
     ),
-    Entrant("semantic_ids", "semantic_ids"),
-    Entrant("dhe", "dhe"),
-    Entrant("dhe, batch", "dhe", (("normalisation", "batch"),), tries=DEPTHS),
-    Entrant("dhe, content", "dhe", (("content", 4),), tries=DEPTHS),
-    Entrant(
-        "dhe, content, batch", "dhe", (("content", 4), ("normalisation", "batch")),
-        tries=DEPTHS,
+    *(
+        Entrant(f"dhe, {name}", "dhe", asked, (10.0,), tries=DEPTHS)
+        for name, asked in (
+            ("batch", (("normalisation", "batch"),)),
+            ("content", (("content", 4),)),
+            ("content, batch", (("content", 4), ("normalisation", "batch"))),
+        )
     ),
 )  # fmt: skip
 

@@ -137,6 +137,20 @@ def test_a_batch_of_one_id_reads_what_all_batches_left():
     assert np.isfinite(lonely.lookup([0])).all()
 
 
+def test_weights_alone_may_learn_in_float64():
+    """The training loop leaves a table's buffers as they are."""
+    table = make(normalisation="batch", layers=2, content=4)
+    for weight in table.parameters():
+        weight.data = weight.data.double()
+    table.train()(IDS).square().sum().backward()
+    assert table.averages[0].mean.dtype == torch.float32
+    rows = rows_of(table)
+    assert rows.dtype == np.float64
+    np.testing.assert_allclose(
+        decode_layout(table.freeze()), rows, rtol=1e-4, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("layers", [1, 3, 5])
 @pytest.mark.parametrize("distribution", ["uniform", "gaussian"])
 def test_deep_networks_begin_as_tables_do(distribution, layers):
