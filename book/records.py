@@ -22,6 +22,7 @@ from survey_code.catalog import get_method
 from survey_code.lab import measures
 from survey_code.lab.contest import Contest, arrange, list_courses
 from survey_code.lab.contests import CONTESTS, FEWER_NEGATIVES
+from survey_code.lab.drift import DRIFT_CONTESTS
 from survey_code.lab.experiment import Experiment
 from survey_code.lab.records import Recorder, Records, Workers, record
 from survey_code.lab.results import Result, describe_result, is_missed, replace_results
@@ -244,7 +245,8 @@ def join(contest: Contest, folder: Path, forget: bool = False) -> tuple[int, int
 def main() -> None:
     """Make or resume a record, a line of text for each run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = sorted([*RECORDS, *CONTESTS])
+    contests = {**CONTESTS, **DRIFT_CONTESTS}
+    names = sorted([*RECORDS, *contests])
     parser.add_argument("name", metavar="NAME", choices=names)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, help="make this seed's runs only")
@@ -261,12 +263,12 @@ def main() -> None:
             given.name, given.out, given.device, given.seed, given.method, given.jobs
         )
     elif given.join:
-        print(*join(CONTESTS[given.name], given.join, given.forget))
+        print(*join(contests[given.name], given.join, given.forget))
         return
     else:
         timed = given.jobs == 1
         workers = Workers(given.device, given.jobs, given.gpus, given.seconds, timed)
-        made = contend(CONTESTS[given.name], given.out, workers, given.method)
+        made = contend(contests[given.name], given.out, workers, given.method)
     for result in made:
         print(describe_result(result), flush=True)
 
