@@ -22,6 +22,7 @@ from survey_code.catalog import get_method
 from survey_code.lab import measures
 from survey_code.lab.contest import Contest, Entrant, arrange, list_courses
 from survey_code.lab.contests import CONTESTS, FEWER_NEGATIVES
+from survey_code.lab.drift import DRIFT_CONTESTS
 from survey_code.lab.experiment import Experiment
 from survey_code.lab.records import Recorder, Records, Workers, record
 from survey_code.lab.results import Result, describe_result, is_missed, replace_results
@@ -211,7 +212,7 @@ GENERATION = {
         ),
     )
 }  # fmt: skip
-ALL_CONTESTS = {**CONTESTS, **GENERATION}
+ALL_CONTESTS = {**CONTESTS, **DRIFT_CONTESTS, **GENERATION}
 
 # Contests that are recorded to the end.
 FINISHED: tuple[str, ...] = ("synthetic", "frappe")

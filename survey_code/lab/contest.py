@@ -58,6 +58,8 @@ class Entrant:
         in their place; the default first.
     trials : int, default `TRIALS_EACH`
         Of its tuning; others than all have only where a record says so.
+    pace : tuple of (str, object)
+        Of its experiments, beside the method's options: how it follows a stream.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Entrant:
     rates_of: str | None = None
     tries: tuple[tuple[str, tuple[object, ...]], ...] = ()
     trials: int = TRIALS_EACH
+    pace: tuple[tuple[str, object], ...] = ()
 
     @property
     def tuned(self) -> bool:
@@ -95,6 +98,8 @@ class Contest:
         Seeds of the trials: two where a trial is short, as one seed's best is noise.
     kind : callable
         Makes an experiment, as `Experiment` does.
+    elsewhere : tuple of str or data set
+        Other data that all are recorded on as well, with the same settings.
     """
 
     name: str
@@ -105,6 +110,7 @@ class Contest:
     seeds: tuple[int, ...] = SEEDS
     tuned_on: tuple[int, ...] = (0, 10)
     kind: Callable[..., Experiment] = Experiment
+    elsewhere: tuple[Data, ...] = ()
     _reached: dict[tuple[str, float], float | None] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -126,8 +132,8 @@ class Contest:
         options = way.ask(entrant.key, dict(entrant.asked))
         if isinstance(options, SearchOptions) and options.search_epochs is None:
             options = options.replace(search_epochs=self.trial.settings.epochs)
-        trial = way.adapt(self.trial)
-        return self.kind(entrant.key, options, self.data, trial, ratio, seed)
+        trial, pace = way.adapt(self.trial), dict(entrant.pace)
+        return self.kind(entrant.key, options, self.data, trial, ratio, seed, **pace)
 
     def plan(self, entrant: Entrant, way: Way, ratio: float) -> Options | None:
         """The options of a run, a plan's included; None where it is out of reach."""
@@ -212,7 +218,8 @@ def enter(
         chosen = yield from tune_entrant(contest, entrant, start)
         choices[entrant.name] = chosen
     yield [
-        Wanted(contest.pose(entrant, way, ratio, seed))
+        Wanted(dataclasses.replace(contest.pose(entrant, way, ratio, seed), data=data))
+        for data in (contest.data, *contest.elsewhere)
         for ratio, way in list_runs(contest, entrant, chosen)
         for seed in contest.seeds
     ]
