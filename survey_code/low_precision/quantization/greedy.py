@@ -8,7 +8,7 @@ import numpy as np
 
 from survey_code.layouts import RowwiseLayout
 from survey_code.layouts.layout import as_finite_table
-from survey_code.layouts.rowwise import BITS, parameter_type
+from survey_code.layouts.rowwise import PYTORCH_BITS, parameter_type
 from survey_code.low_precision.quantization.rowwise import (
     Rounded,
     compress_rows,
@@ -206,7 +206,7 @@ def quantize_greedily(table: np.ndarray, bits: int = 4, rule: str = "best") -> R
 class GreedyOptions(Options):
     """Options of `GreedyQuantization`."""
 
-    bits: int = planned("bits of a code", choices=BITS, otherwise=4)
+    bits: int = planned("bits of a code", choices=PYTORCH_BITS, otherwise=4)
     rule: str = option(
         "best",
         "which range is kept: the best, or the best whose two successors are worse",

@@ -18,7 +18,7 @@ from survey_code.bits import pack_codes, unpack_codes
 from survey_code.embedding import draw_normal
 from survey_code.kernels.cuda.tensors import reaches_kernels
 from survey_code.layouts import RowwiseLayout
-from survey_code.layouts.rowwise import BITS, centre_of, parameter_type
+from survey_code.layouts.rowwise import PYTORCH_BITS, centre_of, parameter_type
 from survey_code.low_precision.quantization.rounding import ROUNDINGS, round_to_whole
 from survey_code.low_precision.quantization.rowwise import (
     LARGEST_HALF,
@@ -43,7 +43,7 @@ LEAST_HALF = 2.0**-24
 class IntegerOptions(Options):
     """What tables of integer codes may be asked."""
 
-    bits: int = planned("bits of a code", choices=BITS, otherwise=8)
+    bits: int = planned("bits of a code", choices=PYTORCH_BITS, otherwise=8)
     rounding: str = option(
         "stochastic", "how rows are written back after a step", choices=ROUNDINGS
     )

@@ -12,7 +12,7 @@ from survey_code.kernels.cpu.rows import cut_rows
 from survey_code.layouts import RowwiseLayout
 from survey_code.layouts.layout import as_finite_table
 from survey_code.layouts.rowwise import (
-    BITS,
+    PYTORCH_BITS,
     code_bytes,
     pack_rows,
     parameter_type,
@@ -242,7 +242,7 @@ def round_by(
 class RowwiseOptions(Options):
     """Options of `RowwiseQuantization`."""
 
-    bits: int = planned("bits of a code", choices=BITS, otherwise=8)
+    bits: int = planned("bits of a code", choices=PYTORCH_BITS, otherwise=8)
     symmetric: bool = option(
         False, "the same range on both sides of 0", tune=(False, True)
     )
@@ -282,7 +282,7 @@ def plan_bits(
     ratio: float,
     bits: int | None,
     size: Callable[[int], int],
-    choices: tuple[int, ...] = BITS,
+    choices: tuple[int, ...] = PYTORCH_BITS,
 ) -> int:
     """The most bits that fit into a budget, or the bits that were asked for.
 
