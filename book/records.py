@@ -20,13 +20,14 @@ from typing import Any
 
 from survey_code.catalog import get_method
 from survey_code.lab import measures
-from survey_code.lab.contest import Contest, arrange, list_courses
+from survey_code.lab.contest import Contest, Entrant, arrange, list_courses
 from survey_code.lab.contests import CONTESTS, FEWER_NEGATIVES
 from survey_code.lab.experiment import Experiment
 from survey_code.lab.records import Recorder, Records, Workers, record
 from survey_code.lab.results import Result, describe_result, is_missed, replace_results
 from survey_code.lab.stream import StreamExperiment
 from survey_code.lab.trial import TRIALS, Trial
+from survey_code.lab.unseen import UnseenExperiment
 from survey_code.training import TrainingSettings
 
 RESULTS = Path(__file__).parent / "results"
@@ -146,6 +147,72 @@ QUICK_GOWALLA = FEWER_NEGATIVES.adjust(
 )
 
 
+# What networks that generate rows can do, tuned as their authors would: twice the
+# trials, over depth, normalisation and hashes as well.
+WIDE = (
+    ("rate", (0.3, 0.1, 1.0, 0.03)),
+    ("layers", (1, 2, 3, 5)),
+    ("normalisation", ("none", "batch")),
+    ("distribution", ("uniform", "gaussian")),
+    ("codes", (None, 128, 1024)),
+)
+TUNED_WIDELY = Entrant("dhe, tuned widely", "dhe", tries=WIDE, trials=32)
+
+
+def list_depths(*depths: int) -> tuple[Entrant, ...]:
+    """Networks of so many hidden layers, with and without averages, each tuned at 10x
+    for itself.
+    """
+    return tuple(
+        Entrant(
+            f"dhe, {layers} layers, {normalisation}", "dhe",
+            (("layers", layers), ("normalisation", normalisation)), (10.0,),
+        )
+        for layers in depths
+        for normalisation in ("none", "batch")
+    )  # fmt: skip
+
+
+# Who meets ids that training never saw; content in four bits counts.
+DEPTHS = (("layers", (1, 2, 3, 5)), ("codes", (None, 32, 128)))
+NEWCOMERS = (
+    Entrant("full", "full"),
+    *(
+        Entrant(key, key, ratios=(10.0,))
+        for key in (
+            "hashing", "quotient_remainder", "hash_embeddings", "semantic_ids", "dhe",
+        )
+    ),
+    *(
+        Entrant(f"dhe, {name}", "dhe", asked, (10.0,), tries=DEPTHS)
+        for name, asked in (
+            ("batch", (("normalisation", "batch"),)),
+            ("content", (("content", 4),)),
+            ("content, batch", (("content", 4), ("normalisation", "batch"))),
+        )
+    ),
+)  # fmt: skip
+
+# Beside the contests whose data and training they share; rivals stand in those.
+GENERATION = {
+    contest.name: contest
+    for contest in (
+        Contest(
+            "generation_synthetic", "synthetic", CONTESTS["synthetic"].trial,
+            (TUNED_WIDELY, *list_depths(1, 3, 5)),
+        ),
+        Contest(
+            "generation_frappe", "frappe", CONTESTS["frappe"].trial,
+            (TUNED_WIDELY, *list_depths(1, 5)), tuned_on=(0,),
+        ),
+        Contest(
+            "generation_content", "synthetic-content", CONTESTS["synthetic"].trial,
+            NEWCOMERS, ratios=(10.0,), tuned_on=(0,), kind=UnseenExperiment,
+        ),
+    )
+}  # fmt: skip
+ALL_CONTESTS = {**CONTESTS, **GENERATION}
+
 # Contests that are recorded to the end.
 FINISHED: tuple[str, ...] = ("synthetic", "frappe")
 
@@ -244,7 +311,7 @@ def join(contest: Contest, folder: Path, forget: bool = False) -> tuple[int, int
 def main() -> None:
     """Make or resume a record, a line of text for each run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = sorted([*RECORDS, *CONTESTS])
+    names = sorted([*RECORDS, *ALL_CONTESTS])
     parser.add_argument("name", metavar="NAME", choices=names)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, help="make this seed's runs only")
@@ -261,12 +328,12 @@ def main() -> None:
             given.name, given.out, given.device, given.seed, given.method, given.jobs
         )
     elif given.join:
-        print(*join(CONTESTS[given.name], given.join, given.forget))
+        print(*join(ALL_CONTESTS[given.name], given.join, given.forget))
         return
     else:
         timed = given.jobs == 1
         workers = Workers(given.device, given.jobs, given.gpus, given.seconds, timed)
-        made = contend(CONTESTS[given.name], given.out, workers, given.method)
+        made = contend(ALL_CONTESTS[given.name], given.out, workers, given.method)
     for result in made:
         print(describe_result(result), flush=True)
 

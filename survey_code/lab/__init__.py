@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from survey_code.curves import Difference
+    from survey_code.lab.arithmetic import count_multiply_adds
     from survey_code.lab.card import Card
     from survey_code.lab.comparison import (
         compare,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from survey_code.lab.stream import StreamExperiment, run_stream
     from survey_code.lab.task import DataTask, make_task
     from survey_code.lab.trial import Trial, default_trial
+    from survey_code.lab.unseen import UnseenExperiment, fill_unseen
 
 # Names are loaded when first used: plots need matplotlib, tasks torch.
 _HOMES = {
@@ -73,7 +75,10 @@ _HOMES = {
     "StreamExperiment": "stream",
     "DataTask": "task",
     "Trial": "trial",
+    "UnseenExperiment": "unseen",
     "compare_search_cost": "memory",
+    "count_multiply_adds": "arithmetic",
+    "fill_unseen": "unseen",
     "default_trial": "trial",
     "describe_results": "results",
     "load_results": "results",
@@ -117,14 +122,17 @@ __all__ = [
     "Result",
     "StreamExperiment",
     "Trial",
+    "UnseenExperiment",
     "Verdict",
     "bootstrap_places",
     "check_promises",
     "choose_by_validation",
     "compare",
     "compare_search_cost",
+    "count_multiply_adds",
     "default_trial",
     "describe_results",
+    "fill_unseen",
     "find_critical_difference",
     "find_unbeaten",
     "judge",

@@ -16,7 +16,7 @@ from survey_code.lab.records import Course, Records, Wanted
 from survey_code.lab.results import Result
 from survey_code.lab.task import make_task, open_data
 from survey_code.lab.trial import Trial
-from survey_code.lab.tuning import Marks, Way, best_of, mark_of, tune
+from survey_code.lab.tuning import TRIALS_EACH, Marks, Way, best_of, mark_of, tune
 from survey_code.options import Options, SearchOptions
 from survey_code.spec import OutOfReach, TableSpec
 
@@ -60,6 +60,11 @@ class Entrant:
     rates_of : str, optional
         Name of the entrant whose rates it takes, and tunes its own options alone: what
         is compressed after training is the best table that there is.
+    tries : tuple of (str, tuple)
+        Values of options that its tuning tries beside those that the method names, or
+        in their place; the default first.
+    trials : int, default `TRIALS_EACH`
+        Of its tuning; others than all have only where a record says so.
     """
 
     name: str
@@ -69,6 +74,8 @@ class Entrant:
     like: str | None = None
     once: bool = False
     rates_of: str | None = None
+    tries: tuple[tuple[str, tuple[object, ...]], ...] = ()
+    trials: int = TRIALS_EACH
 
     @property
     def tuned(self) -> bool:
@@ -278,7 +285,8 @@ def tune_entrant(
     near = tuning_ratio(contest, entrant, TUNED_AT)
     if near is None:
         return Tuned({}, {})
-    tries = tune(entrant.key, contest.trial, dict(entrant.asked), start)
+    told = (dict(entrant.asked), start, dict(entrant.tries), entrant.trials)
+    tries = tune(entrant.key, contest.trial, *told)
     ways = next(tries)
     while ways:
         found = yield from try_ways(contest, entrant, ways, near)

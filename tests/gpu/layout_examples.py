@@ -293,6 +293,9 @@ EXAMPLES = {
     "generator, normal": lambda: DHE.make(
         SPEC, width=20, codes=24, distribution="gaussian"
     ).freeze(),
+    "generator, content": lambda: DHE.make(
+        CONTENT, width=20, codes=24, layers=3, normalisation="batch", content=4
+    ).freeze(),
     "probed": lambda: probe(150, 8),
     "probed, zeros": lambda: probe(151, 3, default=False),
     "probed, open": lambda: probe(97, 5, np.int64, open_ids=True),

@@ -1,5 +1,7 @@
 """One small example of every layout, in every variant that reads differently."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,14 @@ def shared(kind, dim=6, **options):
     counts = np.arange(ROWS)[::-1].copy()
     spec = TableSpec(ROWS, dim, np.array([0, ROWS]), counts)
     return kind.make(spec, seed=3, **options).freeze()
+
+
+def told(dim=6, **options):
+    """A network that reads content, under averages that a batch has moved."""
+    spec = dataclasses.replace(TableSpec.of_shape(ROWS, dim), content=draw_table(3))
+    table = DHE.make(spec, seed=3, layers=2, normalisation="batch", **options)
+    table(torch.arange(5))
+    return table.freeze()
 
 
 def binary(dim, **options):
@@ -294,6 +304,7 @@ EXAMPLES = {
         distribution="gaussian",
         open_ids=True,
     ),
+    "generator-told": lambda: told(width=5, codes=8, content=4),
 }
 
 
