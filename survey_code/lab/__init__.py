@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         sweep,
     )
     from survey_code.lab.latency import measure_lookup
+    from survey_code.lab.low_bits import judge_bits
     from survey_code.lab.memory import (
         MemoryMeter,
         compare_search_cost,
@@ -82,6 +83,7 @@ _HOMES = {
     "describe_results": "results",
     "load_results": "results",
     "judge": "comparison",
+    "judge_bits": "low_bits",
     "main_metric": "comparison",
     "make_card": "newcomer",
     "make_task": "task",
@@ -134,6 +136,7 @@ __all__ = [
     "find_critical_difference",
     "find_unbeaten",
     "judge",
+    "judge_bits",
     "load_results",
     "main_metric",
     "make_card",

@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from typing import TypeVar
 
 from survey_code.catalog import AFTER, CATALOG, Method, get_method
+from survey_code.checks import check_choice
 from survey_code.lab.experiment import Data, Experiment, note_failure
 from survey_code.lab.records import Course, Records, Wanted
 from survey_code.lab.results import Result
@@ -28,6 +29,12 @@ SEEDS = (1, 2, 3)
 TUNED_AT, CHECKED_AT, CHECKED = 10.0, 30.0, 3
 # Methods of whole columns, like a narrower table.
 NARROW = ("low_rank", "mlet")
+# Which bits compete, and at which ones methods do that offer more than these.
+BITS_ASKED = ("usual", "all")
+USUAL_BITS = {
+    **dict.fromkeys(("rowwise", "greedy", "lpt", "alpt"), (8, 4, 2)),
+    "lsq": (8, 4, 3, 2),
+}
 # Methods that ask what ids are, which no data set of these records says.
 ASK_CONTENT = ("semantic_ids",)
 
@@ -411,15 +418,29 @@ def pose_best(
     return contest.pose(entrant, way, near, contest.seeds[0])
 
 
-def list_entrants(task: str, dim: int) -> tuple[Entrant, ...]:
+def list_entrants(task: str, dim: int, bits: str = "usual") -> tuple[Entrant, ...]:
     """Everyone who competes on a task: all methods, the rivals that are always there,
     and low precision at each number of bits.
+
+    Parameters
+    ----------
+    task : str
+    dim : int
+        Columns of the full table.
+    bits : {"usual", "all"}
+        Of low precision: those of `USUAL_BITS`, or all that a method offers.
+
+    Raises
+    ------
+    ValueError
+        For another word.
     """
+    check_choice("bits", bits, BITS_ASKED)
     entrants = [
         entrant
         for method in CATALOG
         if task in method.tasks and method.key not in ASK_CONTENT
-        for entrant in list_own_entrants(method, dim)
+        for entrant in list_own_entrants(method, dim, bits)
     ]
     rules = [
         Entrant(f"bccf, {rule}", "bccf", (("rule", rule),), like="bccf", once=True)
@@ -429,20 +450,20 @@ def list_entrants(task: str, dim: int) -> tuple[Entrant, ...]:
     nested = Entrant(
         "uniform, nested", "uniform", (("matryoshka", True),), list_widths(dim)
     )
-    return (*entrants, *rules, nested, *RIVALS)
+    return (*entrants, *rules, nested, *list_shared_bits(bits), *RIVALS)
 
 
-def list_own_entrants(method: Method, dim: int) -> list[Entrant]:
+def list_own_entrants(method: Method, dim: int, bits: str = "usual") -> list[Entrant]:
     """As whom a method competes: once, or for each number of bits."""
     key, rates_of = method.key, "full" if takes_full_table(method) else None
     named: list[tuple[str, tuple[tuple[str, object], ...]]] = [(key, ())]
-    if bits := list_bits(key):
+    if counts := list_bits(key, bits):
         # One size for each number of bits, each tuned for itself.
-        named = [(f"{key}, {count} bits", (("bits", count),)) for count in bits]
+        named = [(f"{key}, {count} bits", (("bits", count),)) for count in counts]
     return [
         Entrant(
             name, key, asked, list_own_ratios(key, dim),
-            once=bool(bits) or key == "popular", rates_of=rates_of,
+            once=bool(counts) or key == "popular", rates_of=rates_of,
         )
         for name, asked in named
     ]  # fmt: skip
@@ -473,8 +494,8 @@ def list_widths(dim: int) -> tuple[float, ...]:
     return tuple(dim / width for width in sorted(widths, reverse=True))
 
 
-def list_bits(key: str) -> tuple[int, ...]:
-    """The numbers of bits that a quantisation can be asked for."""
+def list_bits(key: str, bits: str = "usual") -> tuple[int, ...]:
+    """The numbers of bits at which a quantisation competes, by what is asked."""
     method = get_method(key)
     # A cache of full rows beside rounded ones has any size.
     if method.family != "quantisation" or key == "mixed_precision_cache":
@@ -482,18 +503,22 @@ def list_bits(key: str) -> tuple[int, ...]:
     if "bits" not in method.load().options.names():
         return ()
     allowed: tuple[int, ...] = method.load().options.rules["bits"].choices
-    return allowed
+    return allowed if bits == "all" else USUAL_BITS.get(key, allowed)
+
+
+def list_shared_bits(bits: str = "usual") -> list[Entrant]:
+    """Rounding with one scale for the table, at each number of bits."""
+    return [
+        Entrant(
+            f"rowwise, {count} bits a table", "rowwise",
+            (("bits", count), ("per", "table")), once=True, rates_of="full",
+        )
+        for count in list_bits("rowwise", bits)
+    ]  # fmt: skip
 
 
 # Variants that stand beside a method, so that nobody wins for want of a simple rival.
 RIVALS = (
-    *(
-        Entrant(
-            f"rowwise, {bits} bits a table", "rowwise",
-            (("bits", bits), ("per", "table")), once=True, rates_of="full",
-        )
-        for bits in (8, 4, 2)
-    ),
     Entrant("hashing, fields apart", "hashing", (("fields", "apart"),), None,
             "hashing"),
     Entrant("hashing, fields together", "hashing", (("fields", "together"),), None,

@@ -76,6 +76,12 @@ def draw_groups(dim, bits, starts):
     return RowwiseLayout.from_groups(codes, scale, bias, bits, np.array(starts))
 
 
+def draw_rounded(dim, bits):
+    rng = np.random.default_rng(dim)
+    codes = rng.integers(2**bits, size=(ROWS, dim)).astype(np.uint8)
+    return RowwiseLayout.from_codes(codes, *rng.normal(size=(2, ROWS)), bits)
+
+
 def draw_centred(dim, bits, starts=None):
     rng = np.random.default_rng(dim)
     codes = rng.integers(2**bits, size=(ROWS, dim)).astype(np.uint8)
@@ -183,10 +189,15 @@ EXAMPLES = {
     "rowwise-8": lambda: compress(draw_table(7), "rowwise", bits=8),
     "rowwise-4-odd": lambda: compress(draw_table(5), "rowwise", bits=4),
     "rowwise-2-odd": lambda: compress(draw_table(7), "rowwise", bits=2),
+    "rowwise-3-odd": lambda: draw_rounded(5, bits=3),
+    "rowwise-1-odd": lambda: draw_rounded(9, bits=1),
     "rowwise-per-table": lambda: compress(draw_table(5), "rowwise", per="table"),
     "rowwise-centred": lambda: draw_centred(5, bits=8),
     "rowwise-centred-4-odd": lambda: draw_centred(7, bits=4),
     "rowwise-centred-groups": lambda: draw_centred(5, bits=2, starts=[0, 3, 10]),
+    "rowwise-centred-3": lambda: draw_centred(8, bits=3),
+    "rowwise-centred-1-groups": lambda: draw_centred(5, bits=1, starts=[0, 3, 10]),
+    "rowwise-groups-3": lambda: draw_groups(7, bits=3, starts=[0, 3, 10]),
     "rowwise-groups": lambda: draw_groups(5, bits=4, starts=[0, 3, 10]),
     "levels": lambda: named(5, bits=4),
     "levels-8": lambda: named(3, bits=5),
