@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from survey_code.checks import check_choice, check_range
 from survey_code.hashes import check_hash_numbers, mix_many
@@ -25,6 +26,13 @@ from survey_code.layouts.layout import (
     add_up,
     array_module,
     is_cupys,
+)
+from survey_code.layouts.parts import (
+    Rows,
+    as_vector,
+    check_numbers,
+    count_numbers,
+    read_vector,
 )
 
 if TYPE_CHECKING:
@@ -81,8 +89,9 @@ class GeneratorLayout(Layout):
 
     Parameters
     ----------
-    values : ndarray of float32, shape (weights,)
-        Layer after layer: the matrix (inputs, outputs), row by row, then the bias.
+    values : ndarray of float32, shape (weights,), or layout
+        Layer after layer: the matrix (inputs, outputs), row by row, then the bias;
+        a layout holds them row after row.
     multipliers : ndarray of int64, shape (3,)
         The numbers of all hashes; hash j mixes the id plus j times a constant.
     num_embeddings, embedding_dim : int
@@ -104,6 +113,7 @@ class GeneratorLayout(Layout):
 
     name: ClassVar[str] = "generator"
     array_names: ClassVar[tuple[str, ...]] = ("values", "multipliers")
+    holders: ClassVar[tuple[str, ...]] = ("values",)
     shape_names: ClassVar[tuple[str, ...]] = (
         "num_embeddings",
         "embedding_dim",
@@ -115,9 +125,11 @@ class GeneratorLayout(Layout):
         "open_ids",
     )
 
+    values: Rows
+
     def __init__(
         self,
-        values: np.ndarray,
+        values: npt.ArrayLike | Layout,
         multipliers: np.ndarray,
         num_embeddings: int,
         embedding_dim: int,
@@ -131,7 +143,7 @@ class GeneratorLayout(Layout):
     ) -> None:
         super().__init__(num_embeddings, embedding_dim)
         check_network(codes, width, layers, distribution, activation)
-        self.values = np.asarray(values)
+        self.values = as_vector(values)
         self.multipliers = np.asarray(multipliers)
         self.codes, self.width, self.layers = int(codes), int(width), int(layers)
         self.distribution_code = DISTRIBUTIONS.index(distribution)
@@ -159,10 +171,8 @@ class GeneratorLayout(Layout):
                 raise ValueError(f"no choice {code} in {choices}")
         shape = (self.codes, self.width, self.layers)
         check_network(*shape, self.distribution, self.activation)
-        expected = (count_weights(*shape, self.embedding_dim),)
-        values = self.values
-        if values is None or values.dtype != np.float32 or values.shape != expected:
-            raise ValueError(f"values must be float32 of shape {expected}")
+        weights = count_weights(*shape, self.embedding_dim)
+        check_numbers("values", self.values, weights, [np.float32])
         check_served(self.num_embeddings, self.open_ids)
         check_hash_numbers("multipliers", self.multipliers)
 
@@ -184,10 +194,11 @@ class GeneratorLayout(Layout):
         """
         start = 0
         sizes = layer_sizes(self.codes, self.width, self.layers, self.embedding_dim)
+        values = read_vector(self.values, count_numbers(self.values))
         for inputs, outputs in sizes:
             end = start + inputs * outputs
-            matrix = self.values[start:end].reshape(inputs, outputs)
-            bias = self.values[end : end + outputs]
+            matrix = values[start:end].reshape(inputs, outputs)
+            bias = values[end : end + outputs]
             start = end + outputs
             yield (matrix.copy(), bias.copy()) if is_cupys(matrix) else (matrix, bias)
 
@@ -201,7 +212,7 @@ class GeneratorLayout(Layout):
 
     def count_work(self) -> int:
         """The network's weights."""
-        return len(self.values) + self.codes
+        return count_numbers(self.values) + self.codes
 
     def describe(self) -> Format:
         """Hashes and activations by kernels, products by cuBLAS."""
