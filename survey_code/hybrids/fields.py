@@ -9,7 +9,6 @@ can be compared with what each does alone; bits come after training, by
 
 from __future__ import annotations
 
-from itertools import pairwise
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,11 +34,7 @@ from survey_code.mixed_dimension.pruning.tickets import keep_largest
 from survey_code.mixed_dimension.rule_based import PowerLawOptions, plan_law
 from survey_code.options import SearchOptions, found, option
 from survey_code.spec import TableSpec
-from survey_code.weight_sharing.hashing.base import (
-    INDEX_BYTES,
-    factor_std,
-    join_parts,
-)
+from survey_code.weight_sharing.hashing.base import INDEX_BYTES, factor_std, join_parts
 from survey_code.weight_sharing.hashing.quotient_remainder import (
     QuotientRemainderOptions,
     check_sizes,
@@ -59,7 +54,9 @@ class NestedOptions(SearchOptions):
     strength: float = option(
         4.0, "how many times smaller narrow rows, or shared ones, make it alone", low=1
     )
-    kept: float = option(0.2, "share of the entries that pruning keeps", above=0, high=1)
+    kept: float = option(
+        0.2, "share of the entries that pruning keeps", above=0, high=1
+    )
     alpha: float = option(
         0.3, "exponent of the law of widths", low=0, high=64, tune=(0.3, 0.6)
     )

@@ -43,7 +43,7 @@ from survey_code.low_precision.quantization.rowwise import (
     quantize_rows,
 )
 from survey_code.weight_sharing.lloyd import POINTS
-from survey_code.weight_sharing.vector_quantization.books import divisors, most_bits
+from survey_code.weight_sharing.vector_quantization.books import divisors
 from survey_code.weight_sharing.vector_quantization.pq import (
     freeze_product,
     quantize_product,
@@ -174,9 +174,9 @@ def share_layout(
     """A layout whose floats are codes of shared codewords: product quantisation.
 
     Rows are cut into parts of `width` numbers, or of the most that divide their length,
-    and each part is replaced by one of ``2**bits`` codewords, fewer where not four rows
-    would share one.  Vectors are cut likewise, and have one book.  What would not be
-    smaller for it stays as it is.
+    and each part is replaced by one of ``2**bits`` codewords.  Vectors are cut
+    likewise, and have one book.  What would not be smaller for it stays as it is: at 8
+    bits a table of a few hundred rows, which are less than their codewords.
 
     Parameters
     ----------
@@ -241,16 +241,15 @@ class Shared:
         if self.rounded is not None:
             rows = read_all(Rounded(self.rounded).make(rows, reads))
         width = max(part for part in divisors(rows.shape[1]) if part <= self.run)
-        bits = most_bits(len(rows), self.bits)
         found = quantize_product(
             rows,
             rows.shape[1] // width,
-            min(1 << bits, len(rows)),
+            min(1 << self.bits, len(rows)),
             np.random.default_rng(self.seed),
             weights=reads,
             sample=POINTS,
         )
-        return freeze_product(found, bits, half=False)
+        return freeze_product(found, self.bits, half=False)
 
 
 # -- layouts of layouts ---------------------------------------------------------------
@@ -265,8 +264,8 @@ def nest(layout: Layout, form: Form, what: str, reads: Reads = None) -> Layout:
     made = reform(layout, form, reads)
     if made is layout:
         raise ValueError(
-            f"no float of a {layout.name} layout of {layout.nbytes:,} bytes takes fewer "
-            f"bytes as {what}: it holds integers already, or too few floats"
+            f"no float of a {layout.name} layout of {layout.nbytes:,} bytes takes "
+            f"fewer bytes as {what}: it holds integers already, or too few floats"
         )
     return made
 
@@ -372,9 +371,7 @@ def route_reads(
 
 
 @find_reads.register
-def add_reads(
-    layout: HashedLayout, name: str, reads: npt.NDArray[np.float64]
-) -> Reads:
+def add_reads(layout: HashedLayout, name: str, reads: npt.NDArray[np.float64]) -> Reads:
     """Of all ids whose digits name a row."""
     if name != "values" or layout.combine == "path":
         return None

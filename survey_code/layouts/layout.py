@@ -85,8 +85,9 @@ class Stored:
 
     A subclass names its arrays in `array_names` and its integers in
     `shape_names`, both attributes of the instance.  Where an array holds rows, a
-    layout may stand in its place, as `holders` says; `listed` names an attribute that is a sequence of
-    such arrays or layouts, whose names are their places: "0", "1" and so on.
+    layout may stand in its place, as `holders` says; `listed` names an attribute that
+    is a sequence of such arrays or layouts, whose names are their places: "0", "1" and
+    so on.
 
     Parameters
     ----------

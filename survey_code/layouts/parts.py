@@ -144,10 +144,7 @@ def count_numbers(part: Rows) -> int:
 
 
 def check_numbers(
-    name: str,
-    part: Rows | None,
-    size: int,
-    kinds: Sequence[npt.DTypeLike] = NUMBERS,
+    name: str, part: Rows | None, size: int, kinds: Sequence[npt.DTypeLike] = NUMBERS
 ) -> None:
     """Raise ValueError unless a part holds a vector of so many numbers.
 
