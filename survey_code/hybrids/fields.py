@@ -42,15 +42,15 @@ from survey_code.weight_sharing.hashing.quotient_remainder import (
     quotient_index,
 )
 
-DIMENSIONS = ("full", "mde", "pruned")
-SHARING = ("none", "quotient_remainder")
+NARROWED_BY = ("full", "mde", "pruned")
+SHARED_BY = ("none", "quotient_remainder")
 
 
 class NestedOptions(SearchOptions):
     """Options of `NestedFields`."""
 
-    dims: str = option("full", "what rows are made smaller by", choices=DIMENSIONS)
-    sharing: str = option("none", "what shares rows", choices=SHARING)
+    dims: str = option("full", "what rows are made smaller by", choices=NARROWED_BY)
+    sharing: str = option("none", "what shares rows", choices=SHARED_BY)
     strength: float = option(
         4.0, "how many times smaller narrow rows, or shared ones, make it alone", low=1
     )

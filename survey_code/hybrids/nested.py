@@ -52,7 +52,7 @@ from survey_code.weight_sharing.vector_quantization.pq import (
 P = TypeVar("P", StoredArray, Layout)
 
 # Rows of fewer numbers than this share a scale and a bias with others.
-NARROW = 16
+NARROW_ROW = 16
 # Numbers that then share them, and entries of a vector that do.
 TOGETHER_ROUNDED = 64
 
@@ -60,7 +60,7 @@ TOGETHER_ROUNDED = 64
 Reads = npt.NDArray[np.float64] | None
 
 
-class Form(Protocol):
+class RowForm(Protocol):
     """What floats are turned into."""
 
     @property
@@ -78,11 +78,11 @@ def round_layout(layout: Layout, bits: int) -> Layout:
     r"""A layout whose floats are integers of few bits.
 
     Each row is rounded between its minimum and its maximum, as the method ``rowwise``
-    does it: no number moves by more than half a step, :math:`(\max - \min) / (2^k - 1)`
-    for k bits.  Rows of fewer than `NARROW` numbers, whose own scale would take more
-    than they do, share one with the rows beside them, and so do the entries of vectors:
-    `TOGETHER_ROUNDED` numbers each.  What would not be smaller for it stays as it is;
-    so do integers.
+    does it: no number moves by more than half a step, and with k bits a step is
+    :math:`(\max - \min) / (2^k - 1)`.  Rows of fewer than `NARROW_ROW` numbers, whose
+    own scale would take more than they do, share one with the rows beside them, and so
+    do the entries of vectors: `TOGETHER_ROUNDED` numbers each.  What would not be
+    smaller for it stays as it is; so do integers.
 
     Parameters
     ----------
@@ -109,11 +109,11 @@ def round_layout(layout: Layout, bits: int) -> Layout:
     HashedLayout(100 x 16, 136 bytes, 47.1x)
     """
     parameter_type(bits)
-    return nest(layout, Rounded(bits), f"{bits} bits")
+    return nest(layout, RoundedRows(bits), f"{bits} bits")
 
 
 @dataclass(frozen=True)
-class Rounded:
+class RoundedRows:
     """Integers of so many bits."""
 
     bits: int
@@ -122,7 +122,7 @@ class Rounded:
     def make(self, rows: RowArray, reads: Reads) -> RowwiseLayout:
         """Each row by its own scale and bias, or narrow rows together."""
         width = rows.shape[1]
-        if width < NARROW:
+        if width < NARROW_ROW:
             return round_stretches(rows, self.bits, -(-TOGETHER_ROUNDED // width))
         quantize = partial(quantize_rows, bits=self.bits)
         return compress_rows(rows, self.bits, quantize, ROUNDED_TOGETHER // width)
@@ -210,7 +210,7 @@ def share_layout(
     check_range("bits", bits, 1, 8)
     if rounded is not None:
         parameter_type(rounded)
-    form = Shared(width, bits, rounded, check_range("seed", seed, 0))
+    form = SharedRows(width, bits, rounded, check_range("seed", seed, 0))
     return nest(layout, form, "codewords", read_counts(layout, counts))
 
 
@@ -228,7 +228,7 @@ def read_counts(layout: Layout, counts: npt.ArrayLike | None) -> Reads:
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedRows:
     """Codes of codewords; the arguments are those of `share_layout`."""
 
     run: int
@@ -239,7 +239,7 @@ class Shared:
     def make(self, rows: RowArray, reads: Reads) -> Layout:
         """Each part of a row by its nearest codeword."""
         if self.rounded is not None:
-            rows = read_all(Rounded(self.rounded).make(rows, reads))
+            rows = read_all(RoundedRows(self.rounded).make(rows, reads))
         width = max(part for part in divisors(rows.shape[1]) if part <= self.run)
         found = quantize_product(
             rows,
@@ -255,7 +255,7 @@ class Shared:
 # -- layouts of layouts ---------------------------------------------------------------
 
 
-def nest(layout: Layout, form: Form, what: str, reads: Reads = None) -> Layout:
+def nest(layout: Layout, form: RowForm, what: str, reads: Reads = None) -> Layout:
     """A layout with all its floats in a form; or one clear ValueError."""
     if not isinstance(layout, Layout):
         raise ValueError(f"layout must be a Layout, got {type(layout).__name__}")
@@ -270,7 +270,7 @@ def nest(layout: Layout, form: Form, what: str, reads: Reads = None) -> Layout:
     return made
 
 
-def reform(layout: Layout, form: Form, reads: Reads) -> Layout:
+def reform(layout: Layout, form: RowForm, reads: Reads) -> Layout:
     """The layout with those floats in a form that are smaller in it; the layout itself
     where none are.
     """
@@ -304,7 +304,7 @@ def holds_floats(layout: Layout, name: str, part: StoredArray) -> bool:
     )
 
 
-def make_part(layout: Layout, part: StoredArray, form: Form, reads: Reads) -> Layout:
+def make_part(layout: Layout, part: StoredArray, form: RowForm, reads: Reads) -> Layout:
     """An array of a layout in a form: its rows, or a vector cut into some."""
     if part.ndim > 1:
         count, width = rows_shape(part)

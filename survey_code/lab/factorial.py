@@ -115,7 +115,7 @@ CELLS = tuple(Cell.at(place) for place in np.ndindex(*SHAPE))
 # -- asking for it --------------------------------------------------------------------
 
 
-def list_forms(sharing: str) -> tuple[str, ...]:
+def list_base_forms(sharing: str) -> tuple[str, ...]:
     """The forms that a trained table of some sharing is tested in, one a cell, and the
     other orders.
     """
@@ -133,7 +133,7 @@ def pose_base(
     seed: int = 0,
 ) -> FormExperiment:
     """The training of one of the six tables, and all that it is tested in."""
-    forms = list_forms(str(options.asked()["sharing"]))
+    forms = list_base_forms(str(options.asked()["sharing"]))
     return FormExperiment(method, options, data, trial, ratio, seed, forms)
 
 

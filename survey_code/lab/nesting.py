@@ -29,9 +29,9 @@ from survey_code.options import Options
 # Numbers of a codeword; its codes have 8 bits.
 CODEWORD = 2
 # Stretches of test rows whose losses are noted one by one.
-BLOCKS = 32
+LOSS_BLOCKS = 32
 
-STEPS = re.compile(r"(?:([842]) bits, )?pq(?:, ([842]) bits)?|([842]) bits")
+FORM_STEPS = re.compile(r"(?:([842]) bits, )?pq(?:, ([842]) bits)?|([842]) bits")
 
 
 def change_layout(
@@ -58,7 +58,7 @@ def change_layout(
     >>> change_layout(DenseLayout(rows), "pq, 4 bits").nbytes
     41488
     """
-    found = STEPS.fullmatch(form)
+    found = FORM_STEPS.fullmatch(form)
     if found is None:
         raise ValueError(
             "a form is 'pq', '8 bits', '4 bits', '2 bits', or pq with bits before or "
@@ -77,7 +77,7 @@ class FormExperiment(Experiment):
 
     Its result has the metrics of a form behind its name, as in ``"auc@pq, 8 bits"``,
     and its bytes likewise, ``"inference@pq, 8 bits"``.  Of clicks there are also the
-    losses of `BLOCKS` stretches of test rows, ``"log_loss#0"`` and so on, or
+    losses of `LOSS_BLOCKS` stretches of test rows, ``"log_loss#0"`` and so on, or
     ``"log_loss@pq#0"``: two forms differ by less than each varies from row to row, and
     the stretches tell by how much.  Forms in which nothing would be smaller are left
     out.
@@ -142,7 +142,8 @@ def look_closely(task: DataTask, learnt: Learnt, layout: Layout) -> dict[str, fl
     twin, rows = task.read_through(learnt.fitted.network, layout), task.data.test
     logits = predict_clicks(twin, rows, task.device).astype(np.float64)
     losses = np.logaddexp(0.0, logits) - rows.labels * logits
-    means = [float(part.mean()) for part in np.array_split(losses, BLOCKS) if len(part)]
+    parts = np.array_split(losses, LOSS_BLOCKS)
+    means = [float(part.mean()) for part in parts if len(part)]
     blocks = {f"log_loss#{k}": float(f"{mean:.9g}") for k, mean in enumerate(means)}
     return measure_clicks(rows.labels, logits) | blocks
 

@@ -24,9 +24,9 @@ from survey_code.layouts.parts import (
     Rows,
     as_vector,
     check_numbers,
-    count_numbers,
     numbers_work,
     read_numbers,
+    vector_room,
 )
 
 if TYPE_CHECKING:
@@ -129,11 +129,11 @@ class FlatLayout(Layout):
         values = self.values
         if values is None:
             raise ValueError("values must be float32 of shape (size,)")
-        check_numbers("values", values, count_numbers(values), [np.float32])
-        if count_numbers(values) < min(self.block_len, self.embedding_dim):
+        check_numbers("values", values, vector_room(values), [np.float32])
+        if vector_room(values) < min(self.block_len, self.embedding_dim):
             raise ValueError(
                 f"a block of {self.block_len} does not fit into "
-                f"{count_numbers(values)} values"
+                f"{vector_room(values)} values"
             )
 
     def count_work(self) -> int:
@@ -160,7 +160,7 @@ class FlatLayout(Layout):
         dim, numbers = self.embedding_dim, self.multipliers.tolist()
         rows = xp.empty((len(ids), dim), dtype=np.float32)
         length = min(self.block_len, dim)
-        places, within = count_numbers(self.values) - length + 1, xp.arange(length)
+        places, within = vector_room(self.values) - length + 1, xp.arange(length)
         steps = xp.asarray(hash_steps(-(-dim // length)))
         # Many short blocks are located together, but not all where there are very many.
         count = max(BLOCKS_AT_ONCE // max(len(ids) * length, 1), 1)

@@ -31,8 +31,8 @@ from survey_code.layouts.parts import (
     Rows,
     as_vector,
     check_numbers,
-    count_numbers,
     read_vector,
+    vector_room,
 )
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class GeneratorLayout(Layout):
         """
         start = 0
         sizes = layer_sizes(self.codes, self.width, self.layers, self.embedding_dim)
-        values = read_vector(self.values, count_numbers(self.values))
+        values = read_vector(self.values, vector_room(self.values))
         for inputs, outputs in sizes:
             end = start + inputs * outputs
             matrix = values[start:end].reshape(inputs, outputs)
@@ -212,7 +212,7 @@ class GeneratorLayout(Layout):
 
     def count_work(self) -> int:
         """The network's weights."""
-        return count_numbers(self.values) + self.codes
+        return vector_room(self.values) + self.codes
 
     def describe(self) -> Format:
         """Hashes and activations by kernels, products by cuBLAS."""

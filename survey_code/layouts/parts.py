@@ -136,7 +136,7 @@ def check_rows(
 # -- vectors, which a layout may hold row after row --------------------------------
 
 
-def count_numbers(part: Rows) -> int:
+def vector_room(part: Rows) -> int:
     """Numbers of a vector; of a layout all that its rows have room for."""
     if isinstance(part, Layout):
         return part.num_embeddings * part.embedding_dim

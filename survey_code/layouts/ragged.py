@@ -24,9 +24,9 @@ from survey_code.layouts.parts import (
     Rows,
     as_vector,
     check_numbers,
-    count_numbers,
     numbers_work,
     read_numbers,
+    vector_room,
 )
 from survey_code.layouts.sparse import check_format, round_values
 
@@ -149,7 +149,7 @@ class RaggedLayout(Layout):
                 f"{self.embedding_dim}"
             )
         if self.trusted and values is not None:
-            total = count_numbers(values)
+            total = vector_room(values)
         else:
             total = int(lengths.sum(dtype=np.int64))
         check_numbers("values", values, total)
@@ -192,7 +192,7 @@ class RaggedLayout(Layout):
     def read_rows(self, ids: IdArray) -> RowArray:
         """Gather embedding_dim entries from each row's first, and blank the tail."""
         xp = array_module(ids)
-        most = count_numbers(self.values)
+        most = vector_room(self.values)
         if not most:
             return xp.zeros((len(ids), self.embedding_dim), dtype=np.float32)
         order = xp.arange(self.embedding_dim)

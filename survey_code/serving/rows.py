@@ -40,7 +40,7 @@ from survey_code.layouts.grouped import BLOCK_IDS, BLOCK_WORDS
 from survey_code.layouts.hashed import count_hidden, table_starts
 from survey_code.layouts.layout import cut
 from survey_code.layouts.levels import read_powers
-from survey_code.layouts.parts import Rows, count_numbers, rows_shape
+from survey_code.layouts.parts import Rows, rows_shape, vector_room
 from survey_code.layouts.ragged import BLOCK
 from survey_code.layouts.rowwise import centre_of, code_bytes, parameter_type
 from survey_code.layouts.turned import mix_rows, read_signs
@@ -472,7 +472,7 @@ def emit_flat(layout: FlatLayout, ids: Value) -> Value:
     steps = graph.count(blocks).to(np.uint64) * np.uint64(GOLDEN % 2**64)
     keys = ids.reshape(-1, 1).to(np.uint64) + steps
     starts = emit_mixture(keys, layout.multipliers) % (
-        count_numbers(layout.values) - length + 1
+        vector_room(layout.values) - length + 1
     )
     places = starts.reshape(-1, blocks, 1) + graph.count(length)
     runs = gather_numbers_of(layout.values, places, -1, blocks, length)
@@ -505,7 +505,7 @@ def emit_probed(layout: ProbedLayout, ids: Value) -> Value:
 def emit_ragged(layout: RaggedLayout, ids: Value) -> Value:
     """As many entries as a row has, and zeros."""
     graph, dim = ids.graph, layout.embedding_dim
-    kept = count_numbers(layout.values)
+    kept = vector_room(layout.values)
     if not kept:
         return emit_zeros(ids, dim)
     lengths = graph.store(layout.lengths)

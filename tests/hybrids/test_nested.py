@@ -4,15 +4,18 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from survey_code import compress, load_layout, methods
 from survey_code.embedding import decode_layout
 from survey_code.hybrids import round_layout, share_layout
-from survey_code.hybrids.nested import Rounded, find_reads, read_counts, round_stretches
+from survey_code.hybrids.nested import (
+    RoundedRows,
+    find_reads,
+    read_counts,
+    round_stretches,
+)
 from survey_code.layouts import (
-    CodebookLayout,
     DenseLayout,
     FlatLayout,
     GroupedLayout,
@@ -74,7 +77,10 @@ LAYOUTS = {
         draw(50, 40).ravel(), np.array([3, 5, 7]), ROWS, DIM, 8
     ),
     "routed": lambda: RoutedLayout.from_ids(
-        [DenseLayout(draw(40)), HashedLayout(draw(60), plain_index([(11, 60)]), ROWS, DIM)],
+        [
+            DenseLayout(draw(40)),
+            HashedLayout(draw(60), plain_index([(11, 60)]), ROWS, DIM),
+        ],
         [np.arange(0, 400, 10)], ROWS,
     ),
 }  # fmt: skip
@@ -172,7 +178,7 @@ def test_a_dense_table_is_rounded_as_the_method_rowwise_does(bits):
 )  # fmt: skip
 def test_no_number_moves_by_more_than_half_a_step(rows, dim, bits, scale, seed):
     table = draw(rows, dim, seed) * np.float32(10**scale)
-    made = Rounded(bits).make(table, None)
+    made = RoundedRows(bits).make(table, None)
     together = 1 if dim >= 16 else -(-64 // dim)
     starts = np.arange(0, rows, together)
     low = np.minimum.reduceat(table.min(1), starts)
@@ -314,7 +320,9 @@ def test_codewords_fit_rows_that_are_read_often():
     counts[:30] = 10_000
     table[:30] += 3
     errors = [
-        np.abs(decode_layout(share_layout(made, bits=3, counts=own)) - table)[:30].mean()
+        np.abs(decode_layout(share_layout(made, bits=3, counts=own)) - table)[
+            :30
+        ].mean()
         for made, own in itertools.product([DenseLayout(table)], [None, counts])
     ]
     assert errors[1] < errors[0]
