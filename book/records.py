@@ -186,7 +186,9 @@ def round_entrants(name: str) -> list[Experiment]:
     contest, found = CONTESTS[name], []
     records = open_records(contest)
     for entrant in contest.entrants:
-        own = entrant.name == entrant.key
+        own = entrant.name == entrant.key and (
+            get_method(entrant.key).family != "binarisation"
+        )
         one = pose_best(contest, entrant, records, ROUNDED_AT) if own else None
         if one is not None:
             parts = (one.method, one.options, one.data, one.trial, one.ratio)

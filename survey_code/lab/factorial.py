@@ -36,8 +36,13 @@ from survey_code.curves import Difference, Point, read_point
 from survey_code.lab.comparison import draw_curves
 from survey_code.lab.contest import Contest, Entrant
 from survey_code.lab.experiment import Data
-from survey_code.lab.nesting import FormExperiment, draw_point, read_blocks
-from survey_code.lab.results import Result
+from survey_code.lab.nesting import (
+    FormExperiment,
+    draw_point,
+    list_recorded,
+    read_blocks,
+)
+from survey_code.lab.results import Result, group_seeds
 from survey_code.lab.trial import Trial
 from survey_code.options import Options
 
@@ -397,7 +402,10 @@ def compare_orders(results: Iterable[Result], level: float = 0.95) -> pd.DataFra
 
 
 def compare_at_equal_bytes(
-    results: Iterable[Result], contest: Iterable[Result], metric: str = "auc"
+    results: Iterable[Result],
+    contest: Iterable[Result],
+    rounded: Iterable[Result] = (),
+    metric: str = "auc",
 ) -> pd.DataFrame:
     """Hybrids beside the best method of a single axis that takes as many bytes.
 
@@ -409,6 +417,9 @@ def compare_at_equal_bytes(
         The runs of a contest on the same data: its methods of one axis are the rivals,
         read off their curves at the hybrid's ratio; the hybrids that were published
         are compared, too.
+    rounded : iterable of Result
+        Of `FormExperiment`: further hybrids are what they make of methods whose axis is
+        not bits, 4-bit cores of a train for one.
     metric : {"auc", "log_loss"}
 
     Returns
@@ -423,25 +434,42 @@ def compare_at_equal_bytes(
     rivals = draw_curves((r for r in runs if is_one_axis(r.key)), metric)
     own = draw_curves((r for r in runs if r.key in PUBLISHED_HYBRIDS), metric)
     hybrids = [(n, point) for n, points in own.items() for point in points]
+    hybrids += list_rounded(rounded, metric)
     hybrids += [
         (cell.name, point)
         for cell, point in draw_cells(results, metric).items()
         if len(cell.parts) > 1
     ]
-    rows = []
-    for name, point in sorted(hybrids, key=lambda pair: pair[1].reached):
-        best, beside = find_rival(rivals, point.reached[0], metric)
-        row: dict[str, Any] = {
-            "hybrid": name, "ratio": point.reached[0], "mean": point.mean,
-            "rival": best, "beside": math.nan, "ahead": math.nan, "clear": False,
-        }  # fmt: skip
-        if beside is not None:
-            lead = Difference.between(point, beside)
-            sign = 1 if metric == "auc" else -1
-            row |= {"beside": beside.mean, "ahead": sign * lead.mean}
-            row["clear"] = lead.is_clear
-        rows.append(row)
+    hybrids.sort(key=lambda pair: pair[1].reached)
+    rows = [{"hybrid": n, **set_beside(p, rivals, metric)} for n, p in hybrids]
     return pd.DataFrame(rows).set_index("hybrid")
+
+
+def set_beside(
+    point: Point, rivals: Mapping[str, Sequence[Point]], metric: str
+) -> dict[str, Any]:
+    """A row of `compare_at_equal_bytes`."""
+    best, beside = find_rival(rivals, point.reached[0], metric)
+    row: dict[str, Any] = {
+        "ratio": point.reached[0], "mean": point.mean, "rival": best,
+        "beside": math.nan, "ahead": math.nan, "clear": False,
+    }  # fmt: skip
+    if beside is None:
+        return row
+    lead = Difference.between(point, beside)
+    ahead = lead.mean if metric == "auc" else -lead.mean
+    return row | {"beside": beside.mean, "ahead": ahead, "clear": lead.is_clear}
+
+
+def list_rounded(results: Iterable[Result], metric: str) -> list[tuple[str, Point]]:
+    """The forms of methods that have another axis than bits, by name."""
+    return [
+        (f"{name}, {form}", draw_point(group, metric, form))
+        for (name, _, _), group in group_seeds(results).items()
+        if get_method(group[0].key).category not in ("baseline", ONE_AXIS[0])
+        or group[0].key == "head_only"
+        for form in list_recorded(group[0])
+    ]
 
 
 def is_one_axis(key: str) -> bool:

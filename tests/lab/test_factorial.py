@@ -292,13 +292,26 @@ def contest_runs():
 
 @pytest.mark.parametrize("metric", ["auc", "log_loss"])
 def test_hybrids_stand_beside_the_best_of_one_axis(metric):
-    table = compare_at_equal_bytes(tell(draw_losses()), contest_runs(), metric)
+    table = compare_at_equal_bytes(tell(draw_losses()), contest_runs(), (), metric)
     assert set(table["rival"]) == {"rowwise"}
     assert (table["ratio"].diff().dropna() >= 0).all()
     published = table.loc["mgqe"]
     assert published["ahead"].tolist() == pytest.approx([0.2] * 3)
     assert published["clear"].all()
     assert len(table) == 3 + 20
+
+
+def test_rounded_tables_of_other_axes_are_hybrids_too():
+    runs = []
+    for key in ("tt_rec", "head_only", "pq", "half", "uniform"):
+        test = {"auc": 0.8, "auc@4 bits": 0.75}
+        size = {"inference": FULL / 10, "inference@4 bits": FULL / 40}
+        runs += [make(key, seed, test, size) for seed in SEEDS]
+    table = compare_at_equal_bytes(tell(draw_losses()), contest_runs(), runs)
+    named = [name for name in table.index if name.endswith(", 4 bits")]
+    assert named == ["tt_rec, 4 bits", "head_only, 4 bits", "pq, 4 bits"]
+    row = table.loc["tt_rec, 4 bits"]
+    assert (row["ratio"], row["mean"], row["clear"]) == (40, 0.75, True)
 
 
 def test_who_has_one_axis():
