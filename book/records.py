@@ -2,6 +2,10 @@
 
     python book/records.py NAME [--device cuda] [--jobs 8] [--seed 1] [--method pep]
 
+NAME is of a list of experiments, of a contest, or of a contest's ``_factorial``, in
+which three axes of compression are crossed, or ``_rounded``, in which the tables of all
+its methods are rounded.
+
 Makes the runs that ``book/results/NAME.jsonl`` lacks, so that a record which was
 interrupted goes on where it stopped.  Each record is a list of experiments, or a
 contest: every method tuned alike, in ``NAME_trials.jsonl``, then its runs, in
@@ -20,10 +24,12 @@ from typing import Any
 
 from survey_code.catalog import get_method
 from survey_code.lab import measures
-from survey_code.lab.contest import Contest, Entrant, arrange, list_courses
+from survey_code.lab.contest import Contest, Entrant, arrange, list_courses, pose_best
 from survey_code.lab.contests import CONTESTS, FEWER_NEGATIVES
 from survey_code.lab.drift import DRIFT_CONTESTS
 from survey_code.lab.experiment import Experiment
+from survey_code.lab.factorial import cross
+from survey_code.lab.nesting import FormExperiment
 from survey_code.lab.records import Recorder, Records, Workers, record
 from survey_code.lab.results import Result, describe_result, is_missed, replace_results
 from survey_code.lab.stream import StreamExperiment
@@ -212,7 +218,6 @@ GENERATION = {
         ),
     )
 }  # fmt: skip
-ALL_CONTESTS = {**CONTESTS, **DRIFT_CONTESTS, **GENERATION}
 
 # Contests that are recorded to the end.
 FINISHED: tuple[str, ...] = ("synthetic", "frappe")
@@ -228,6 +233,42 @@ RECORDS: dict[str, Callable[[], list[Experiment]]] = {
 }
 
 
+# Contests on whose data three axes are crossed.
+CROSSED = ("frappe", "synthetic_large")
+FACTORIALS = {
+    crossed.name: crossed for crossed in (cross(CONTESTS[name]) for name in CROSSED)
+}
+ALL_CONTESTS = {**CONTESTS, **DRIFT_CONTESTS, **GENERATION, **FACTORIALS}
+
+# At which tables are rounded, and to what.
+ROUNDED_AT, ROUNDED_TO = 10.0, ("8 bits", "4 bits")
+
+
+def round_entrants(name: str) -> list[Experiment]:
+    """All methods of a contest at 10x, or the nearest in their reach, trained with the
+    settings that its tuning found, and rounded then: which bear it?
+
+    Methods that it knows by a number of bits hold integers already.
+    """
+    contest, found = CONTESTS[name], []
+    records = open_records(contest)
+    for entrant in contest.entrants:
+        own = entrant.name == entrant.key and (
+            get_method(entrant.key).family != "binarisation"
+        )
+        one = pose_best(contest, entrant, records, ROUNDED_AT) if own else None
+        if one is not None:
+            parts = (one.method, one.options, one.data, one.trial, one.ratio)
+            found += [FormExperiment(*parts, seed, ROUNDED_TO) for seed in SEEDS]
+    return found
+
+
+# Lists that are made from what contests found, and their data.
+FOLLOWING: dict[str, Callable[[], list[Experiment]]] = {
+    f"{name}_rounded": lambda name=name: round_entrants(name) for name in CROSSED
+}
+
+
 def list_experiments(name: str) -> list[Experiment]:
     """The experiments of a record.
 
@@ -236,9 +277,10 @@ def list_experiments(name: str) -> list[Experiment]:
     ValueError
         If there is no such record.
     """
-    if name not in RECORDS:
-        raise ValueError(f"unknown record {name!r}; records: {sorted(RECORDS)}")
-    return RECORDS[name]()
+    lists = {**RECORDS, **FOLLOWING}
+    if name not in lists:
+        raise ValueError(f"unknown record {name!r}; records: {sorted(lists)}")
+    return lists[name]()
 
 
 def make(
@@ -312,7 +354,7 @@ def join(contest: Contest, folder: Path, forget: bool = False) -> tuple[int, int
 def main() -> None:
     """Make or resume a record, a line of text for each run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = sorted([*RECORDS, *ALL_CONTESTS])
+    names = sorted([*RECORDS, *FOLLOWING, *ALL_CONTESTS])
     parser.add_argument("name", metavar="NAME", choices=names)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, help="make this seed's runs only")
@@ -324,7 +366,7 @@ def main() -> None:
     parser.add_argument("--join", type=Path, help="take this folder's lines over")
     parser.add_argument("--forget", action="store_true", help="lines nobody asks for")
     given = parser.parse_args()
-    if given.name in RECORDS:
+    if given.name in RECORDS or given.name in FOLLOWING:
         made = make(
             given.name, given.out, given.device, given.seed, given.method, given.jobs
         )

@@ -321,6 +321,14 @@ CATALOG: tuple[Method, ...] = (
     )),
 )  # fmt: skip
 
+# Known by their key, but in no list: the cells of an experiment, no method of a paper.
+UNLISTED: tuple[Method, ...] = (
+    *list_family("hybrids", "hash and prune", "hybrids", (
+        ("nested", "Narrow, pruned and shared rows", 2024, "li2024survey", SEARCH,
+         CLICKS, "NestedFields"),
+    )),
+)  # fmt: skip
+
 # Methods of plug-ins, by key, and the files that they came from.
 _ADDED: dict[str, Method] = {}
 _FILES: dict[str, bytes] = {}
@@ -346,7 +354,8 @@ def add_method(method: Method) -> None:
         )
     if not issubclass(getattr(method.load(), "options", object), Options):
         raise ValueError(f"{method.key}: {method.implementation!r} has no options")
-    taken = {known.key: known for known in (*CATALOG, *_ADDED.values())}
+    known = (*CATALOG, *UNLISTED, *_ADDED.values())
+    taken = {own.key: own for own in known}
     if taken.get(method.key, method) != method:
         raise ValueError(f"there is a method {method.key!r} already")
     families = TAXONOMY.get(method.category, ())
@@ -437,7 +446,7 @@ def get_method(key: str) -> Method:
     ValueError
         If there is none; the message lists the keys.
     """
-    for method in methods():
+    for method in (*methods(), *UNLISTED):
         if method.key == key:
             return method
     raise ValueError(

@@ -19,8 +19,12 @@ from survey_code.layouts.layout import (
 from survey_code.layouts.parts import (
     Rows,
     as_rows,
+    as_vector,
+    check_numbers,
     check_rows,
+    numbers_work,
     part_work,
+    read_numbers,
     read_part,
     rows_shape,
 )
@@ -35,8 +39,8 @@ class AnchorLayout(Layout):
     Parameters
     ----------
     anchors : ndarray of float32 or float16, or layout, shape (a, embedding_dim)
-    weights : ndarray of float32, shape (entries,)
-        Row after row.
+    weights : ndarray of float32, shape (entries,), or layout
+        Row after row; a layout holds them so, too.
     columns : ndarray of uint8 or uint16, shape (entries,)
         Each entry's anchor.
     offsets : ndarray of uint32, shape (num_embeddings + 1,)
@@ -55,11 +59,14 @@ class AnchorLayout(Layout):
         "columns",
         "offsets",
     )
+    holders: ClassVar[tuple[str, ...]] = ("anchors", "weights")
+
+    weights: Rows
 
     def __init__(
         self,
         anchors: npt.ArrayLike | Layout,
-        weights: np.ndarray,
+        weights: npt.ArrayLike | Layout,
         columns: np.ndarray,
         offsets: np.ndarray,
     ) -> None:
@@ -67,7 +74,7 @@ class AnchorLayout(Layout):
         if np.ndim(offsets) != 1:
             raise ValueError(f"offsets have one axis, got {offsets!r}")
         super().__init__(len(offsets) - 1, rows_shape(self.anchors)[1])
-        self.weights = np.ascontiguousarray(weights)
+        self.weights = as_vector(weights)
         self.columns = np.ascontiguousarray(columns)
         self.offsets = np.ascontiguousarray(offsets)
         self.validate()
@@ -92,7 +99,18 @@ class AnchorLayout(Layout):
         anchors = rows_shape(self.anchors)[0]
         if anchors > 2**16:
             raise ValueError(f"there can be 65,536 anchors, got {anchors:,}")
-        entries = 0 if self.weights is None else len(self.weights)
+        if (
+            columns is None
+            or columns.dtype not in (np.uint8, np.uint16)
+            or columns.ndim != 1
+            or (len(columns) and not self.trusted and int(columns.max()) >= anchors)
+        ):
+            raise ValueError(
+                f"columns must be uint8 or uint16 numbers of {anchors} anchors, "
+                "one for each float32 weight"
+            )
+        entries = len(columns)
+        check_numbers("weights", self.weights, entries, [np.float32])
         if (
             offsets is None
             or offsets.dtype != np.uint32
@@ -105,19 +123,6 @@ class AnchorLayout(Layout):
                 f"offsets must be uint32, rising from 0 to {entries}, "
                 f"for {self.num_embeddings} rows"
             )
-        if (
-            self.weights is None
-            or self.weights.ndim != 1
-            or self.weights.dtype != np.float32
-            or columns is None
-            or columns.dtype not in (np.uint8, np.uint16)
-            or columns.shape != self.weights.shape
-            or (entries and not self.trusted and int(columns.max()) >= anchors)
-        ):
-            raise ValueError(
-                f"columns must be uint8 or uint16 numbers of {anchors} anchors, "
-                "one for each float32 weight"
-            )
 
     def _longest(self) -> int:
         return int(np.diff(self.offsets.astype(np.int64)).max())
@@ -129,14 +134,16 @@ class AnchorLayout(Layout):
 
     def count_work(self) -> int:
         """The anchors of the longest row."""
-        return self._longest() * part_work(self.anchors) + self.embedding_dim
+        longest = self._longest()
+        work = longest * part_work(self.anchors) + self.embedding_dim
+        return work + numbers_work(self.weights, longest)
 
     def describe(self) -> Format | None:
         """Each row's entries, and the anchors they name."""
         from survey_code.kernels.formats import AnchorFormat, describe_rows
 
         anchors = describe_rows(self.anchors)
-        if anchors is None:
+        if anchors is None or isinstance(self.weights, Layout):
             return None
         shape = (self.num_embeddings, self.embedding_dim)
         return AnchorFormat(*shape, anchors, self.weights, self.columns, self.offsets)
@@ -152,6 +159,6 @@ class AnchorLayout(Layout):
         row = xp.searchsorted(ends, xp.arange(entries), side="right")
         place = xp.arange(entries) - (ends - counts)[row] + starts[row]
         anchors = read_part(self.anchors, self.columns[place].astype(np.int64))
-        parts = anchors * self.weights[place][:, None]
+        parts = anchors * read_numbers(self.weights, place)[:, None]
         bounds = xp.concatenate([xp.zeros(1, dtype=np.int64), ends])
         return pool_rows(parts, bounds, "sum")

@@ -98,6 +98,7 @@ class CodebookLayout(VectorSearch):
 
     name: ClassVar[str] = "codebook"
     array_names: ClassVar[tuple[str, ...]] = ("codes", "codewords", "firsts", "starts")
+    holders: ClassVar[tuple[str, ...]] = ("codewords",)
     shape_names: ClassVar[tuple[str, ...]] = (
         "num_embeddings",
         "embedding_dim",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from survey_code.hashes import (
     as_signs,
@@ -19,6 +20,14 @@ from survey_code.hashes import (
 )
 from survey_code.layouts.hashed import as_flag, check_served
 from survey_code.layouts.layout import A, IdArray, Layout, RowArray, array_module
+from survey_code.layouts.parts import (
+    Rows,
+    as_vector,
+    check_numbers,
+    numbers_work,
+    read_numbers,
+    vector_room,
+)
 
 if TYPE_CHECKING:
     from survey_code.kernels.formats import Format
@@ -60,7 +69,8 @@ class FlatLayout(Layout):
 
     Parameters
     ----------
-    values : ndarray of float32, shape (size,)
+    values : ndarray of float32, shape (size,), or layout
+        A layout holds them row after row, and no more: its last row is full.
     multipliers : ndarray of int64, shape (3,)
         The numbers of the hash of id and block.
     num_embeddings, embedding_dim : int
@@ -80,6 +90,7 @@ class FlatLayout(Layout):
 
     name: ClassVar[str] = "flat"
     array_names: ClassVar[tuple[str, ...]] = ("values", "multipliers", "signs")
+    holders: ClassVar[tuple[str, ...]] = ("values",)
     shape_names: ClassVar[tuple[str, ...]] = (
         "num_embeddings",
         "embedding_dim",
@@ -87,9 +98,11 @@ class FlatLayout(Layout):
         "open_ids",
     )
 
+    values: Rows
+
     def __init__(
         self,
-        values: np.ndarray,
+        values: npt.ArrayLike | Layout,
         multipliers: np.ndarray,
         num_embeddings: int,
         embedding_dim: int,
@@ -98,7 +111,7 @@ class FlatLayout(Layout):
         open_ids: bool = False,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim)
-        self.values = np.asarray(values)
+        self.values = as_vector(values)
         self.multipliers = np.asarray(multipliers)
         self.signs = None if signs is None else np.asarray(signs)
         self.block_len = int(block_len)
@@ -114,17 +127,25 @@ class FlatLayout(Layout):
         if self.block_len < 1:
             raise ValueError(f"block_len must be from 1 up, got {self.block_len}")
         values = self.values
-        if values is None or values.dtype != np.float32 or values.ndim != 1:
+        if values is None:
             raise ValueError("values must be float32 of shape (size,)")
-        if len(values) < min(self.block_len, self.embedding_dim):
+        check_numbers("values", values, vector_room(values), [np.float32])
+        if vector_room(values) < min(self.block_len, self.embedding_dim):
             raise ValueError(
-                f"a block of {self.block_len} does not fit into {len(values)} values"
+                f"a block of {self.block_len} does not fit into "
+                f"{vector_room(values)} values"
             )
 
-    def describe(self) -> Format:
+    def count_work(self) -> int:
+        """Each number of a row, wherever it stands."""
+        return numbers_work(self.values, self.embedding_dim)
+
+    def describe(self) -> Format | None:
         """Blocks of a row, each read where it begins."""
         from survey_code.kernels.formats import OPEN, FlatFormat
 
+        if isinstance(self.values, Layout):
+            return None
         return FlatFormat.of(
             (OPEN if self.open_ids else self.num_embeddings, self.embedding_dim),
             self.values,
@@ -139,14 +160,15 @@ class FlatLayout(Layout):
         dim, numbers = self.embedding_dim, self.multipliers.tolist()
         rows = xp.empty((len(ids), dim), dtype=np.float32)
         length = min(self.block_len, dim)
-        places, within = len(self.values) - length + 1, xp.arange(length)
+        places, within = vector_room(self.values) - length + 1, xp.arange(length)
         steps = xp.asarray(hash_steps(-(-dim // length)))
         # Many short blocks are located together, but not all where there are very many.
         count = max(BLOCKS_AT_ONCE // max(len(ids) * length, 1), 1)
         for first in range(0, len(steps), count):
             shifted = ids[:, None] + steps[first : first + count]  # (m, blocks)
             starts = mix_ids(shifted, *numbers) % places
-            runs = self.values[starts[:, :, None] + within]  # (m, blocks, length)
+            # (m, blocks, length)
+            runs = read_numbers(self.values, starts[:, :, None] + within)
             if self.signs is not None:
                 signs = as_signs(mix_ids(shifted, *self.signs.tolist()))
                 runs = runs * signs[:, :, None].astype(np.float32)

@@ -31,10 +31,14 @@ from survey_code.layouts.layout import (
 from survey_code.layouts.parts import (
     Rows,
     as_rows,
+    as_vector,
+    check_numbers,
     check_rows,
     part_work,
     read_part,
+    read_vector,
     rows_shape,
+    vector_room,
 )
 
 if TYPE_CHECKING:
@@ -96,8 +100,9 @@ class GeneratorLayout(Layout):
 
     Parameters
     ----------
-    values : ndarray of float32, shape (weights,)
-        Layer after layer: the matrix (inputs, outputs), row by row, then the bias.
+    values : ndarray of float32, shape (weights,), or layout
+        Layer after layer: the matrix (inputs, outputs), row by row, then the bias;
+        a layout holds them row after row.
     multipliers : ndarray of int64, shape (3,)
         The numbers of all hashes; hash j mixes the id plus j times a constant.
     num_embeddings, embedding_dim : int
@@ -122,6 +127,7 @@ class GeneratorLayout(Layout):
 
     name: ClassVar[str] = "generator"
     array_names: ClassVar[tuple[str, ...]] = ("values", "multipliers", "content")
+    holders: ClassVar[tuple[str, ...]] = ("values",)
     shape_names: ClassVar[tuple[str, ...]] = (
         "num_embeddings",
         "embedding_dim",
@@ -133,13 +139,13 @@ class GeneratorLayout(Layout):
         "open_ids",
     )
 
-    values: np.ndarray
+    values: Rows
     multipliers: np.ndarray
     content: Rows | None
 
     def __init__(
         self,
-        values: np.ndarray,
+        values: npt.ArrayLike | Layout,
         multipliers: np.ndarray,
         num_embeddings: int,
         embedding_dim: int,
@@ -154,7 +160,7 @@ class GeneratorLayout(Layout):
     ) -> None:
         super().__init__(num_embeddings, embedding_dim)
         check_network(codes, width, layers, distribution, activation)
-        self.values = np.asarray(values)
+        self.values = as_vector(values)
         self.multipliers = np.asarray(multipliers)
         self.codes, self.width, self.layers = int(codes), int(width), int(layers)
         self.distribution_code = DISTRIBUTIONS.index(distribution)
@@ -191,10 +197,8 @@ class GeneratorLayout(Layout):
         if self.content is not None:
             check_rows("content", self.content, [(self.num_embeddings, self.told)])
             check_closed(bool(self.open_ids), self.told)
-        expected = (count_weights(*shape, self.embedding_dim, self.told),)
-        values = self.values
-        if values is None or values.dtype != np.float32 or values.shape != expected:
-            raise ValueError(f"values must be float32 of shape {expected}")
+        weights = count_weights(*shape, self.embedding_dim, self.told)
+        check_numbers("values", self.values, weights, [np.float32])
         check_served(self.num_embeddings, self.open_ids)
         check_hash_numbers("multipliers", self.multipliers)
 
@@ -219,10 +223,11 @@ class GeneratorLayout(Layout):
         """
         start = 0
         shape = (self.codes, self.width, self.layers, self.embedding_dim)
+        values = read_vector(self.values, vector_room(self.values))
         for inputs, outputs in layer_sizes(*shape, self.told):
             end = start + inputs * outputs
-            matrix = self.values[start:end].reshape(inputs, outputs)
-            bias = self.values[end : end + outputs]
+            matrix = values[start:end].reshape(inputs, outputs)
+            bias = values[end : end + outputs]
             start = end + outputs
             yield (matrix.copy(), bias.copy()) if is_cupys(matrix) else (matrix, bias)
 
@@ -239,7 +244,7 @@ class GeneratorLayout(Layout):
     def count_work(self) -> int:
         """The network's weights, the hashes, and the content."""
         told = 0 if self.content is None else part_work(self.content)
-        return len(self.values) + self.codes + told
+        return vector_room(self.values) + self.codes + told
 
     def describe(self) -> Format | None:
         """Hashes and activations by kernels, products by cuBLAS; with content the code

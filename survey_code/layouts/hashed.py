@@ -171,6 +171,7 @@ class HashedLayout(Layout):
         "weight_index",
         "paths",
     )
+    holders: ClassVar[tuple[str, ...]] = ("values", "weights", "paths")
     shape_names: ClassVar[tuple[str, ...]] = (
         "num_embeddings",
         "embedding_dim",

@@ -85,8 +85,9 @@ class Stored:
 
     A subclass names its arrays in `array_names` and its integers in
     `shape_names`, both attributes of the instance.  Where an array holds rows, a
-    layout may stand in its place; `listed` names an attribute that is a sequence of
-    such arrays or layouts, whose names are their places: "0", "1" and so on.
+    layout may stand in its place, as `holders` says; `listed` names an attribute that
+    is a sequence of such arrays or layouts, whose names are their places: "0", "1" and
+    so on.
 
     Parameters
     ----------
@@ -100,6 +101,9 @@ class Stored:
     version: ClassVar[int] = 2
     array_names: ClassVar[tuple[str, ...]] = ()
     listed: ClassVar[str | None] = None
+    # Of the arrays those that a layout may stand in place of, beside what is listed:
+    # rows, or a vector row after row.
+    holders: ClassVar[tuple[str, ...]] = ()
     shape_names: ClassVar[tuple[str, ...]] = ("num_embeddings", "embedding_dim")
 
     # Whether what arrays hold is taken as it is, unread: those of a mapped file.

@@ -24,6 +24,11 @@ Rows: TypeAlias = StoredArray | Layout
 NUMBERS = (np.float32, np.float16)
 
 
+def as_vector(part: npt.ArrayLike | Layout) -> Rows:
+    """A layout as it is, anything else as an array; see `check_numbers`."""
+    return part if isinstance(part, Layout) else np.asarray(part)
+
+
 def as_rows(part: npt.ArrayLike | Layout) -> Rows:
     """A layout as it is, anything else as an array; or one clear ValueError."""
     if isinstance(part, Layout):
@@ -126,6 +131,65 @@ def check_rows(
     raise ValueError(
         f"{name} must be float32 or float16 of shape {wanted}, or a layout of it"
     )
+
+
+# -- vectors, which a layout may hold row after row --------------------------------
+
+
+def vector_room(part: Rows) -> int:
+    """Numbers of a vector; of a layout all that its rows have room for."""
+    if isinstance(part, Layout):
+        return part.num_embeddings * part.embedding_dim
+    return int(part.size)
+
+
+def check_numbers(
+    name: str, part: Rows | None, size: int, kinds: Sequence[npt.DTypeLike] = NUMBERS
+) -> None:
+    """Raise ValueError unless a part holds a vector of so many numbers.
+
+    A layout holds it row after row, in as few rows as there can be: what the last row
+    has beyond the vector's end is never read.
+    """
+    if isinstance(part, Layout):
+        rows = max(-(-size // part.embedding_dim), 1)
+        if part.num_embeddings != rows:
+            raise ValueError(
+                f"{name}, {size} numbers, takes {rows} rows of {part.embedding_dim}, "
+                f"got a layout of {part.num_embeddings}"
+            )
+    elif part is None or part.dtype not in kinds or part.shape != (size,):
+        known = " or ".join(str(np.dtype(kind)) for kind in kinds)
+        raise ValueError(
+            f"{name} must be {known} of shape ({size},), or a layout that holds so many"
+        )
+
+
+def read_numbers(part: Rows, places: IdArray) -> RowArray:
+    """Numbers of a vector at int64 places of any shape, float32.
+
+    Of a layout each row is read once, however many of its numbers are asked for.
+    """
+    if not isinstance(part, Layout):
+        numbers: RowArray = part[places].astype(np.float32, copy=False)
+        return numbers
+    xp, wide = array_module(places), part.embedding_dim
+    needed, order = xp.unique(places.ravel() // wide, return_inverse=True)
+    rows = part.read_rows(needed)
+    picked: RowArray = rows[order.ravel(), places.ravel() % wide]
+    return picked.reshape(places.shape)
+
+
+def read_vector(part: Rows, size: int) -> RowArray:
+    """The first numbers of a vector, float32 (size,)."""
+    return read_all(part).reshape(-1)[:size]
+
+
+def numbers_work(part: Rows, count: int) -> int:
+    """Numbers that are read for so many numbers of a vector, wherever they stand."""
+    if not isinstance(part, Layout):
+        return count
+    return min(count, part.num_embeddings) * part_work(part)
 
 
 def is_linear(mode: str, weights: N | None) -> bool:

@@ -98,6 +98,7 @@ class ProbedLayout(Layout):
 
     name: ClassVar[str] = "probed"
     array_names: ClassVar[tuple[str, ...]] = ("identities", "values", "numbers")
+    holders: ClassVar[tuple[str, ...]] = ("values",)
     shape_names: ClassVar[tuple[str, ...]] = (
         "num_embeddings",
         "embedding_dim",

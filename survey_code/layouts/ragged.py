@@ -20,7 +20,15 @@ from survey_code.layouts.layout import (
     array_module,
     as_finite_table,
 )
-from survey_code.layouts.sparse import FORMATS, check_format, round_values
+from survey_code.layouts.parts import (
+    Rows,
+    as_vector,
+    check_numbers,
+    numbers_work,
+    read_numbers,
+    vector_room,
+)
+from survey_code.layouts.sparse import check_format, round_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +64,8 @@ class RaggedLayout(Layout):
 
     Parameters
     ----------
-    values : ndarray of float32 or float16, shape (sum of lengths,)
+    values : ndarray of float32 or float16, shape (sum of lengths,), or layout
+        A layout holds them row after row; see `check_numbers`.
     lengths : ndarray of uint8 or uint16, shape (num_embeddings,)
         Entries of each row, 0 to `embedding_dim`.
     starts : ndarray of uint32, shape (blocks,)
@@ -71,15 +80,18 @@ class RaggedLayout(Layout):
 
     name: ClassVar[str] = "ragged"
     array_names: ClassVar[tuple[str, ...]] = ("values", "lengths", "starts")
+    holders: ClassVar[tuple[str, ...]] = ("values",)
+
+    values: Rows
 
     def __init__(
         self,
-        values: np.ndarray,
+        values: npt.ArrayLike | Layout,
         lengths: np.ndarray,
         starts: np.ndarray,
         embedding_dim: int,
     ) -> None:
-        self.values = np.asarray(values)
+        self.values = as_vector(values)
         self.lengths = np.asarray(lengths)
         self.starts = np.asarray(starts)
         super().__init__(self.lengths.size, embedding_dim)
@@ -137,11 +149,10 @@ class RaggedLayout(Layout):
                 f"{self.embedding_dim}"
             )
         if self.trusted and values is not None:
-            total = values.size
+            total = vector_room(values)
         else:
             total = int(lengths.sum(dtype=np.int64))
-        if values is None or values.shape != (total,) or values.dtype not in FORMATS:
-            raise ValueError(f"values must be one of {FORMATS} of shape ({total},)")
+        check_numbers("values", values, total)
         if (
             starts is None
             or starts.dtype != np.uint32
@@ -155,10 +166,16 @@ class RaggedLayout(Layout):
         wanted = block_starts(self.lengths, array_module(self.lengths))
         return bool((self.starts == wanted).all())
 
-    def describe(self) -> Format:
+    def count_work(self) -> int:
+        """Each entry of a row, wherever it stands."""
+        return numbers_work(self.values, self.embedding_dim)
+
+    def describe(self) -> Format | None:
         """Prefixes, found from the lengths of the rows before."""
         from survey_code.kernels.formats import RaggedFormat
 
+        if isinstance(self.values, Layout):
+            return None
         shape = (self.num_embeddings, self.embedding_dim)
         return RaggedFormat.of(shape, self.values, self.lengths, self.starts)
 
@@ -175,13 +192,14 @@ class RaggedLayout(Layout):
     def read_rows(self, ids: IdArray) -> RowArray:
         """Gather embedding_dim entries from each row's first, and blank the tail."""
         xp = array_module(ids)
-        if not len(self.values):
+        most = vector_room(self.values)
+        if not most:
             return xp.zeros((len(ids), self.embedding_dim), dtype=np.float32)
         order = xp.arange(self.embedding_dim)
         place = self.locate(ids)[:, None] + order
-        rows = self.values[place.clip(max=len(self.values) - 1)]
+        rows = read_numbers(self.values, place.clip(max=most - 1))
         inside = order < self.lengths[ids][:, None]
-        return xp.where(inside, rows.astype(np.float32, copy=False), np.float32(0))
+        return xp.where(inside, rows, np.float32(0))
 
 
 def block_starts(lengths: np.ndarray, xp: ModuleType = np) -> np.ndarray:

@@ -141,6 +141,7 @@ class SemanticLayout(Layout):
         "grams",
         "starts",
     )
+    holders: ClassVar[tuple[str, ...]] = ("values",)
     shape_names: ClassVar[tuple[str, ...]] = (
         "num_embeddings",
         "embedding_dim",

@@ -22,7 +22,14 @@ from survey_code.layouts.layout import (
     array_module,
     as_finite_table,
 )
-from survey_code.layouts.parts import are_first_ids
+from survey_code.layouts.parts import (
+    Rows,
+    are_first_ids,
+    as_vector,
+    check_numbers,
+    numbers_work,
+    read_numbers,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,7 +145,8 @@ class SparseLayout(Layout):
 
     Parameters
     ----------
-    values : ndarray of float32 or float16, shape (kept,)
+    values : ndarray of float32 or float16, shape (kept,), or layout
+        A layout holds them row after row; see `check_numbers`.
     columns : ndarray of uint8 or uint16, shape (kept,)
         Place in the block: row within the block times `embedding_dim`, plus the
         column; rising within a block.
@@ -166,15 +174,18 @@ class SparseLayout(Layout):
         "fills",
         "starts",
     )
+    holders: ClassVar[tuple[str, ...]] = ("values",)
     shape_names: ClassVar[tuple[str, ...]] = (
         "num_embeddings",
         "embedding_dim",
         "block_rows",
     )
 
+    values: Rows
+
     def __init__(
         self,
-        values: np.ndarray,
+        values: npt.ArrayLike | Layout,
         columns: np.ndarray,
         offsets: np.ndarray,
         num_embeddings: int,
@@ -184,7 +195,7 @@ class SparseLayout(Layout):
         starts: np.ndarray | None = None,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim)
-        self.values = np.asarray(values)
+        self.values = as_vector(values)
         self.columns = np.asarray(columns)
         self.offsets = np.asarray(offsets)
         self.block_rows = int(block_rows)
@@ -279,16 +290,16 @@ class SparseLayout(Layout):
             If there are more entries than offsets can count.
         """
         last = parts[-1]
-        kept = sum(len(part.values) for part in parts)
+        kept = sum(len(part.columns) for part in parts)
         check_kept(kept)
         if len(parts) == 1:
             return last
         ends, before = [np.zeros(1, np.uint32)], 0
         for part in parts:
             ends.append(part.offsets[1:] + np.uint32(before))
-            before += len(part.values)
+            before += len(part.columns)
         rows = sum(part.num_embeddings for part in parts)
-        values = np.concatenate([part.values for part in parts])
+        values = np.concatenate([part.arrays()["values"] for part in parts])
         columns = np.concatenate([part.columns for part in parts])
         shape = rows, last.embedding_dim, last.block_rows
         return cls(values, columns, np.concatenate(ends), *shape)
@@ -299,22 +310,22 @@ class SparseLayout(Layout):
         values, columns, offsets = self.values, self.columns, self.offsets
         width = self.block_rows * self.embedding_dim
         kind = column_type(width)
-        if values is None or values.ndim != 1 or values.dtype not in FORMATS:
-            raise ValueError(f"values must be a vector of one of {FORMATS}")
-        if columns is None or columns.dtype != kind or columns.shape != values.shape:
-            raise ValueError(f"columns must be {kind} of shape {values.shape}")
+        if columns is None or columns.dtype != kind or columns.ndim != 1:
+            raise ValueError(f"columns must be {kind} of shape (kept,)")
+        kept = len(columns)
+        check_numbers("values", values, kept)
         blocks = -(-self.num_embeddings // self.block_rows)
         if (
             offsets is None
             or offsets.dtype != np.uint32
             or offsets.shape != (blocks + 1,)
             or int(offsets[0]) != 0
-            or int(offsets[-1]) != len(values)
+            or int(offsets[-1]) != kept
             or (not self.trusted and bool((offsets[1:] < offsets[:-1]).any()))
         ):
             raise ValueError(
                 f"offsets must be {blocks + 1} numbers of uint32 that rise from 0 to "
-                f"{len(values)}"
+                f"{kept}"
             )
         self._check_fills()
         if not self.trusted:
@@ -323,7 +334,7 @@ class SparseLayout(Layout):
     def _check_columns(self, width: int) -> None:
         """Places rise within each block, and lie in the table."""
         xp, last = array_module(self.columns), -1
-        for start in range(0, len(self.values), NUMBERS_JOINED):
+        for start in range(0, len(self.columns), NUMBERS_JOINED):
             some = self.columns[start : start + NUMBERS_JOINED]
             order = xp.arange(start, start + len(some))
             block = xp.searchsorted(self.offsets, order, side="right") - 1
@@ -365,12 +376,18 @@ class SparseLayout(Layout):
     @property
     def density(self) -> float:
         """Share of the table's entries that is kept."""
-        return len(self.values) / (self.num_embeddings * self.embedding_dim)
+        return len(self.columns) / (self.num_embeddings * self.embedding_dim)
 
-    def describe(self) -> Format:
+    def count_work(self) -> int:
+        """Each entry of a row, wherever it stands."""
+        return numbers_work(self.values, self.embedding_dim)
+
+    def describe(self) -> Format | None:
         """Entries of a row, found in its block."""
         from survey_code.kernels.formats import SparseFormat
 
+        if isinstance(self.values, Layout):
+            return None
         shape = (self.num_embeddings, self.embedding_dim)
         return SparseFormat(
             *shape, self.values, self.columns, self.offsets, self.block_rows,
@@ -402,7 +419,7 @@ class SparseLayout(Layout):
             owner = xp.searchsorted(ends, order, side="right")
             place = stop[owner] - ends[owner] + order
             column = self.columns[place].astype(np.int64) % self.embedding_dim
-            rows[owner, column] = self.values[place]
+            rows[owner, column] = read_numbers(self.values, place)
         return rows
 
     def _read_fills(self, ids: IdArray) -> RowArray:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from survey_code.embedding import CompressedEmbedding, Seed, as_float32, pick_rows
-from survey_code.layouts import GroupedLayout
+from survey_code.layouts import GroupedLayout, Layout
 from survey_code.layouts.grouped import MAX_GROUPS, grouped_bytes, is_ranges
 from survey_code.mixed_dimension.search import fields_of
 from survey_code.replay import is_recording
@@ -168,7 +168,7 @@ class GroupedEmbedding(CompressedEmbedding):
             return full @ torch.linalg.pinv(self.projections[str(group)])
         return full[:, : self.widths[group]]
 
-    def freeze(self) -> GroupedLayout:
+    def freeze(self) -> Layout:
         """The short rows, what makes them long, and who belongs to which group."""
         matrices = {g: as_float32(matrix) for g, matrix in self.projections.items()}
         return GroupedLayout.from_tables(

@@ -167,11 +167,11 @@ class SparsePieces(Pieces):
     def split(self, piece: Layout, first: int, last: bool) -> Iterator[Piece]:
         """Entries behind those before; offsets count these, too."""
         assert isinstance(piece, SparseLayout)
-        yield Piece("values", self.before, piece.values)
+        yield Piece("values", self.before, piece.arrays()["values"])
         yield Piece("columns", self.before, piece.columns)
         offsets = piece.offsets + np.uint32(self.before)
         yield Piece("offsets", first // piece.block_rows, offsets)
-        self.before += len(piece.values)
+        self.before += len(piece.columns)
 
 
 def describe_whole(piece: Layout, rows: int) -> Blueprint:
@@ -289,7 +289,7 @@ def cut_magnitude(
 
     counted = replace(cut)
     kept = sum(
-        len(keep(rows, first, counted).values) for first, rows in table.cut(together)
+        len(keep(rows, first, counted).columns) for first, rows in table.cut(together)
     )
     check_kept(kept)
     return SparsePieces(keep, together, ("values", "columns", "offsets"), kept)

@@ -40,7 +40,7 @@ from survey_code.layouts.grouped import BLOCK_IDS, BLOCK_WORDS
 from survey_code.layouts.hashed import count_hidden, table_starts
 from survey_code.layouts.layout import cut
 from survey_code.layouts.levels import read_powers
-from survey_code.layouts.parts import Rows, rows_shape
+from survey_code.layouts.parts import Rows, rows_shape, vector_room
 from survey_code.layouts.ragged import BLOCK
 from survey_code.layouts.rowwise import centre_of, code_bytes, parameter_type
 from survey_code.layouts.turned import mix_rows, read_signs
@@ -118,6 +118,18 @@ def gather_rows_of(part: Rows, places: Value) -> Value:
     """Rows of an array or a layout, at int64 places of any shape: (places, width)."""
     flat = places.reshape(-1)
     return emit(part, flat) if isinstance(part, Layout) else gather_floats(part, flat)
+
+
+def gather_numbers_of(part: Rows, places: Value, *shape: int) -> Value:
+    """Numbers of a vector, or of a layout that holds it row after row, at int64 places
+    of this shape, whose first side is -1.
+    """
+    if not isinstance(part, Layout):
+        return gather_floats(part, places)
+    flat, wide = places.reshape(-1), part.embedding_dim
+    columns = (flat % wide).reshape(-1, 1)
+    rows = emit(part, flat // wide)
+    return places.graph.add("GatherElements", rows, columns, axis=1).reshape(*shape)
 
 
 def emit_zeros(ids: Value, dim: int) -> Value:
@@ -459,9 +471,11 @@ def emit_flat(layout: FlatLayout, ids: Value) -> Value:
     blocks = -(-dim // length)
     steps = graph.count(blocks).to(np.uint64) * np.uint64(GOLDEN % 2**64)
     keys = ids.reshape(-1, 1).to(np.uint64) + steps
-    starts = emit_mixture(keys, layout.multipliers) % (len(layout.values) - length + 1)
+    starts = emit_mixture(keys, layout.multipliers) % (
+        vector_room(layout.values) - length + 1
+    )
     places = starts.reshape(-1, blocks, 1) + graph.count(length)
-    runs = graph.add("Gather", layout.values, places)
+    runs = gather_numbers_of(layout.values, places, -1, blocks, length)
     if layout.signs is not None:
         bits = emit_mixture(keys, layout.signs) // 2**31 % 2
         runs = runs * as_floats(bits).reshape(-1, blocks, 1)
@@ -490,7 +504,8 @@ def emit_probed(layout: ProbedLayout, ids: Value) -> Value:
 @emit.register
 def emit_ragged(layout: RaggedLayout, ids: Value) -> Value:
     """As many entries as a row has, and zeros."""
-    graph, dim, kept = ids.graph, layout.embedding_dim, len(layout.values)
+    graph, dim = ids.graph, layout.embedding_dim
+    kept = vector_room(layout.values)
     if not kept:
         return emit_zeros(ids, dim)
     lengths = graph.store(layout.lengths)
@@ -503,13 +518,14 @@ def emit_ragged(layout: RaggedLayout, ids: Value) -> Value:
     order = graph.count(dim)
     places = (first.reshape(-1, 1) + order).at_most(kept - 1)
     own = graph.add("Gather", lengths, wide).to(np.int64)
-    return (order < own).where(gather_floats(layout.values, places), 0.0)
+    values = gather_numbers_of(layout.values, places, -1, dim)
+    return (order < own).where(values, 0.0)
 
 
 @emit.register
 def emit_sparse(layout: SparseLayout, ids: Value) -> Value:
     """All entries of a row's block, those of other rows put into one more column."""
-    graph, dim, kept = ids.graph, layout.embedding_dim, len(layout.values)
+    graph, dim, kept = ids.graph, layout.embedding_dim, len(layout.columns)
     rows = emit_zeros(ids, dim)
     if layout.fills is not None:
         group = ids * 0
@@ -531,14 +547,14 @@ def emit_sparse(layout: SparseLayout, ids: Value) -> Value:
     inside = graph.add("And", inside, places < high)
     columns = inside.where(columns % dim, dim)
     wide = graph.add("Pad", rows, np.array([0, 0, 0, 1]))
-    values = gather_floats(layout.values, safe)
+    values = gather_numbers_of(layout.values, safe, -1, longest)
     return graph.add("ScatterElements", wide, columns, values, axis=1).cut(0, dim)
 
 
 @emit.register
 def emit_anchors(layout: AnchorLayout, ids: Value) -> Value:
     """The anchors of a row's entries, weighted and added up."""
-    graph, dim, kept = ids.graph, layout.embedding_dim, len(layout.weights)
+    graph, dim, kept = ids.graph, layout.embedding_dim, len(layout.columns)
     if not kept:
         return emit_zeros(ids, dim)
     offsets, wide = graph.store(layout.offsets), ids.reshape(-1, 1)
@@ -548,7 +564,8 @@ def emit_anchors(layout: AnchorLayout, ids: Value) -> Value:
     longest = int(np.diff(layout.offsets.astype(np.int64)).max())
     places = low + graph.count(longest)
     safe = places.at_most(kept - 1)
-    weights = (places < high).where(gather_floats(layout.weights, safe), 0.0)
+    found = gather_numbers_of(layout.weights, safe, -1, longest)
+    weights = (places < high).where(found, 0.0)
     rows = gather_rows_of(layout.anchors, gather_integers(layout.columns, safe))
     mixed = weights.reshape(-1, 1, longest) @ rows.reshape(-1, longest, dim)
     return mixed.reshape(-1, dim)

@@ -161,6 +161,14 @@ def filled(dim, starts=None, **options):
     return SparseLayout.from_mask(draw_table(dim), mask, 2, fills, starts)
 
 
+def hold_vector(layout, name, width):
+    """The layout with a vector rounded to 8 bits, in rows of a width."""
+    vector = layout.held()[name]
+    rows = np.pad(vector, (0, -len(vector) % width), mode="edge").reshape(-1, width)
+    held = {**layout.held(), name: compress(rows, "rowwise", bits=8)}
+    return type(layout).from_file(layout.shape_integers(), held)
+
+
 def semantic(grams, sizes, dim=6, **options):
     """Two codes of two bits, and stretches of them that name rows."""
     codes = PackedLayout.from_integers(np.arange(2 * ROWS).reshape(ROWS, 2) % 4, 2)
@@ -294,6 +302,15 @@ EXAMPLES = {
     "flat": lambda: shared(ROBE, size=20, block_len=4),
     "flat-signed": lambda: shared(ROBE, size=20, block_len=1, signed=True),
     "flat-open": lambda: shared(ROBE, size=20, open_ids=True, block_len=9),
+    # Vectors in runs of a few numbers, which a layout of their own holds.
+    "sparse-nested": lambda: hold_vector(sparse(7, 0.5), "values", 5),
+    "sparse-fills-nested": lambda: hold_vector(filled(6, starts=[0, 3]), "values", 4),
+    "ragged-nested": lambda: hold_vector(ragged(5), "values", 8),
+    "flat-nested": lambda: hold_vector(
+        shared(ROBE, size=20, block_len=3, signed=True), "values", 4
+    ),
+    "anchors-nested": lambda: hold_vector(anchored(4), "weights", 3),
+    "generator-nested": lambda: hold_vector(shared(DHE, width=5, codes=8), "values", 9),
     "generator": lambda: shared(DHE, width=5, codes=8),
     "generator-open": lambda: shared(
         DHE,

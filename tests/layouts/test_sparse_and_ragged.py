@@ -173,9 +173,11 @@ OFFSETS = np.array([0, 1, 3], np.uint32)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"values": VALUES.astype(np.float64)}, "values must be a vector"),
-        ({"values": VALUES[:, None]}, "values must be a vector"),
-        ({"columns": COLUMNS[:2]}, "columns must be uint8 of shape"),
+        ({"values": VALUES.astype(np.float64)}, "values must be float32 or"),
+        ({"values": VALUES[:, None]}, "values must be float32 or"),
+        ({"values": VALUES[:2]}, "values must be .* of shape"),
+        ({"columns": COLUMNS[:2]}, "of shape .2,., or a layout"),
+        ({"columns": COLUMNS[:, None]}, "columns must be uint8 of shape"),
         ({"columns": COLUMNS.astype(np.int64)}, "columns must be uint8"),
         ({"columns": COLUMNS + np.uint8(1)}, "columns must rise"),
         ({"columns": np.array([1, 2, 0], np.uint8)}, "columns must rise"),
@@ -259,7 +261,7 @@ def test_wrong_lengths_are_errors(lengths, message):
     ("changes", "message"),
     [
         ({"values": VALUES[:2]}, r"values must be .* of shape \(3,\)"),
-        ({"values": VALUES.astype(np.int32)}, "values must be one of"),
+        ({"values": VALUES.astype(np.int32)}, "values must be float32 or"),
         ({"lengths": np.array([1, 2], np.int64)}, "lengths must be uint8"),
         ({"lengths": np.array([0, 5], np.uint8)}, "each up to 4"),
         ({"starts": np.array([1], np.uint32)}, "starts must be uint32"),
