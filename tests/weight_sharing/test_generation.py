@@ -322,7 +322,7 @@ def test_on_rows_with_unseen_ids_content_is_ahead():
     ("options", "said"),
     [
         ({"normalisation": "layer"}, r"normalisation must be one of .*got 'layer'"),
-        ({"content": 3}, r"content must be one of \(0, 8, 4, 2\), got 3"),
+        ({"content": 5}, r"content must be one of \(0, 8, 4, 3, 2, 1\), got 5"),
         ({"content": True}, r"content must be one of"),
         ({"content": 4, "open_ids": True}, "open_ids must be False, got True"),
         ({"layers": 0}, "layers must be an integer from 1"),
