@@ -285,7 +285,7 @@ def judge_gaps(
 
 def stack_seeds(gaps: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
     """The gaps of a world, float64 (arms, seeds, windows), and the arms' names."""
-    named = {str(arm): own.droplevel(["world", "arm"]).sort_index()
+    named = {str(arm): own.droplevel(["world", "arm"]).sort_index(kind="stable")
              for arm, own in gaps.groupby(level="arm", sort=False)}  # fmt: skip
     seeds = {arm: own.index.tolist() for arm, own in named.items()}
     first = next(iter(seeds.values()))

@@ -11,7 +11,7 @@ import pytest
 from survey_code import TableSpec
 from survey_code.catalog import get_method
 from survey_code.data.synthetic import PRESETS, make_stream
-from survey_code.lab import drift, tuning
+from survey_code.lab import drift
 from survey_code.lab.contest import arrange, list_courses, list_missed, list_ratios
 from survey_code.lab.contests import CONTESTS
 from survey_code.lab.drift import (
@@ -127,15 +127,16 @@ def small_spec():
     return TableSpec.of_table(sum(sizes), 16, counts, [0, *np.cumsum(sizes)])
 
 
-def test_a_contest_is_followed_and_resumed(tiny_worlds, tmp_path, monkeypatch):
+def test_a_contest_is_followed_and_resumed(tiny_worlds, tmp_path):
     """Tuned in one world, recorded in all, and settings shared between cadences."""
-    monkeypatch.setattr(tuning, "TRIALS_EACH", 2)
     contest = shrink(
         DRIFT_CONTESTS["drift"], "full", "head only, frozen",
         "head only, every window", elsewhere=("drift-popularity",), ratios=(4.0,),
     )  # fmt: skip
     arms = tuple(
-        dataclasses.replace(arm, ratios=None if arm.key == "full" else (4.0,))
+        dataclasses.replace(
+            arm, ratios=None if arm.key == "full" else (4.0,), trials=2
+        )
         for arm in contest.entrants
     )
     object.__setattr__(contest, "entrants", arms)
