@@ -134,9 +134,7 @@ def test_a_contest_is_followed_and_resumed(tiny_worlds, tmp_path):
         "head only, every window", elsewhere=("drift-popularity",), ratios=(4.0,),
     )  # fmt: skip
     arms = tuple(
-        dataclasses.replace(
-            arm, ratios=None if arm.key == "full" else (4.0,), trials=2
-        )
+        dataclasses.replace(arm, ratios=None if arm.key == "full" else (4.0,), trials=2)
         for arm in contest.entrants
     )
     object.__setattr__(contest, "entrants", arms)
