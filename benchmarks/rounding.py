@@ -26,7 +26,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,8 @@ class Rule:
 
     name: str
     method: str
-    asked: dict[str, object] = field(default_factory=dict)
-    bits: tuple[int, ...] = (8, 4, 2)
+    asked: dict[str, object]
+    bits: tuple[int, ...]
 
     def configure(self, bits: int, seed: int) -> Options:
         """The method's options, with so many bits; each seed has another turn."""
@@ -87,14 +87,21 @@ class Rule:
 
 
 ALL_BITS = tuple(range(8, 0, -1))
+FEW_BITS = (8, 4, 3, 2, 1)
+KEPT = {"keep_norms": True}
 FORMATS = {"float16": 16, "bfloat16": 16, "float8_e4m3": 8, "float8_e5m2": 8, "mx4": 4}
 RULES: tuple[Rule, ...] = (
-    Rule("full", "full", bits=(32,)),
+    Rule("full", "full", {}, (32,)),
     *(Rule(f"half, {name}", "half", {"dtype": name}, (bits,))
       for name, bits in FORMATS.items()),
-    Rule("rowwise", "rowwise"),
-    Rule("rowwise, per table", "rowwise", {"per": "table"}),
-    Rule("greedy", "greedy"),
+    Rule("rowwise", "rowwise", {}, FEW_BITS),
+    Rule("rowwise, norms kept", "rowwise", KEPT, FEW_BITS),
+    Rule("rowwise, symmetric", "rowwise", {"symmetric": True}, FEW_BITS),
+    Rule("rowwise, symmetric, norms kept", "rowwise", {"symmetric": True, **KEPT},
+         FEW_BITS),
+    Rule("rowwise, per table", "rowwise", {"per": "table"}, FEW_BITS),
+    Rule("greedy", "greedy", {}, FEW_BITS),
+    Rule("greedy, norms kept", "greedy", KEPT, FEW_BITS),
     Rule("rotated", "rotated", {}, ALL_BITS),
     Rule("rotated, stretched", "rotated", {"stretch": True}, ALL_BITS),
     Rule("rotated, unbiased", "rotated", {"unbiased": True}, ALL_BITS),
@@ -204,6 +211,17 @@ def note_rule(
     )  # fmt: skip
 
 
+def complete_asked(result: Result) -> Result:
+    """A result with all that its method can be asked: what did not exist when it was
+    made had its default.
+    """
+    methods = {rule.name: rule.method for rule in RULES}
+    if result.key not in methods:
+        return result
+    defaults = get_method(methods[result.key]).load().options().asked()
+    return replace(result, asked={**defaults, **(result.asked or {})})
+
+
 def main() -> None:
     """Train, round, note and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -219,7 +237,7 @@ def main() -> None:
     for data in given.data:
         for seed in given.seeds:
             held = load_results(given.out) if given.out.exists() else []
-            done = {key_of(result) for result in held}
+            done = {key_of(complete_asked(result)) for result in held}
             for result in measure_rules(data, seed, given.device, rules, done):
                 append_result(given.out, result)
                 print(describe_result(result), flush=True)

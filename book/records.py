@@ -24,8 +24,9 @@ from typing import Any
 
 from survey_code.catalog import get_method
 from survey_code.lab import measures
-from survey_code.lab.contest import Contest, arrange, list_courses, pose_best
+from survey_code.lab.contest import Contest, Entrant, arrange, list_courses, pose_best
 from survey_code.lab.contests import CONTESTS, FEWER_NEGATIVES
+from survey_code.lab.drift import DRIFT_CONTESTS
 from survey_code.lab.experiment import Experiment
 from survey_code.lab.factorial import cross
 from survey_code.lab.nesting import FormExperiment
@@ -33,6 +34,7 @@ from survey_code.lab.records import Recorder, Records, Workers, record
 from survey_code.lab.results import Result, describe_result, is_missed, replace_results
 from survey_code.lab.stream import StreamExperiment
 from survey_code.lab.trial import TRIALS, Trial
+from survey_code.lab.unseen import UnseenExperiment
 from survey_code.training import TrainingSettings
 
 RESULTS = Path(__file__).parent / "results"
@@ -152,6 +154,71 @@ QUICK_GOWALLA = FEWER_NEGATIVES.adjust(
 )
 
 
+# What networks that generate rows can do, tuned as their authors would: twice the
+# trials, over depth, normalisation and hashes as well.
+WIDE = (
+    ("rate", (0.3, 0.1, 1.0, 0.03)),
+    ("layers", (1, 2, 3, 5)),
+    ("normalisation", ("none", "batch")),
+    ("distribution", ("uniform", "gaussian")),
+    ("codes", (None, 128, 1024)),
+)
+TUNED_WIDELY = Entrant("dhe, tuned widely", "dhe", tries=WIDE, trials=32)
+
+
+def list_depths(*depths: int) -> tuple[Entrant, ...]:
+    """Networks of so many hidden layers, with and without averages, each tuned at 10x
+    for itself.
+    """
+    return tuple(
+        Entrant(
+            f"dhe, {layers} layers, {normalisation}", "dhe",
+            (("layers", layers), ("normalisation", normalisation)), (10.0,),
+        )
+        for layers in depths
+        for normalisation in ("none", "batch")
+    )  # fmt: skip
+
+
+# Who meets ids that training never saw; content in four bits counts.
+DEPTHS = (("layers", (1, 2, 3, 5)), ("codes", (None, 32, 128)))
+NEWCOMERS = (
+    Entrant("full", "full"),
+    *(
+        Entrant(key, key, ratios=(10.0,))
+        for key in (
+            "hashing", "quotient_remainder", "hash_embeddings", "semantic_ids", "dhe",
+        )
+    ),
+    *(
+        Entrant(f"dhe, {name}", "dhe", asked, (10.0,), tries=DEPTHS)
+        for name, asked in (
+            ("batch", (("normalisation", "batch"),)),
+            ("content", (("content", 4),)),
+            ("content, batch", (("content", 4), ("normalisation", "batch"))),
+        )
+    ),
+)  # fmt: skip
+
+# Beside the contests whose data and training they share; rivals stand in those.
+GENERATION = {
+    contest.name: contest
+    for contest in (
+        Contest(
+            "generation_synthetic", "synthetic", CONTESTS["synthetic"].trial,
+            (TUNED_WIDELY, *list_depths(1, 3, 5)),
+        ),
+        Contest(
+            "generation_frappe", "frappe", CONTESTS["frappe"].trial,
+            (TUNED_WIDELY, *list_depths(1, 5)), tuned_on=(0,),
+        ),
+        Contest(
+            "generation_content", "synthetic-content", CONTESTS["synthetic"].trial,
+            NEWCOMERS, ratios=(10.0,), tuned_on=(0,), kind=UnseenExperiment,
+        ),
+    )
+}  # fmt: skip
+
 # Contests that are recorded to the end.
 FINISHED: tuple[str, ...] = ("synthetic", "frappe")
 
@@ -171,7 +238,7 @@ CROSSED = ("frappe", "synthetic_large")
 FACTORIALS = {
     crossed.name: crossed for crossed in (cross(CONTESTS[name]) for name in CROSSED)
 }
-ALL_CONTESTS = {**CONTESTS, **FACTORIALS}
+ALL_CONTESTS = {**CONTESTS, **DRIFT_CONTESTS, **GENERATION, **FACTORIALS}
 
 # At which tables are rounded, and to what.
 ROUNDED_AT, ROUNDED_TO = 10.0, ("8 bits", "4 bits")

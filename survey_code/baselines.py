@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -258,6 +258,13 @@ class HeadOnly(Trained[HeadOptions]):
         """An id's own row, or its field's."""
         places = self.rows[ids]
         return pick_rows(places, self.weight, sparse=self.regime.sparse)
+
+    @torch.no_grad()
+    def inherit(self, old: Self) -> None:
+        """The fields' rows as they are; the head's as their ids read them before."""
+        own, shared = self.weight.split([len(self.head), len(self.field_starts) - 1])
+        own.copy_(old.embed(self.head))
+        shared.copy_(old.weight[len(old.head) :])
 
     def freeze(self) -> Layout:
         """The head's rows apart, and a row for each field."""

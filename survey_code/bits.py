@@ -109,7 +109,8 @@ def pack_across(codes: A, bits: int) -> A:
                 parts.append(part << left if left >= 0 else part >> -left)
         packed.append(functools.reduce(operator.or_, parts))
     width = -(-codes.shape[1] * bits // 8)
-    return join_columns(library(codes).stack(packed, 2))[:, :width]
+    # Of its own: kernels write to rows without gaps.
+    return join_columns(library(codes).stack(packed, 2))[:, :width] << 0
 
 
 def unpack_across(packed: A, dim: int, bits: int) -> A:

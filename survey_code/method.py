@@ -145,6 +145,17 @@ class AfterTraining(Compression[O]):
         """A layout made of finite float32 rows, shape (num_embeddings, dim)."""
         raise NotImplementedError
 
+    @classmethod
+    def refit(
+        cls, layout: Layout, weight: np.ndarray, spec: TableSpec, options: O
+    ) -> Layout:
+        """`compress`, but ids keep what tells them apart in a layout that it made of
+        earlier rows: codes stay, say, and what they stand for is fitted to these rows.
+
+        By default there is nothing to keep.
+        """
+        return cls.compress(weight, spec, options)
+
 
 class Trained(CompressedEmbedding, Compression[O]):
     """A table that is trained as small as it will be deployed, or shrinks meanwhile.
@@ -162,6 +173,15 @@ class Trained(CompressedEmbedding, Compression[O]):
     def fit(self, task: Task) -> Fitted:
         """Learn from a task; methods that do not learn by gradients override this."""
         return task.train(self)
+
+    def inherit(self, old: Self) -> None:
+        """Begin where a table of the same options stands that has learnt.
+
+        Its spec may have counted other reads: who has a row of its own by them, but
+        had none, begins with what it read before.  Where counts decide nothing, all is
+        as it was.
+        """
+        self.load_state_dict(old.state_dict())
 
 
 class Searched(Trained[S], Generic[S, T]):

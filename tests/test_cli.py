@@ -157,7 +157,7 @@ def test_a_bad_table_is_one_line(name, tmp_path, out, capsys):
     [
         (["--method", "magic"], "unknown method 'magic'"),
         (["--method", "hashing"], "does not compress after training"),
-        (["--method", "rowwise", "-o", "bits=3"], "bits"),
+        (["--method", "rowwise", "-o", "bits=5"], "bits"),
         (["--method", "rowwise", "-o", "bits=four"], "bits"),
         (["--method", "rowwise", "-o", "bits"], "an option is NAME=VALUE, got 'bits'"),
         (["--method", "rowwise", "-o", "=4"], "an option is NAME=VALUE, got '=4'"),
@@ -583,7 +583,7 @@ def test_a_switch_in_words_is_a_truth_value(word, value, table, out):
     [
         ("rowwise", "symmetric=off", "symmetric must be True or False, got 'off'"),
         ("rowwise", "symmetric=0", "symmetric must be True or False, got '0'"),
-        ("rowwise", "bits=4.0", "bits must be one of (8, 4, 2), got '4.0'"),
+        ("rowwise", "bits=4.0", "bits must be one of (8, 4, 3, 2, 1), got '4.0'"),
         ("rowwise", "per=column", "per must be one of ('row', 'table'), got 'column'"),
         ("rowwise", "weight=3", "rowwise has no option 'weight'; its options: bits,"),
         ("rowwise", "method=3", "rowwise has no option 'method'"),
@@ -604,8 +604,9 @@ def test_methods_shows_a_methods_options(capsys):
     head, names, *lines = printed.splitlines()
     assert head.startswith("Row-wise quantisation (guan2019)")
     assert names.split() == ["option", "type", "default", "allowed", "what"]
-    assert [line.split()[0] for line in lines] == ["bits", "symmetric", "per"]
-    assert "by the budget" in lines[0] and "(8, 4, 2)" in lines[0]
+    names = ["bits", "symmetric", "per", "keep_norms"]
+    assert [line.split()[0] for line in lines] == names
+    assert "by the budget" in lines[0] and "(8, 4, 3, 2, 1)" in lines[0]
 
 
 def test_words_are_split_at_the_first_sign():

@@ -140,6 +140,9 @@ PRESETS = {
     "seasons": SyntheticSettings(
         (4000, 3000, 1000, 300, 50, 10), 1.05, (30_000,) * 10, new_ids=0.05, away=0.1
     ),
+    # Long, and without drift until that is asked for.  Few ids, read often: what the
+    # first windows have taught is about all that there is to learn.
+    "drift": SyntheticSettings((1000, 600, 300, 100, 30, 10), 1.05, (100_000,) * 46),
     # As "small"; the four largest fields have content, the three largest unseen ids.
     "content": SyntheticSettings(
         (6000, 4000, 1500, 500, 100, 30, 10, 4),
@@ -205,7 +208,7 @@ def make_stream(
 
     Parameters
     ----------
-    preset : {"stream", "seasons"}
+    preset : {"stream", "seasons", "drift"}
     seed : int, default 0
     **overrides
         Fields of `SyntheticSettings`; ``popularity_change``, ``new_ids``,

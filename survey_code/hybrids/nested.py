@@ -88,7 +88,7 @@ def round_layout(layout: Layout, bits: int) -> Layout:
     ----------
     layout : Layout
         On a processor; it is not changed.
-    bits : {8, 4, 2}
+    bits : {8, 4, 3, 2, 1}
 
     Returns
     -------
@@ -134,7 +134,7 @@ def round_stretches(table: RowArray, bits: int, together: int) -> RowwiseLayout:
     Parameters
     ----------
     table : ndarray of float32, shape (rows, width)
-    bits : {8, 4, 2}
+    bits : {8, 4, 3, 2, 1}
     together : int
         Rows of a stretch; the last one may be shorter.
 
@@ -189,7 +189,7 @@ def share_layout(
     counts : array of integers, shape (num_embeddings,), optional
         How often each id is read: errors count as often, as far as it can be told
         which numbers belong to an id.
-    rounded : {8, 4, 2}, optional
+    rounded : {8, 4, 3, 2, 1}, optional
         Codewords are found for rows that were rounded to so many bits before.
     seed : int, default 0
         Of the codewords that k-means begins with.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from survey_code.curves import Difference
+    from survey_code.lab.arithmetic import count_multiply_adds
     from survey_code.lab.card import Card
     from survey_code.lab.comparison import (
         compare,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         sweep,
     )
     from survey_code.lab.latency import measure_lookup
+    from survey_code.lab.low_bits import judge_bits
     from survey_code.lab.memory import (
         MemoryMeter,
         compare_search_cost,
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from survey_code.lab.stream import StreamExperiment, run_stream
     from survey_code.lab.task import DataTask, make_task
     from survey_code.lab.trial import Trial, default_trial
+    from survey_code.lab.unseen import UnseenExperiment, fill_unseen
 
 # Names are loaded when first used: plots need matplotlib, tasks torch.
 _HOMES = {
@@ -72,11 +75,15 @@ _HOMES = {
     "StreamExperiment": "stream",
     "DataTask": "task",
     "Trial": "trial",
+    "UnseenExperiment": "unseen",
     "compare_search_cost": "memory",
+    "count_multiply_adds": "arithmetic",
+    "fill_unseen": "unseen",
     "default_trial": "trial",
     "describe_results": "results",
     "load_results": "results",
     "judge": "comparison",
+    "judge_bits": "low_bits",
     "main_metric": "comparison",
     "make_card": "newcomer",
     "make_task": "task",
@@ -115,17 +122,21 @@ __all__ = [
     "Result",
     "StreamExperiment",
     "Trial",
+    "UnseenExperiment",
     "Verdict",
     "bootstrap_places",
     "check_promises",
     "choose_by_validation",
     "compare",
     "compare_search_cost",
+    "count_multiply_adds",
     "default_trial",
     "describe_results",
+    "fill_unseen",
     "find_critical_difference",
     "find_unbeaten",
     "judge",
+    "judge_bits",
     "load_results",
     "main_metric",
     "make_card",

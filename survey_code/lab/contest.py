@@ -10,12 +10,13 @@ from functools import cached_property, partial
 from typing import TypeVar
 
 from survey_code.catalog import AFTER, CATALOG, Method, get_method
+from survey_code.checks import check_choice
 from survey_code.lab.experiment import Data, Experiment, note_failure
 from survey_code.lab.records import Course, Records, Wanted
 from survey_code.lab.results import Result
 from survey_code.lab.task import make_task, open_data
 from survey_code.lab.trial import Trial
-from survey_code.lab.tuning import Marks, Way, best_of, mark_of, tune
+from survey_code.lab.tuning import TRIALS_EACH, Marks, Way, best_of, mark_of, tune
 from survey_code.options import Options, SearchOptions
 from survey_code.spec import OutOfReach, TableSpec
 
@@ -28,6 +29,12 @@ SEEDS = (1, 2, 3)
 TUNED_AT, CHECKED_AT, CHECKED = 10.0, 30.0, 3
 # Methods of whole columns, like a narrower table.
 NARROW = ("low_rank", "mlet")
+# Which bits compete, and at which ones methods do that offer more than these.
+BITS_ASKED = ("usual", "all")
+USUAL_BITS = {
+    **dict.fromkeys(("rowwise", "greedy", "lpt", "alpt"), (8, 4, 2)),
+    "lsq": (8, 4, 3, 2),
+}
 # Methods that ask what ids are, which no data set of these records says.
 ASK_CONTENT = ("semantic_ids",)
 
@@ -53,6 +60,13 @@ class Entrant:
     rates_of : str, optional
         Name of the entrant whose rates it takes, and tunes its own options alone: what
         is compressed after training is the best table that there is.
+    tries : tuple of (str, tuple)
+        Values of options that its tuning tries beside those that the method names, or
+        in their place; the default first.
+    trials : int, default `TRIALS_EACH`
+        Of its tuning; others than all have only where a record says so.
+    pace : tuple of (str, object)
+        Of its experiments, beside the method's options: how it follows a stream.
     """
 
     name: str
@@ -62,6 +76,9 @@ class Entrant:
     like: str | None = None
     once: bool = False
     rates_of: str | None = None
+    tries: tuple[tuple[str, tuple[object, ...]], ...] = ()
+    trials: int = TRIALS_EACH
+    pace: tuple[tuple[str, object], ...] = ()
 
     @property
     def tuned(self) -> bool:
@@ -88,6 +105,8 @@ class Contest:
         Seeds of the trials: two where a trial is short, as one seed's best is noise.
     kind : callable
         Makes an experiment, as `Experiment` does.
+    elsewhere : tuple of str or data set
+        Other data that all are recorded on as well, with the same settings.
     """
 
     name: str
@@ -98,6 +117,7 @@ class Contest:
     seeds: tuple[int, ...] = SEEDS
     tuned_on: tuple[int, ...] = (0, 10)
     kind: Callable[..., Experiment] = Experiment
+    elsewhere: tuple[Data, ...] = ()
     _reached: dict[tuple[str, float], float | None] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -119,8 +139,8 @@ class Contest:
         options = way.ask(entrant.key, dict(entrant.asked))
         if isinstance(options, SearchOptions) and options.search_epochs is None:
             options = options.replace(search_epochs=self.trial.settings.epochs)
-        trial = way.adapt(self.trial)
-        return self.kind(entrant.key, options, self.data, trial, ratio, seed)
+        trial, pace = way.adapt(self.trial), dict(entrant.pace)
+        return self.kind(entrant.key, options, self.data, trial, ratio, seed, **pace)
 
     def plan(self, entrant: Entrant, way: Way, ratio: float) -> Options | None:
         """The options of a run, a plan's included; None where it is out of reach."""
@@ -205,7 +225,8 @@ def enter(
         chosen = yield from tune_entrant(contest, entrant, start)
         choices[entrant.name] = chosen
     yield [
-        Wanted(contest.pose(entrant, way, ratio, seed))
+        Wanted(dataclasses.replace(contest.pose(entrant, way, ratio, seed), data=data))
+        for data in (contest.data, *contest.elsewhere)
         for ratio, way in list_runs(contest, entrant, chosen)
         for seed in contest.seeds
     ]
@@ -271,7 +292,8 @@ def tune_entrant(
     near = tuning_ratio(contest, entrant, TUNED_AT)
     if near is None:
         return Tuned({}, {})
-    tries = tune(entrant.key, contest.trial, dict(entrant.asked), start)
+    told = (dict(entrant.asked), start, dict(entrant.tries), entrant.trials)
+    tries = tune(entrant.key, contest.trial, *told)
     ways = next(tries)
     while ways:
         found = yield from try_ways(contest, entrant, ways, near)
@@ -396,15 +418,29 @@ def pose_best(
     return contest.pose(entrant, way, near, contest.seeds[0])
 
 
-def list_entrants(task: str, dim: int) -> tuple[Entrant, ...]:
+def list_entrants(task: str, dim: int, bits: str = "usual") -> tuple[Entrant, ...]:
     """Everyone who competes on a task: all methods, the rivals that are always there,
     and low precision at each number of bits.
+
+    Parameters
+    ----------
+    task : str
+    dim : int
+        Columns of the full table.
+    bits : {"usual", "all"}
+        Of low precision: those of `USUAL_BITS`, or all that a method offers.
+
+    Raises
+    ------
+    ValueError
+        For another word.
     """
+    check_choice("bits", bits, BITS_ASKED)
     entrants = [
         entrant
         for method in CATALOG
         if task in method.tasks and method.key not in ASK_CONTENT
-        for entrant in list_own_entrants(method, dim)
+        for entrant in list_own_entrants(method, dim, bits)
     ]
     rules = [
         Entrant(f"bccf, {rule}", "bccf", (("rule", rule),), like="bccf", once=True)
@@ -414,20 +450,20 @@ def list_entrants(task: str, dim: int) -> tuple[Entrant, ...]:
     nested = Entrant(
         "uniform, nested", "uniform", (("matryoshka", True),), list_widths(dim)
     )
-    return (*entrants, *rules, nested, *RIVALS)
+    return (*entrants, *rules, nested, *list_shared_bits(bits), *RIVALS)
 
 
-def list_own_entrants(method: Method, dim: int) -> list[Entrant]:
+def list_own_entrants(method: Method, dim: int, bits: str = "usual") -> list[Entrant]:
     """As whom a method competes: once, or for each number of bits."""
     key, rates_of = method.key, "full" if takes_full_table(method) else None
     named: list[tuple[str, tuple[tuple[str, object], ...]]] = [(key, ())]
-    if bits := list_bits(key):
+    if counts := list_bits(key, bits):
         # One size for each number of bits, each tuned for itself.
-        named = [(f"{key}, {count} bits", (("bits", count),)) for count in bits]
+        named = [(f"{key}, {count} bits", (("bits", count),)) for count in counts]
     return [
         Entrant(
             name, key, asked, list_own_ratios(key, dim),
-            once=bool(bits) or key == "popular", rates_of=rates_of,
+            once=bool(counts) or key == "popular", rates_of=rates_of,
         )
         for name, asked in named
     ]  # fmt: skip
@@ -458,8 +494,8 @@ def list_widths(dim: int) -> tuple[float, ...]:
     return tuple(dim / width for width in sorted(widths, reverse=True))
 
 
-def list_bits(key: str) -> tuple[int, ...]:
-    """The numbers of bits that a quantisation can be asked for."""
+def list_bits(key: str, bits: str = "usual") -> tuple[int, ...]:
+    """The numbers of bits at which a quantisation competes, by what is asked."""
     method = get_method(key)
     # A cache of full rows beside rounded ones has any size.
     if method.family != "quantisation" or key == "mixed_precision_cache":
@@ -467,18 +503,22 @@ def list_bits(key: str) -> tuple[int, ...]:
     if "bits" not in method.load().options.names():
         return ()
     allowed: tuple[int, ...] = method.load().options.rules["bits"].choices
-    return allowed
+    return allowed if bits == "all" else USUAL_BITS.get(key, allowed)
+
+
+def list_shared_bits(bits: str = "usual") -> list[Entrant]:
+    """Rounding with one scale for the table, at each number of bits."""
+    return [
+        Entrant(
+            f"rowwise, {count} bits a table", "rowwise",
+            (("bits", count), ("per", "table")), once=True, rates_of="full",
+        )
+        for count in list_bits("rowwise", bits)
+    ]  # fmt: skip
 
 
 # Variants that stand beside a method, so that nobody wins for want of a simple rival.
 RIVALS = (
-    *(
-        Entrant(
-            f"rowwise, {bits} bits a table", "rowwise",
-            (("bits", bits), ("per", "table")), once=True, rates_of="full",
-        )
-        for bits in (8, 4, 2)
-    ),
     Entrant("hashing, fields apart", "hashing", (("fields", "apart"),), None,
             "hashing"),
     Entrant("hashing, fields together", "hashing", (("fields", "together"),), None,

@@ -128,6 +128,9 @@ class Experiment:
                 f"{self.method} serves {' and '.join(method.tasks)} tasks, but "
                 f"{data.name} is a {data.task} task"
             )
+        return self._open_task(data)
+
+    def _open_task(self, data: DataSet) -> DataTask:
         return make_task(data, self.trial, self.seed)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -65,6 +65,10 @@ class Result:
         Why there are no metrics: the budget is out of reach, or training diverged.
     entrant : str
         As whom it competed in a contest: the key, or more.
+    windows : dict of list
+        Of a pass over a stream, a number for each tested window, None where there is
+        none: the columns of `run_stream`, ``"window"`` among them.  Not written to
+        files where it is empty, as it is in passes made before this was recorded.
     layout : Layout
         What is deployed.  Not written to files.
     """
@@ -91,11 +95,13 @@ class Result:
     rows: dict[str, int] = field(default_factory=dict)
     failure: str | None = None
     entrant: str = ""
+    windows: dict[str, list[float | None]] = field(default_factory=dict)
     layout: Layout | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys."""
-        names = [f.name for f in dataclasses.fields(self) if f.name != "layout"]
+        left_out = {"layout"} if self.windows else {"layout", "windows"}
+        names = [f.name for f in dataclasses.fields(self) if f.name not in left_out]
         return json.dumps({n: getattr(self, n) for n in names}, sort_keys=True)
 
     @classmethod

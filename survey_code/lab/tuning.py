@@ -35,7 +35,7 @@ RATE_GRID: dict[str, tuple[tuple[float, ...], float]] = {
 }
 # Times that a grid grows by its factor; from then on by the factor's square.
 SLOW_GROWTHS = 3
-# That the grids leave to a method's own options, if it has any.
+# That the grids leave, of so many, to a method's own options, if it has any.
 KEPT_FOR_OPTIONS = 6
 # Trials that are drawn before the marks of the first of them are heard.
 DRAWN_AT_ONCE = 3
@@ -102,7 +102,12 @@ def tunable(trial: Trial) -> dict[str, float]:
 
 
 def tune(
-    key: str, trial: Trial, asked: Mapping[str, object], start: Way | None = None
+    key: str,
+    trial: Trial,
+    asked: Mapping[str, object],
+    start: Way | None = None,
+    tries: Mapping[str, tuple[object, ...]] | None = None,
+    trials: int = TRIALS_EACH,
 ) -> Tries:
     """Ways to try, a few at a time; their marks are sent back, -inf for a failure.
 
@@ -116,34 +121,67 @@ def tune(
         Options that the method is always asked: they are not tuned.
     start : Way, optional
         Whose rates it takes: its own options alone are tuned then.
+    tries : dict of tuple, optional
+        As `list_knobs` takes them.
+    trials : int, default `TRIALS_EACH`
 
     Yields
     ------
     list of Way
-        `TRIALS_EACH` in all, the same again for the same marks; fewer of a method
-        that has no rates to tune, and fewer options.
+        So many in all, the same again for the same marks; fewer of a method that has
+        no rates to tune, and fewer options.
     """
     marks: Marks = {}
     kind = get_method(key).load()
     base = tunable(trial) if kind.learns_by_gradient and start is None else {}
-    rules = kind.options.grid()
-    knobs: dict[str, tuple[Any, ...]] = {
-        n: v for n, v in rules.items() if n not in asked
-    }
-    yield from look_up([start or Way()], marks)
-    most = TRIALS_EACH - KEPT_FOR_OPTIONS * bool(knobs)
+    knobs = list_knobs(key, asked, tries or {})
+    yield from look_up([start or Way()], marks, trials)
+    most = trials - KEPT_FOR_OPTIONS * trials // TRIALS_EACH * bool(knobs)
     for name in base:
         yield from climb(name, marks, most)
     near = best_of(marks)
-    while len(marks) < TRIALS_EACH:
-        left = min(TRIALS_EACH - len(marks), DRAWN_AT_ONCE)
+    while len(marks) < trials:
+        left = min(trials - len(marks), DRAWN_AT_ONCE)
         ways = draw_ways(key, near, marks, knobs, list(base), left)
         if not ways:
             return  # there are no more
-        yield from look_up(ways, marks)
+        yield from look_up(ways, marks, trials)
 
 
-def look_up(ways: list[Way], marks: Marks, most: int = TRIALS_EACH) -> Tries:
+def list_knobs(
+    key: str, asked: Mapping[str, object], tries: Mapping[str, tuple[object, ...]]
+) -> dict[str, tuple[Any, ...]]:
+    """The options that are tuned, and their values; none that is always asked.
+
+    Parameters
+    ----------
+    key : str
+        The method's, which names options worth tuning.
+    asked : dict
+    tries : dict of tuple
+        Values of options that are tried beside those, or in their place; the default
+        first.
+
+    Raises
+    ------
+    ValueError
+        If the default is not the first, or a value is out of its range.
+    """
+    method = get_method(key)
+    usual = method.ask({}).asked()
+    for name, values in tries.items():
+        for value in values:
+            method.ask({name: value})
+        if not values or values[0] != usual[name]:
+            raise ValueError(
+                f"{key}: of the values to try of {name} the first must be its default, "
+                f"{usual[name]!r}, got {values}"
+            )
+    rules = {**method.load().options.grid(), **tries}
+    return {name: values for name, values in rules.items() if name not in asked}
+
+
+def look_up(ways: list[Way], marks: Marks, most: int) -> Tries:
     """Ask for the marks of ways that were not tried, while trials are left."""
     fresh = [way for way in dict.fromkeys(ways) if way not in marks]
     fresh = fresh[: max(most - len(marks), 0)]
@@ -157,7 +195,7 @@ def best_of(marks: Marks) -> Way:
     return max(marks, key=marks.__getitem__)
 
 
-def climb(name: str, marks: Marks, most: int = TRIALS_EACH) -> Tries:
+def climb(name: str, marks: Marks, most: int) -> Tries:
     """Try one setting's grid around the best way, and on where the best is its edge,
     until so many trials are used; faster where it is far away.
     """

@@ -1,7 +1,8 @@
 """The generator layout: no rows at all; a network computes them from hashes.
 
 An id is hashed many times.  The hashes, as numbers from -1 to 1 or as normal
-numbers, are the input of a small network whose output is the row.
+numbers, are the input of a small network whose output is the row.  What is known of
+each id may stand beside its hashes; it is stored, and counts.
 """
 
 from __future__ import annotations
@@ -29,9 +30,14 @@ from survey_code.layouts.layout import (
 )
 from survey_code.layouts.parts import (
     Rows,
+    as_rows,
     as_vector,
     check_numbers,
+    check_rows,
+    part_work,
+    read_part,
     read_vector,
+    rows_shape,
     vector_room,
 )
 
@@ -72,15 +78,20 @@ def spread_hashes(hashes: A, distribution: str, xp: ModuleType) -> A:
     return xp.concatenate([radius * xp.cos(angle), radius * xp.sin(angle)], axis=1)
 
 
-def layer_sizes(codes: int, width: int, layers: int, dim: int) -> list[tuple[int, int]]:
-    """Inputs and outputs of each layer: `layers` hidden ones, and the last."""
-    sizes = [codes] + [width] * layers + [dim]
+def layer_sizes(
+    codes: int, width: int, layers: int, dim: int, told: int = 0
+) -> list[tuple[int, int]]:
+    """Inputs and outputs of each layer: `layers` hidden ones, and the last.
+
+    The first reads `codes` hashes, and `told` entries of content behind them.
+    """
+    sizes = [codes + told] + [width] * layers + [dim]
     return list(pairwise(sizes))
 
 
-def count_weights(codes: int, width: int, layers: int, dim: int) -> int:
+def count_weights(codes: int, width: int, layers: int, dim: int, told: int = 0) -> int:
     """Weights and biases of the network."""
-    sizes = layer_sizes(codes, width, layers, dim)
+    sizes = layer_sizes(codes, width, layers, dim, told)
     return sum(inputs * outputs + outputs for inputs, outputs in sizes)
 
 
@@ -104,6 +115,9 @@ class GeneratorLayout(Layout):
     activation : {"relu", "mish"}
     open_ids : bool, default False
         Serve any id from 0 up.
+    content : ndarray of float32 or float16, or layout, optional
+        What is known of each id, (num_embeddings, told): the network reads it behind
+        the hashes.  Ids beyond the table have none, so that `open_ids` must be False.
 
     Raises
     ------
@@ -112,7 +126,7 @@ class GeneratorLayout(Layout):
     """
 
     name: ClassVar[str] = "generator"
-    array_names: ClassVar[tuple[str, ...]] = ("values", "multipliers")
+    array_names: ClassVar[tuple[str, ...]] = ("values", "multipliers", "content")
     holders: ClassVar[tuple[str, ...]] = ("values",)
     shape_names: ClassVar[tuple[str, ...]] = (
         "num_embeddings",
@@ -126,6 +140,8 @@ class GeneratorLayout(Layout):
     )
 
     values: Rows
+    multipliers: np.ndarray
+    content: Rows | None
 
     def __init__(
         self,
@@ -140,6 +156,7 @@ class GeneratorLayout(Layout):
         distribution: str = "uniform",
         activation: str = "relu",
         open_ids: bool = False,
+        content: npt.ArrayLike | Layout | None = None,
     ) -> None:
         super().__init__(num_embeddings, embedding_dim)
         check_network(codes, width, layers, distribution, activation)
@@ -149,6 +166,7 @@ class GeneratorLayout(Layout):
         self.distribution_code = DISTRIBUTIONS.index(distribution)
         self.activation_code = ACTIVATIONS.index(activation)
         self.open_ids = as_flag("open_ids", open_ids)
+        self.content = None if content is None else as_rows(content)
         self.validate()
 
     @property
@@ -161,6 +179,11 @@ class GeneratorLayout(Layout):
         """What hidden units apply: "relu" or "mish"."""
         return ACTIVATIONS[self.activation_code]
 
+    @property
+    def told(self) -> int:
+        """Entries of content that the network reads beside the hashes."""
+        return 0 if self.content is None else rows_shape(self.content)[1]
+
     def check_arrays(self) -> None:
         """Raise ValueError if the arrays do not have the network's sizes."""
         for code, choices in (
@@ -171,7 +194,10 @@ class GeneratorLayout(Layout):
                 raise ValueError(f"no choice {code} in {choices}")
         shape = (self.codes, self.width, self.layers)
         check_network(*shape, self.distribution, self.activation)
-        weights = count_weights(*shape, self.embedding_dim)
+        if self.content is not None:
+            check_rows("content", self.content, [(self.num_embeddings, self.told)])
+            check_closed(bool(self.open_ids), self.told)
+        weights = count_weights(*shape, self.embedding_dim, self.told)
         check_numbers("values", self.values, weights, [np.float32])
         check_served(self.num_embeddings, self.open_ids)
         check_hash_numbers("multipliers", self.multipliers)
@@ -181,6 +207,9 @@ class GeneratorLayout(Layout):
         xp = array_module(ids)
         distinct, places = xp.unique(ids, return_inverse=True)
         signals = self.encode(distinct)
+        if self.content is not None:
+            told = read_part(self.content, distinct)
+            signals = xp.concatenate([signals, told], axis=1)
         for layer, (matrix, bias) in enumerate(self.split_layers()):
             signals = signals @ matrix + bias
             if layer < self.layers:
@@ -193,9 +222,9 @@ class GeneratorLayout(Layout):
         Views; on a GPU copies, since products want their matrices aligned.
         """
         start = 0
-        sizes = layer_sizes(self.codes, self.width, self.layers, self.embedding_dim)
+        shape = (self.codes, self.width, self.layers, self.embedding_dim)
         values = read_vector(self.values, vector_room(self.values))
-        for inputs, outputs in sizes:
+        for inputs, outputs in layer_sizes(*shape, self.told):
             end = start + inputs * outputs
             matrix = values[start:end].reshape(inputs, outputs)
             bias = values[end : end + outputs]
@@ -204,20 +233,27 @@ class GeneratorLayout(Layout):
 
     def bound_rows(self, held: Mapping[str, float]) -> float:
         """What each layer makes of the largest input; no activation enlarges it."""
-        most: Any = np.full(self.codes, math.sqrt(2 * math.log(2 * BUCKETS)))
+        hashes = np.full(self.codes, math.sqrt(2 * math.log(2 * BUCKETS)))
+        told = np.full(self.told, held.get("content", 0.0))
+        most: Any = np.concatenate([hashes, told])
         for matrix, bias in self.split_layers():
             weights = np.abs(matrix).astype(np.float64)
             most = add_up(add_up(most @ weights * (1 + 1e-3)), np.abs(bias))
         return float(most.max())
 
     def count_work(self) -> int:
-        """The network's weights."""
-        return vector_room(self.values) + self.codes
+        """The network's weights, the hashes, and the content."""
+        told = 0 if self.content is None else part_work(self.content)
+        return vector_room(self.values) + self.codes + told
 
-    def describe(self) -> Format:
-        """Hashes and activations by kernels, products by cuBLAS."""
+    def describe(self) -> Format | None:
+        """Hashes and activations by kernels, products by cuBLAS; with content the code
+        for arrays does all.
+        """
         from survey_code.kernels.formats import OPEN, GeneratorFormat
 
+        if self.content is not None:
+            return None
         return GeneratorFormat(
             OPEN if self.open_ids else self.num_embeddings,
             self.embedding_dim,
@@ -229,7 +265,7 @@ class GeneratorLayout(Layout):
         )
 
     def encode(self, ids: IdArray) -> RowArray:
-        """The network's input: float32, shape (m, codes)."""
+        """The hashes that the network reads: float32, shape (m, codes)."""
         xp = array_module(ids)
         hashes = xp.stack(hash_many(ids, self.multipliers, self.codes), axis=1)
         numbers = spread_hashes(hashes.astype(np.float64), self.distribution, xp)
@@ -258,3 +294,12 @@ def check_pairs(codes: int, distribution: str) -> None:
     """Raise ValueError for a number of hashes that cannot be made normal in pairs."""
     if distribution == "gaussian" and codes % 2:
         raise ValueError(f"Gaussian codes come in pairs, got codes={codes}")
+
+
+def check_closed(open_ids: bool, told: int) -> None:
+    """Raise ValueError if ids beyond the table are to be served, and have content."""
+    if open_ids and told:
+        raise ValueError(
+            "content is known of the table's own ids only: with it open_ids must be "
+            "False, got True"
+        )

@@ -1,11 +1,13 @@
-"""The row-wise integer layout: codes of 8, 4 or 2 bits, and a scale and a bias a row.
+"""The row-wise integer layout: codes of few bits, and a scale and a bias a row.
 
-Where rows share their scale and bias, these are stored once and the rows hold codes
-only.  Otherwise the rows are, byte for byte, those of PyTorch's
-``torch.ops.quantized.embedding_bag_{byte,4bit,2bit}_prepack``: first the codes,
-low bits first, then scale and bias (float32 at 8 bits, float16 below).  Where
-PyTorch refuses a dimension (odd at 4 bits, not a multiple of 4 at 2 bits), the
-last byte of codes is padded with zeros.
+Codes have 8, 4, 3, 2 or 1 bits.  Where rows share their scale and bias, these are
+stored once and the rows hold codes only.  Otherwise they stand behind the codes of each
+row: float32 at 8 bits, float16 below.  Low bits come first, and the last byte of codes
+is padded with zeros; codes of 3 bits may begin in one byte and end in the next.
+
+At 8, 4 and 2 bits these are, byte for byte, the rows of PyTorch's
+``torch.ops.quantized.embedding_bag_{byte,4bit,2bit}_prepack``, wherever PyTorch takes
+the dimension (even at 4 bits, a multiple of 4 at 2 bits).
 
 Centred rows have a scale and no bias, which is half as much beside the codes: code q
 stands for ``scale * (q - (2**bits - 1) / 2)``, so that as many codes are positive as
@@ -37,7 +39,9 @@ from survey_code.layouts.parts import are_first_ids
 if TYPE_CHECKING:
     from survey_code.kernels.formats import Format
 
-BITS = (8, 4, 2)
+# Bits of a code; and those of PyTorch's rows, among which plans choose.
+BITS = (8, 4, 3, 2, 1)
+PYTORCH_BITS = (8, 4, 2)
 
 
 def code_bytes(dim: int, bits: int) -> int:
@@ -89,7 +93,7 @@ class RowwiseLayout(Layout):
         and bias, and so only ``code_bytes(dim, bits)`` wide, where there are
         `parameters`.
     embedding_dim : int
-    bits : {8, 4, 2}
+    bits : {8, 4, 3, 2, 1}
     parameters : ndarray of float32, shape (groups, 2) or (groups, 1), optional
         Scale and bias of each group of rows; the scale alone of centred ones.
     starts : ndarray of int64, shape (groups,), optional
@@ -146,7 +150,7 @@ class RowwiseLayout(Layout):
         codes : ndarray of uint8, shape (rows, dim)
         scale, bias : ndarray of float32, shape (groups,)
             Without a bias the rows are centred.
-        bits : {8, 4, 2}
+        bits : {8, 4, 3, 2, 1}
         starts : ndarray of int64, shape (groups,), optional
         """
         parameter_type(bits)
@@ -236,11 +240,12 @@ class RowwiseLayout(Layout):
 
     def describe(self) -> Format:
         """Codes, and each row's scale and bias beside them."""
-        from survey_code.kernels.formats import ApartFormat, DenseFormat, RowwiseFormat
+        from survey_code.kernels.formats import ApartFormat, DenseFormat, choose_coded
 
         shape = self.embedding_dim, self.bits
+        kind = choose_coded(self.bits)
         if self.parameters is None:
-            return RowwiseFormat.of(self.rows, *shape, self.bits < 8, self.centred)
+            return kind.of(self.rows, *shape, self.bits < 8, self.centred)
         if not is_cupys(self.rows):
             own = DenseFormat.of(self.parameters)
             return ApartFormat.of(self.rows, *shape, own, self.starts)
@@ -248,7 +253,7 @@ class RowwiseLayout(Layout):
         # scale and bias beside it.
         xp = array_module(self.rows)
         tail = self.parameters[self._group(xp.arange(self.num_embeddings), xp)]
-        return RowwiseFormat.beside(self.rows, tail, *shape)
+        return kind.beside(self.rows, tail, *shape)
 
     def _parameters(
         self, packed: np.ndarray, ids: IdArray

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -147,6 +147,26 @@ class GroupedEmbedding(CompressedEmbedding):
         if str(group) in self.projections:
             return short @ self.projections[str(group)]
         return functional.pad(short, (0, self.embedding_dim - short.shape[1]))
+
+    @torch.no_grad()
+    def inherit(self, old: Self) -> None:
+        """Projections as they are; of who changes groups, the nearest short row."""
+        self.projections.load_state_dict(old.projections.state_dict())
+        device = next(self.parameters()).device
+        ids = torch.arange(self.num_embeddings, device=device)
+        groups, rows = self.locate(ids)
+        before, places = old.locate(ids)
+        for group, table in enumerate(self.tables):
+            mine = groups == group
+            table[rows[mine]] = self.shorten(old.embed(ids[mine]), group)
+            stays = mine & (before == group)
+            table[rows[stays]] = old.tables[group][places[stays]]
+
+    def shorten(self, full: Tensor, group: int) -> Tensor:
+        """Short rows of one group that `widen` makes most like full ones."""
+        if str(group) in self.projections:
+            return full @ torch.linalg.pinv(self.projections[str(group)])
+        return full[:, : self.widths[group]]
 
     def freeze(self) -> Layout:
         """The short rows, what makes them long, and who belongs to which group."""

@@ -19,6 +19,7 @@ from survey_code.layouts.dense import DenseLayout
 from survey_code.layouts.files import write_atomically
 from survey_code.layouts.layout import Layout
 from survey_code.layouts.rowwise import (
+    PYTORCH_BITS,
     RowwiseLayout,
     centre_of,
     code_bytes,
@@ -43,7 +44,7 @@ def name_fbgemm_type(layout: Layout) -> str:
     ValueError
         If no table of FBGEMM holds such rows.
     """
-    if isinstance(layout, RowwiseLayout):
+    if isinstance(layout, RowwiseLayout) and layout.bits in PYTORCH_BITS:
         return f"int{layout.bits}"
     if isinstance(layout, DenseLayout):
         names = {np.dtype(np.float32): "fp32", np.dtype(np.float16): "fp16"}
@@ -52,6 +53,8 @@ def name_fbgemm_type(layout: Layout) -> str:
     kind = getattr(layout, "name", type(layout).__name__)
     if isinstance(layout, DenseLayout):
         kind += " bfloat16"
+    if isinstance(layout, RowwiseLayout):
+        kind += f" {layout.bits}-bit"
     raise ValueError(
         "FBGEMM's inference tables hold row-wise layouts of 8, 4 or 2 bits and dense "
         f"ones of float32 or float16, not a {kind} layout"

@@ -2,9 +2,9 @@
 
 Rows are rounded anew: those of `DenseLayout` to the nearest number of its format, those
 of `RowwiseLayout` between their own minimum and maximum (`quantize_rows`, also where a
-range search or a symmetric range made the others), those of `BinaryLayout` to signs,
-each block's scale the mean of its magnitudes.  A `RoutedLayout` hands rows to the parts
-that hold them.
+range search, a symmetric range or kept lengths made the others), those of
+`BinaryLayout` to signs, each block's scale the mean of its magnitudes.  A
+`RoutedLayout` hands rows to the parts that hold them.
 
 All is encoded before anything is written.  `Layout.lookup` and `Layout.bag` of this
 very layout, called from other threads of the process meanwhile, see all rows as they

@@ -99,6 +99,18 @@ def centre_rows(dim, bits, shared=False):
     return RowwiseLayout.from_codes(codes, scale, None, bits)
 
 
+def draw_rounded(dim, bits, starts=None):
+    """Random codes, each with a scale and a bias of its row or of its group's."""
+    rng = np.random.default_rng(dim)
+    codes = rng.integers(2**bits, size=(ROWS, dim)).astype(np.uint8)
+    count = ROWS if starts is None else len(starts)
+    scale, bias = rng.normal(size=(2, count)).astype(np.float32)
+    if starts is None:
+        return RowwiseLayout.from_codes(codes, scale, bias, bits)
+    own = np.array(starts) if len(starts) > 1 else None
+    return RowwiseLayout.from_groups(codes, scale, bias, bits, own)
+
+
 def probe(slots, window, kind=np.int32, default=True, **options):
     """Ids in slots, those of whose window is full left out."""
     rng = np.random.default_rng(slots)
@@ -141,12 +153,22 @@ EXAMPLES = {
     "8 bits": lambda: compress(WEIGHT, "rowwise", bits=8),
     "4 bits, odd": lambda: compress(WEIGHT[:, :11], "rowwise", bits=4),
     "2 bits, odd": lambda: compress(WEIGHT[:, :11], "rowwise", bits=2),
+    "3 bits": lambda: draw_rounded(12, 3),
+    "3 bits, odd": lambda: draw_rounded(11, 3),
+    "3 bits, wide": lambda: draw_rounded(84, 3),
+    "1 bit, odd": lambda: draw_rounded(11, 1),
     "8 bits, per table": lambda: compress(WEIGHT, "rowwise", per="table"),
     "8 bits, centred": lambda: centre_rows(12, 8),
     "8 bits, centred, odd": lambda: centre_rows(11, 8),
     "4 bits, centred": lambda: centre_rows(12, 4),
     "4 bits, centred, odd": lambda: centre_rows(9, 4),
     "2 bits, centred, odd": lambda: centre_rows(11, 2),
+    "3 bits, centred": lambda: centre_rows(10, 3),
+    "3 bits, centred, odd": lambda: centre_rows(9, 3),
+    "1 bit, centred": lambda: centre_rows(12, 1),
+    "3 bits, centred, per table": lambda: centre_rows(11, 3, shared=True),
+    "3 bits, per field": lambda: draw_rounded(6, 3, starts=[0, 1, 400]),
+    "1 bit, per table": lambda: draw_rounded(7, 1, starts=[0]),
     "4 bits, centred, per table": lambda: centre_rows(11, 4, shared=True),
     "4 bits, per field": lambda: LSQ.make(FIELDS, bits=4, per="field").freeze(),
     **{
@@ -270,6 +292,9 @@ EXAMPLES = {
     "generator": lambda: DHE.make(SPEC, width=20, codes=24).freeze(),
     "generator, normal": lambda: DHE.make(
         SPEC, width=20, codes=24, distribution="gaussian"
+    ).freeze(),
+    "generator, content": lambda: DHE.make(
+        CONTENT, width=20, codes=24, layers=3, normalisation="batch", content=4
     ).freeze(),
     "probed": lambda: probe(150, 8),
     "probed, zeros": lambda: probe(151, 3, default=False),

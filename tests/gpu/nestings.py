@@ -62,9 +62,10 @@ def rowwise(rng, rows, dim, depth):
 
 
 def per_group(rng, rows, dim, depth):
-    codes = draw_codes(rng, rows, dim, 4).astype(np.uint8)
+    bits = int(rng.choice([8, 4, 3, 2, 1]))
+    codes = draw_codes(rng, rows, dim, bits).astype(np.uint8)
     scale, bias = rng.normal(size=(2, 1)).astype(np.float32)
-    return RowwiseLayout.from_groups(codes, scale, bias, 4)
+    return RowwiseLayout.from_groups(codes, scale, bias, bits)
 
 
 def draw_levels(rng, rows, dim, bits, scaling, block=32):

@@ -177,7 +177,7 @@ def test_robes_gradient_is_sparse_where_little_is_read_of_much(device):
 # -- tables in few bits ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("bits", [8, 4, 3, 2, 1])
 @pytest.mark.parametrize(
     "dim, low", [(1, None), (13, None), (257, None), (8, 0), (13, -1)]
 )
@@ -198,8 +198,8 @@ def test_the_kernel_stores_numpys_codes(cupy, bits, dim, low):
 def test_rows_of_the_wrong_shape_are_value_errors(cupy):
     table, ids = cupy.zeros((5, 4), dtype=np.uint8), cupy.arange(2)
     rows, steps = (cupy.ones(s, dtype=np.float32) for s in ((2, 8), 2))
-    with pytest.raises(ValueError, match="bits must be 8, 4 or 2, got 3"):
-        write_rows(table, ids, rows, steps, 3, draw_key(0, 0))
+    with pytest.raises(ValueError, match="bits must be 8, 4, 3, 2 or 1, got 5"):
+        write_rows(table, ids, rows, steps, 5, draw_key(0, 0))
     with pytest.raises(ValueError, match="a uint8 table of at least 8 bytes"):
         write_rows(table, ids, rows, steps, 8, draw_key(0, 0))
 
@@ -222,7 +222,7 @@ def as_arrays(*tensors):
     return [tensor.detach().cpu().numpy() for tensor in tensors]
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("bits", [8, 4, 3, 2, 1])
 @pytest.mark.parametrize(
     "make", [LPT.make, lambda *a, **k: LPT.make(*a, per="table", **k), ALPT.make]
 )

@@ -253,7 +253,7 @@ def draw_packed(rows, dim, bits, tail=0):
     return np.pad(packed, ((0, 0), (0, tail)), constant_values=255), codes
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2, 1])
+@pytest.mark.parametrize("bits", [8, 4, 3, 2, 1])
 @pytest.mark.parametrize("dim", [*range(1, 18), 64])
 @pytest.mark.parametrize("rows", [0, 1, 5])
 def test_rows_of_codes_are_unpacked_as_ever(rows, dim, bits):
@@ -268,7 +268,7 @@ def test_rows_of_codes_are_unpacked_as_ever(rows, dim, bits):
         np.testing.assert_array_equal(packed, before)
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2, 1])
+@pytest.mark.parametrize("bits", [8, 4, 3, 2, 1])
 @pytest.mark.parametrize("dim", [1, 3, 8, 17, 64])
 @pytest.mark.parametrize("rows", [0, 1, 50])
 def test_decoded_rows_have_the_digits_of_product_and_sum(

@@ -213,6 +213,30 @@ def test_the_simple_rivals_are_always_there(task):
         assert one.like is None or one.like in names
 
 
+LOW = ("rowwise", "greedy", "rotated", "lsq", "lpt", "alpt")
+
+
+def test_low_precision_competes_at_the_usual_bits_or_at_all():
+    usual, every = (
+        [one for one in list_entrants("ctr", 16, **asked) if one.key in LOW]
+        for asked in ({}, {"bits": "all"})
+    )
+    wanted = [f"{key}, {bits} bits" for key in LOW for bits in (8, 4, 2)]
+    wanted += [f"rowwise, {bits} bits a table" for bits in (8, 4, 2)]
+    more = ["lsq, 3 bits", *(f"rotated, {bits} bits" for bits in (7, 6, 5, 3, 1))]
+    assert {one.name for one in usual} == {*wanted, *more}
+    fine = [key for key in LOW if key not in ("rotated", "lsq")]
+    more = [f"{key}, {bits} bits" for key in fine for bits in (3, 1)]
+    more += ["lsq, 1 bits", "rowwise, 3 bits a table", "rowwise, 1 bits a table"]
+    assert {one.name for one in every} - {one.name for one in usual} == {*more}
+    assert [one for one in every if one in usual] == usual
+    assert all(one.once for one in every)
+    for name in ("full", "mpe", "mixed_precision_cache"):
+        assert [one.name for one in list_entrants("ctr", 16, "all")].count(name) == 1
+    with pytest.raises(ValueError, match=r"bits must be one of \('usual', 'all'\)"):
+        list_entrants("ctr", 16, bits="fine")
+
+
 def test_plain_tables_stand_on_both_sides_of_each_ratio():
     assert list_widths(64) == (2.0, 4.0, 64 / 7, 64 / 6, 64 / 3, 32.0)
     assert list_widths(16) == (2.0, 4.0, 8.0, 16.0)

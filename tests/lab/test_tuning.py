@@ -35,10 +35,10 @@ def tiny_data():
         yield
 
 
-def tune_by(key, judge, asked=(), trial=TRIAL):
+def tune_by(key, judge, asked=(), trial=TRIAL, **further):
     """The marks of all trials of a method, and the sizes of what was asked at once."""
     marks, sizes = {}, []
-    tries = tune(key, trial, dict(asked))
+    tries = tune(key, trial, dict(asked), **further)
     ways = next(tries)
     while ways:
         sizes.append(len(ways))
@@ -110,6 +110,46 @@ def test_options_that_are_always_asked_are_not_tuned():
     assert not any(way.options for way in marks)
     way = Way(options=(("fields", "together"),))
     assert way.ask("hashing", {"fields": "apart"}).fields == "apart"
+
+
+def test_further_options_can_be_tried_in_more_trials():
+    """Beside what the method names, or in its place; never what is always asked."""
+    tries = {
+        "layers": (1, 3, 5),
+        "normalisation": ("none", "batch"),
+        "codes": (None, 9),
+    }
+    marks, _ = tune_by(
+        "dhe", peak(table_learning_rate=2.0), {"normalisation": "batch"},
+        tries=tries, trials=32,
+    )  # fmt: skip
+    assert len(marks) == 32
+    found = {}
+    for way in marks:
+        for name, value in way.options:
+            found.setdefault(name, set()).add(value)
+    rates = set(get_method("dhe").load().options.grid()["rate"])
+    assert found == {"layers": {3, 5}, "codes": {9}, "rate": rates - {0.3}}
+    # Without them all is as it was, to the last trial.
+    same = tune_by("dhe", peak(table_learning_rate=2.0), tries={}, trials=TRIALS_EACH)
+    assert same == tune_by("dhe", peak(table_learning_rate=2.0))
+
+
+@pytest.mark.parametrize(
+    ("tries", "said"),
+    [
+        (
+            {"layers": (3, 1)},
+            r"of layers the first must be its default, 1, got \(3, 1\)",
+        ),
+        ({"layers": ()}, "the first must be its default, 1"),
+        ({"layers": (1, 0)}, "layers must be an integer from 1"),
+        ({"depth": (1, 2)}, "dhe has no option 'depth'"),
+    ],
+)
+def test_values_that_cannot_be_tried_are_a_value_error(tries, said):
+    with pytest.raises(ValueError, match=said):
+        next(tune("dhe", TRIAL, {}, tries=tries))
 
 
 def test_a_setting_that_is_zero_stays_zero():

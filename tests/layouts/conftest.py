@@ -1,5 +1,7 @@
 """One small example of every layout, in every variant that reads differently."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -55,6 +57,14 @@ def shared(kind, dim=6, **options):
     return kind.make(spec, seed=3, **options).freeze()
 
 
+def told(dim=6, **options):
+    """A network that reads content, under averages that a batch has moved."""
+    spec = dataclasses.replace(TableSpec.of_shape(ROWS, dim), content=draw_table(3))
+    table = DHE.make(spec, seed=3, layers=2, normalisation="batch", **options)
+    table(torch.arange(5))
+    return table.freeze()
+
+
 def binary(dim, **options):
     return BinaryLayout.from_signs(draw_table(dim), **options)
 
@@ -64,6 +74,12 @@ def draw_groups(dim, bits, starts):
     codes = rng.integers(2**bits, size=(ROWS, dim)).astype(np.uint8)
     scale, bias = rng.normal(size=(2, len(starts))).astype(np.float32)
     return RowwiseLayout.from_groups(codes, scale, bias, bits, np.array(starts))
+
+
+def draw_rounded(dim, bits):
+    rng = np.random.default_rng(dim)
+    codes = rng.integers(2**bits, size=(ROWS, dim)).astype(np.uint8)
+    return RowwiseLayout.from_codes(codes, *rng.normal(size=(2, ROWS)), bits)
 
 
 def draw_centred(dim, bits, starts=None):
@@ -181,10 +197,15 @@ EXAMPLES = {
     "rowwise-8": lambda: compress(draw_table(7), "rowwise", bits=8),
     "rowwise-4-odd": lambda: compress(draw_table(5), "rowwise", bits=4),
     "rowwise-2-odd": lambda: compress(draw_table(7), "rowwise", bits=2),
+    "rowwise-3-odd": lambda: draw_rounded(5, bits=3),
+    "rowwise-1-odd": lambda: draw_rounded(9, bits=1),
     "rowwise-per-table": lambda: compress(draw_table(5), "rowwise", per="table"),
     "rowwise-centred": lambda: draw_centred(5, bits=8),
     "rowwise-centred-4-odd": lambda: draw_centred(7, bits=4),
     "rowwise-centred-groups": lambda: draw_centred(5, bits=2, starts=[0, 3, 10]),
+    "rowwise-centred-3": lambda: draw_centred(8, bits=3),
+    "rowwise-centred-1-groups": lambda: draw_centred(5, bits=1, starts=[0, 3, 10]),
+    "rowwise-groups-3": lambda: draw_groups(7, bits=3, starts=[0, 3, 10]),
     "rowwise-groups": lambda: draw_groups(5, bits=4, starts=[0, 3, 10]),
     "levels": lambda: named(5, bits=4),
     "levels-8": lambda: named(3, bits=5),
@@ -300,6 +321,7 @@ EXAMPLES = {
         distribution="gaussian",
         open_ids=True,
     ),
+    "generator-told": lambda: told(width=5, codes=8, content=4),
 }
 
 

@@ -575,7 +575,7 @@ IMPOSSIBLE = {
     "a number": (
         stated("dense", SHAPE), {"values": np.array(1, np.float32)}, "values must be"
     ),
-    "3 bits": (stated("rowwise", {**SHAPE, "bits": 3}), {"rows": BYTES}, "got 3"),
+    "5 bits": (stated("rowwise", {**SHAPE, "bits": 5}), {"rows": BYTES}, "got 5"),
     "short rows": (
         stated("rowwise", {**SHAPE, "bits": 8}), {"rows": BYTES}, "rows must be"
     ),

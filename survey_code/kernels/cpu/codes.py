@@ -52,7 +52,7 @@ def decode_rows(
     packed : ndarray of uint8, shape (m, bytes)
         As for `unpack_rows`.
     dim : int
-    bits : {8, 4, 2, 1}
+    bits : int, 1 to 8
     scale, bias : ndarray of float32, shape (m, 1) or (1, 1)
 
     Returns
@@ -64,7 +64,7 @@ def decode_rows(
     centre = np.float32((2**bits - 1) / 2)
     for part in cut_rows(len(packed), dim, BLOCK_NUMBERS):
         block, whole = rows[part], slice(None) if len(scale) == 1 else part
-        if bits < 4:
+        if bits < 4 and 8 % bits == 0:
             codes = look_up_codes(packed[part], dim, bits)
         else:
             block[:] = unpack_rows(packed[part], dim, bits)

@@ -181,6 +181,16 @@ __forceinline__ Codes unpack(const unsigned char* place, int start) {
              Codes{0, B, 2 * B, 3 * B, 0, B, 2 * B, 3 * B} & MASK;
 }
 
+// One code of 1 to 8 bits, which begins so many bits after a place.  Codes that cross
+// bytes are put together of two; where one byte holds all of it, of that one twice.
+template <int BITS>
+__forceinline__ unsigned code_at(const unsigned char* place, int start) {
+  const int shift = start % 8;
+  unsigned held = place[start / 8];
+  if constexpr (8 % BITS != 0) held |= place[start / 8 + (shift + BITS > 8)] << 8;
+  return held >> shift & ((1u << BITS) - 1);
+}
+
 // The numbers of a small table that eight codes name: those of a table of eight are
 // picked at once.
 template <int BITS> __forceinline__ Floats pick(const float* table, Codes codes) {
@@ -228,7 +238,6 @@ template <int E, int BITS, bool CENTRED>
 __forceinline__ void decode_codes(const unsigned char* row, int first, float scale,
                                   float bias, float (&entries)[E]) {
   constexpr float CENTRE = ((1 << BITS) - 1) * 0.5f;
-  constexpr unsigned MASK = (1u << BITS) - 1;
   const unsigned char* place = row + first * BITS / 8;
   const int start = E * BITS % 8 ? first * BITS % 8 : 0;    // bits before the first
 #pragma GCC unroll 16
@@ -239,8 +248,7 @@ __forceinline__ void decode_codes(const unsigned char* row, int first, float sca
     memcpy(entries + j, &values, sizeof values);
   }
   for (int j = E / 8 * 8; j < E; ++j) {
-    const int at = start + j * BITS;
-    const float number = place[at / 8] >> at % 8 & MASK;
+    const float number = code_at<BITS>(place, start + j * BITS);
     entries[j] = CENTRED ? (number - CENTRE) * scale : number * scale + bias;
   }
 }

@@ -2,7 +2,8 @@
 //
 // One thread makes one byte of codes. The coin of an entry depends on the seed, the
 // step, the row and the column alone, so that a result does not depend on which
-// thread ran first, and NumPy can repeat it.
+// thread ran first, and NumPy can repeat it; nor do the two threads differ that make
+// the two parts of a code which crosses bytes.
 
 // A mixture of 64 bits (splitmix64): every bit of the input moves half of the output.
 __device__ __forceinline__ unsigned long long mix(unsigned long long x) {
@@ -24,8 +25,9 @@ __global__ void write_rows(const float* __restrict__ rows, long long count, int 
                            const float* __restrict__ steps, int low,
                            unsigned long long key, unsigned char* __restrict__ table,
                            int stride) {
-  constexpr int IN_BYTE = 8 / BITS;
-  const int width = (dim + IN_BYTE - 1) / IN_BYTE;
+  // Codes of which a byte can have a part: the first may begin before it.
+  constexpr int IN_BYTE = 8 % BITS ? (8 + 2 * BITS - 2) / BITS : 8 / BITS;
+  const int width = (dim * BITS + 7) / 8;
   const long long thread = (long long)blockIdx.x * blockDim.x + threadIdx.x;
   const long long place = thread / width;
   if (place >= count) return;
@@ -35,13 +37,14 @@ __global__ void write_rows(const float* __restrict__ rows, long long count, int 
   unsigned packed = 0;
 #pragma unroll
   for (int k = 0; k < IN_BYTE; ++k) {
-    const int column = byte * IN_BYTE + k;
-    if (column >= dim) break;
+    const int column = byte * 8 / BITS + k;
+    const int left = column * BITS - byte * 8;    // where the code begins in the byte
+    if (column >= dim || left >= 8) break;
     const float scaled = rows[place * dim + column] / step;
     const float below = floorf(scaled);
     const float rounded = below + (draw(key, id, column) < scaled - below);
     const float code = fminf(fmaxf(rounded - low, 0.0f), (float)((1 << BITS) - 1));
-    packed |= (unsigned)code << (BITS * k);
+    packed |= left >= 0 ? (unsigned)code << left : (unsigned)code >> -left;
   }
   table[id * stride + byte] = packed;
 }

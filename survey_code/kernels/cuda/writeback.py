@@ -47,7 +47,7 @@ def round_rows(
     rows : ndarray of float32, shape (m, dim)
     ids : ndarray of int64, shape (m,)
     steps : ndarray of float32, shape (m,)
-    bits : {8, 4, 2}
+    bits : {8, 4, 3, 2, 1}
     key : uint64
         From `draw_key`.
     low : int, optional
@@ -89,7 +89,7 @@ def write_rows(
     rows : CuPy array of float32, shape (m, dim)
     steps : CuPy array of float32, shape (m,)
         Value of one code step.
-    bits : {8, 4, 2}
+    bits : {8, 4, 3, 2, 1}
     key : uint64
         From `draw_key`.
     low : int, optional
@@ -123,8 +123,8 @@ def check_write(
     """Bytes of a row's codes; raise ValueError for what `write_rows` cannot take."""
     count, dim = rows.shape
     width = -(-dim * bits // 8)
-    if bits not in (8, 4, 2):
-        raise ValueError(f"bits must be 8, 4 or 2, got {bits!r}")
+    if bits not in (8, 4, 3, 2, 1):
+        raise ValueError(f"bits must be 8, 4, 3, 2 or 1, got {bits!r}")
     if (
         (table.dtype, ids.dtype, rows.dtype, steps.dtype)
         != (np.uint8, np.int64, np.float32, np.float32)

@@ -354,13 +354,12 @@ class DenseFormat(PieceFormat):
 
 
 @dataclass(eq=False)
-class RowwiseFormat(PieceFormat):
-    """Codes of 8, 4, 2 or 1 bits, and each row's scale and bias behind them.
-
-    Centred rows have no bias.
-    """
+class CodedFormat(Format):
+    """Codes, and each row's scale and bias behind them; centred rows have no bias."""
 
     header = "rowwise.cuh"
+    table: Address
+    stride: Number
     tail: Number
     bits: int
     half: bool
@@ -370,7 +369,7 @@ class RowwiseFormat(PieceFormat):
     @classmethod
     def of(
         cls, rows: Shaped, dim: int, bits: int, half: bool, centred: bool
-    ) -> RowwiseFormat:
+    ) -> CodedFormat:
         """Padded rows, uint8 (n, bytes): codes, then scale and, unless they are
         centred, bias.
         """
@@ -379,7 +378,7 @@ class RowwiseFormat(PieceFormat):
         return cls(rows.shape[0], dim, rows, stride, tail, bits, half, centred)
 
     @classmethod
-    def beside(cls, codes: Shaped, tail: Shaped, dim: int, bits: int) -> RowwiseFormat:
+    def beside(cls, codes: Shaped, tail: Shaped, dim: int, bits: int) -> CodedFormat:
         """Codes, uint8 (n, bytes), and float32 scales and biases (n, 2), or scales
         alone (n, 1).
         """
@@ -392,6 +391,11 @@ class RowwiseFormat(PieceFormat):
     def made(self) -> int:
         """As for `Format`."""
         return self.extra
+
+
+@dataclass(eq=False)
+class RowwiseFormat(CodedFormat, PieceFormat):
+    """Codes of 8, 4, 2 or 1 bits, each within a byte."""
 
     def shape(self, use: str) -> Shape:
         """As for `PieceFormat`."""
@@ -408,6 +412,21 @@ class RowwiseFormat(PieceFormat):
         aligned = self.tail % ((2 if self.half else 4) * (2 - self.centred)) == 0
         flags = f"{write(self.half)}, {write(aligned)}, {write(self.centred)}"
         return f"Rowwise<{entries}, {self.bits}, {flags}, {ahead}>"
+
+
+@dataclass(eq=False)
+class CrossingFormat(CodedFormat):
+    """Codes of 3 bits, some of which begin in one byte and end in the next."""
+
+    def form(self, entries: int) -> str:
+        """As for `Format`."""
+        flags = f"{write(self.half)}, {write(self.centred)}"
+        return f"Crossing<{entries}, {self.bits}, {flags}>"
+
+
+def choose_coded(bits: int) -> type[CodedFormat]:
+    """The format of rows of so many bits."""
+    return CrossingFormat if 8 % bits else RowwiseFormat
 
 
 @dataclass(eq=False)
@@ -1220,8 +1239,8 @@ class GeneratorFormat(Format):
 
 # Every format, those that others hold before these.
 DESCRIBED: tuple[type[Format], ...] = (
-    DenseFormat, RowwiseFormat, ApartFormat, LevelsFormat, PackedFormat, CodebookFormat,
-    HashedFormat,
+    DenseFormat, RowwiseFormat, CrossingFormat, ApartFormat, LevelsFormat, PackedFormat,
+    CodebookFormat, HashedFormat,
     SideBySideFormat, SemanticFormat, PathFormat, ProbedFormat,
     FlatFormat, TrainFormat, RaggedFormat, SparseFormat, AnchorFormat, GroupedFormat,
     OthersFormat, RoutedFormat, OneOfFormat, AddedFormat, TurnedFormat,

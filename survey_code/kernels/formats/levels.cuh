@@ -34,10 +34,7 @@ template <int E, int BITS, int SCALING> struct Levels {
 
   __device__ __forceinline__ float scale(const unsigned char* row, int first) const {
     if constexpr (SCALING == HALVES) {
-      unsigned char bytes[2] = {__ldg(row + tail), __ldg(row + tail + 1)};
-      __half half;
-      memcpy(&half, bytes, 2);
-      return __half2float(half);
+      return load_bytewise<__half>(row + tail);
     } else if constexpr (SCALING == POWERS) {
       // Byte e is 2^(e - 127): the exponent of a float, the least of which is special.
       const unsigned power = __ldg(row + tail + first / block);
@@ -58,28 +55,14 @@ template <int E, int BITS, int SCALING> struct Levels {
         const Floats values = SCALING == PLAIN ? level : level * own;
         memcpy(entries + j, &values, sizeof values);
       }
-    } else if constexpr (8 % BITS == 0) {
-      for (int j = 0; j < E; ++j) {
-        const int at = (first + j) * BITS;
-        const float level = levels[row[at / 8] >> at % 8 & ((1 << BITS) - 1)];
-        entries[j] = SCALING == PLAIN ? level : level * own;
-      }
     } else {
       for (int j = 0; j < E; ++j) {
-        const int at = (first + j) * BITS, crosses = at % 8 + BITS > 8;
-        const unsigned both = row[at / 8] | row[at / 8 + crosses] << 8;
-        const float level = levels[both >> at % 8 & ((1 << BITS) - 1)];
+        const float level = levels[code_at<BITS>(row, (first + j) * BITS)];
         entries[j] = SCALING == PLAIN ? level : level * own;
       }
     }
 #else
-    // Codes of E entries lie in two neighbouring words at most; the second is read only
-    // where it belongs to the row.
-    const int start = first * BITS, shift = start & 31;
-    const unsigned* word = reinterpret_cast<const unsigned*>(row) + (start >> 5);
-    unsigned long long codes = __ldg(word);
-    if (shift + E * BITS > 32) codes |= (unsigned long long)__ldg(word + 1) << 32;
-    codes >>= shift;
+    const unsigned long long codes = load_codes<E, BITS>(row, first);
     const float factor = scale(row, first);
 #pragma unroll
     for (int j = 0; j < E; ++j) {

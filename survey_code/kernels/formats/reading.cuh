@@ -71,6 +71,30 @@ __device__ __forceinline__ void load_floats(const float* place, float (&values)[
   }
 }
 
+// A number that may stand anywhere, read byte by byte.
+template <class Number>
+__device__ __forceinline__ float load_bytewise(const unsigned char* place) {
+  unsigned char bytes[sizeof(Number)];
+#pragma unroll
+  for (int k = 0; k < (int)sizeof(Number); ++k) bytes[k] = __ldg(place + k);
+  Number number;
+  memcpy(&number, bytes, sizeof(Number));
+  return widen(number);
+}
+
+// E codes of a row of words, low bits first, the first in the lowest bits.  They lie in
+// two neighbouring words at most; the second is read only where it belongs to the row.
+template <int E, int BITS>
+__device__ __forceinline__ unsigned long long load_codes(const unsigned char* row,
+                                                         int first) {
+  static_assert(31 + E * BITS <= 64, "codes that are read at once lie in two words");
+  const int start = first * BITS, shift = start & 31;
+  const unsigned* word = reinterpret_cast<const unsigned*>(row) + (start >> 5);
+  unsigned long long codes = __ldg(word);
+  if (shift + E * BITS > 32) codes |= (unsigned long long)__ldg(word + 1) << 32;
+  return codes >> shift;
+}
+
 __device__ __forceinline__ void report(unsigned* flag, unsigned what) {
   atomicOr(flag, what);
 }

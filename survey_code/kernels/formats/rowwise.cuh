@@ -1,4 +1,4 @@
-// Rows of 8, 4, 2 or 1 bit codes q with a scale and a bias: entry = scale * q + bias.
+// Rows of 8, 4, 3, 2 or 1 bit codes q with a scale and a bias: entry = scale * q + bias.
 // Centred rows have no bias, and entry = scale * (q - half the largest code).
 //
 // On the GPU a row lies as   codes | scale, bias | padding   to whole 32-byte sectors:
@@ -143,6 +143,50 @@ struct Rowwise {
     if (E < IN_BYTE) found.codes.part[0] >>= first % IN_BYTE * BITS;
 #pragma unroll
     for (int j = 0; j < E; ++j) entries[j] = found.value(j);
+#endif
+  }
+};
+
+// Codes of 3 bits: a thread takes its entries' codes from two words of the row, as one
+// number.  Rows begin at whole words.
+template <int E, int BITS, bool HALF, bool CENTRED> struct Crossing {
+  static constexpr int ENTRIES = E, AHEAD = 2;
+  static constexpr float CENTRE = ((1 << BITS) - 1) * 0.5f;
+  using Fields = CrossingFields;
+  using Place = unsigned;
+  const unsigned char* table;
+  unsigned stride;    // bytes from row to row
+  int tail;            // where a row's scale stands
+
+  __device__ __forceinline__ Crossing(const Fields& f, int)
+      : table(array<unsigned char>(f.table)), stride(f.stride), tail(f.tail) {}
+
+  __device__ __forceinline__ Place find(long long id) const { return id; }
+#ifdef ON_CPU
+  __forceinline__ void fetch(Place row) const {
+    fetch_bytes(table + (unsigned long long)row * stride, stride);
+  }
+#endif
+
+  __device__ __forceinline__ float parameter(const unsigned char* row, int k) const {
+    if constexpr (HALF) return load_bytewise<__half>(row + tail + 2 * k);
+    return load_bytewise<float>(row + tail + 4 * k);
+  }
+
+  __device__ __forceinline__ void read(Place id, int first, float (&entries)[E]) const {
+    const unsigned char* row = table + (unsigned long long)id * stride;
+    const float scale = parameter(row, 0), bias = CENTRED ? 0.0f : parameter(row, 1);
+#ifdef ON_CPU
+    decode_codes<E, BITS, CENTRED>(row, first, scale, bias, entries);
+#else
+    const unsigned long long codes = load_codes<E, BITS>(row, first);
+#pragma unroll
+    for (int j = 0; j < E; ++j) {
+      const float code = (unsigned)(codes >> (j * BITS)) & ((1u << BITS) - 1);
+      // As in Rowwise: rounded twice, or once where rows are centred.
+      if constexpr (CENTRED) entries[j] = __fmul_rn(code - CENTRE, scale);
+      else entries[j] = __fadd_rn(__fmul_rn(code, scale), bias);
+    }
 #endif
   }
 };

@@ -54,6 +54,7 @@ from survey_code.low_precision.quantization.rounding import (
 from survey_code.low_precision.quantization.rowwise import (
     RowwiseOptions as RowwiseOptions,
     RowwiseQuantization as RowwiseQuantization,
+    keep_lengths as keep_lengths,
     quantize_rows as quantize_rows,
     quantize_symmetric as quantize_symmetric,
     quantize_table as quantize_table,

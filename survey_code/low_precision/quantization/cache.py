@@ -13,7 +13,7 @@ from survey_code.embedding import draw_normal
 from survey_code.kernels.cuda.tensors import reaches_kernels
 from survey_code.layouts import DenseLayout, Layout, RowwiseLayout
 from survey_code.layouts.routed import apart_bytes, keep_apart
-from survey_code.layouts.rowwise import BITS, code_bytes, row_bytes
+from survey_code.layouts.rowwise import PYTORCH_BITS, code_bytes, row_bytes
 from survey_code.low_precision.quantization.rounding import round_stochastically
 from survey_code.low_precision.quantization.rowwise import (
     LARGEST_HALF,
@@ -33,7 +33,7 @@ TAILS = {8: torch.float32, 4: torch.float16, 2: torch.float16}
 class CacheOptions(Options):
     """Options of `MixedPrecisionCache`."""
 
-    bits: int = planned("bits of rows not cached", choices=BITS, otherwise=8)
+    bits: int = planned("bits of rows not cached", choices=PYTORCH_BITS, otherwise=8)
     fraction: float | None = option(
         None, "share of the rows to cache; None: as the budget holds", above=0, high=1
     )

@@ -3,7 +3,7 @@
 The papers' levels are whole multiples of the step, 0 among them, of which there is one
 more below 0 than above.  Here they lie half a step beside: at 1/2, 3/2, ... steps on
 both sides.  A step that reaches the largest entry then leaves no code unused, which at
-2 bits makes four levels of three.
+2 bits makes four levels of three, and at 1 bit leaves a level on both sides of 0.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class IntegerEmbedding(WriteBackEmbedding):
     ) -> None:
         super().__init__(spec, seed)
         self.bits, self.rounding, self.per = options.bits, options.rounding, per
-        # The largest code above the middle one: 127.5, 7.5 or 1.5.
+        # The largest code above the middle one: 127.5, 7.5, 3.5, 1.5 or 0.5.
         self.reach = centre_of(self.bits)
         self.least_step = LEAST_REACH * spec.init_std / self.reach
         if self.bits != 8:
@@ -108,7 +108,7 @@ class IntegerEmbedding(WriteBackEmbedding):
         steps = self.step[ids]
         if self.bits == 8:
             return steps
-        # Rows of 4 and 2 bits store float16.
+        # Rows of fewer bits store float16.
         return steps.clamp(max=LARGEST_HALF).half().float()
 
     def encode(self, rows: Tensor, steps: Tensor, rounding: str) -> Tensor:

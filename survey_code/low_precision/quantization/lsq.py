@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from survey_code.embedding import TrainingStep, draw_normal, pick_rows
 from survey_code.layouts import RowwiseLayout
+from survey_code.layouts.rowwise import BITS
 from survey_code.low_precision.quantization.rounding import (
     quantize_through,
     scale_gradient,
@@ -20,9 +21,6 @@ from survey_code.method import Found, Trained
 from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
 
-# Bits of a code, and the bits that storing it takes: 3 do not divide a byte.
-STORED_BITS = {8: 8, 4: 4, 3: 4, 2: 2}
-
 # PACT's pull on its clipping levels.
 PACT_DECAY = 1e-4
 
@@ -31,7 +29,9 @@ class LSQOptions(Options):
     """Options of `LSQ`."""
 
     bits: int = planned(
-        "bits of a code; 3 are stored as 4", choices=tuple(STORED_BITS), otherwise=8
+        "bits of a code; a single one has two levels, none of them 0",
+        choices=BITS,
+        otherwise=8,
     )
     rule: str = option(
         "lsq",
@@ -51,6 +51,11 @@ class LSQOptions(Options):
 
 class LSQ(Trained[LSQOptions]):
     """A float table that is read as multiples of a learned step (key ``lsq``).
+
+    With a single bit there is no room for 0: the codes are -1/2 and 1/2, so that the
+    step is the gap between two levels.  Gradients are those of the rule; where its
+    formulas have the largest code, there is 1, and the first levels lie at plus and
+    minus the mean magnitude, where two levels are nearest to the weights.
 
     The float weights stay until the end of training, so only what is deployed
     becomes smaller.  Both variants are simplified: PACT clips activations, at 0 and
@@ -76,9 +81,12 @@ class LSQ(Trained[LSQOptions]):
         super().__init__(spec.num_embeddings, spec.embedding_dim)
         self.bits, self.rule = options.bits, options.rule
         self.step_rate = options.step_rate
-        # Smallest and largest code.  PACT's are symmetric, as its clipping is.
-        self.high = 2 ** (self.bits - 1) - 1
-        self.low = -self.high if self.rule == "pact" else -self.high - 1
+        # Smallest and largest code, and by how much codes lie beside whole numbers.
+        # PACT's are symmetric, as its clipping is; so is a single bit.
+        self.shift = 0.5 if self.bits == 1 else 0.0
+        self.high = 2.0 ** (self.bits - 1) - 1 + self.shift
+        even = self.rule == "pact" or self.bits == 1
+        self.low = -self.high if even else -self.high - 1
         shape = (spec.num_embeddings, spec.embedding_dim)
         self.weight = nn.Parameter(draw_normal(shape, spec.init_std, [seed, 0]))
         by_field = options.per == "field"
@@ -94,12 +102,17 @@ class LSQ(Trained[LSQOptions]):
         """The most bits whose codes fit into the budget beside the steps."""
 
         def size(bits: int) -> int:
-            return table_bytes(spec, STORED_BITS[bits], options.per)
+            return table_bytes(spec, bits, options.per)
 
         return {"bits": plan_bits(spec, ratio, options.bits, size)}
 
+    @property
+    def largest(self) -> float:
+        """The largest code of LSQ's formulas."""
+        return max(self.high, 1.0)
+
     def first_steps(self) -> Tensor:
-        """LSQ's start, 2 mean|w| / sqrt(high), for each group; shape (groups, 1).
+        """LSQ's start, 2 mean|w| / sqrt(largest), for each group; shape (groups, 1).
 
         PACT starts with the same step, that is, with the level `high` times it.
         """
@@ -108,7 +121,7 @@ class LSQ(Trained[LSQOptions]):
             self.weight[start:end].detach().abs().mean()
             for start, end in zip(self.starts, ends, strict=True)
         ]
-        return 2 * torch.stack(means)[:, None] / math.sqrt(self.high)
+        return 2 * torch.stack(means)[:, None] / math.sqrt(self.largest)
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The weights, and the numbers that say how they are rounded."""
@@ -141,15 +154,15 @@ class LSQ(Trained[LSQOptions]):
         """
         step = pick_rows(groups, self.step)  # (*shape, 1)
         # LSQ's factor, for the weights of a batch that share a step.
-        factor = 1 / math.sqrt(max(rows.numel() / len(self.step), 1) * self.high)
+        factor = 1 / math.sqrt(max(rows.numel() / len(self.step), 1) * self.largest)
         if self.rule == "pact":
-            return clip_through(rows, step * self.high, self.high)
+            return clip_through(rows, step * self.high, self.high, self.shift)
+        how = step, self.low, self.high, factor, self.shift
         if self.rule == "lsq":
-            return quantize_through(rows, step, self.low, self.high, factor)
+            return quantize_through(rows, *how)
         offset = pick_rows(groups, self.offset)
         offset = scale_gradient(offset, factor)
-        shifted = quantize_through(rows - offset, step, self.low, self.high, factor)
-        return shifted + offset
+        return quantize_through(rows - offset, *how) + offset
 
     def penalty(self) -> Tensor:
         """PACT's decay of the clipping levels."""
@@ -167,7 +180,7 @@ class LSQ(Trained[LSQOptions]):
         if self.rule == "lsq+":
             rows = rows - self.offset[groups]
         codes = (rows / self.step[groups]).clamp(self.low, self.high)
-        return codes.round() - self.low
+        return (codes - self.shift).round() + (self.shift - self.low)
 
     def scale_and_bias(self) -> tuple[Tensor, Tensor]:
         """What codes from 0 up are multiplied by and added to; (groups, 1) each."""
@@ -183,18 +196,19 @@ class LSQ(Trained[LSQOptions]):
         codes = self.encode(self.weight, groups).to(torch.uint8).cpu().numpy()
         scale, bias = (v[:, 0].cpu().numpy() for v in self.scale_and_bias())
         starts = self.starts.cpu().numpy() if len(scale) > 1 else None
-        return RowwiseLayout.from_groups(
-            codes, scale, bias, STORED_BITS[self.bits], starts
-        )
+        return RowwiseLayout.from_groups(codes, scale, bias, self.bits, starts)
 
 
-def clip_through(rows: Tensor, level: Tensor, high: int) -> Tensor:
-    r"""PACT: clip to [-level, level], then round to multiples of level / high.
+def clip_through(
+    rows: Tensor, level: Tensor, high: float, shift: float = 0.0
+) -> Tensor:
+    r"""PACT: clip to [-level, level], then round to multiples of level / high, or to
+    places that lie so much of one beside them.
 
     The gradient is that of clipping: a weight inside receives it, one outside
     hands it, with its sign, to the level.
     """
     clipped = torch.minimum(torch.maximum(rows, -level), level)
     step = level.detach() / high
-    rounded = (clipped.detach() / step).round() * step
+    rounded = ((clipped.detach() / step - shift).round() + shift) * step
     return rounded + (clipped - clipped.detach())

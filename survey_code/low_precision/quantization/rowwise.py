@@ -13,6 +13,7 @@ from survey_code.layouts import RowwiseLayout
 from survey_code.layouts.layout import as_finite_table
 from survey_code.layouts.rowwise import (
     BITS,
+    PYTORCH_BITS,
     code_bytes,
     pack_rows,
     parameter_type,
@@ -22,7 +23,7 @@ from survey_code.method import AfterTraining, Found
 from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
 
-# float16, which holds scale and bias at 4 and 2 bits, ends here.
+# float16, which holds scale and bias below 8 bits, ends here.
 LARGEST_HALF = 65504.0
 
 # Numbers of a table that are rounded together, so that memory stays small.
@@ -38,31 +39,31 @@ def quantize_rows(table: np.ndarray, bits: int = 8) -> Rounded:
     Row :math:`e` becomes codes :math:`q = \mathrm{round}((e - b) / s)` with bias
     :math:`b = \min e` and scale :math:`s = (\max e - b) / (2^k - 1)` for k bits,
     so that no entry moves by more than :math:`s / 2` (before scale and bias are
-    themselves rounded).  At 4 and 2 bits b is rounded to float16 first, and the
+    themselves rounded).  Below 8 bits b is rounded to float16 first, and the
     range is taken from the rounded b.  At 8 bits PyTorch, and so this, adds 1e-8 to
     the range that codes are found by: rows with a range of 1e-6 or less are coded too
-    coarsely.
+    coarsely.  A single bit says which of the row's ends is nearer.
 
     Parameters
     ----------
     table : ndarray of float32, shape (rows, dim)
-    bits : {8, 4, 2}
+    bits : {8, 4, 3, 2, 1}
 
     Returns
     -------
     codes : ndarray of uint8, shape (rows, dim)
-    scale, bias : ndarray of float32 (8 bits) or float16 (4, 2), shape (rows,)
+    scale, bias : ndarray of float32 (8 bits) or float16 (below), shape (rows,)
 
     Raises
     ------
     ValueError
         If `table` is not 2-D or not finite, `bits` is another number, a row's scale
-        or bias leaves float16 at 4 or 2 bits, or what is read leaves float32 at 8.
+        or bias leaves float16 below 8 bits, or what is read leaves float32 at 8.
 
     Notes
     -----
-    The rule of PyTorch's and FBGEMM's packed rows, byte for byte; after Guan et
-    al., "Post-Training 4-bit Quantization on Embedding Tables" (2019).
+    At 8, 4 and 2 bits the rule of PyTorch's and FBGEMM's packed rows, byte for byte;
+    after Guan et al., "Post-Training 4-bit Quantization on Embedding Tables" (2019).
     """
     table = as_finite_table(table, "table")
     kind = parameter_type(bits)
@@ -86,7 +87,7 @@ def quantize_rows(table: np.ndarray, bits: int = 8) -> Rounded:
 def round_to_half(
     table: np.ndarray, low: np.ndarray, high: np.ndarray, bits: int
 ) -> Rounded:
-    """Codes, scale and bias at 4 or 2 bits, with float16 scale and bias."""
+    """Codes, scale and bias below 8 bits, with float16 scale and bias."""
     top = np.float32(2**bits - 1)
     bias = round_parameter("biases", low, bits)
     origin = bias.astype(np.float32)
@@ -108,21 +109,82 @@ def quantize_symmetric(table: np.ndarray, bits: int = 8) -> Rounded:
     is never used.  The bias says nothing that the scale does not: it is the price of
     rows that PyTorch's operators read.
 
+    A single bit leaves no code for 0: it is the sign, and stands for
+    :math:`\pm\max|e|`.
+
     Parameters, returns and errors are those of `quantize_rows`.
     """
     table = as_finite_table(table, "table")
     parameter_type(bits)
-    middle = np.float32(2 ** (bits - 1))
-    scale = round_parameter("scales", np.abs(table).max(axis=1) / (middle - 1), bits)
-    # Rows of zeros, or too small for float16: any step gives zeros.
-    scale[scale == 0] = 1
+    with np.errstate(over="ignore"):
+        step = np.abs(table).max(axis=1) / reach_of(bits)
+    scale = round_parameter("scales", step, bits)
+    if bits > 1:
+        # Rows of zeros, or too small for float16: any step gives zeros.
+        scale[scale == 0] = 1
     step = scale.astype(np.float32)
     with np.errstate(over="ignore"):
-        check_read(step * (2 * middle - 1))
-    bias = round_parameter("biases", -middle * step, bits)
-    codes = np.rint(table / step[:, None])
-    codes = np.clip(codes, 1 - middle, middle - 1) + middle
-    return codes.astype(np.uint8), scale, bias
+        check_read(step * np.float32(2**bits - 1))
+    bias = round_parameter("biases", -middle_of(bits) * step, bits)
+    return code_symmetrically(table, step[:, None], bits), scale, bias
+
+
+def middle_of(bits: int) -> np.float32:
+    """Where 0 stands among symmetric codes: at one of them, but for a single bit."""
+    return np.float32(2 ** (bits - 1) if bits > 1 else 0.5)
+
+
+def reach_of(bits: int) -> np.float32:
+    """Steps from 0 to the largest symmetric code."""
+    return np.float32(2 ** (bits - 1) - 1 if bits > 1 else 0.5)
+
+
+def code_symmetrically(
+    rows: np.ndarray, step: np.ndarray | np.float32, bits: int
+) -> np.ndarray:
+    """Symmetric codes of rows, uint8 of their shape; signs at 1 bit."""
+    if bits == 1:
+        return (rows >= 0).astype(np.uint8)
+    middle = middle_of(bits)
+    codes = np.clip(np.rint(rows / step) + middle, 1, 2 * middle - 1)
+    return codes.astype(np.uint8)
+
+
+def keep_lengths(table: np.ndarray, rounded: Rounded, bits: int) -> Rounded:
+    r"""The same codes, with scales and biases by which rows have their old lengths.
+
+    What row e is read as becomes :math:`|e| / |\hat e|` times as long, in its old
+    direction: scale and bias are multiplied by that, and rounded to their type.  A row
+    that is read as zeros stays so.
+
+    Parameters
+    ----------
+    table : ndarray of float32, shape (rows, dim)
+    rounded : tuple
+        Codes, scale and bias of it.
+    bits : {8, 4, 3, 2, 1}
+
+    Returns
+    -------
+    codes : ndarray of uint8, shape (rows, dim)
+    scale, bias : ndarray of float32 (8 bits) or float16 (below), shape (rows,)
+
+    Raises
+    ------
+    ValueError
+        If a scale or a bias leaves its type.
+    """
+    codes, *own = rounded
+    scale, bias = (numbers.astype(np.float64) for numbers in own)
+    read = codes * scale[:, None] + bias[:, None]
+    found = np.linalg.norm(read, axis=1)
+    wanted = np.linalg.norm(table.astype(np.float64), axis=1)
+    factor = np.where(found > 0, wanted, 1) / np.where(found > 0, found, 1)
+    return (
+        codes,
+        round_parameter("scales", scale * factor, bits),
+        round_parameter("biases", bias * factor, bits),
+    )
 
 
 def round_parameter(name: str, values: np.ndarray, bits: int) -> np.ndarray:
@@ -174,13 +236,13 @@ def measure_range(
 ) -> tuple[np.float32, np.float32]:
     """Scale and bias of a table by its least and its largest number."""
     parameter_type(bits)
-    middle, top = np.float32(2 ** (bits - 1)), np.float32(2**bits - 1)
+    top = np.float32(2**bits - 1)
     # Which of 0.0 and -0.0 is the least depends on the processor.
     low = low + np.float32(0)
     with np.errstate(over="ignore", invalid="ignore"):
         if symmetric:
-            scale = np.maximum(-low, high) / (middle - 1)
-            bias = -middle * scale
+            scale = np.maximum(-low, high) / reach_of(bits)
+            bias = -middle_of(bits) * scale
         else:
             bias, scale = low, (high - low) / top
         if not np.isfinite(scale * top + bias):
@@ -192,12 +254,10 @@ def round_to_table(
     rows: np.ndarray, scale: np.float32, bias: np.float32, bits: int, symmetric: bool
 ) -> np.ndarray:
     """Codes of rows, uint8 of their shape, by the table's scale and bias."""
-    middle, top = np.float32(2 ** (bits - 1)), np.float32(2**bits - 1)
     step = max(scale, np.float32(1e-38))
     if symmetric:
-        codes = np.clip(np.rint(rows / step) + middle, 1, top)
-    else:
-        codes = np.clip(np.rint((rows - bias) / step), 0, top)
+        return code_symmetrically(rows, step, bits)
+    codes = np.clip(np.rint((rows - bias) / step), 0, np.float32(2**bits - 1))
     return codes.astype(np.uint8)
 
 
@@ -206,15 +266,20 @@ def compress_rows(
     bits: int,
     quantize: Callable[[np.ndarray], Rounded],
     together: int,
+    keep_norms: bool = False,
 ) -> RowwiseLayout:
-    """A layout of rounded rows, so many of them at a time.
+    """A layout of rounded rows, so many of them at a time; with their old lengths where
+    that is asked.
 
     Memory grows by little more than the layout: `weight` may be a mapped file.
     """
     count, dim = weight.shape
     rows = np.empty((count, row_bytes(dim, bits)), dtype=np.uint8)
     for part in cut_rows(count, 1, max(together, 1)):
-        rows[part] = pack_rows(*quantize(weight[part]), bits)
+        rounded = quantize(weight[part])
+        if keep_norms:
+            rounded = keep_lengths(weight[part], rounded, bits)
+        rows[part] = pack_rows(*rounded, bits)
     return RowwiseLayout(rows, dim, bits)
 
 
@@ -249,17 +314,22 @@ class RowwiseOptions(Options):
     per: str = option(
         "row", "who has a scale and a bias of its own", choices=("row", "table")
     )
+    keep_norms: bool = option(
+        False, "read each row with the length that it had; its scale and bias pay"
+    )
 
 
 class RowwiseQuantization(AfterTraining[RowwiseOptions]):
     """Uniform quantisation of a trained table, row by row (key ``rowwise``).
 
-    A scale and a bias per table instead of per row are stored only once.
+    A scale and a bias per table instead of per row are stored only once; lengths of
+    rows cannot be kept by them.
     """
 
     @classmethod
     def plan(cls, spec: TableSpec, ratio: float, options: RowwiseOptions) -> Found:
         """The most bits whose rows fit into the budget."""
+        refuse_shared_norms(options)
         size = partial(table_bytes, spec, per=options.per)
         return {"bits": plan_bits(spec, ratio, options.bits, size)}
 
@@ -268,12 +338,22 @@ class RowwiseQuantization(AfterTraining[RowwiseOptions]):
         cls, weight: np.ndarray, spec: TableSpec, options: RowwiseOptions
     ) -> RowwiseLayout:
         """Quantise an (n, d) table into a row-wise layout."""
+        refuse_shared_norms(options)
         if options.per == "table":
             return round_together(weight, options.bits, options.symmetric)
-        quantize = quantize_symmetric if options.symmetric else quantize_rows
+        rule = quantize_symmetric if options.symmetric else quantize_rows
+        quantize = partial(rule, bits=options.bits)
         together = ROUNDED_TOGETHER // spec.embedding_dim
         return compress_rows(
-            weight, options.bits, partial(quantize, bits=options.bits), together
+            weight, options.bits, quantize, together, options.keep_norms
+        )
+
+
+def refuse_shared_norms(options: RowwiseOptions) -> None:
+    """Raise ValueError where lengths are to be kept by a scale that rows share."""
+    if options.keep_norms and options.per != "row":
+        raise ValueError(
+            f"keep_norms needs a scale for each row, but per is {options.per!r}"
         )
 
 
@@ -282,7 +362,7 @@ def plan_bits(
     ratio: float,
     bits: int | None,
     size: Callable[[int], int],
-    choices: tuple[int, ...] = BITS,
+    choices: tuple[int, ...] = PYTORCH_BITS,
 ) -> int:
     """The most bits that fit into a budget, or the bits that were asked for.
 
@@ -294,7 +374,7 @@ def plan_bits(
     size : callable
         Bytes of a table with so many bits.
     choices : tuple of int
-        The bits that there are.
+        What is chosen among where nobody asks: PyTorch's bits, unless told otherwise.
     """
     sizes = {b: size(b) for b in (choices if bits is None else (bits,))}
     budget = spec.require(ratio, smallest=min(sizes.values()))

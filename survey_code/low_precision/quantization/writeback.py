@@ -132,7 +132,7 @@ class WriteBackEmbedding(CompressedEmbedding):
         rows : Tensor of float32, shape (m, dim)
         steps : Tensor of float32, shape (m, 1) or (1, 1)
             Value of one code step.
-        bits : {8, 4, 2}
+        bits : {8, 4, 3, 2, 1}
         low : int
             The whole number that code 0 stands for.
         """

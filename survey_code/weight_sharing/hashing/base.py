@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -168,6 +168,16 @@ class HashedEmbedding(HashingTable):
         places = torch.searchsorted(self.keys, ids.to(self.keys.dtype))
         places = places.clamp(max=len(self.keys) - 1)
         return places, self.keys[places] == ids
+
+    @torch.no_grad()
+    def inherit(self, old: Self) -> None:
+        """Shared rows as they are; own rows as their ids read them in the old table."""
+        keys = self.keys
+        state = old.state_dict()
+        self.load_state_dict(state if keys is None else {**state, "keys": keys})
+        if keys is not None:
+            own = old.embed(keys.long())
+            self.values[self.shared_rows :] = own.view(-1, self.values.shape[1])
 
     def stored_values(self) -> Tensor:
         """Shared rows, then the ids' own, in the order of their ids."""

@@ -37,6 +37,7 @@ from survey_code.weight_sharing.hashing.base import (
     plan_rows,
     row_width,
 )
+from survey_code.weight_sharing.hashing.content import require_content
 from survey_code.weight_sharing.lloyd import POINTS, quantize_residuals
 
 # Codes of an id, and bits of a code, at most: what 48 bits hold.
@@ -176,17 +177,6 @@ class SemanticIDs(HashingTable, Trained[SemanticIDsOptions]):
             self.shared,
             starts.copy() if len(starts) > 1 else None,
         )
-
-
-def require_content(spec: TableSpec) -> np.ndarray:
-    """The content of a spec, or one clear ValueError."""
-    if spec.content is None:
-        raise ValueError(
-            "codes are made of what is known of each id: TableSpec(content=...), which "
-            "a data set carries as `content`, needs a vector for each; this has none "
-            "(the data set synthetic-content has them)"
-        )
-    return spec.content
 
 
 def check_fields(spec: TableSpec) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import partial
+from typing import Self
 
 import numpy as np
 import torch
@@ -199,6 +200,11 @@ class CCE(Trained[CCEOptions]):
                 sample=POINTS,
             )  # fmt: skip
         return found.centroids, found.codes
+
+    def inherit(self, old: Self) -> None:
+        """All as it is, and then one round, in which rows weigh by these counts."""
+        super().inherit(old)
+        self.cluster()
 
     # -- what is deployed ------------------------------------------------------
 

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from survey_code.bits import MOST_BITS
-from survey_code.layouts import CodebookLayout, Layout, TurnedLayout
+from survey_code.layouts import CodebookLayout, Layout, PackedLayout, TurnedLayout
 from survey_code.method import AfterTraining, Found
 from survey_code.options import Options, option, planned
 from survey_code.spec import TableSpec
@@ -149,9 +149,20 @@ def improve_codewords(
     mass: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One step of Lloyd's algorithm from given codes; empty clusters stay."""
-    means, weight = average_rows(points, codes, len(codewords), mass)
-    centroids = np.where(weight[:, None] > 0, means, codewords)
+    centroids = fit_words(points, codes, codewords, mass)
     return centroids, assign_rows(points, centroids)
+
+
+def fit_words(
+    points: np.ndarray,
+    codes: np.ndarray,
+    codewords: np.ndarray,
+    mass: np.ndarray | None,
+) -> np.ndarray:
+    """The mean of each codeword's points; one without points stays."""
+    means, weight = average_rows(points, codes, len(codewords), mass)
+    centroids: np.ndarray = np.where(weight[:, None] > 0, means, codewords)
+    return centroids
 
 
 def encode_rows(points: np.ndarray, found: ProductCodes) -> np.ndarray:
@@ -233,6 +244,25 @@ class ProductQuantization(AfterTraining[PQOptions]):
             rotate=options.rotate,
             sample=options.sample,
         )
+        return freeze_product(found, bits, options.half)
+
+    @classmethod
+    def refit(
+        cls, layout: Layout, weight: np.ndarray, spec: TableSpec, options: PQOptions
+    ) -> Layout:
+        """Codes and rotation stay; codewords become means of what they stand for."""
+        matrix = layout.matrix if isinstance(layout, TurnedLayout) else None
+        coded = layout.part if isinstance(layout, TurnedLayout) else layout
+        assert isinstance(coded, CodebookLayout)
+        assert isinstance(coded.codes, PackedLayout)
+        codes, bits = coded.read_codes(np.arange(len(weight))), coded.codes.bits
+        mass = count_reads(spec, options.weighted)
+        rows = weight if matrix is None else weight @ matrix.T
+        words = np.asarray(coded.codewords, np.float64)
+        words = words.reshape(coded.books, -1, words.shape[1])
+        parts = zip(split_books(rows, coded.books), codes.T, words, strict=True)
+        fitted = [fit_words(part, own, held, mass) for part, own, held in parts]
+        found = ProductCodes(codes, np.stack(fitted), [], matrix)
         return freeze_product(found, bits, options.half)
 
 
