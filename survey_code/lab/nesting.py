@@ -56,7 +56,7 @@ def change_layout(
     >>> from survey_code.layouts import DenseLayout
     >>> rows = np.random.default_rng(0).normal(size=(4096, 16)).astype(np.float32)
     >>> change_layout(DenseLayout(rows), "pq, 4 bits").nbytes
-    41488
+    35876
     """
     found = FORM_STEPS.fullmatch(form)
     if found is None:
