@@ -179,7 +179,7 @@ def semantic(grams, sizes, dim=6, **options):
 
 
 def ragged(dim, **options):
-    lengths = np.arange(ROWS) * 7 % (dim + 1)
+    lengths = np.arange(ROWS) * 5 % (dim + 1)
     return RaggedLayout.from_dense(draw_table(dim), lengths, **options)
 
 
