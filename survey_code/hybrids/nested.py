@@ -99,7 +99,7 @@ def round_layout(layout: Layout, bits: int) -> Layout:
     ------
     ValueError
         If `bits` is another number, no float of the layout would be smaller, or a
-        scale leaves float16 at 4 or 2 bits.
+        scale leaves float16 below 8 bits.
 
     Examples
     --------

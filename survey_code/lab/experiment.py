@@ -216,19 +216,27 @@ class Experiment:
         searched = time.perf_counter() - start if method.stage == SEARCH else 0.0
         learnt = task.learn(method, options)
         validation = task.validate(learnt.fitted.network, learnt.layout)
-        made, tested = [learnt], {}
+        made = [learnt]
+        tested: dict[str, float] = {}
+        sizes: dict[str, int] = {}
         if test:
             final = task.for_testing(learnt.histories)
             if final is not task:
                 made.append(final.learn(method, options))
-            tested = final.test(made[-1].fitted.network, made[-1].layout)
+            tested, sizes = self._look_at_test(final, made[-1])
         measured = self.measure(made[-1], planned, timed) if measure else ({}, {})
         seconds = {"search": searched}
         for name in learnt.seconds:
             seconds[name] = sum(part.seconds[name] for part in made)
         return self.report(
-            options, made, validation, tested, seconds, *measured, command=command
+            options, made, validation, tested, sizes, seconds, *measured, command
         )
+
+    def _look_at_test(
+        self, final: DataTask, learnt: Learnt
+    ) -> tuple[dict[str, float], dict[str, int]]:
+        """Test metrics, and bytes of what else was tested than the layout."""
+        return final.test(learnt.fitted.network, learnt.layout), {}
 
     def measure(
         self, learnt: Learnt, planned: Options, timed: bool = True
@@ -252,6 +260,7 @@ class Experiment:
         made: Sequence[Learnt],
         validation: dict[str, float],
         test: dict[str, float],
+        sizes: dict[str, int],
         seconds: dict[str, float],
         memory: dict[str, int],
         lookup: dict[str, float],
@@ -261,7 +270,7 @@ class Experiment:
         spec, layout = self.task.spec, made[-1].layout
         seen = sum(one.rows for part in made for one in part.histories)
         stored = layout.nbytes + spec.outside_bytes
-        sizes = {f"training_{name}": size for name, size in memory.items()}
+        trained = {f"training_{name}": size for name, size in memory.items()}
         return Result(
             key=self.method,
             asked=self.asked,
@@ -272,7 +281,7 @@ class Experiment:
             seed=self.seed,
             requested_ratio=float(self.ratio),
             reached_ratio=(spec.full_bytes + spec.outside_bytes) / stored,
-            bytes={"inference": stored, **sizes},
+            bytes={"inference": stored, **trained, **sizes},
             validation=validation,
             test=test,
             seconds=seconds,

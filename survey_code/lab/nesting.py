@@ -7,9 +7,8 @@ rows share codewords, and ``"pq, 8 bits"`` rounds the codewords then.  In ``"8 b
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +23,6 @@ from survey_code.lab.task import ClickTask, DataTask, Learnt
 from survey_code.layouts import Layout
 from survey_code.metrics import measure_clicks
 from survey_code.objectives import predict_clicks
-from survey_code.options import Options
 
 # Numbers of a codeword; its codes have 8 bits.
 CODEWORD = 2
@@ -99,25 +97,11 @@ class FormExperiment(Experiment):
         """What `asked` is where nothing is asked for."""
         return {**super().defaults, "forms": []}
 
-    def report(
-        self,
-        options: Options,
-        made: Sequence[Learnt],
-        validation: dict[str, float],
-        test: dict[str, float],
-        seconds: dict[str, float],
-        memory: dict[str, int],
-        lookup: dict[str, float],
-        command: str | None,
-    ) -> Result:
-        """As of any experiment; where the test was looked at, the forms' too."""
-        given = (options, made, validation, test, seconds, memory, lookup, command)
-        result = super().report(*given)
-        if not test:
-            return result
-        final, learnt = self.task.for_testing(made[0].histories), made[-1]
-        tested = test | name_metrics(look_closely(final, learnt, learnt.layout), "")
-        sizes = dict(result.bytes)
+    def _look_at_test(
+        self, final: DataTask, learnt: Learnt
+    ) -> tuple[dict[str, float], dict[str, int]]:
+        """As any experiment looks, and in each form; the bytes of the forms."""
+        tested, sizes = look_closely(final, learnt, learnt.layout), {}
         for form in self.forms:
             try:
                 layout = change_layout(learnt.layout, form, self.counts)
@@ -125,7 +109,7 @@ class FormExperiment(Experiment):
                 continue
             tested |= name_metrics(look_closely(final, learnt, layout), form)
             sizes[f"inference@{form}"] = layout.nbytes + self.task.spec.outside_bytes
-        return dataclasses.replace(result, test=tested, bytes=sizes)
+        return tested, sizes
 
     @property
     def counts(self) -> np.ndarray:
@@ -149,15 +133,13 @@ def look_closely(task: DataTask, learnt: Learnt, layout: Layout) -> dict[str, fl
 
 
 def name_metrics(metrics: dict[str, float], form: str) -> dict[str, float]:
-    """Metrics by the names that they have in the result of a form; of none, their own.
+    """Metrics by the names that they have in the result of a form.
 
     Examples
     --------
     >>> name_metrics({"auc": 0.8, "log_loss#3": 0.4}, "pq")
     {'auc@pq': 0.8, 'log_loss@pq#3': 0.4}
     """
-    if not form:
-        return metrics
     named = {}
     for name, value in metrics.items():
         metric, mark, block = name.partition("#")

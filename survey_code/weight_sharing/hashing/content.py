@@ -46,7 +46,7 @@ def round_content(content: np.ndarray, bits: int) -> np.ndarray:
     ----------
     content : ndarray of float32, shape (ids, width)
         A row of zeros where nothing is known.
-    bits : {8, 4, 2}
+    bits : {8, 4, 3, 2, 1}
 
     Returns
     -------
